@@ -1,0 +1,125 @@
+"""Schrödinger bridges between two data sets: fit, sample, predict, evaluate.
+
+The public names load on first use, so ``import sbridge`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sbridge.controls import MLP as MLP
+    from sbridge.errors import SbridgeError as SbridgeError
+    from sbridge.evaluation import evaluate as evaluate
+    from sbridge.fitting import (
+        choose_sigma as choose_sigma,
+        choose_solver as choose_solver,
+        fit as fit,
+        fit_course as fit_course,
+        solve as solve,
+    )
+    from sbridge.laws import (
+        Density as Density,
+        Gaussian as Gaussian,
+        GaussianMixture as GaussianMixture,
+        Law as Law,
+        Samples as Samples,
+    )
+    from sbridge.measures import (
+        Direction as Direction,
+        PathMeasure as PathMeasure,
+        Paths as Paths,
+        importance_weights as importance_weights,
+        jeffreys as jeffreys,
+        log_ratio as log_ratio,
+        path_kl as path_kl,
+    )
+    from sbridge.problems import BridgeProblem as BridgeProblem
+    from sbridge.processes import (
+        BrownianMotion as BrownianMotion,
+        DriftProcess as DriftProcess,
+        LinearProcess as LinearProcess,
+        OrnsteinUhlenbeck as OrnsteinUhlenbeck,
+        Process as Process,
+        VarianceExploding as VarianceExploding,
+        VariancePreserving as VariancePreserving,
+    )
+    from sbridge.scaling import (
+        CommonScale as CommonScale,
+        NoScaling as NoScaling,
+        PerCoordinate as PerCoordinate,
+    )
+    from sbridge.solutions import Bridge as Bridge, load as load
+    from sbridge.solvers import (
+        IMF as IMF,
+        GaussianBridge as GaussianBridge,
+        SinkhornBridge as SinkhornBridge,
+    )
+    from sbridge.time import TimeGrid as TimeGrid
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it. The imports above repeat it for type checkers.
+_HOME = {
+    # the verbs
+    "fit": "sbridge.fitting",
+    "fit_course": "sbridge.fitting",
+    "solve": "sbridge.fitting",
+    "choose_solver": "sbridge.fitting",
+    "choose_sigma": "sbridge.fitting",
+    "evaluate": "sbridge.evaluation",
+    "load": "sbridge.solutions",
+    # problem, solver, solution
+    "BridgeProblem": "sbridge.problems",
+    "GaussianBridge": "sbridge.solvers",
+    "SinkhornBridge": "sbridge.solvers",
+    "IMF": "sbridge.solvers",
+    "Bridge": "sbridge.solutions",
+    # reference processes
+    "Process": "sbridge.processes",
+    "LinearProcess": "sbridge.processes",
+    "BrownianMotion": "sbridge.processes",
+    "OrnsteinUhlenbeck": "sbridge.processes",
+    "VariancePreserving": "sbridge.processes",
+    "VarianceExploding": "sbridge.processes",
+    "DriftProcess": "sbridge.processes",
+    # end laws
+    "Law": "sbridge.laws",
+    "Samples": "sbridge.laws",
+    "Gaussian": "sbridge.laws",
+    "GaussianMixture": "sbridge.laws",
+    "Density": "sbridge.laws",
+    # path measures
+    "Direction": "sbridge.measures",
+    "PathMeasure": "sbridge.measures",
+    "Paths": "sbridge.measures",
+    "log_ratio": "sbridge.measures",
+    "path_kl": "sbridge.measures",
+    "importance_weights": "sbridge.measures",
+    "jeffreys": "sbridge.measures",
+    # options
+    "TimeGrid": "sbridge.time",
+    "NoScaling": "sbridge.scaling",
+    "CommonScale": "sbridge.scaling",
+    "PerCoordinate": "sbridge.scaling",
+    "MLP": "sbridge.controls",
+    # errors
+    "SbridgeError": "sbridge.errors",
+}
+
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    """Load the public ``name`` from its module and keep it."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *__all__})

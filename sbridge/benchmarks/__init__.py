@@ -1,0 +1,1 @@
+"""Measurements of accuracy, time and memory, each runnable with ``python -m``."""

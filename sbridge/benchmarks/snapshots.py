@@ -1,0 +1,79 @@
+"""Leave one snapshot out: ``python -m sbridge.benchmarks.snapshots DAY2.npy DAY3.npy … --times 2 3 …``.
+
+For every inner snapshot a bridge is fitted from the one before to the one after, on all their rows, and the inner one
+is predicted from the rows of the one before. The three are scaled by the mean over coordinates of their pooled
+standard deviation and ε = 0.1 in those units, as single-cell benchmarks do; predictions are scored in original units by
+half the energy distance, averaged over the inner snapshots.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from sbridge.benchmarks.tables import SOLVERS, mean, row, timed
+from sbridge.errors import InvalidInputError
+from sbridge.fitting import fit
+from sbridge.laws import as_rows
+from sbridge.metrics import HalfEnergyDistance
+from sbridge.processes import BrownianMotion
+from sbridge.random import generator
+from sbridge.solvers.base import Solver
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of this benchmark.
+
+    Args:
+        files: ``.npy`` arrays of the snapshots, in order.
+        times: their times, rising.
+        seeds: seeds of fit and prediction.
+        epsilon: ε = σ²T in scaled units.
+        solvers: names of rows of the solver table.
+    """
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    times: tuple[float, ...]
+    seeds: int = 5
+    epsilon: float = 0.1
+    solvers: tuple[str, ...] = tuple(SOLVERS)
+
+
+def main(settings: Settings) -> None:
+    """Prints the trivial rows, then a line per solver."""
+    if len(settings.files) != len(settings.times) or len(settings.files) < 3:
+        raise InvalidInputError("at least three files and as many times are needed.")
+    data = [as_rows(np.load(file, allow_pickle=False), file.name) for file in settings.files]
+    inner = range(1, len(data) - 1)
+    metric = HalfEnergyDistance()
+    for name, step in (("copy of the one before", -1), ("copy of the one after", 1)):
+        scores = [metric(data[i + step], data[i], generator(0)) for i in inner]
+        row(name, mean=f"{sum(scores) / len(scores):.4f}", splits=[f"{score:.3f}" for score in scores])
+    for name in settings.solvers:
+        runs = [[_split(data, settings, i, SOLVERS[name], seed) for i in inner] for seed in range(settings.seeds)]
+        total = mean([sum(score for score, _ in run) / len(run) for run in runs])
+        splits = [str(mean([run[k][0] for run in runs])) for k in range(len(inner))]
+        row(name, mean=total, splits=splits, seconds=mean([seconds for run in runs for _, seconds in run]))
+
+
+def _split(data: list[Tensor], settings: Settings, inner: int, solver: Solver, seed: int) -> tuple[float, float]:
+    """Score of one prediction, and the seconds of its fit."""
+    before, held_out, after = data[inner - 1 : inner + 2]
+    spread = float(torch.cat([before, held_out, after]).std(0).mean())
+    reference = BrownianMotion(sigma=spread * math.sqrt(settings.epsilon))
+    bridge, seconds = timed(lambda: fit(before, after, reference=reference, solver=solver, seed=seed))
+    first, here, last = settings.times[inner - 1 : inner + 2]
+    predicted = bridge.interpolate(before, (here - first) / (last - first), seed=seed)
+    return HalfEnergyDistance()(predicted, held_out, generator(0)), seconds
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

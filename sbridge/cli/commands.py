@@ -1,0 +1,242 @@
+"""The commands as data: what tyro reads from the command line, with its help.
+
+Nothing heavy is imported before a command runs, so that ``--help`` and typing errors answer at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Generic, Literal, Protocol, TypeVar, Union, runtime_checkable
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+
+from sbridge.cli.console import Console
+from sbridge.errors import unknown_name
+
+SolverOptions = TypeVar("SolverOptions")
+ReferenceOptions = TypeVar("ReferenceOptions")
+Flag = FlagCreatePairsOff[bool]
+
+
+@runtime_checkable
+class Command(Protocol):
+    """One of the subcommands, filled in."""
+
+    def run(self, console: Console) -> int:
+        """Does it; returns the exit code."""
+        ...
+
+
+def _default(text: str) -> object:
+    """Says in the help what happens by default, where the default value itself says nothing."""
+    return arg(help_behavior_hint=f"(default: {text})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How files are read."""
+
+    rep: str = "X_pca"
+    """The representation in an .h5ad file: a name in obsm, or X."""
+    time_key: Annotated[str | None, arg(metavar="NAME"), _default("none: one file is one snapshot")] = None
+    """The column of obs that holds times, in an .h5ad file with several snapshots."""
+    columns: Annotated[tuple[str, ...], arg(metavar="NAME ..."), _default("all")] = ()
+    """Columns of .csv files to use, by name."""
+    rows: int = 10_000
+    """Rows drawn from a built-in data set."""
+    dtype: Literal["keep", "float32", "float64"] = "keep"
+    """Floating-point type of the fit. keep: that of the file (text and integers: float32); float64 is slower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Two moons to eight Gaussians: fit, report, figures."""
+
+    out: Path = Path("sbridge-demo")
+    """Run folder to write."""
+    seed: int = 0
+    """Seed of data and fit."""
+    resume: Flag = False
+    """Go on with an interrupted demo in the same folder."""
+
+    def run(self, console: Console) -> int:
+        """The built-in sets through :class:`Fit`, with the solver that generalises."""
+        from sbridge.cli.fit import run_fit
+        from sbridge.cli.options import Brownian
+        from sbridge.solvers.imf import IMF
+
+        fit = Fit(
+            inputs=("two_moons", "eight_gaussians"),
+            out=self.out,
+            solver="imf",
+            solver_options=IMF(pretraining=1500, stages=4, updates=1000),
+            reference_options=Brownian(),
+            seed=self.seed,
+            resume=self.resume,
+        )
+        return run_fit(fit, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Generic[SolverOptions, ReferenceOptions]):
+    """Fit a bridge between two data sets, or a chain of bridges through a time course.
+
+    Two data sets: SOURCE TARGET. A time course: more of them with --times, or one .h5ad file with --time-key.
+    """
+
+    inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE TARGET ...", help_behavior_hint="")]
+    """.npy, .npz (file.npz:key), .csv, .tsv or .h5ad files, rows × columns; or names of built-in data sets."""
+    out: Annotated[Path, arg(metavar="RUN")]
+    """Run folder to write: model, report, history, figures."""
+    times: Annotated[tuple[float, ...], arg(metavar="T0 T1 ..."), _default("none: from 0 to --horizon")] = ()
+    """Times of the data sets, rising, in any unit; from then on times are on this axis."""
+    reference: Literal["brownian", "ornstein-uhlenbeck", "variance-preserving", "variance-exploding"] = "brownian"
+    """Reference process. Its own options: --reference NAME --help."""
+    sigma: Annotated[float | None, arg(metavar="S"), _default("chosen from the data, and told")] = None
+    """Noise σ of the reference, in data units per square root of time."""
+    epsilon: Annotated[float | None, arg(metavar="E"), _default("σ² T follows from --sigma")] = None
+    """In place of --sigma: ε = σ² T, the entropic constant for the cost ½|x − y|², in squared data units."""
+    horizon: Annotated[float | None, arg(metavar="T"), _default("1, or the differences of --times")] = None
+    """Duration T of the bridge, in units of time."""
+    reference_options: Annotated[ReferenceOptions, arg(name="reference")]
+    solver: Literal["auto", "gaussian", "sinkhorn", "imf"] = "auto"
+    """Method; auto takes one that suits the data, and tells which. Its own options: --solver NAME --help."""
+    solver_options: Annotated[SolverOptions, arg(name="solver")]
+    scaling: Literal["auto", "common", "per-coordinate", "none"] = "auto"
+    """Units inside the fit: one factor for all columns, or one for each; σ goes along, the problem stays the same."""
+    held_out: Annotated[float, arg(metavar="FRACTION")] = 0.1
+    """Fraction of the rows of every data set kept from the fit, for the report; 0: score nothing."""
+    seed: int = 0
+    """Seed of everything random. Equal seeds and threads give equal models."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+    figures: bool = True
+    """Draw figures."""
+    checkpoint_every: Annotated[float, arg(metavar="SECONDS")] = 10.0
+    """Time between checkpoints."""
+    resume: Flag = False
+    """Go on with an interrupted run in the same folder; everything else on the command line as before."""
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+    def run(self, console: Console) -> int:
+        """Fits, scores, draws."""
+        from sbridge.cli.fit import run_fit
+
+        return run_fit(self, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Carry rows through a fitted bridge, from file to file, in little memory."""
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a fit."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """File to write: .npy or .csv."""
+    input: Annotated[str | None, arg(metavar="FILE"), _default("rows drawn from the start law: --n")] = None
+    """Rows to start from; the result has one row for each."""
+    n: Annotated[int | None, arg(metavar="N"), _default("none")] = None
+    """In place of --input: the number of start rows to draw."""
+    direction: Literal["forward", "backward"] = "forward"
+    """From the source to the target, or back."""
+    start: Annotated[float | None, arg(metavar="T0"), _default("the first time; backward: the last")] = None
+    """Time of the start rows; one of the snapshots."""
+    time: Annotated[float | None, arg(metavar="T"), _default("the last time; backward: the first")] = None
+    """Time at which the state is wanted."""
+    seed: int = 0
+    """Seed of the noise."""
+    overwrite: Flag = False
+    """Replace FILE if it exists."""
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+    def run(self, console: Console) -> int:
+        """Streams."""
+        from sbridge.cli.sample import run_sample
+
+        return run_sample(self, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a fitted bridge on rows that it has not seen."""
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a fit."""
+    inputs: Annotated[Positional[tuple[str, str]], arg(metavar="SOURCE TARGET", help_behavior_hint="")]
+    """Rows to start from, and rows to compare with; files or built-in sets as for fit."""
+    start: Annotated[float | None, arg(metavar="T0"), _default("the first time")] = None
+    """Time of SOURCE; one of the snapshots."""
+    time: Annotated[float | None, arg(metavar="T"), _default("the last time")] = None
+    """Time of TARGET: any time of the run. Between snapshots the prediction for that time is scored."""
+    out: Annotated[Path | None, arg(metavar="FILE"), _default("none")] = None
+    """Also write the numbers to this .json file."""
+    max_rows: int = 4000
+    """Rows of either side that are used, at most; larger sets are thinned at random."""
+    seed: int = 0
+    """Seed of the noise."""
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+    def run(self, console: Console) -> int:
+        """Scores."""
+        from sbridge.cli.score import run_evaluate
+
+        return run_evaluate(self, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Draw the figures of a fitted bridge again."""
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a fit."""
+    out: Annotated[Path | None, arg(metavar="FOLDER"), _default("RUN/figures")] = None
+    """Folder for the .png files."""
+    rows: int = 2000
+    """Rows drawn from either end."""
+    seed: int = 0
+    """Seed of the rows and paths drawn."""
+
+    def run(self, console: Console) -> int:
+        """Draws."""
+        from sbridge.cli.figures import run_plot
+
+        return run_plot(self, console)
+
+
+def parse(arguments: list[str]) -> Command:
+    """The command that ``arguments`` spell.
+
+    Raises:
+        UnknownNameError: for an unknown subcommand, solver or reference, with the nearest known.
+        SystemExit: from tyro, after ``--help`` or an option that it cannot make sense of.
+    """
+    from sbridge.cli.options import REFERENCES, SOLVERS, constructors, solver_class
+
+    kinds = {"demo": Demo, "fit": Fit, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
+    first = next((word for word in arguments if not word.startswith("-")), None)
+    if first is not None and first not in kinds:
+        raise unknown_name("command", first, kinds)
+    if first == "fit":
+        solver = _value(arguments, "--solver", "auto")
+        reference = _value(arguments, "--reference", "brownian")
+        for kind, name, known in (("solver", solver, SOLVERS), ("reference", reference, REFERENCES)):
+            if name not in known:
+                raise unknown_name(kind, name, known)
+        kinds["fit"] = Fit[solver_class(solver), REFERENCES[reference]]  # type: ignore[misc]
+    else:
+        kinds["fit"] = Fit[solver_class("auto"), REFERENCES["brownian"]]  # type: ignore[misc]
+    choices = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())
+    with constructors():
+        return tyro.cli(Union[choices], args=arguments, prog="sbridge")  # type: ignore[arg-type, return-value]  # noqa: UP007
+
+
+def _value(arguments: list[str], option: str, default: str) -> str:
+    """What follows ``option`` among the arguments."""
+    for index, word in enumerate(arguments):
+        if word == option and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return default

@@ -1,0 +1,154 @@
+"""Speaking to the user: results on stdout, everything else on stderr, progress bars on terminals alone."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sbridge.training import Info, State
+
+_WIDTH = 100
+_LONG = 20.0  # seconds; shorter runs need no estimate
+_LOOK = 2.0  # seconds of training before the estimate
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where the command line writes.
+
+    Args:
+        arguments: what the user typed, without the program's name.
+    """
+
+    arguments: Sequence[str] = ()
+
+    @property
+    def interactive(self) -> bool:
+        """Whether stderr is a terminal."""
+        return sys.stderr.isatty()
+
+    def say(self, text: str = "") -> None:
+        """A result, on stdout."""
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def tell(self, text: str) -> None:
+        """A paragraph on stdout, wrapped."""
+        self.say(_wrapped(text))
+
+    def remark(self, text: str) -> None:
+        """Something on the side, on stderr."""
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def complain(self, message: str) -> None:
+        """An error, on stderr, wrapped."""
+        self.remark(_wrapped(f"sbridge: {message}"))
+
+
+@dataclass
+class Progress:
+    """Training callback: a bar on a terminal; elsewhere a line at each quarter of a run that takes a while.
+
+    After two seconds of training, time and memory are estimated, and told if 20 seconds or more are left.
+
+    Args:
+        console: where to.
+        label: what is trained.
+        length: the number of steps, or the largest number if ``open_ended``.
+        open_ended: whether training ends earlier when it has converged.
+        advice: told with the estimate.
+    """
+
+    console: Console
+    label: str
+    length: int
+    open_ended: bool
+    advice: str
+    _begun: tuple[float, int] | None = field(default=None, init=False)
+    _estimated: bool = field(default=False, init=False)
+    _next: float = field(default=float("inf"), init=False)
+    _bar: Any = field(default=None, init=False)
+
+    def __call__(self, state: State, info: Info) -> None:
+        """After a step."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = (now, state.step)
+            self._open_bar(state.step)
+        elif not self._estimated and now - self._begun[0] >= _LOOK:
+            self._estimated = True
+            self._estimate(state.step, now)
+        if self._bar is not None:
+            self._bar.set_postfix_str(_numbers(info), refresh=False)
+            self._bar.update(state.step - self._bar.n)
+        elif state.step >= self._next and state.step < self.length:
+            self._next += self.length / 4
+            left = duration(self._left(state.step, now))
+            self.console.remark(f"{self.label}: step {state.step} of {self.length}, {_numbers(info)}, {left} left")
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _open_bar(self, step: int) -> None:
+        if not self.console.interactive:
+            return
+        from tqdm import tqdm
+
+        total = None if self.open_ended else self.length
+        self._bar = tqdm(desc=self.label, total=total, initial=step, unit="step", dynamic_ncols=True, leave=False)
+
+    def _left(self, step: int, now: float) -> float:
+        begun, first = self._begun or (now, step)
+        return (now - begun) / max(step - first, 1) * (self.length - step)
+
+    def _estimate(self, step: int, now: float) -> None:
+        left = self._left(step, now)
+        if left < _LONG:
+            return
+        memory = peak_memory()
+        pieces = [
+            f"{self.label}: {'at most ' if self.open_ended else 'about '}{duration(left)} for {self.length} steps",
+            *([f"{memory / 2**30:.2f} GiB of memory so far"] if memory else []),
+            self.advice,
+        ]
+        text = "; ".join(pieces) + "."
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            self.console.remark(text)
+            self._next = float("inf") if self.open_ended else (step * 4 // self.length + 1) * self.length / 4
+
+
+def duration(seconds: float) -> str:
+    """A time span, rounded for reading."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has held, in bytes; ``None`` where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _numbers(info: Info) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in info.items())
+
+
+def _wrapped(text: str) -> str:
+    wrap = textwrap.TextWrapper(_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrap.wrap(text))

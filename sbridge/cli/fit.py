@@ -1,0 +1,163 @@
+"""``sbridge fit``: plan, train, score, draw, report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sbridge import files
+from sbridge.cli.commands import Fit
+from sbridge.cli.console import Console, Progress, duration, peak_memory
+from sbridge.cli.figures import draw
+from sbridge.cli.plan import Plan, make_plan
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.evaluation import evaluate
+from sbridge.fitting import Course
+from sbridge.random import derive
+from sbridge.registry import Json
+from sbridge.report import LegReport, RunReport, describe
+from sbridge.runs import RunFolder, Stopped, check_vacant, train
+from sbridge.solvers.base import Solver
+from sbridge.training import Callback
+
+_FIGURE_ROWS = 2000
+
+
+@dataclass
+class Clock:
+    """Seconds spent on each part of the work."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measured(self, part: str) -> Iterator[None]:
+        """Adds the time of the block to ``part``."""
+        begun = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begun
+
+
+def run_fit(command: Fit[Any, Any], console: Console) -> int:
+    """The whole command; returns the exit code."""
+    folder, clock = RunFolder(command.out), Clock()
+    resumed = command.resume and folder.config_file.exists()
+    if resumed and folder.finished:
+        console.say(f"{folder.path} is finished already: {folder.report_file}")
+        return 0
+    if not resumed:
+        check_vacant(command.out)
+    with clock.measured("reading"):
+        plan = make_plan(command)
+    config = plan.config(command, shlex.join(["sbridge", *console.arguments]))
+    if resumed:
+        _warn_of_changes(folder.config(), config, console)
+        folder = RunFolder.reopen(command.out, config)
+    else:
+        folder = RunFolder.create(command.out, config)
+    _introduce(plan, console)
+    try:
+        with folder.claimed():
+            _complete(command, plan, folder, console, clock)
+    except (InvalidInputError, UnsupportedError):
+        folder.discard()
+        raise
+    except KeyboardInterrupt as stop:
+        console.complain(_advice(stop, folder, console))
+        return 128 + int(stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
+    return 0
+
+
+def _complete(command: Fit[Any, Any], plan: Plan, folder: RunFolder, console: Console, clock: Clock) -> None:
+    """Everything between a claimed folder and a finished one."""
+    watchers = _Watchers(plan, command.checkpoint_every, console)
+    try:
+        with clock.measured("fitting"):
+            course = train(folder, plan.legs, plan.times, watchers, every=command.checkpoint_every)
+    finally:
+        watchers.close()
+    histories = folder.histories()
+    if command.held_out:
+        console.remark("scoring on held-out rows …")
+    with clock.measured("scoring"):
+        legs = [_leg_report(plan, course, leg, histories[leg], command.seed) for leg in range(len(plan.legs))]
+    if command.figures:
+        console.remark("drawing figures …")
+        with clock.measured("drawing"):
+            ends = [rows[:_FIGURE_ROWS] for rows in plan.kept]
+            draw(course, ends, histories, folder.figures, seed=derive(command.seed, "figures"))
+    report = RunReport(folder.config(), plan.notes, legs, clock.seconds, peak_memory())
+    text = report.text()
+    files.write_text(folder.path / "report.txt", text)
+    files.write_text(folder.report_file, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
+    console.say(text)
+    console.say(f"Run folder: {folder.path}")
+
+
+def _leg_report(plan: Plan, course: Course, leg: int, history: Sequence[dict[str, float]], seed: int) -> LegReport:
+    bridge, prepared = course.bridges[leg], plan.legs[leg]
+    x0, x1 = plan.held_out[leg], plan.held_out[leg + 1]
+    evaluation = evaluate(bridge, x0, x1, seed=seed + leg) if len(x0) else None
+    return LegReport(
+        plan.times[leg],
+        plan.times[leg + 1],
+        describe(prepared.problem.reference),
+        describe(prepared.solver),
+        history[-1] if history else {},
+        evaluation,
+    )
+
+
+class _Watchers:
+    """Makes the progress display of each leg, and closes the one before."""
+
+    def __init__(self, plan: Plan, every: float, console: Console) -> None:
+        self.plan, self.every, self.console = plan, every, console
+        self.now: Progress | None = None
+
+    def __call__(self, leg: int, length: int) -> Sequence[Callback]:
+        self.close()
+        times, count = self.plan.times, len(self.plan.legs)
+        label = "training" if count == 1 else f"training {times[leg]:g} → {times[leg + 1]:g}"
+        solver = self.plan.legs[leg].solver
+        open_ended = type(solver).finished is not Solver.finished
+        advice = f"a checkpoint every {duration(self.every)}, so it can be stopped (Ctrl-C) and resumed"
+        self.now = Progress(self.console, label, length, open_ended, advice)
+        return (self.now,)
+
+    def close(self) -> None:
+        if self.now is not None:
+            self.now.close()
+            self.now = None
+
+
+def _introduce(plan: Plan, console: Console) -> None:
+    for moment, table, kept, held in zip(plan.times, plan.inputs.tables, plan.kept, plan.held_out, strict=True):
+        shape = f"{len(table.rows)} × {table.dim} {str(kept.dtype)[6:]}"
+        console.say(f"t = {moment:g}: {table.name}, {shape}, {len(held)} rows held out")
+    for note in plan.notes:
+        console.tell(note)
+
+
+def _warn_of_changes(before: Json, now: Json, console: Console) -> None:
+    """Versions and threads may change between the parts of a run, but then the last bits may too."""
+    for key in ("versions", "threads"):
+        if before.get(key) != now[key]:
+            console.remark(
+                f"{key} changed from {before.get(key)} to {now[key]}: the model may differ in its last digits from "
+                "that of an uninterrupted run."
+            )
+
+
+def _advice(stop: KeyboardInterrupt, folder: RunFolder, console: Console) -> str:
+    words = [word for word in console.arguments if word != "--resume"]
+    again = shlex.join(["sbridge", *words, "--resume"])
+    if isinstance(stop, Stopped):
+        return f"stopped after step {stop.step}; the checkpoint is written. To go on: {again}"
+    state = "a checkpoint is kept" if folder.checkpoint_file.exists() else "what is done so far is kept"
+    return f"stopped; {state} in {folder.path}. To go on: {again}"

@@ -1,0 +1,78 @@
+"""From arguments to an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sbridge.cli.console import Console
+from sbridge.errors import NonFiniteError, NotConvergedError, SbridgeError
+
+if TYPE_CHECKING:
+    from sbridge.cli.commands import Command
+
+BAD_INPUT = 2
+FAILED = 3
+
+
+def main() -> None:
+    """The console script ``sbridge``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line; returns the exit code. Expected errors are told on stderr, without a traceback."""
+    console = Console(tuple(arguments))
+    try:
+        return _command(arguments).run(console)
+    except SystemExit as request:  # tyro's, after --help or a typing error
+        return int(request.code or 0)
+    except (NonFiniteError, NotConvergedError) as error:
+        console.complain(str(error))
+        return FAILED
+    except SbridgeError as error:
+        console.complain(str(error))
+        return BAD_INPUT
+    except BrokenPipeError:
+        # The reader of our output left (`sbridge … | head`). Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + getattr(signal, "SIGPIPE", 13)
+    except OSError as error:
+        console.complain(_told(error))
+        return BAD_INPUT
+    except MemoryError as error:
+        console.complain(f"Out of memory ({error}). Use fewer rows or columns, smaller batches, or a larger machine.")
+        return BAD_INPUT
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "signal", signal.SIGINT)
+        console.complain(getattr(stop, "advice", "Stopped."))
+        return 128 + int(number)
+
+
+def _command(arguments: Sequence[str]) -> Command:
+    from sbridge.cli.commands import parse
+
+    return parse(list(arguments))
+
+
+def _told(error: OSError) -> str:
+    """What the operating system refused, with a cure where there is one."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return (
+            f"No space left on the disk{where}. Nothing half-written was kept. Free some space, then repeat the "
+            "command; a fit that had begun goes on with --resume."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"No permission{where}: {error.strerror}. Choose a place that you may write to, with --out."
+    return f"{error.strerror or error}{where}."
+
+
+def command_line(arguments: Sequence[str], *more: str) -> str:
+    """A command as one would type it."""
+    return shlex.join(["sbridge", *arguments, *more])

@@ -1,0 +1,219 @@
+"""Options of references and solvers, and how the command line spells them.
+
+The options of a solver are the fields of its own class; it is imported when it is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+from sbridge.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from sbridge.processes import Process
+    from sbridge.scaling import AffineScaling
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """The solver is chosen from the data, with its default options."""
+
+
+SOLVERS = {
+    "auto": "sbridge.cli.options:Automatic",
+    "gaussian": "sbridge.solvers.gaussian:GaussianBridge",
+    "sinkhorn": "sbridge.solvers.sinkhorn:SinkhornBridge",
+    "imf": "sbridge.solvers.imf:IMF",
+}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a reference may be built from.
+
+    Args:
+        sigma: σ, given or chosen; ``None`` if neither.
+        horizon: ``T``.
+        pooled: mean and spread of the pooled data, as the scaling that would take them away.
+    """
+
+    sigma: float | None
+    horizon: float
+    pooled: Callable[[], AffineScaling]
+
+    @property
+    def level(self) -> float:
+        """σ."""
+        if self.sigma is None:
+            raise InvalidInputError("the reference needs --sigma or --epsilon.")
+        return self.sigma
+
+
+@runtime_checkable
+class ReferenceOptions(Protocol):
+    """Options of a reference process."""
+
+    def build(self, noise: Noise) -> tuple[Process, str]:
+        """The process in data units, and a sentence about choices that the user did not make (or none)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Brownian:
+    """Brownian motion, dX = σ dW. It has no options but --sigma (or --epsilon) and --horizon."""
+
+    def build(self, noise: Noise) -> tuple[Process, str]:
+        """Brownian motion."""
+        from sbridge.processes import BrownianMotion
+
+        return BrownianMotion(noise.level, noise.horizon), ""
+
+
+@dataclass(frozen=True)
+class Reverting:
+    """Ornstein-Uhlenbeck, dX = −rate (X − mean) dt + σ dW; the mean is that of the pooled data.
+
+    Args:
+        rate: reversion per unit of time.
+    """
+
+    rate: float = 1.0
+
+    def build(self, noise: Noise) -> tuple[Process, str]:
+        """Ornstein–Uhlenbeck about the mean of the data."""
+        from sbridge.processes import OrnsteinUhlenbeck
+
+        process = OrnsteinUhlenbeck(self.rate, noise.level, noise.pooled().shift, noise.horizon)
+        return process, "reverting to the mean of the pooled data"
+
+
+@dataclass(frozen=True)
+class Preserving:
+    """Variance preserving, dX = −½β(t) (X − mean) dt + κ √β(t) dW, about the mean of the pooled data.
+
+    Args:
+        schedule: of β; cosine has no further options.
+        beta_min: β of the linear schedule at the start, per unit of time.
+        beta_max: β of the linear schedule at the end.
+        spread: stationary standard deviation κ, in data units; 0: that of the pooled data.
+    """
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    spread: float = 0.0
+
+    def build(self, noise: Noise) -> tuple[Process, str]:
+        """Variance preserving about the mean of the data."""
+        from sbridge.processes import CosineSchedule, LinearSchedule, VariancePreserving
+
+        _no_sigma(noise, "variance-preserving", "--reference.spread")
+        linear = self.schedule == "linear"
+        schedule = LinearSchedule(self.beta_min, self.beta_max) if linear else CosineSchedule()
+        pooled = noise.pooled()
+        spread = self.spread or float(pooled.scale)
+        process = VariancePreserving(schedule, spread, noise.horizon, pooled.shift)
+        return process, f"stationary spread {spread:.4g} about the mean of the pooled data"
+
+
+@dataclass(frozen=True)
+class Exploding:
+    """Variance exploding: Brownian with a noise level that grows geometrically from sigma-min to sigma-max.
+
+    Args:
+        sigma_min: in data units; 0: 1 % of the spread of the data.
+        sigma_max: in data units; 0: the spread of the data.
+    """
+
+    sigma_min: float = 0.0
+    sigma_max: float = 0.0
+
+    def build(self, noise: Noise) -> tuple[Process, str]:
+        """Variance exploding."""
+        from sbridge.processes import VarianceExploding
+
+        _no_sigma(noise, "variance-exploding", "--reference.sigma-min and --reference.sigma-max")
+        spread = float(noise.pooled().scale)
+        low, high = self.sigma_min or 0.01 * spread, self.sigma_max or spread
+        return VarianceExploding(low, high, noise.horizon), f"noise level {low:.4g} … {high:.4g}"
+
+
+REFERENCES = {
+    "brownian": Brownian,
+    "ornstein-uhlenbeck": Reverting,
+    "variance-preserving": Preserving,
+    "variance-exploding": Exploding,
+}
+
+
+def solver_class(name: str) -> type:
+    """The class behind a solver's name."""
+    module, _, attribute = SOLVERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def constructors() -> ConstructorRegistry:
+    """How tyro reads those fields of solvers that are objects: couplings by name, time grids by number of steps."""
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_coupling)
+    registry.primitive_rule(_grid)
+    registry.struct_rule(_recipe)
+    return registry
+
+
+def _coupling(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if getattr(info.type, "__qualname__", "") != "Coupling":
+        return None
+    from sbridge.coupling import EntropicCoupling, IndependentCoupling, ReferenceCoupling
+
+    known = {"independent": IndependentCoupling, "reference": ReferenceCoupling, "entropic": EntropicCoupling}
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(known) + "}",
+        instance_from_str=lambda words: known[words[0]](),
+        is_instance=lambda value: type(value) in known.values(),
+        str_from_instance=lambda value: [name for name, cls in known.items() if type(value) is cls],
+        choices=tuple(known),
+    )
+
+
+def _grid(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if getattr(info.type, "__qualname__", "") != "TimeGrid":
+        return None
+    from sbridge.time import TimeGrid
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STEPS",
+        instance_from_str=lambda words: TimeGrid.uniform(int(words[0])),
+        is_instance=lambda value: isinstance(value, TimeGrid),
+        str_from_instance=lambda value: [str(value.steps)],
+    )
+
+
+def _recipe(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """A field that asks for a protocol is filled in as the class of its default."""
+    default = info.default
+    if not getattr(info.type, "_is_protocol", False) or not dataclasses.is_dataclass(default):
+        return None
+    values = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+    fields = [StructFieldSpec(name, type(value), value, None) for name, value in values.items()]
+    return StructConstructorSpec(instantiate=type(default), fields=tuple(fields))
+
+
+def _no_sigma(noise: Noise, reference: str, instead: str) -> None:
+    if noise.sigma is not None:
+        raise InvalidInputError(f"the {reference} reference takes no --sigma or --epsilon; use {instead}.")

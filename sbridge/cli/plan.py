@@ -1,0 +1,196 @@
+"""What a fit will do, decided and checked in full before anything is written."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbridge.cli.commands import Fit, Reading
+from sbridge.cli.options import Automatic, Noise
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.fitting import Preparation, choose_sigma, prepare
+from sbridge.inputs import Inputs, ReadOptions, read_inputs, split
+from sbridge.random import derive
+from sbridge.registry import Json, encode
+from sbridge.runs import RUN_FORMAT
+from sbridge.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
+
+_WHY = {
+    "IMF": "which makes new points and treats unseen rows like seen ones (--solver sinkhorn is quicker and exact for "
+    "the rows at hand)",
+    "SinkhornBridge": "which is quick and exact for the rows at hand (--solver imf makes new points)",
+    "GaussianBridge": "which is exact for Gaussian ends",
+}
+_SCALINGS: dict[str, ScalingRecipe | None] = {
+    "auto": None,
+    "common": CommonScale(),
+    "per-coordinate": PerCoordinate(),
+    "none": NoScaling(),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A checked fit.
+
+    Attributes:
+        inputs: the snapshots as read.
+        kept: for each snapshot the rows to fit, on the device of the fit.
+        held_out: for each snapshot the rows to score with; empty if none are held out.
+        times: of the snapshots; ``(0, T)`` if the user gave none.
+        legs: a prepared fit for each pair of neighbouring snapshots.
+        notes: one sentence for each choice that the user did not make.
+    """
+
+    inputs: Inputs
+    kept: tuple[Tensor, ...]
+    held_out: tuple[Tensor, ...]
+    times: tuple[float, ...]
+    legs: tuple[Preparation, ...]
+    notes: tuple[str, ...]
+
+    def config(self, command: Fit[Any, Any], line: str) -> Json:
+        """What ``config.json`` holds: all that decides the result, and what it was made with."""
+        tables = zip(self.inputs.tables, self.kept, self.held_out, strict=True)
+        return {
+            "format": RUN_FORMAT,
+            "command": line,
+            "inputs": [
+                {
+                    "name": table.name,
+                    "sha256": table.sha256,
+                    "columns": list(table.columns) or table.dim,
+                    "rows_fitted": len(kept),
+                    "rows_held_out": len(held),
+                }
+                for table, kept, held in tables
+            ],
+            "times": list(self.times),
+            "legs": [
+                {
+                    "reference": _plain(leg.problem.reference),
+                    "solver": _plain(leg.solver),
+                    "scaling": _plain(leg.scaling),
+                }
+                for leg in self.legs
+            ],
+            "seed": command.seed,
+            "held_out": command.held_out,
+            "dtype": str(self.kept[0].dtype).removeprefix("torch."),
+            "device": command.device,
+            "threads": torch.get_num_threads(),
+            "versions": {"sbridge": sys.modules["sbridge"].__version__, "torch": version("torch")},
+        }
+
+
+def make_plan(command: Fit[Any, Any]) -> Plan:
+    """Reads and checks everything.
+
+    Raises:
+        InvalidInputError, UnsupportedError: for whatever cannot work, before a file is written.
+    """
+    _check_numbers(command)
+    device = check_device(command.device)
+    inputs = read_inputs(command.inputs, command.times, read_options(command.reading, command.seed))
+    if inputs.times is not None and command.horizon is not None:
+        raise InvalidInputError("--horizon and times were given; the times say how long the bridges are.")
+    parts = [
+        split(table.rows, command.held_out, derive(command.seed, "held out", place), table.name)
+        for place, table in enumerate(inputs.tables)
+    ]
+    kept, held_out = (tuple(side.to(device) for side in sides) for sides in zip(*parts, strict=True))
+    times = inputs.times or (0.0, command.horizon or 1.0)
+    legs, notes = [], []
+    if kept[0].dtype == torch.float64:
+        notes.append("numbers: float64, as in the files; --dtype float32 is faster")
+    for index in range(len(kept) - 1):
+        seed = command.seed if inputs.times is None else derive(command.seed, "leg", index)
+        leg, told = _leg(command, kept[index], kept[index + 1], times[index + 1] - times[index], seed)
+        legs.append(leg)
+        label = "" if len(kept) == 2 else f"{times[index]:g} → {times[index + 1]:g}: "
+        notes.extend(label + note for note in told)
+    return Plan(inputs, kept, held_out, times, tuple(legs), tuple(notes))
+
+
+def read_options(reading: Reading, seed: int) -> ReadOptions:
+    """The options of the library for those of the command line."""
+    return ReadOptions(
+        representation=reading.rep,
+        time_key=reading.time_key,
+        columns=reading.columns,
+        rows=reading.rows,
+        seed=seed,
+        dtype=reading.dtype,
+    )
+
+
+def check_device(name: str) -> torch.device:
+    """The device called ``name``; InvalidInputError if there is none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        found += ["mps"] if torch.backends.mps.is_available() else []
+        raise InvalidInputError(f"device {name!r} is not to be had here; there is {', '.join(found)}.") from error
+    return device
+
+
+def _check_numbers(command: Fit[Any, Any]) -> None:
+    for name, value in (("--sigma", command.sigma), ("--epsilon", command.epsilon), ("--horizon", command.horizon)):
+        if value is not None and not 0 < value < float("inf"):
+            raise InvalidInputError(f"{name} must be a positive number, got {value:g}.")
+    if command.sigma is not None and command.epsilon is not None:
+        raise InvalidInputError("--sigma and --epsilon were given; ε = σ² T follows from σ: give one of them.")
+    if not command.checkpoint_every >= 0:
+        raise InvalidInputError(f"--checkpoint-every must be a number of seconds, got {command.checkpoint_every:g}.")
+    if not 0 <= command.seed < 2**63:
+        raise InvalidInputError(f"--seed must be an integer from 0 to 2**63 − 1, got {command.seed}.")
+
+
+def _leg(
+    command: Fit[Any, Any], x0: Tensor, x1: Tensor, horizon: float, seed: int
+) -> tuple[Preparation, tuple[str, ...]]:
+    noise, chosen = _noise(command, x0, x1, horizon)
+    reference, about = command.reference_options.build(noise)
+    notes = [f"reference: {command.reference}" + "".join(f", {text}" for text in (about, chosen) if text)]
+    solver = None if isinstance(command.solver_options, Automatic) else command.solver_options
+    prepared = prepare(x0, x1, reference=reference, solver=solver, scaling=_SCALINGS[command.scaling], seed=seed)
+    reason = prepared.solver.refusal(prepared.problem)
+    if reason is not None:
+        raise UnsupportedError(reason)
+    if solver is None:
+        name = type(prepared.solver).__name__
+        notes.append(f"solver: {name}, {_WHY.get(name, 'the choice for such ends')}; its options are in config.json")
+    return prepared, tuple(notes)
+
+
+def _noise(command: Fit[Any, Any], x0: Tensor, x1: Tensor, horizon: float) -> tuple[Noise, str]:
+    """What the reference may need; with the reason for σ if it was chosen here and is used."""
+    pooled = CommonScale()
+    sigma = command.sigma if command.epsilon is None else (command.epsilon / horizon) ** 0.5
+    if sigma is not None or command.reference not in ("brownian", "ornstein-uhlenbeck"):
+        return Noise(sigma, horizon, lambda: pooled(x0, x1)), ""
+    choice = choose_sigma(x0, x1, horizon=horizon)
+    return Noise(choice.sigma, horizon, lambda: pooled(x0, x1)), str(choice)
+
+
+def _plain(thing: object) -> Json:
+    """``thing`` as JSON with the numbers of tensors written out."""
+    tree, tensors = encode(thing)
+    return _written_out(tree, tensors)
+
+
+def _written_out(tree: Json, tensors: dict[str, Tensor]) -> Json:
+    if isinstance(tree, list):
+        return [_written_out(item, tensors) for item in tree]
+    if isinstance(tree, dict):
+        if set(tree) == {"tensor"}:
+            return tensors[tree["tensor"]].tolist()
+        return {key: _written_out(item, tensors) for key, item in tree.items()}
+    return tree

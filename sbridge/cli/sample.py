@@ -1,0 +1,99 @@
+"""``sbridge sample``: rows through a bridge, from file to file, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbridge.cli.commands import Sample
+from sbridge.cli.console import Console
+from sbridge.cli.plan import read_options
+from sbridge.errors import InvalidInputError
+from sbridge.fitting import Course
+from sbridge.inputs import BLOCK_ROWS, open_rows
+from sbridge.outputs import writer_for
+from sbridge.random import derive, generator
+from sbridge.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Journey:
+    """From one of the snapshots to any time, either way.
+
+    Raises:
+        InvalidInputError: if ``start`` is no snapshot, or a time lies outside the course.
+    """
+
+    course: Course
+    start: float
+    stop: float
+
+    def __post_init__(self) -> None:
+        times = self.course.times
+        if self.start not in times:
+            listed = ", ".join(f"{t:g}" for t in times)
+            raise InvalidInputError(f"rows can start at the snapshots {listed}, not at {self.start:g}.")
+        self.course.leg(self.stop)  # refuses times outside
+
+    @classmethod
+    def of(cls, course: Course, direction: str, start: float | None, stop: float | None) -> Journey:
+        """With the first and last time where none is given; ``direction`` says which is which."""
+        ends = course.times[0], course.times[-1]
+        near, far = ends if direction == "forward" else ends[::-1]
+        journey = cls(course, near if start is None else start, far if stop is None else stop)
+        forward = journey.stop >= journey.start
+        if journey.stop != journey.start and forward != (direction == "forward"):
+            raise InvalidInputError(
+                f"from {journey.start:g} to {journey.stop:g} is {'forward' if forward else 'backward'}, but "
+                f"--direction is {direction}."
+            )
+        return journey
+
+    def travel(self, rows: Tensor, seed: int) -> Tensor:
+        """One draw of the state at ``stop`` for every row at ``start``."""
+        if self.stop >= self.start:
+            return self.course.interpolate(rows, self.start, self.stop, seed=seed)
+        times, leg = self.course.times, self.course.times.index(self.start) - 1
+        while leg >= 0 and times[leg + 1] > self.stop:
+            t = max(self.stop - times[leg], 0.0)
+            rows = self.course.bridges[leg].reversed().interpolate(rows, t, seed=derive(seed, leg))
+            leg -= 1
+        return rows
+
+    def starts(self, n: int, seed: int) -> Iterator[Tensor]:
+        """``n`` rows of the law at ``start``, in blocks."""
+        leg = self.course.times.index(self.start)
+        last = leg == len(self.course.bridges)
+        law = self.course.bridges[-1].backward.start if last else self.course.bridges[leg].forward.start
+        for block, first in enumerate(range(0, n, BLOCK_ROWS)):
+            yield law.sample(min(BLOCK_ROWS, n - first), generator(derive(seed, "start", block)))
+
+
+def run_sample(command: Sample, console: Console) -> int:
+    """The whole command; the result takes its name when it is complete."""
+    if (command.input is None) == (command.n is None):
+        raise InvalidInputError("give rows to start from: either --input FILE, or --n N to draw them.")
+    if command.n is not None and command.n < 1:
+        raise InvalidInputError(f"--n must be positive, got {command.n}.")
+    writer = writer_for(command.out, overwrite=command.overwrite)
+    journey = Journey.of(RunFolder(command.folder).course(), command.direction, command.start, command.time)
+    dim, columns, blocks = journey.course.bridges[0].dim, (), None
+    if command.input is not None:
+        source = open_rows(command.input, read_options(command.reading, derive(command.seed, "input")))
+        if source.dim != dim:
+            raise InvalidInputError(f"{command.input} has {source.dim} columns, the bridge lives in {dim} dimensions.")
+        columns, blocks = source.columns, (torch.from_numpy(block) for block in source.blocks())
+    else:
+        blocks = journey.starts(command.n or 0, command.seed)
+    count = 0
+    with writer(columns or tuple(f"x{i}" for i in range(dim))) as out:
+        for index, rows in enumerate(blocks):
+            carried = journey.travel(rows, derive(command.seed, "block", index))
+            out.write(np.asarray(carried.cpu()))
+            count += len(rows)
+    console.say(f"{command.out}: {count} × {dim}, t = {journey.start:g} → {journey.stop:g}")
+    return 0

@@ -1,0 +1,127 @@
+"""Network recipes and the control that a network makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sbridge.controls.base import Time
+from sbridge.errors import InvalidInputError
+from sbridge.random import as_seed
+from sbridge.registry import register
+
+_HARMONICS = 4
+_END_RESOLUTION = 1e-3
+TIME_FEATURES = 3 + 2 * _HARMONICS
+
+
+@runtime_checkable
+class NetworkRecipe(Protocol):
+    """Makes a network ``(features, x) → (batch, dim)``; ``features`` has shape ``(1 | batch, TIME_FEATURES)``."""
+
+    def __call__(self, dim: int) -> nn.Module:
+        """A freshly initialised network for states of dimension ``dim``."""
+        ...
+
+
+def time_features(t: Time, horizon: float, like: Tensor) -> Tensor:
+    """Features of time that resolve both ends: shape ``(1, F)``, or ``(batch, F)`` for a batch of times.
+
+    With ``τ = t/T`` and ``δ = 10⁻³``: ``2τ − 1``, ``1 + 2 log(τ + δ)/log(1/δ)`` and the same of ``1 − τ``, and
+    ``sin, cos(jπτ)``, ``j = 1 … 4``. The logarithms tell ``10⁻³`` from ``10⁻²`` as well as ``0.1`` from ``1``,
+    which is what a control that grows like ``1/(T − t)`` needs. Computed in float64, returned like ``like``.
+    """
+    tau = (torch.as_tensor(t, dtype=torch.float64, device=like.device) / horizon).reshape(-1, 1)
+    scale = 2.0 / math.log(1.0 / _END_RESOLUTION)
+    harmonics = torch.arange(1, _HARMONICS + 1, dtype=torch.float64, device=like.device) * math.pi * tau
+    ends = torch.cat([tau, 1.0 - tau], 1).clamp_min(0.0)
+    logarithms = 1.0 + scale * torch.log(ends + _END_RESOLUTION)
+    return torch.cat([2.0 * tau - 1.0, logarithms, harmonics.sin(), harmonics.cos()], 1).to(like.dtype)
+
+
+@register
+@dataclass(frozen=True)
+class MLP:
+    """Recipe: ``depth`` hidden layers of ``width`` SiLU units, last layer started at zero.
+
+    Raises:
+        InvalidInputError: if width or depth is not positive.
+    """
+
+    width: int = 128
+    depth: int = 3
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 1:
+            raise InvalidInputError(f"width and depth must be positive, got {self.width} and {self.depth}.")
+
+    def __call__(self, dim: int) -> nn.Module:
+        """The network."""
+        return _Perceptron(dim, self.width, self.depth)
+
+
+class _Perceptron(nn.Module):
+    """The network of :class:`MLP`; time has a matrix of its own, so that one time for a whole batch costs one row."""
+
+    def __init__(self, dim: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.time = nn.Linear(TIME_FEATURES, width)
+        self.state = nn.Linear(dim, width, bias=False)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.last = nn.Linear(width, dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, features: Tensor, x: Tensor) -> Tensor:
+        h = nn.functional.silu(self.time(features) + self.state(x))
+        for layer in self.hidden:
+            h = nn.functional.silu(layer(h))
+        return self.last(h)
+
+
+@register
+class NetworkControl(nn.Module):
+    """``u(t, x) = output_scale · network(features(t), x)``.
+
+    Args:
+        recipe: makes the network.
+        dim: dimension of the state.
+        horizon: ``T``, to which time is scaled.
+        output_scale: the size that controls are expected to have, so that the network works on numbers of order one.
+    """
+
+    def __init__(self, recipe: NetworkRecipe, dim: int, horizon: float, output_scale: float = 1.0) -> None:
+        super().__init__()
+        self.arguments: Mapping[str, object] = {
+            "recipe": recipe,
+            "dim": dim,
+            "horizon": horizon,
+            "output_scale": output_scale,
+        }
+        self.horizon = horizon
+        self.output_scale = output_scale
+        self.network = recipe(dim)
+
+    def forward(self, t: Time, x: Tensor) -> Tensor:
+        """The control at ``(t, x)``; computed in the network's own dtype and returned in that of ``x``."""
+        own = next(self.network.parameters())
+        inside = x.to(own.dtype)
+        return self.output_scale * self.network(time_features(t, self.horizon, inside), inside).to(x.dtype)
+
+
+def seeded_control(
+    recipe: NetworkRecipe, dim: int, horizon: float, output_scale: float, generator: torch.Generator
+) -> NetworkControl:
+    """A :class:`NetworkControl` whose initial weights come from ``generator``.
+
+    PyTorch's layers draw their initial weights from the global state only; it is set for the moment of construction
+    and then put back as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(as_seed(generator))
+        return NetworkControl(recipe, dim, horizon, output_scale)

@@ -1,0 +1,46 @@
+"""The errors that sbridge raises on purpose.
+
+Every message says what was given, what is needed and how to get there. All derive from
+:class:`SbridgeError`, so one ``except`` clause catches exactly what the package foresaw.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SbridgeError(Exception):
+    """Base class of every error raised on purpose."""
+
+
+class InvalidInputError(SbridgeError, ValueError):
+    """An argument, array or option that cannot be used as it is."""
+
+
+class UnknownNameError(InvalidInputError):
+    """A name (data set, solver, registered class) that does not exist."""
+
+
+class FileFormatError(InvalidInputError):
+    """A file that is unreadable, truncated, of a foreign format, or not safe to load."""
+
+
+class UnsupportedError(SbridgeError, TypeError):
+    """A method was handed a process, law or measure that it cannot treat."""
+
+
+class NotConvergedError(SbridgeError, RuntimeError):
+    """An iteration stopped at its limit before it met its tolerance."""
+
+
+class NonFiniteError(SbridgeError, ArithmeticError):
+    """A computation produced NaN or an infinity."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for an unknown ``name`` of some ``kind``, with the nearest known name first."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UnknownNameError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

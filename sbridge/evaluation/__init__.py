@@ -1,0 +1,32 @@
+"""How good a bridge is on rows it has not seen: distances with errors, floors and baselines; path measures.
+
+:func:`evaluate` judges both ends, :func:`score_at` a prediction at a time in between. Both return a :class:`Report`.
+"""
+
+from sbridge.evaluation.baselines import (
+    STANDARD_BASELINES,
+    Baseline,
+    EntropicTransport,
+    ExactTransport,
+    GaussianTransport,
+)
+from sbridge.evaluation.evaluate import evaluate, score_at
+from sbridge.evaluation.judge import Limits
+from sbridge.evaluation.report import SCHEMA, Column, Quantity, Report, Score, Task
+
+__all__ = [
+    "SCHEMA",
+    "STANDARD_BASELINES",
+    "Baseline",
+    "Column",
+    "EntropicTransport",
+    "ExactTransport",
+    "GaussianTransport",
+    "Limits",
+    "Quantity",
+    "Report",
+    "Score",
+    "Task",
+    "evaluate",
+    "score_at",
+]

@@ -1,0 +1,109 @@
+"""Optimal-transport maps that stand beside a bridge: fitted on rows of the two ends, applied to held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from sbridge import transport
+from sbridge.errors import UnsupportedError
+from sbridge.processes import Direction, LinearProcess, Process
+from sbridge.registry import register
+
+Map = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Baseline(Protocol):
+    """A recipe for a map from one end to the other."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
+        """The map fitted on rows ``near (n, dim)`` and ``far (m, dim)``; forward, ``near`` are source rows."""
+        ...
+
+
+@register
+@dataclass(frozen=True)
+class ExactTransport:
+    """The exact plan between the fit rows; a new row takes the image of the nearest fit row."""
+
+    @property
+    def name(self) -> str:
+        """``exact OT map``."""
+        return "exact OT map"
+
+    def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
+        """:func:`sbridge.transport.exact_map`; reference and direction play no part."""
+        return transport.exact_map(near, far)
+
+
+@register
+@dataclass(frozen=True)
+class EntropicTransport:
+    """The conditional mean of the far end under the entropic plan at the noise level of the reference.
+
+    Whitened by the reference, ``z = Q_T^{−½} m(T | 0, x)`` and ``w = Q_T^{−½} y``, the plan is the entropic one with
+    ε = 1, for any linear reference; for Brownian motion that is ε = σ²T.
+
+    Args:
+        options: tolerance and limits of the iteration.
+    """
+
+    options: transport.Sinkhorn | None = None
+
+    @property
+    def name(self) -> str:
+        """``entropic map``."""
+        return "entropic map"
+
+    def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
+        """The barycentric map.
+
+        Raises:
+            UnsupportedError: if the reference is not linear.
+            NotConvergedError: if Sinkhorn does not meet its tolerance.
+        """
+        if not isinstance(reference, LinearProcess):
+            raise UnsupportedError(f"the entropic map needs a linear reference, got {type(reference).__name__}.")
+        law = reference.transition(0.0, reference.horizon)
+        root, whiten = law.root.to(near), law.root.inverse().to(near)
+        back, offset = law.map.inverse().to(near), law.offset.to(near)
+
+        def source_in(x: Tensor) -> Tensor:
+            return whiten(law.mean(x))
+
+        def source_out(z: Tensor) -> Tensor:
+            return back(root(z) - offset)
+
+        if direction is Direction.FORWARD:
+            forward = transport.entropic_map(source_in(near), whiten(far), 1.0, self.options)
+            return lambda x: root(forward(source_in(x)))
+        backward = transport.entropic_map(whiten(near), source_in(far), 1.0, self.options)
+        return lambda x: source_out(backward(whiten(x)))
+
+
+@register
+@dataclass(frozen=True)
+class GaussianTransport:
+    """The optimal map between the Gaussians with the moments of the fit rows."""
+
+    @property
+    def name(self) -> str:
+        """``Gaussian map``."""
+        return "Gaussian map"
+
+    def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
+        """:func:`sbridge.transport.gaussian_map`; reference and direction play no part."""
+        return transport.gaussian_map(near, far)
+
+
+STANDARD_BASELINES: tuple[Baseline, ...] = (ExactTransport(), EntropicTransport(), GaussianTransport())
+"""What an evaluation sets beside the bridge by default."""

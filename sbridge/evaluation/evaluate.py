@@ -1,0 +1,258 @@
+"""A bridge judged on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError, SbridgeError
+from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline, Map
+from sbridge.evaluation.judge import Judge, Limits, transport_cost
+from sbridge.evaluation.report import (
+    COPY,
+    MODEL,
+    PERFECT,
+    PERFECT_HALVES,
+    TARGET,
+    Column,
+    Quantity,
+    Report,
+    Score,
+    Task,
+)
+from sbridge.evaluation.rows import End, end_of, shuffled
+from sbridge.evaluation.wording import COST, COST_COLUMN, columns_of, limit_notes
+from sbridge.laws import Samples, as_rows
+from sbridge.measures import Direction, Estimate, PathMeasure, jeffreys, path_kl
+from sbridge.metrics import STANDARD_METRICS, Metric
+from sbridge.random import Seed, as_seed, derive
+from sbridge.solutions import Bridge
+
+Rows = Tensor | np.ndarray
+_S = TypeVar("_S")
+_T = TypeVar("_T")
+
+
+def evaluate(
+    bridge: Bridge,
+    x0: Rows,
+    x1: Rows,
+    *,
+    seed: Seed,
+    x0_fit: Rows | None = None,
+    x1_fit: Rows | None = None,
+    metrics: Sequence[Metric] = STANDARD_METRICS,
+    baselines: Sequence[Baseline] = STANDARD_BASELINES,
+    limits: Limits | None = None,
+) -> Report:
+    """Judges both directions of ``bridge`` on held-out rows.
+
+    Rows ``x0`` are pushed forward and scored against ``x1``, rows ``x1`` pulled back and scored against ``x0``. Beside
+    the bridge stand, on rows of the same number: perfect samples (rows of the target that the bridge was fitted to,
+    or fresh draws of a law in closed form, without those that are held out, too), the source rows left where they
+    are, and optimal-transport maps fitted on the fit rows. Standard errors: see
+    :class:`~sbridge.evaluation.judge.Judge`. Then, on paths that start in the held-out rows: the path energy
+    ``½E∫|u|² dt`` of both directions and their Jeffreys divergence.
+
+    Args:
+        bridge: the solution.
+        x0: held-out source rows, ``(n, dim)``.
+        x1: held-out target rows, ``(m, dim)``.
+        seed: of every draw; equal seeds give equal reports.
+        x0_fit: source rows for baselines and floors; ``None``: those of the bridge's source law.
+        x1_fit: the same for the target.
+        metrics: see :mod:`sbridge.metrics`.
+        baselines: maps beside the bridge.
+        limits: how much to compute.
+
+    Returns:
+        The report. Numbers that cannot be had are ``None`` with a reason; nothing is left out silently.
+
+    Raises:
+        InvalidInputError: for rows of another dimension, fewer than two, or with NaN.
+    """
+    seed, limits = as_seed(seed), limits or Limits()
+    rows0, rows1 = _checked(bridge, x0, "x0"), _checked(bridge, x1, "x1")
+    source = end_of(rows0, x0_fit, bridge.forward.start, name="x0", most=limits.rows, seed=seed)
+    target = end_of(rows1, x1_fit, bridge.backward.start, name="x1", most=limits.rows, seed=seed)
+    setting = _Setting(dict(zip(columns_of(metrics), metrics, strict=True)), tuple(baselines), limits, seed)
+    tasks, notes = [], limit_notes(limits, {"x0": source, "x1": target})
+    ways = (("forward", bridge, source, target), ("backward", bridge.reversed(), target, source))
+    for way in ways:
+        task, more = _end_task(*way, setting)
+        tasks.append(task)
+        notes += more
+    path = _path_quantities(bridge, source, target, setting)
+    return Report(bridge.dim, bridge.horizon, seed, setting.columns, tuple(tasks), path, tuple(notes))
+
+
+def score_at(
+    bridge: Bridge,
+    x0: Rows,
+    held_out: Rows,
+    t: float,
+    *,
+    seed: Seed,
+    metrics: Sequence[Metric] = STANDARD_METRICS,
+    baselines: Sequence[Baseline] = STANDARD_BASELINES,
+    limits: Limits | None = None,
+) -> Report:
+    """Judges the prediction of the state at time ``t`` for source rows ``x0`` against rows ``held_out`` seen then.
+
+    Beside the bridge stand the source rows and rows of the bridge's target law left where they are, and points on the
+    straight lines ``x + (t/T)(M(x) − x)`` of the transport maps ``M`` between the rows of the two end laws. The floor
+    is taken between two halves of ``held_out``, so it belongs to half the rows and lies above that of all.
+
+    Args:
+        bridge: the solution.
+        x0: source rows, ``(n, dim)``.
+        held_out: rows observed at ``t``, ``(m, dim)``, at least four.
+        t: bridge time in ``[0, T]``.
+        seed: of every draw.
+        metrics, baselines, limits: as in :func:`evaluate`.
+
+    Raises:
+        InvalidInputError: for rows that do not fit, or a time outside ``[0, T]``.
+    """
+    seed, limits = as_seed(seed), limits or Limits()
+    rows, seen = _checked(bridge, x0, "x0"), _checked(bridge, held_out, "held_out")
+    if len(seen) < 4:
+        raise InvalidInputError(f"held_out has {len(seen)} rows; a floor between its halves needs at least four.")
+    start = shuffled(rows, limits.rows, derive(seed, "x0"))
+    reference = shuffled(seen, limits.rows, derive(seed, "held out"))
+    fit0, fit1 = (
+        end_of(reference, None, law, name=name, most=limits.rows, seed=seed).fit
+        for law, name in ((bridge.forward.start, "x0"), (bridge.backward.start, "x1"))
+    )
+    setting = _Setting(dict(zip(columns_of(metrics), metrics, strict=True)), tuple(baselines), limits, seed)
+    name = f"t = {t:g}"
+    judge = setting.judge(name, reference)
+    halves = reference.tensor_split(2)
+    predicted = _attempt(lambda: bridge.interpolate(start, t, seed=derive(seed, name)))
+    scores = _entry(judge, MODEL, predicted)
+    scores += replace(judge, reference=halves[1]).scores(PERFECT_HALVES, halves[0])
+    scores += judge.scores(COPY, start)
+    at_end = "the target law has no rows to copy." if fit1 is None else fit1[: len(start)]
+    scores += _entry(judge, TARGET, at_end)
+    for baseline, made in setting.maps(fit0, fit1, bridge):
+        moved = _then(made, lambda move: start + t / bridge.horizon * (move(start) - start))
+        scores += _entry(judge, baseline, moved)
+    words = f"{len(start)} source rows predicted at t = {t:g}, scored against {len(reference)} rows seen then"
+    notes = limit_notes(limits, {})
+    columns = tuple(column for column in setting.columns if column != COST_COLUMN)
+    return Report(bridge.dim, bridge.horizon, seed, columns, (Task(name, words, tuple(scores)),), (), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What stays the same through an evaluation."""
+
+    metrics: dict[Column, Metric]
+    baselines: tuple[Baseline, ...]
+    limits: Limits
+    seed: int
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (*self.metrics, COST_COLUMN)
+
+    def judge(self, task: str, reference: Tensor) -> Judge:
+        metrics = {column.name: metric for column, metric in self.metrics.items()}
+        return Judge(reference, metrics, self.limits.blocks, derive(self.seed, task, "metrics"))
+
+    def maps(self, near: Tensor | None, far: Tensor | None, bridge: Bridge) -> list[tuple[str, Map | str]]:
+        """Every baseline fitted, or the reason why it is not there."""
+        if near is None or far is None:
+            return [(baseline.name, "an end of the bridge has no rows to fit on.") for baseline in self.baselines]
+        most, direction = self.limits.fit_rows, bridge.forward.direction
+        ends = near[:most], far[:most]
+        return [(b.name, _attempt(lambda b=b: b(*ends, bridge.reference, direction))) for b in self.baselines]
+
+
+def _end_task(name: str, bridge: Bridge, near: End, far: End, setting: _Setting) -> tuple[Task, list[str]]:
+    perfect, reference, notes = _perfect_and_reference(name, near, far)
+    start = near.held_out[: len(perfect)]
+    judge = setting.judge(name, reference)
+    images: list[tuple[str, Tensor | str]] = [
+        (MODEL, _attempt(lambda: bridge.transport(start, seed=derive(setting.seed, name)))),
+        (COPY, start),
+    ]
+    for baseline, made in setting.maps(near.fit, far.fit, bridge):
+        images.append((baseline, _then(made, lambda move: move(start))))
+    scores = judge.scores(PERFECT, perfect)
+    scores.append(Score(PERFECT, COST, None, None, None, "perfect samples are not paired with source rows."))
+    for candidate, rows in images:
+        scores += _entry(judge, candidate, rows)
+        if isinstance(rows, str):
+            scores.append(Score(candidate, COST, None, None, None, rows))
+        else:
+            scores.append(transport_cost(candidate, COST, start, rows))
+    ends = ("source", "target") if name == "forward" else ("target", "source")
+    words = f"{len(start)} {ends[0]} rows, scored against {len(reference)} {ends[1]} rows"
+    return Task(name, words, tuple(scores)), notes
+
+
+def _perfect_and_reference(name: str, near: End, far: End) -> tuple[Tensor, Tensor, list[str]]:
+    """Rows that stand for perfect samples, rows that are the reference, and what to say about it."""
+    count, fresh = len(near.held_out), far.fresh
+    if fresh is not None and 2 * len(fresh) >= count:
+        few = f"{name}: only {len(fresh)} rows stand for perfect samples, so as many are scored of each kind."
+        return fresh[:count], far.held_out, [few] if len(fresh) < count else []
+    perfect, reference = far.held_out.tensor_split(2)
+    note = (
+        f"{name}: no rows of that end are left beside the held-out ones, so one half of these stands for perfect "
+        "samples and the other half is the reference."
+    )
+    return perfect[:count], reference, [note]
+
+
+def _entry(judge: Judge, candidate: str, rows: Tensor | str) -> list[Score]:
+    return judge.absent(candidate, rows) if isinstance(rows, str) else judge.scores(candidate, rows)
+
+
+def _path_quantities(bridge: Bridge, source: End, target: End, setting: _Setting) -> tuple[Quantity, ...]:
+    """Energies and divergence on paths that start in held-out rows."""
+    count, seed = setting.limits.paths, setting.seed
+    there = replace(bridge.forward, start=Samples(source.held_out))
+    back = replace(bridge.backward, start=Samples(target.held_out))
+    pair = (there, back) if there.direction is Direction.FORWARD else (back, there)
+    computations: dict[str, Callable[[], Estimate]] = {
+        "energy, forward": lambda: _energy(there, count, derive(seed, "energy, forward")),
+        "energy, backward": lambda: _energy(back, count, derive(seed, "energy, backward")),
+        "Jeffreys divergence": lambda: jeffreys(*pair, count, seed=derive(seed, "jeffreys")),
+    }
+    return tuple(_quantity(name, _attempt(compute)) for name, compute in computations.items())
+
+
+def _energy(measure: PathMeasure, count: int, seed: int) -> Estimate:
+    return path_kl(measure, replace(measure, control=None), count, seed=seed)
+
+
+def _quantity(name: str, found: Estimate | str) -> Quantity:
+    if isinstance(found, str):
+        return Quantity(name, None, None, None, found)
+    return Quantity.of(name, found)
+
+
+def _attempt(compute: Callable[[], _T]) -> _T | str:
+    """What ``compute`` returns, or the message of the error that the package raises on purpose."""
+    try:
+        return compute()
+    except SbridgeError as error:
+        return str(error)
+
+
+def _then(found: _S | str, use: Callable[[_S], _T]) -> _T | str:
+    """``use(found)``, or the reason why there is nothing to use."""
+    return found if isinstance(found, str) else _attempt(lambda: use(found))
+
+
+def _checked(bridge: Bridge, x: Rows, name: str) -> Tensor:
+    rows = as_rows(x, name)
+    if rows.shape[1] != bridge.dim:
+        raise InvalidInputError(f"{name} has {rows.shape[1]} columns, the bridge lives in {bridge.dim} dimensions.")
+    return rows

@@ -1,0 +1,80 @@
+"""Which rows are scored, which stand for perfect samples, and which the baselines are fitted on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.laws import Density, Law, Samples, as_rows
+from sbridge.random import derive, generator
+
+
+@dataclass(frozen=True)
+class End:
+    """The rows of one end.
+
+    Args:
+        held_out: in random order, at most as many as are scored.
+        fit: rows that the fit may have seen, or fresh draws of a law in closed form, in random order; ``None`` if
+            there are none.
+        seen: how many of all held-out rows given are among the fit rows, too.
+        given: how many held-out rows were given.
+    """
+
+    held_out: Tensor
+    fit: Tensor | None
+    seen: int
+    given: int
+
+    @property
+    def fresh(self) -> Tensor | None:
+        """Rows of the same law that are not held out."""
+        if self.fit is None or not self.seen:
+            return self.fit
+        known = _fingerprints(self.held_out)
+        return self.fit[torch.tensor([mark not in known for mark in _marks(self.fit)], device=self.fit.device)]
+
+
+def end_of(held_out: Tensor, fit: Tensor | np.ndarray | None, law: Law, *, name: str, most: int, seed: int) -> End:
+    """The rows of an end: ``fit`` if it is given, else what its ``law`` has.
+
+    Raises:
+        InvalidInputError: if fit and held-out rows differ in columns.
+    """
+    other = _rows_of(law, most, derive(seed, name, "law")) if fit is None else as_rows(fit, f"{name}_fit")
+    if other is not None:
+        if other.shape[1] != held_out.shape[1]:
+            raise InvalidInputError(
+                f"{name}_fit has {other.shape[1]} columns, {name} has {held_out.shape[1]}: they need the same."
+            )
+        other = shuffled(other.to(held_out), len(other), derive(seed, name, "fit"))
+    known = set() if other is None else _fingerprints(other)
+    seen = sum(mark in known for mark in _marks(held_out)) if known else 0
+    return End(shuffled(held_out, most, derive(seed, name, "held out")), other, seen, len(held_out))
+
+
+def shuffled(rows: Tensor, most: int, seed: int) -> Tensor:
+    """At most ``most`` rows without replacement, in random order."""
+    return rows[torch.randperm(len(rows), generator=generator(seed))[:most].to(rows.device)]
+
+
+def _rows_of(law: Law, count: int, seed: int) -> Tensor | None:
+    if isinstance(law, Density):
+        return None
+    if isinstance(law, Samples) and law.weights is None:
+        return law.rows
+    return law.sample(count, generator(seed))
+
+
+def _marks(rows: Tensor) -> list[bytes]:
+    values = np.ascontiguousarray(rows.detach().cpu().numpy())
+    return [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in values]
+
+
+def _fingerprints(rows: Tensor) -> set[bytes]:
+    return set(_marks(rows))

@@ -1,0 +1,134 @@
+"""A report as text."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from sbridge.evaluation.report import COPY, MODEL, PERFECT, PERFECT_HALVES, TARGET, Quantity, Report, Score, Task
+
+_WIDTH = 100
+_LABEL = 22
+_CELL = 13
+_PER_TABLE = (_WIDTH - _LABEL) // _CELL
+_MOST_DIGITS = 4
+
+_ROW_MEANINGS = {
+    MODEL: "the rows that the bridge makes",
+    PERFECT: "other rows of the very law aimed at: the sampling floor, which no method should beat",
+    PERFECT_HALVES: "one half of the held-out rows against the other: a floor for half as many rows",
+    COPY: "the rows that transport starts from, left where they are: what doing nothing scores",
+    TARGET: "rows of the law at the end of the bridge, left where they are",
+    "exact OT map": "rows of the fit assigned at least cost; a new row follows the nearest of them",
+    "entropic map": "the mean end of each row under the entropic plan at the reference's noise: too narrow a law",
+    "Gaussian map": "the affine map that matches means and covariances at least cost",
+}
+_GAP = "gap closed"
+_GAP_MEANING = "100 %: as good as perfect samples; 0 %: no better than doing nothing"
+_PATH_MEANINGS = {
+    "energy, forward": "½E∫|u|²dt: how far the forward process departs from the reference",
+    "energy, backward": "the same for the process that runs back from the target",
+    "Jeffreys divergence": "of the two processes: 0 if they are one law read both ways; below 0 if their ends differ",
+}
+
+
+def report_text(report: Report) -> str:
+    """Tables, explanations and notes, at most 100 columns wide."""
+    reasons: dict[str, int] = {}
+    lines = [f"Evaluation on held-out rows: dimension {report.dim}, horizon {report.horizon:g}, seed {report.seed}"]
+    names = [column.name for column in report.columns]
+    for task in report.tasks:
+        lines += ["", *_wrapped(f"{task.name}: {task.description}")]
+        for first in range(0, len(names), _PER_TABLE):
+            lines += _table(report, task, names[first : first + _PER_TABLE], reasons)
+    if report.path:
+        lines += ["", "path measures, in nats, on paths that start in held-out rows"]
+        for quantity in report.path:
+            lines += _path_line(quantity, reasons)
+    lines += ["", "columns: smaller is better; value ± standard error"]
+    lines += [line for column in report.columns for line in _explained(column.name, column.meaning)]
+    lines += ["", "rows"]
+    present = dict.fromkeys(name for task in report.tasks for name in task.candidates)
+    meanings = {name: meaning for name, meaning in _ROW_MEANINGS.items() if name in present}
+    if PERFECT in present:
+        meanings[_GAP] = _GAP_MEANING
+    lines += [line for name, meaning in meanings.items() for line in _explained(name, meaning)]
+    lines += ["", "notes"]
+    for note in report.notes:
+        lines += _wrapped(note, "  * ")
+    for reason, number in reasons.items():
+        lines += _wrapped(reason, f"  [{number}] ")
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _table(report: Report, task: Task, names: Sequence[str], reasons: dict[str, int]) -> list[str]:
+    columns = [_column(task, name, reasons) for name in names]
+    heads = [textwrap.wrap(name, _CELL - 1)[:2] for name in names]
+    height = max(len(head) for head in heads)
+    lines = [_line("", [([""] * (height - len(head)) + head)[row] for head in heads]) for row in range(height)]
+    if any(unit for unit, _ in columns):
+        lines.append(_line("", [unit for unit, _ in columns]))
+    for place, candidate in enumerate(task.candidates):
+        lines.append(_line(candidate, [cells[place] for _, cells in columns]))
+    closed = [report.gap_closed(task.name, name) for name in names]
+    if any(share is not None for share in closed):
+        lines.append(_line(_GAP, ["" if share is None else f"{share:.0f} %" for share in closed]))
+    return lines
+
+
+def _line(label: str, cells: Sequence[str]) -> str:
+    return f"  {label:<{_LABEL - 2}.{_LABEL - 2}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+
+
+def _column(task: Task, name: str, reasons: dict[str, int]) -> tuple[str, list[str]]:
+    """The unit of a column, a power of ten or nothing, and its cells, with decimals in common."""
+    by_candidate = {score.candidate: score for score in task.scores if score.column == name}
+    scores = [by_candidate.get(candidate) for candidate in task.candidates]
+    largest = max((abs(s.value) for s in scores if s is not None and s.value is not None), default=0.0)
+    # Thousandths, millionths, …: whatever brings small numbers to 1 … 1000.
+    power = 3 * math.ceil(-math.log10(largest) / 3) if 0.0 < largest < 1.0 else 0
+    errors = [s.standard_error * 10.0**power for s in scores if s is not None and s.standard_error]
+    digits = _digits(min(errors, default=0.01))
+    return f"in 1e-{power}" if power else "", [_cell(score, power, digits, reasons) for score in scores]
+
+
+def _cell(score: Score | None, power: int, digits: int, reasons: dict[str, int]) -> str:
+    if score is None:
+        return ""
+    mark = "" if score.reason is None else f" [{reasons.setdefault(score.reason, len(reasons) + 1)}]"
+    if score.value is None:
+        return f"–{mark}"
+    error = None if score.standard_error is None else score.standard_error * 10.0**power
+    return _number(score.value * 10.0**power, error, digits) + mark
+
+
+def _number(value: float, error: float | None, digits: int) -> str:
+    shown = f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ±{error:.{digits}f}"
+    if len(shown) < _CELL:
+        return shown
+    return f"{value:.3g}" if error is None else f"{value:.3g} ±{error:.1g}"
+
+
+def _digits(error: float) -> int:
+    """Decimals that show an error to one digit, or to two if it begins with 1 or 2."""
+    return min(max(0, -math.floor(math.log10(error / 3.0))), _MOST_DIGITS)
+
+
+def _path_line(quantity: Quantity, reasons: dict[str, int]) -> list[str]:
+    if quantity.value is None or quantity.standard_error is None:
+        reason = quantity.reason or "not computed"
+        shown = f"– [{reasons.setdefault(reason, len(reasons) + 1)}]"
+    else:
+        error = quantity.standard_error
+        shown = _number(quantity.value, error, _digits(error) if error > 0 else 2)
+    start = f"  {quantity.name:<{_LABEL - 2}}{shown:<{_CELL + 2}}"
+    return _wrapped(_PATH_MEANINGS.get(quantity.name, ""), start)
+
+
+def _explained(name: str, meaning: str) -> list[str]:
+    return _wrapped(meaning, f"  {name:<{_LABEL - 2}}")
+
+
+def _wrapped(text: str, start: str = "") -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start)) or [start]

@@ -1,0 +1,65 @@
+"""What a report says about its columns and about the rows it used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sbridge.errors import InvalidInputError
+from sbridge.evaluation.judge import Limits
+from sbridge.evaluation.report import Column
+from sbridge.evaluation.rows import End
+from sbridge.metrics import Metric
+
+COST = "cost"
+COST_COLUMN = Column(COST, "½ mean of |image − row|², in squared units of the data: how far rows travel; not a score")
+
+# By the class of a metric; others are described by the first line of their docstring.
+_MEANINGS = {
+    "ExactW2": "root mean square distance that rows must move to become the held-out ones, in units of the data",
+    "SlicedW2": "the same along single random directions, averaged over them, in units of the data",
+    "EnergyDistance": "2E|x−y| − E|x−x'| − E|y−y'|, in units of the data: 0 only if the two laws agree",
+    "HalfEnergyDistance": "E|x−y| − ½E|x−x'| − ½E|y−y'|, in units of the data: 0 only if the two laws agree",
+    "MMD": "squared distance of the laws blurred at the median distance of held-out rows; no unit, below 2",
+    "BuresUVP": "difference of means and covariances only, in % of the variance of the held-out rows",
+}
+
+
+def columns_of(metrics: Sequence[Metric]) -> list[Column]:
+    """One column per metric: its name without what stands in brackets (but ``(%)``), where that stays unambiguous.
+
+    Raises:
+        InvalidInputError: if two metrics have one name, or there are none.
+    """
+    full = [metric.name for metric in metrics]
+    if not full or len(set(full)) < len(full):
+        raise InvalidInputError(f"an evaluation needs metrics of different names, got {', '.join(full) or 'none'}.")
+    short = [name if name.endswith("(%)") else name.split(" (")[0] for name in full]
+    names = [brief if short.count(brief) == 1 else name for brief, name in zip(short, full, strict=True)]
+    return [Column(name, _meaning(metric)) for name, metric in zip(names, metrics, strict=True)]
+
+
+def limit_notes(limits: Limits, ends: Mapping[str, End]) -> list[str]:
+    """Sentences on thinning, errors, and held-out rows that the fit has seen."""
+    notes = [
+        f"At most {limits.rows} held-out rows of an end are used, drawn without replacement; baselines are fitted "
+        f"on at most {limits.fit_rows} rows of an end.",
+        f"Standard errors (±): the spread over {limits.blocks} disjoint blocks of rows, scaled to all rows; too large "
+        "rather than too small near the floor, and without the luck of the fit.",
+    ]
+    for name, end in ends.items():
+        if len(end.held_out) < end.given:
+            notes.append(f"{name}: {len(end.held_out)} of {end.given} held-out rows are used.")
+        if end.seen:
+            notes.append(
+                f"{name}: {end.seen} of {end.given} rows given as held out are among the rows of the fit. Scores on "
+                "rows that the fit has seen say little about new ones."
+            )
+    return notes
+
+
+def _meaning(metric: Metric) -> str:
+    known = _MEANINGS.get(type(metric).__name__)
+    if known is None:
+        return next(iter((type(metric).__doc__ or metric.name).strip().splitlines()))
+    detail = metric.name.partition(" (")[2].rstrip(")")
+    return known if not detail or detail == "%" else f"{known} ({detail})"

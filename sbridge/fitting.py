@@ -1,0 +1,330 @@
+"""From two arrays to a bridge: choices made explicit, the problem in model units, the solver run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.laws import Density, Gaussian, Law, Samples, as_law, as_rows
+from sbridge.problems import BridgeProblem
+from sbridge.processes import BrownianMotion, LinearProcess, Process
+from sbridge.processes.base import check_horizon
+from sbridge.random import Seed, as_seed, derive, generator
+from sbridge.scaling import AffineScaling, CommonScale, NoScaling, ScalingRecipe
+from sbridge.solutions import Bridge
+from sbridge.solvers.base import Solver
+from sbridge.solvers.gaussian import GaussianBridge
+from sbridge.solvers.imf import IMF
+from sbridge.training import Callback, Flat, minimise
+
+End = Law | Tensor | np.ndarray
+NOISE_SHARE = 0.1
+_PROBE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class SigmaChoice:
+    """A noise level for a Brownian reference, with the numbers to judge it by.
+
+    ``σ² T = 0.1 s²``, ``s`` the mean over coordinates of the pooled standard deviation of both ends: half way the
+    bridge's own noise ``σ√T/2`` is then 16 % of the spread of the data. Larger σ: smoother plans, easier problems,
+    more diffuse predictions. Smaller σ: closer to optimal transport, harder for every solver.
+
+    Attributes:
+        sigma: σ, in units of the data per root of time.
+        epsilon: ``σ² T``, the entropic constant for the cost ``½|x − y|²``.
+        spread: ``s``.
+        shift: root mean square distance per coordinate between the means of the two ends.
+    """
+
+    sigma: float
+    epsilon: float
+    spread: float
+    shift: float
+
+    def __str__(self) -> str:
+        return (
+            f"sigma = {self.sigma:.4g} (epsilon = {self.epsilon:.4g}: noise half way is "
+            f"{0.5 * self.epsilon**0.5 / self.spread:.0%} of the data's spread {self.spread:.4g}; "
+            f"the means of the ends are {self.shift / self.spread:.2g} spreads apart per coordinate)"
+        )
+
+
+def choose_sigma(x0: End, x1: End, *, horizon: float = 1.0, seed: Seed = 0) -> SigmaChoice:
+    """The default σ for two ends: see :class:`SigmaChoice`. Laws that are no samples are sampled with ``seed``.
+
+    Raises:
+        InvalidInputError: if every column is constant, the ends do not fit together, or the horizon is not positive.
+    """
+    horizon = check_horizon(horizon)
+    rows0, rows1 = _probes(as_law(x0, "x0"), as_law(x1, "x1"), as_seed(seed))
+    scaling = CommonScale()(rows0, rows1)
+    spread = float(scaling.scale)
+    shift = float((rows1.double().mean(0) - rows0.double().mean(0)).square().mean().sqrt())
+    epsilon = NOISE_SHARE * spread**2
+    return SigmaChoice((epsilon / horizon) ** 0.5, epsilon, spread, shift)
+
+
+def choose_solver(problem: BridgeProblem) -> Solver:
+    """The solver for a first result without tuning.
+
+    * two Gaussian laws under a linear reference: :class:`GaussianBridge`, exact;
+    * other ends that can be sampled, under a linear reference: :class:`IMF` from the entropic plan. It learns smooth
+      controls, so end points are new points and not rows of the data, and rows that it has not seen are treated like
+      those it has. (:class:`SinkhornBridge` is quicker, and exact for the empirical laws: use it where reproducing
+      the rows at hand is what you want.)
+
+    Raises:
+        UnsupportedError: if no solver takes the problem.
+    """
+    ends = (problem.source, problem.target)
+    if not isinstance(problem.reference, LinearProcess):
+        raise UnsupportedError(
+            f"every bridge solver here needs a linear reference, got {type(problem.reference).__name__}."
+        )
+    if all(isinstance(end, Gaussian) for end in ends):
+        return GaussianBridge()
+    if any(isinstance(end, Density) for end in ends):
+        raise UnsupportedError("no solver here takes an end that is only an unnormalised density; draw samples first.")
+    return IMF()
+
+
+def solve(
+    problem: BridgeProblem,
+    solver: Solver,
+    *,
+    seed: Seed,
+    callbacks: Sequence[Callback] = (),
+    resume_from: Flat | None = None,
+) -> Bridge:
+    """Runs ``solver`` on ``problem`` in the units it stands in.
+
+    Args:
+        problem: what to solve.
+        solver: with its hyperparameters.
+        seed: of everything random in the fit.
+        callbacks: called after every step.
+        resume_from: the flat state of an interrupted run of the same problem and solver; the result is then the same
+            as if it had not been interrupted.
+
+    Raises:
+        UnsupportedError: if the solver cannot treat the problem.
+        NonFiniteError: if training diverges.
+        NotConvergedError: if an iteration misses its tolerance.
+    """
+    _check_treatable(problem, solver)
+    if resume_from is None:
+        state = solver.init(problem, torch.Generator().manual_seed(as_seed(seed)))
+    else:
+        state = solver.restore(problem, resume_from)
+    state = minimise(lambda s: solver.step(problem, s), state, lambda s: solver.finished(problem, s), callbacks)
+    return solver.finish(problem, state)
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """Everything that a fit decided before its first step.
+
+    Attributes:
+        problem: in units of the data.
+        scaling: from data to model units.
+        solver: chosen or given.
+        seed: of the fit.
+        notes: one sentence for each choice that the user did not make.
+    """
+
+    problem: BridgeProblem
+    scaling: AffineScaling
+    solver: Solver
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> BridgeProblem:
+        """The problem in model units."""
+        return self.problem.rescaled(self.scaling)
+
+    def run(self, *, callbacks: Sequence[Callback] = (), resume_from: Flat | None = None) -> Bridge:
+        """Solves the model problem and returns the bridge in units of the data."""
+        solved = solve(self.model, self.solver, seed=self.seed, callbacks=callbacks, resume_from=resume_from)
+        return solved.rescaled(self.scaling, self.problem)
+
+
+def prepare(
+    x0: End,
+    x1: End,
+    *,
+    reference: Process | None = None,
+    solver: Solver | None = None,
+    scaling: ScalingRecipe | None = None,
+    seed: Seed = 0,
+) -> Preparation:
+    """Checks the input and makes every choice of :func:`fit`, without running anything yet."""
+    _check_options(reference, solver, scaling)
+    seed = as_seed(seed)
+    source, target = as_law(x0, "x0"), as_law(x1, "x1")
+    probes = _probes(source, target, seed)
+    notes = []
+    if reference is None:
+        choice = choose_sigma(source, target, seed=seed)
+        reference = BrownianMotion(sigma=choice.sigma)
+        notes.append(f"reference: Brownian motion, {choice}")
+    problem = BridgeProblem(source, target, reference)
+    if solver is None:
+        solver = choose_solver(problem)
+        notes.append(f"solver: {solver}")
+    _check_treatable(problem, solver)
+    if scaling is None:
+        scaling = NoScaling() if isinstance(solver, GaussianBridge) else CommonScale()
+    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes))
+
+
+def fit(
+    x0: End,
+    x1: End,
+    *,
+    reference: Process | None = None,
+    solver: Solver | None = None,
+    scaling: ScalingRecipe | None = None,
+    seed: Seed = 0,
+    callbacks: Sequence[Callback] = (),
+) -> Bridge:
+    """A Schrödinger bridge between two ends.
+
+    Args:
+        x0: source: array or tensor ``(n, dim)``, or a law.
+        x1: target: the same.
+        reference: the process to stay close to, in units of the data; ``None``: Brownian motion with
+            :func:`choose_sigma`.
+        solver: ``None``: :func:`choose_solver`.
+        scaling: how data are scaled inside; σ is scaled with them, so this never changes the problem, only its
+            numerics. ``None``: :class:`~sbridge.scaling.CommonScale`, and none for :class:`GaussianBridge`.
+        seed: integer or generator; equal seeds give equal bridges.
+        callbacks: called after every training step.
+
+    Returns:
+        The bridge, in units of the data. float64 input is fitted in float64, which is slower.
+
+    Raises:
+        InvalidInputError: for NaN, infinities, mismatched columns or dtypes, fewer than two rows, constant data,
+            σ ≤ 0.
+        UnsupportedError: if the solver cannot treat ends or reference.
+    """
+    prepared = prepare(x0, x1, reference=reference, solver=solver, scaling=scaling, seed=seed)
+    return prepared.run(callbacks=callbacks)
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Bridges chained over several time points, on the user's time axis.
+
+    Attributes:
+        times: the times of the snapshots, rising.
+        bridges: ``bridges[i]`` runs from ``times[i]`` to ``times[i + 1]``; its own clock is ``t − times[i]``.
+    """
+
+    times: tuple[float, ...]
+    bridges: tuple[Bridge, ...] = field(repr=False)
+
+    def leg(self, t: float) -> int:
+        """The index of the bridge that covers time ``t``."""
+        if not self.times[0] <= t <= self.times[-1]:
+            raise InvalidInputError(f"time {t:g} lies outside the course, {self.times[0]:g} … {self.times[-1]:g}.")
+        return min(int(np.searchsorted(self.times, t, side="right")) - 1, len(self.bridges) - 1)
+
+    def interpolate(self, x: Tensor | np.ndarray, start: float, t: float, *, seed: Seed) -> Tensor:
+        """One draw of the state at time ``t`` for rows ``x`` at time ``start ≤ t``, through the bridges between."""
+        if t < start:
+            raise InvalidInputError(f"t = {t:g} lies before start = {start:g}; use the bridges' backward measures.")
+        seed, leg, last = as_seed(seed), self.leg(start), self.leg(t)
+        rows = as_rows(x, "x", least=1)
+        while leg <= last and start < t:
+            stop = min(t, self.times[leg + 1])
+            rows = self._within(leg, rows, start, stop, derive(seed, leg))
+            start, leg = stop, leg + 1
+        return rows
+
+    def _within(self, leg: int, rows: Tensor, start: float, stop: float, seed: int) -> Tensor:
+        bridge, origin = self.bridges[leg], self.times[leg]
+        if start > origin:
+            raise InvalidInputError(
+                f"start = {start:g} lies inside a leg; give rows at one of the snapshots {self.times}."
+            )
+        return bridge.interpolate(rows, min(stop - origin, bridge.horizon), seed=seed)
+
+
+def fit_course(
+    arrays: Sequence[End],
+    times: Sequence[float],
+    *,
+    sigma: float | None = None,
+    solver: Solver | None = None,
+    scaling: ScalingRecipe | None = None,
+    seed: Seed = 0,
+) -> Course:
+    """Bridges between consecutive snapshots, each over its own stretch of the time axis.
+
+    Args:
+        arrays: snapshots, at least two, with equal numbers of columns.
+        times: their times, rising, in any unit.
+        sigma: of the Brownian reference, in units of the data per root of the time unit, common to all legs;
+            ``None``: chosen for each leg by :func:`choose_sigma`.
+        solver, scaling, seed: as in :func:`fit`, for every leg.
+    """
+    times = tuple(float(t) for t in times)
+    if len(arrays) != len(times) or len(times) < 2:
+        raise InvalidInputError(
+            f"{len(arrays)} snapshots and {len(times)} times given; at least two of each are needed."
+        )
+    if any(b <= a for a, b in pairwise(times)):
+        raise InvalidInputError(f"times must rise strictly, got {times}.")
+    seed, bridges = as_seed(seed), []
+    for leg, (x0, x1) in enumerate(pairwise(arrays)):
+        horizon = times[leg + 1] - times[leg]
+        leg_seed = derive(seed, "leg", leg)
+        level = choose_sigma(x0, x1, horizon=horizon, seed=leg_seed).sigma if sigma is None else sigma
+        reference = BrownianMotion(sigma=level, horizon=horizon)
+        bridges.append(fit(x0, x1, reference=reference, solver=solver, scaling=scaling, seed=derive(seed, "leg", leg)))
+    return Course(times, tuple(bridges))
+
+
+def _rows_of(law: Law, seed: Seed) -> Tensor:
+    return law.rows if isinstance(law, Samples) else law.sample(_PROBE_ROWS, generator(seed))
+
+
+def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows that stand for either end; InvalidInputError unless they have the same columns, dtype and device."""
+    rows0, rows1 = _rows_of(source, seed), _rows_of(target, seed)
+    if source.dim != target.dim:
+        raise InvalidInputError(
+            f"x0 has {source.dim} columns, x1 has {target.dim}: a bridge needs both ends in the same space. "
+            "Project both on common coordinates first."
+        )
+    for what in ("dtype", "device"):
+        left, right = getattr(rows0, what), getattr(rows1, what)
+        if left != right:
+            raise InvalidInputError(f"x0 has {what} {left}, x1 has {what} {right}; bring both to one.")
+    return rows0, rows1
+
+
+def _check_options(reference: object, solver: object, scaling: object) -> None:
+    """InvalidInputError for an option of another kind, such as a class or a name in place of an object."""
+    for name, value, kind, example in (
+        ("reference", reference, Process, "BrownianMotion(sigma=1.0)"),
+        ("solver", solver, Solver, "IMF()"),
+        ("scaling", scaling, ScalingRecipe, "CommonScale()"),
+    ):
+        if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
+            raise InvalidInputError(f"{name} must be an object such as {example}, or None; got {value!r}.")
+
+
+def _check_treatable(problem: BridgeProblem, solver: Solver) -> None:
+    reason = solver.refusal(problem)
+    if reason is not None:
+        raise UnsupportedError(reason)

@@ -1,0 +1,225 @@
+"""Where rows come from: arrays, tables of text, annotated data, built-in sets, behind one small protocol.
+
+A source knows its shape and dtype before anything large is read, and hands its rows out in blocks, so that files
+larger than memory can be worked through.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from sbridge import datasets
+from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, unknown_name
+from sbridge.inputs.annotated import read_annotated
+from sbridge.inputs.text import BLOCK_ROWS, TextRows, finite
+
+_UNREADABLE = (ValueError, OSError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read.
+
+    Args:
+        representation: which array of an ``.h5ad`` file: a name in ``obsm``, or ``X``.
+        time_key: the column of ``obs`` in an ``.h5ad`` file that holds times.
+        columns: columns of a text table to use, by name; none: all of them.
+        rows: number of rows drawn from a built-in set.
+        seed: of that draw.
+        dtype: ``"float32"``, ``"float64"``, or ``"keep"``: that of the file, with integers and text as float32.
+    """
+
+    representation: str = "X_pca"
+    time_key: str | None = None
+    columns: tuple[str, ...] = ()
+    rows: int = 10_000
+    seed: int = 0
+    dtype: str = "keep"
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Rows of numbers that can be walked through."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns; empty if they have none."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """The number of columns."""
+        ...
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All rows in order, at most ``BLOCK_ROWS`` at a time, as checked finite float32 or float64 arrays."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayRows:
+    """Rows of an array in memory or mapped from a file."""
+
+    name: str
+    array: np.ndarray
+    dtype: np.dtype
+    columns: tuple[str, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """The number of columns."""
+        return self.array.shape[1]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Slices, checked and converted."""
+        for start in range(0, len(self.array), BLOCK_ROWS):
+            yield finite(
+                self.array[start : start + BLOCK_ROWS],
+                self.dtype,
+                lambda i, j, start=start: f"{self.name}: row {start + i}, column {j} (counted from 0)",
+            )
+
+
+def open_rows(spec: str, options: ReadOptions = ReadOptions()) -> RowSource:
+    """The source that ``spec`` names: a file, ``file.npz:key`` for one of several arrays, or a built-in set.
+
+    Raises:
+        FileFormatError: if the file does not exist or is unreadable, truncated, empty, pickled or of another kind.
+        InvalidInputError: if it does not hold a table of numbers.
+        UnknownNameError: for a data set, key or column that does not exist, with the nearest that does.
+    """
+    path, key = _path_and_key(spec)
+    if path is None:
+        return _built_in(spec, options)
+    return _READERS[path.suffix.lower()](spec, existing_file(path), key, options)
+
+
+def existing_file(path: Path) -> Path:
+    """``path`` itself; FileFormatError unless it is a file with something in it."""
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise FileFormatError(f"{path} {kind}. Give {_KINDS}.")
+    if path.stat().st_size == 0:
+        raise FileFormatError(f"{path} is empty (0 bytes). Save it again.")
+    return path
+
+
+def as_floating(dtype: np.dtype, name: str, wanted: str) -> np.dtype:
+    """The dtype that values of ``dtype`` are used in; an error that says why if they are no real numbers."""
+    if dtype.hasobject:
+        raise _pickled(name)
+    if dtype.fields:
+        raise InvalidInputError(
+            f"{name} is a structured array with fields {', '.join(dtype.fields)}. Stack the numeric ones into the "
+            "columns of one plain array: numpy.lib.recfunctions.structured_to_unstructured."
+        )
+    if dtype.kind not in "iuf":
+        raise InvalidInputError(f"{name} holds values of type {dtype}, not real numbers. {_SAVE_NUMBERS}")
+    if wanted != "keep":
+        return np.dtype(wanted)
+    return np.dtype(np.float64 if dtype.kind == "f" and dtype.itemsize >= 8 else np.float32)
+
+
+def _path_and_key(spec: str) -> tuple[Path | None, str | None]:
+    """The file that ``spec`` means, and the array within it; no file if ``spec`` can only be a built-in name."""
+    if spec in datasets.names():
+        return None, None
+    before, colon, key = spec.rpartition(":")
+    if colon and Path(before).suffix.lower() == ".npz":
+        return Path(before), key
+    path = Path(spec)
+    if path.suffix.lower() in _READERS:
+        return path, None
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        what = "a folder" if path.is_dir() else f"of kind {path.suffix!r}" if path.suffix else "without an ending"
+        missing = "" if path.exists() else " that does not exist"
+        raise FileFormatError(f"{path} is {what}{missing}. Give {_KINDS}.")
+    return None, None
+
+
+def _built_in(name: str, options: ReadOptions) -> RowSource:
+    if options.rows < 1:
+        raise InvalidInputError(f"the number of rows to draw from {name} must be positive, got {options.rows}.")
+    try:
+        drawn = datasets.make(name, options.rows, options.seed).numpy()
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error} To read a file, give {_KINDS}.") from error
+    return array_rows(name, drawn, options)
+
+
+def _npy(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSource:
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except _UNREADABLE as error:
+        if "objects" in str(error):
+            raise _pickled(spec) from error
+        raise FileFormatError(
+            f"{path} is not a readable .npy file ({error}). Is it truncated? Save it again."
+        ) from error
+    return array_rows(spec, array, options)
+
+
+def _npz(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSource:
+    if not zipfile.is_zipfile(path):
+        raise FileFormatError(f"{path} is not a readable .npz archive. Is it truncated? Save it again.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            known = list(archive.files)
+            if key is None and len(known) != 1:
+                choices = ", ".join(f"{path}:{name}" for name in known[:10])
+                raise InvalidInputError(f"{path} holds {len(known)} arrays. Say which: {choices or 'it has none'}.")
+            if key is not None and key not in known:
+                raise unknown_name(f"array in {path}", key, known)
+            return array_rows(spec, archive[key or known[0]], options)
+    except InvalidInputError:
+        raise
+    except _UNREADABLE as error:
+        if "allow_pickle" in str(error):
+            raise _pickled(spec) from error
+        raise FileFormatError(f"{path} is not a readable .npz archive ({error}). Save it again.") from error
+
+
+def _text(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSource:
+    dtype = np.dtype(np.float32 if options.dtype == "keep" else options.dtype)
+    return TextRows.open(path, options.columns, dtype)
+
+
+def _annotated(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSource:
+    return array_rows(spec, read_annotated(path, options.representation, None).array, options)
+
+
+def array_rows(name: str, array: np.ndarray, options: ReadOptions) -> ArrayRows:
+    """``array`` as a source; an error unless it is a table of real numbers with a row."""
+    if options.columns:
+        listed = ", ".join(options.columns)
+        raise InvalidInputError(f"{name} has no column names, so columns {listed} cannot be chosen.")
+    dtype = as_floating(array.dtype, name, options.dtype)
+    if array.ndim == 1 and len(array):
+        raise InvalidInputError(f"{name} has shape {array.shape}; for one column save array[:, None].")
+    if array.ndim != 2 or array.shape[1] < 1:
+        raise InvalidInputError(f"{name} has shape {array.shape}; an array (rows, columns) is needed.")
+    if not len(array):
+        raise InvalidInputError(f"{name} has no rows.")
+    return ArrayRows(name, array, dtype)
+
+
+def _pickled(name: str) -> FileFormatError:
+    return FileFormatError(f"{name} holds pickled Python objects, which are not read. {_SAVE_NUMBERS}")
+
+
+_KINDS = "a .npy, .npz, .csv, .tsv or .h5ad file, or the name of a built-in data set"
+_SAVE_NUMBERS = "Save a plain array of numbers: numpy.save(path, array.astype(numpy.float32))."
+_Reader = Callable[[str, Path, "str | None", ReadOptions], RowSource]
+_READERS: dict[str, _Reader] = {".npy": _npy, ".npz": _npz, ".csv": _text, ".tsv": _text, ".h5ad": _annotated}

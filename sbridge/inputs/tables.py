@@ -1,0 +1,167 @@
+"""Whole tables in memory, checked, with the digest of what they were read from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.inputs.annotated import read_annotated
+from sbridge.inputs.sources import ArrayRows, ReadOptions, RowSource, array_rows, existing_file, open_rows
+from sbridge.random import derive, generator
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows read into memory.
+
+    Attributes:
+        name: what the user called it.
+        rows: ``(n, dim)``, float32 or float64, on the CPU.
+        columns: their names; empty if they have none.
+        sha256: of the file, or of the numbers of a built-in set.
+    """
+
+    name: str
+    rows: Tensor
+    columns: tuple[str, ...]
+    sha256: str
+
+    @property
+    def dim(self) -> int:
+        """The number of columns."""
+        return self.rows.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Two or more snapshots in one space, and their times if the user gave any."""
+
+    tables: tuple[Table, ...]
+    times: tuple[float, ...] | None
+
+
+def read_table(spec: str, options: ReadOptions = ReadOptions()) -> Table:
+    """All rows of what ``spec`` names (see :func:`~sbridge.inputs.open_rows`); at least two."""
+    return _table(open_rows(spec, options), _digest(spec))
+
+
+def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptions = ReadOptions()) -> Inputs:
+    """Snapshots and their times.
+
+    Several ``specs`` are one snapshot each, with ``times`` for each or, for two, none. A single ``.h5ad`` file with
+    a ``time_key`` holds all snapshots; ``times`` then selects some.
+
+    Raises:
+        InvalidInputError: if numbers of files and times do not fit, or columns differ between snapshots; and as
+            :func:`~sbridge.inputs.open_rows`.
+    """
+    if options.time_key is not None:
+        tables, found = _snapshots(specs, times, options)
+    else:
+        _check_counts(specs, times)
+        # A built-in set named twice is drawn twice.
+        own = [replace(options, seed=derive(options.seed, "data set", place)) for place in range(len(specs))]
+        tables = [read_table(spec, mine) for spec, mine in zip(specs, own, strict=True)]
+        found = tuple(float(t) for t in times) or None
+    if found is not None and not all(a < b for a, b in pairwise(found)):
+        listed = " ".join(f"{t:g}" for t in found)
+        raise InvalidInputError(f"times must rise, got {listed}; put the data sets in that order.")
+    _check_alike(tables)
+    return Inputs(tuple(tables), found)
+
+
+def split(rows: Tensor, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """``rows`` parted at random into those to fit and those held out, each in their old order.
+
+    Raises:
+        InvalidInputError: if ``fraction`` is not in ``[0, 1)``, or leaves fewer than two rows on a side that it uses.
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise InvalidInputError(f"the held-out fraction must lie in [0, 1), got {fraction:g}.")
+    count = round(fraction * len(rows))
+    if fraction > 0 and (count < 2 or len(rows) - count < 2):
+        raise InvalidInputError(
+            f"holding out {fraction:g} of the {len(rows)} rows of {name} leaves {count} to score with and "
+            f"{len(rows) - count} to fit; each needs two. Choose another fraction, or 0 to score nothing."
+        )
+    order = torch.randperm(len(rows), generator=generator(derive(seed, "held out", name)))
+    return rows[order[count:].sort().values], rows[order[:count].sort().values]
+
+
+def _table(source: RowSource, digest: str | None, *, least: int = 2) -> Table:
+    rows = np.concatenate(list(source.blocks()))
+    if len(rows) < least:
+        raise InvalidInputError(f"{source.name} has {len(rows)} row; at least {least} are needed.")
+    digest = digest or hashlib.sha256(rows.tobytes()).hexdigest()
+    return Table(source.name, torch.from_numpy(rows), source.columns, digest)
+
+
+def _digest(spec: str) -> str | None:
+    """SHA-256 of the file that ``spec`` names, ``None`` if it is no file."""
+    path = next((p for p in (Path(spec), Path(spec.rpartition(":")[0] or spec)) if p.is_file()), None)
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _snapshots(
+    specs: Sequence[str], times: Sequence[float], options: ReadOptions
+) -> tuple[list[Table], tuple[float, ...]]:
+    """The snapshots within one annotated file."""
+    if len(specs) != 1 or Path(specs[0]).suffix.lower() != ".h5ad":
+        raise InvalidInputError(f"a time key goes with one .h5ad file, got {' '.join(specs) or 'no file'}.")
+    data = read_annotated(existing_file(Path(specs[0])), options.representation, options.time_key)
+    whole = array_rows(specs[0], data.array, options)
+    stamps = np.asarray(data.times)
+    known = np.unique(stamps)
+    wanted = tuple(float(t) for t in times or known)
+    missing = [t for t in wanted if t not in known]
+    if missing or len(wanted) < 2:
+        listed = ", ".join(f"{t:g}" for t in known)
+        problem = f"no cells at {missing[0]:g}" if missing else "two times are needed"
+        raise InvalidInputError(f"{specs[0]}: obs[{options.time_key!r}] has times {listed}; {problem}.")
+    parts = [ArrayRows(f"{specs[0]} at {t:g}", data.array[stamps == t], whole.dtype) for t in wanted]
+    digest = _digest(specs[0])
+    return [_table(part, digest) for part in parts], wanted
+
+
+def _check_counts(specs: Sequence[str], times: Sequence[float]) -> None:
+    if len(specs) < 2:
+        raise InvalidInputError(
+            f"{len(specs)} data set(s) given; a bridge needs two, a source and a target, or one .h5ad file with a time "
+            "key."
+        )
+    if times and len(times) != len(specs):
+        raise InvalidInputError(f"{len(specs)} data sets and {len(times)} times given; one time for each is needed.")
+    if len(specs) > 2 and not times:
+        raise InvalidInputError(f"{len(specs)} data sets need their times: --times, one for each, rising.")
+
+
+def _check_alike(tables: Sequence[Table]) -> None:
+    first = tables[0]
+    for other in tables[1:]:
+        if other.dim != first.dim:
+            raise InvalidInputError(
+                f"{first.name} has {first.dim} columns, {other.name} has {other.dim}. A bridge needs both in the same "
+                "space: project them on common coordinates."
+            )
+        for left, right in zip(first.columns, other.columns, strict=False):
+            if left != right:
+                raise InvalidInputError(
+                    f"columns differ: {left!r} in {first.name} stands where {other.name} has {right!r}. Put them in "
+                    "one order, or choose by name (--columns)."
+                )
+        if other.rows.dtype != first.rows.dtype:
+            raise InvalidInputError(
+                f"{first.name} is {str(first.rows.dtype)[6:]}, {other.name} {str(other.rows.dtype)[6:]}. "
+                "Bring them to one type (--dtype float32)."
+            )

@@ -1,0 +1,238 @@
+"""What stands at an end of a bridge: samples, a closed-form law, or an unnormalised density."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.registry import register
+from sbridge.scaling import AffineScaling
+
+
+class Law(ABC):
+    """A probability law on ``R^dim``."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """The dimension of its space."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """``n`` independent draws, shape ``(n, dim)``."""
+
+    @abstractmethod
+    def rescaled(self, scaling: AffineScaling) -> Law:
+        """The law of ``(X − shift) / scale``."""
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Samples(Law):
+    """The empirical law of ``rows`` of shape ``(n, dim)``, with optional ``weights`` of shape ``(n,)`` (sum 1).
+
+    Raises:
+        InvalidInputError: for fewer than two rows, another shape or dtype, NaN or infinities, or weights
+            that are negative or do not sum to one.
+    """
+
+    rows: Tensor
+    weights: Tensor | None = None
+    holds_training_rows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_rows(self.rows, "rows")
+        if self.weights is not None:
+            w = self.weights
+            if w.shape != self.rows.shape[:1] or not bool((w >= 0).all()) or abs(float(w.sum()) - 1) > 1e-4:
+                raise InvalidInputError(
+                    f"weights must be {len(self.rows)} non-negative numbers with sum 1, got shape {tuple(w.shape)} "
+                    f"and sum {float(w.sum()):g}."
+                )
+
+    @property
+    def dim(self) -> int:
+        """The number of columns."""
+        return self.rows.shape[1]
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """``n`` rows, drawn with replacement."""
+        if self.weights is None:
+            index = torch.randint(len(self.rows), (n,), generator=generator, device=generator.device)
+        else:
+            index = torch.multinomial(self.weights.to(generator.device), n, replacement=True, generator=generator)
+        return self.rows[index.to(self.rows.device)]
+
+    def rescaled(self, scaling: AffineScaling) -> Samples:
+        """The scaled rows with the same weights."""
+        return Samples(scaling.to_model(self.rows), self.weights)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Gaussian(Law):
+    """``N(mean, covariance)``; ``mean`` of shape ``(dim,)``, ``covariance`` ``(dim, dim)``.
+
+    Raises:
+        InvalidInputError: if the shapes do not fit or the covariance is not positive definite.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    def __post_init__(self) -> None:
+        dim = self.mean.shape[0] if self.mean.ndim == 1 else -1
+        if self.covariance.shape != (dim, dim):
+            raise InvalidInputError(
+                f"a Gaussian needs mean (dim,) and covariance (dim, dim), got {tuple(self.mean.shape)} and "
+                f"{tuple(self.covariance.shape)}."
+            )
+        symmetric = torch.allclose(self.covariance, self.covariance.mT, rtol=1e-5)
+        if not symmetric or int(torch.linalg.cholesky_ex(self.covariance).info):
+            raise InvalidInputError("the covariance of a Gaussian must be symmetric and positive definite.")
+
+    @property
+    def dim(self) -> int:
+        """The length of the mean."""
+        return self.mean.shape[0]
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """``mean + L ξ`` with ``L Lᵀ = covariance``."""
+        noise = torch.randn(n, self.dim, generator=generator, device=generator.device, dtype=self.mean.dtype)
+        return self.mean + noise.to(self.mean.device) @ torch.linalg.cholesky(self.covariance).mT
+
+    def rescaled(self, scaling: AffineScaling) -> Gaussian:
+        """Scaled mean, and ``covariance_ij / (scale_i scale_j)``."""
+        return Gaussian(scaling.to_model(self.mean), _scaled_covariance(self.covariance, scaling))
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """``log N(x; mean, covariance)``, shape ``(batch,)``."""
+        root = torch.linalg.cholesky(self.covariance)
+        z = torch.linalg.solve_triangular(root, (x - self.mean).mT, upper=False)
+        return -0.5 * (z.square().sum(0) + self.dim * math.log(2 * math.pi)) - root.diagonal().log().sum()
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class GaussianMixture(Law):
+    """``Σ_k weights_k N(means_k, covariances_k)``; shapes ``(K,)``, ``(K, dim)``, ``(K, dim, dim)``."""
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+    def __post_init__(self) -> None:
+        count, dim = self.means.shape if self.means.ndim == 2 else (-1, -1)
+        if self.weights.shape != (count,) or self.covariances.shape != (count, dim, dim):
+            raise InvalidInputError(
+                "a Gaussian mixture needs weights (K,), means (K, dim) and covariances (K, dim, dim), got "
+                f"{tuple(self.weights.shape)}, {tuple(self.means.shape)} and {tuple(self.covariances.shape)}."
+            )
+        if not bool((self.weights >= 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-4:
+            raise InvalidInputError(f"mixture weights must be non-negative with sum 1, got {self.weights.tolist()}.")
+        if bool(torch.linalg.cholesky_ex(self.covariances).info.any()):
+            raise InvalidInputError("every covariance of a mixture must be positive definite.")
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the means."""
+        return self.means.shape[1]
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draws components, then points."""
+        device = generator.device
+        which = torch.multinomial(self.weights.to(device), n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.dim, generator=generator, device=device, dtype=self.means.dtype)
+        which, noise = which.to(self.means.device), noise.to(self.means.device)
+        rows = self.means[which]
+        for k, root in enumerate(torch.linalg.cholesky(self.covariances)):
+            rows[which == k] += noise[which == k] @ root.mT  # one matrix a component, not one a row
+        return rows
+
+    def rescaled(self, scaling: AffineScaling) -> GaussianMixture:
+        """Every component scaled."""
+        return GaussianMixture(
+            self.weights, scaling.to_model(self.means), _scaled_covariance(self.covariances, scaling)
+        )
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """``log Σ_k w_k N(x; μ_k, Σ_k)``, shape ``(batch,)``."""
+        parts = [Gaussian(m, c).log_density(x) for m, c in zip(self.means, self.covariances, strict=True)]
+        return torch.logsumexp(torch.stack(parts, -1) + self.weights.log(), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Density(Law):
+    """A law known by its unnormalised log density ``(batch, dim) → (batch,)`` only: it cannot be sampled."""
+
+    log_density: Callable[[Tensor], Tensor]
+    dimension: int
+
+    @property
+    def dim(self) -> int:
+        """The dimension it was declared with."""
+        return self.dimension
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Raises UnsupportedError: sampling it is what a solver is for."""
+        raise UnsupportedError(
+            "a Density has no sampler; give samples, a Gaussian or a GaussianMixture, or a solver for density ends."
+        )
+
+    def rescaled(self, scaling: AffineScaling) -> Density:
+        """The density of the scaled variable, up to its constant."""
+        return Density(lambda x: self.log_density(scaling.to_data(x)), self.dimension)
+
+
+def _scaled_covariance(covariance: Tensor, scaling: AffineScaling) -> Tensor:
+    inverse = (1.0 / scaling.scale.to(covariance)).expand(covariance.shape[-1])
+    return covariance * inverse.unsqueeze(-1) * inverse
+
+
+def as_law(value: Law | Tensor | np.ndarray, name: str) -> Law:
+    """``value`` as a :class:`Law`: an array or tensor of rows becomes :class:`Samples`.
+
+    Raises:
+        InvalidInputError: if it is neither a law nor a two-dimensional floating-point array of finite rows.
+    """
+    if isinstance(value, Law):
+        return value
+    return Samples(as_rows(value, name))
+
+
+def as_rows(value: Tensor | np.ndarray, name: str, *, least: int = 2) -> Tensor:
+    """A floating-point array or tensor of shape ``(n, dim)`` as a checked tensor (float32 or float64 stay)."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.newbyteorder("=") not in (np.float32, np.float64):
+            raise InvalidInputError(
+                f"{name} has dtype {value.dtype}; floating point is needed: use {name}.astype(numpy.float32)."
+            )
+        value = torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
+    if not isinstance(value, Tensor):
+        raise InvalidInputError(f"{name} must be an array, a tensor or a Law, got {type(value).__name__}.")
+    check_rows(value, name, least=least)
+    return value
+
+
+def check_rows(rows: Tensor, name: str, *, least: int = 2) -> None:
+    """Raises InvalidInputError unless ``rows`` is a finite float32/float64 tensor ``(n ≥ least, dim ≥ 1)``."""
+    if rows.ndim != 2 or rows.shape[1] < 1:
+        raise InvalidInputError(f"{name} must have shape (rows, columns), got {tuple(rows.shape)}.")
+    if rows.dtype not in (torch.float32, torch.float64):
+        raise InvalidInputError(f"{name} has dtype {rows.dtype}; use {name}.float() or {name}.double().")
+    if len(rows) < least:
+        raise InvalidInputError(f"{name} has {len(rows)} row(s); at least {least} are needed.")
+    bad = torch.nonzero(~torch.isfinite(rows).all(1)).flatten()
+    if len(bad):
+        raise InvalidInputError(
+            f"{name} has {len(bad)} row(s) with NaN or infinite entries (first: row {int(bad[0])}); "
+            "remove or impute them."
+        )

@@ -1,0 +1,22 @@
+"""Path measures: a reference, a control, a start and a direction; and how far two of them are apart."""
+
+from sbridge.measures.estimates import Estimate, ImportanceWeights, effective_sample_size, importance_weights
+from sbridge.measures.measure import EndKernel, PathMeasure, Paths
+from sbridge.measures.ratios import energy, jeffreys, kernel_log_ratio, log_ratio, path_kl
+from sbridge.processes.chain import Direction
+
+__all__ = [
+    "Direction",
+    "EndKernel",
+    "Estimate",
+    "ImportanceWeights",
+    "PathMeasure",
+    "Paths",
+    "effective_sample_size",
+    "energy",
+    "importance_weights",
+    "jeffreys",
+    "kernel_log_ratio",
+    "log_ratio",
+    "path_kl",
+]

@@ -1,0 +1,85 @@
+"""Monte Carlo means with their errors, and importance weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError, NonFiniteError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A Monte Carlo mean.
+
+    Args:
+        value: the mean.
+        standard_error: its standard error.
+        samples: the number of independent samples.
+        effective_sample_size: of the importance weights that go with it, if any do.
+    """
+
+    value: float
+    standard_error: float
+    samples: int
+    effective_sample_size: float | None = None
+
+    @classmethod
+    def of(cls, values: Tensor, effective_sample_size: float | None = None) -> Estimate:
+        """The mean of independent ``values``, shape ``(n,)``, ``n ≥ 2``."""
+        if values.ndim != 1 or len(values) < 2:
+            raise InvalidInputError(
+                f"a standard error takes at least two values of shape (n,), got shape {tuple(values.shape)}."
+            )
+        values = values.detach().double()
+        error = float(values.std()) / math.sqrt(len(values))
+        return cls(float(values.mean()), error, len(values), effective_sample_size)
+
+    def __str__(self) -> str:
+        """The value with its standard error, in two digits of the latter."""
+        error = self.standard_error
+        digits = max(0, 1 - math.floor(math.log10(error))) if 0.0 < error < math.inf else 6
+        size = "" if self.effective_sample_size is None else f", effective {self.effective_sample_size:.0f}"
+        return f"{self.value:.{digits}f} ± {error:.{digits}f} (s.e., n = {self.samples}{size})"
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceWeights:
+    """Self-normalised weights.
+
+    Args:
+        values: non-negative with sum 1, shape ``(n,)``.
+        effective_sample_size: ``1 / Σ values²``, between 1 and ``n``.
+        log_mean: the logarithm of the mean of the weights as they were: an estimate of the log ratio of normalisers.
+    """
+
+    values: Tensor
+    effective_sample_size: float
+    log_mean: float
+
+
+def importance_weights(log_weights: Tensor) -> ImportanceWeights:
+    """Normalised weights from logarithms of shape ``(n,)``, known up to a constant; ``−∞`` is weight zero.
+
+    Raises:
+        InvalidInputError: for another shape, or if every weight is zero.
+        NonFiniteError: for NaN or ``+∞``.
+    """
+    if log_weights.ndim != 1 or len(log_weights) < 1:
+        raise InvalidInputError(f"log weights must have shape (n,), got {tuple(log_weights.shape)}.")
+    if bool((log_weights.isnan() | log_weights.isposinf()).any()):
+        raise NonFiniteError("log weights contain NaN or +inf: the simulation or the densities behind them broke down.")
+    if bool(log_weights.isneginf().all()):
+        raise InvalidInputError("every weight is zero: the two measures do not overlap on these samples.")
+    values = torch.softmax(log_weights, 0)
+    size = 1.0 / float(values.detach().double().square().sum())
+    log_mean = float(torch.logsumexp(log_weights.detach().double(), 0)) - math.log(len(log_weights))
+    return ImportanceWeights(values, size, log_mean)
+
+
+def effective_sample_size(log_weights: Tensor) -> float:
+    """``(Σ w)² / Σ w²`` from logarithms (Kish); errors as in :func:`importance_weights`."""
+    return importance_weights(log_weights).effective_sample_size

@@ -1,0 +1,270 @@
+"""A path measure and its paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sbridge.controls import Control
+from sbridge.errors import InvalidInputError
+from sbridge.laws import Law, as_rows
+from sbridge.processes.base import LinearProcess, Process, check_time
+from sbridge.processes.chain import Chain, Direction, StepRule, default_rule
+from sbridge.random import ROW_BLOCK, NormalNoise, Seed, as_seed, derive, generator
+from sbridge.registry import register
+from sbridge.simulation import Detached, Gradient, propagate, simulate
+from sbridge.time import TimeGrid
+
+_HUNDRED_STEPS = TimeGrid.uniform(100)
+_CHUNK_NUMBERS = 2**20  # rows × dim of a chunk; 32 steps of its noise are held at a time, 128 MiB in float32
+_CHUNK_ROWS = 16 * ROW_BLOCK
+
+
+@runtime_checkable
+class EndKernel(Protocol):
+    """The exact law of the far end of a measure given the near one.
+
+    It may be given for a measure that moves between its ends like its process does, as every Schrödinger bridge:
+    :meth:`PathMeasure.interpolate` relies on that. Files can keep it if its class is registered.
+    """
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One far end for each row of ``x``, shape ``(batch, dim)``."""
+        ...
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The conditional mean of the far end, shape ``(batch, dim)``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """Simulated paths with all that Girsanov's formula needs.
+
+    Args:
+        x: states in the order visited, shape ``(N + 1, batch, dim)``; paths of a backward measure begin at ``T``.
+        noise: ``ξ``, shape ``(N, batch, dim)``.
+        v: values of the control they were made with, shape ``(N, batch, dim)``.
+        chain: their steps, ``x_{j+1} = m_j(x_j) + L_j (√Δ_j v_j + ξ_j)``.
+    """
+
+    x: Tensor
+    noise: Tensor
+    v: Tensor
+    chain: Chain
+
+    @property
+    def t(self) -> Tensor:
+        """Bridge times of the states, float64, shape ``(N + 1,)``; falling if the measure runs backward."""
+        return self.chain.visited
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class PathMeasure:
+    """The law of ``dX = (b + σu) dt + σ dW``, forward from ``t = 0`` or backward from ``t = T``.
+
+    A backward measure follows ``dY = (−b + σû) ds + σ dB`` in ``s = T − t``; its control too is called with bridge
+    time. All times are bridge times in ``[0, T]``, in the unit of the process. Dtype and device of results are
+    those of the start states. For one seed a row does not depend on how the batch is cut into chunks (up to the
+    rounding of matrix products). Gradients are off except in :meth:`simulate`.
+
+    Args:
+        process: the reference.
+        control: ``u`` or ``û``, any ``(t, x) → (batch, dim)`` in noise units; ``None`` for zero.
+        start: the law at ``t = 0`` (forward) or ``t = T`` (backward).
+        direction: which way it runs.
+        grid: the steps of simulations.
+        rule: how a step is made; by default exactly for linear processes, by Euler–Maruyama for others.
+        end_kernel: the exact law of the far end given the near one, when it is known.
+
+    Raises:
+        InvalidInputError: if dimensions disagree, or the direction or the control is of another kind.
+    """
+
+    process: Process
+    control: Control | None
+    start: Law
+    direction: Direction = Direction.FORWARD
+    grid: TimeGrid = _HUNDRED_STEPS
+    rule: StepRule | None = None
+    end_kernel: EndKernel | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.direction, Direction):
+            raise InvalidInputError(f"direction is Direction.FORWARD or Direction.BACKWARD, got {self.direction!r}.")
+        if self.control is not None and not callable(self.control):
+            raise InvalidInputError(f"control must be a function (t, x) -> u, or None; got {self.control!r}.")
+        if self.process.dim not in (None, self.start.dim):
+            raise InvalidInputError(
+                f"the process has dimension {self.process.dim}, its start law {self.start.dim}; they must agree."
+            )
+
+    def chain(self, like: Tensor, grid: TimeGrid | None = None) -> Chain:
+        """Its steps on ``grid`` (by default its own), in the dtype and on the device of ``like``."""
+        times = (grid or self.grid).times(self.process.horizon)
+        return Chain(self.process, times, self.direction, self.rule or default_rule(self.process), like)
+
+    def starts(self, n: int, *, seed: Seed) -> Tensor:
+        """The start states of ``sample(n, seed=seed)``, shape ``(n, dim)``."""
+        check_count(n, "n")
+        return self.start.sample(n, generator(derive(as_seed(seed), "start")))
+
+    def sample(self, n: int, *, seed: Seed) -> Paths:
+        """``n`` paths from the start law, kept whole: :meth:`simulate` from :meth:`starts`."""
+        seed = as_seed(seed)
+        return self.simulate(self.starts(n, seed=seed), seed=seed)
+
+    def simulate(self, x: Tensor, *, seed: Seed, gradient: Gradient = Detached()) -> Paths:
+        """One path from each row of ``x``, kept whole with its noise.
+
+        Args:
+            x: start states, shape ``(batch, dim)``.
+            seed: of the noise.
+            gradient: ``Detached()``, or ``Backprop()`` to differentiate through states and control values.
+
+        Raises:
+            InvalidInputError: for states of another shape, or with NaN.
+            NonFiniteError: if a path stops being finite.
+        """
+        x = self._check_states(x)
+        chain = self.chain(x)
+        noise = noise_for(x, chain.length, as_seed(seed)).stored()
+        states, controls = simulate(chain, self.control, x, noise, gradient)
+        return Paths(states, noise, controls, chain)
+
+    @torch.no_grad()
+    def marginals(self, times: Sequence[float] | Tensor, n: int, *, seed: Seed, chunk: int | None = None) -> Tensor:
+        """States of ``n`` paths at ``times``, shape ``(len(times), n, dim)``, without keeping the paths.
+
+        At times on the grid these are states of ``sample(n, seed=seed)``; other times are put into the grid.
+
+        Args:
+            times: bridge times in any order.
+            n: number of paths.
+            seed: of start and noise.
+            chunk: rows treated at a time, rounded up to a multiple of 1024. By default as many as take some
+                100 MB of noise.
+        """
+        fractions = self._fractions(times)
+        grid, seed = self.grid.including(fractions), as_seed(seed)
+        starts = self.starts(n, seed=seed)
+        chain = self.chain(starts, grid)
+        places: dict[int, list[int]] = {}
+        for place, fraction in enumerate(fractions):
+            places.setdefault(self._steps_to(grid, fraction), []).append(place)
+        found = starts.new_empty(len(fractions), *starts.shape)
+        for rows, noise in pieces(starts, chain.length, seed, chunk):
+
+            def keep(j: int, x: Tensor, u: Tensor | None, rows: slice = rows) -> None:
+                for place in places.get(j, ()):
+                    found[place, rows] = x
+
+            propagate(chain, self.control, starts[rows], noise, keep, stop=max(places, default=0))
+        return found
+
+    @torch.no_grad()
+    def transport(self, x: Tensor, *, seed: Seed, chunk: int | None = None) -> Tensor:
+        """The far end for each row of ``x``: from the end kernel if there is one, else simulated.
+
+        Args:
+            x: states at the near end, shape ``(batch, dim)``.
+            seed: of the draws.
+            chunk: as in :meth:`marginals`.
+        """
+        x, seed = self._check_states(x), as_seed(seed)
+        if self.end_kernel is not None:
+            return _draw_ends(self.end_kernel, x, seed)
+        return self._run(x, self.grid, self.grid.steps, seed, chunk)
+
+    @torch.no_grad()
+    def conditional_mean(self, x: Tensor, *, seed: Seed, draws: int = 64) -> Tensor:
+        """``E[far end | near end]`` for each row of ``x``: exact with an end kernel, else over ``draws`` transports."""
+        x, seed = self._check_states(x), as_seed(seed)
+        if self.end_kernel is not None:
+            return self.end_kernel.mean(x)
+        check_count(draws, "draws")
+        total = torch.zeros_like(x)
+        for draw in range(draws):
+            total += self.transport(x, seed=derive(seed, "mean", draw))
+        return total / draws
+
+    @torch.no_grad()
+    def interpolate(self, x: Tensor, t: float, *, seed: Seed, chunk: int | None = None) -> Tensor:
+        """The states at time ``t`` of paths that start in the rows of ``x``, shape ``(batch, dim)``.
+
+        With an end kernel and a linear process: the ends of :meth:`transport` for the same seed, then the pinned
+        bridge, without time steps. Else: simulated on the grid with ``t`` put in, and stopped there.
+
+        Args:
+            x: states at the near end.
+            t: bridge time; at the near end the answer is ``x``.
+            seed: of the draws.
+            chunk: as in :meth:`marginals`.
+        """
+        x, seed = self._check_states(x), as_seed(seed)
+        (fraction,) = self._fractions([t])
+        near, far = (0.0, 1.0) if self.direction is Direction.FORWARD else (1.0, 0.0)
+        if fraction == near:
+            return x
+        if self.end_kernel is None or not isinstance(self.process, LinearProcess):
+            grid = self.grid.including([fraction])
+            return self._run(x, grid, self._steps_to(grid, fraction), seed, chunk)
+        end = _draw_ends(self.end_kernel, x, seed)
+        if fraction == far:
+            return end
+        first, last = (x, end) if near < far else (end, x)
+        return self.process.pinned(float(t)).sample(first, last, noise_for(x, 1, derive(seed, "bridge")).step(0))
+
+    def _check_states(self, x: Tensor) -> Tensor:
+        x = as_rows(x, "x", least=1)
+        if x.shape[1] != self.start.dim:
+            raise InvalidInputError(f"x has {x.shape[1]} columns; the measure has dimension {self.start.dim}.")
+        return x
+
+    def _fractions(self, times: Sequence[float] | Tensor) -> list[float]:
+        horizon = self.process.horizon
+        return [min(float(check_time(float(t), horizon)) / horizon, 1.0) for t in times]
+
+    def _steps_to(self, grid: TimeGrid, fraction: float) -> int:
+        index = grid.index(fraction)
+        return index if self.direction is Direction.FORWARD else grid.steps - index
+
+    def _run(self, x: Tensor, grid: TimeGrid, steps: int, seed: int, chunk: int | None) -> Tensor:
+        chain, end = self.chain(x, grid), torch.empty_like(x)
+        for rows, noise in pieces(x, grid.steps, seed, chunk):
+            end[rows] = propagate(chain, self.control, x[rows], noise, stop=steps)
+        return end
+
+
+def noise_for(x: Tensor, steps: int, seed: int) -> NormalNoise:
+    """The noise that ``seed`` gives to paths from the rows of ``x``."""
+    return NormalNoise(derive(seed, "noise"), steps, *x.shape, dtype=x.dtype, device=x.device)
+
+
+def pieces(x: Tensor, steps: int, seed: int, chunk: int | None) -> Iterator[tuple[slice, NormalNoise]]:
+    """Chunks of the rows of ``x``, each with its part of the noise."""
+    if chunk is None:
+        chunk = min(_CHUNK_ROWS, max(_CHUNK_NUMBERS // x.shape[1], 1))
+    check_count(chunk, "chunk")
+    size = -(-chunk // ROW_BLOCK) * ROW_BLOCK
+    noise = noise_for(x, steps, seed)
+    for first in range(0, len(x), size):
+        last = min(first + size, len(x))
+        yield slice(first, last), noise.rows(first, last)
+
+
+def check_count(value: int, name: str) -> None:
+    """InvalidInputError unless ``value`` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidInputError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def _draw_ends(kernel: EndKernel, x: Tensor, seed: int) -> Tensor:
+    """Ends drawn block by block, each with its own generator, so that memory is bounded and rows are settled."""
+    blocks = enumerate(x.split(ROW_BLOCK))
+    return torch.cat([kernel.draw(rows, generator(derive(seed, "end", i), x.device)) for i, rows in blocks])

@@ -1,0 +1,26 @@
+"""Figures: every function takes a thing and ``ax=None`` and returns the matplotlib ``Axes`` it drew on.
+
+Without ``ax`` a bare ``matplotlib.figure.Figure`` is made, reached as ``axes.figure``; pyplot, its current figure,
+the backend and ``rcParams`` are never touched. Blue is the source (``t = 0``), vermillion the target (``t = T``),
+what lies between is coloured by time. Data of more than two dimensions are drawn in the plane of the first two
+principal components of both ends (:class:`Projection`), one-dimensional data against time.
+"""
+
+from sbridge.plotting.clouds import marginals
+from sbridge.plotting.couplings import coupling
+from sbridge.plotting.courses import trajectories
+from sbridge.plotting.fields import drift_field, velocity_field
+from sbridge.plotting.histories import history
+from sbridge.plotting.projection import Projection
+from sbridge.plotting.standard import standard_figures
+
+__all__ = [
+    "Projection",
+    "coupling",
+    "drift_field",
+    "history",
+    "marginals",
+    "standard_figures",
+    "trajectories",
+    "velocity_field",
+]

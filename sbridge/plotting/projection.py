@@ -1,0 +1,108 @@
+"""The plane in which data of more than two dimensions are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+
+_MOST_ROWS = 4000
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """One or two coordinates of a state: the state itself up to two dimensions, principal components beyond.
+
+    Make one with :meth:`fit` and hand it to several figures, so that they show the same plane.
+
+    Args:
+        centre: shape ``(dim,)``, float64.
+        directions: orthonormal columns, shape ``(dim, 1 | 2)``, float64.
+        labels: axis labels, one per column.
+        explained: the share of the variance of the two ends that each column carries.
+    """
+
+    centre: np.ndarray
+    directions: np.ndarray
+    labels: tuple[str, ...]
+    explained: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, x0: Tensor, x1: Tensor) -> Projection:
+        """The first two principal components of both ends pooled, each end with the same weight.
+
+        At most 4000 evenly spaced rows of an end are used. Signs are fixed by making each direction's largest
+        entry positive.
+
+        Raises:
+            InvalidInputError: if the ends have different numbers of columns.
+        """
+        if x0.ndim != 2 or x1.ndim != 2 or x0.shape[1] != x1.shape[1]:
+            raise InvalidInputError(
+                f"a projection needs two sets of rows with equal columns, got {tuple(x0.shape)} and {tuple(x1.shape)}."
+            )
+        dim = x0.shape[1]
+        if dim <= 2:
+            labels = ("$x$",) if dim == 1 else ("$x_1$", "$x_2$")
+            return cls(np.zeros(dim), np.eye(dim), labels, (1.0 / dim,) * dim)
+        count = min(len(x0), len(x1), _MOST_ROWS)
+        rows = np.concatenate([_spaced(x0, count), _spaced(x1, count)])
+        centre = rows.mean(0)
+        directions, explained = _components(rows - centre)
+        labels = tuple(f"PC {k + 1} ({_percent(share)} of variance)" for k, share in enumerate(explained))
+        return cls(centre, directions, labels, explained)
+
+    @property
+    def columns(self) -> int:
+        """1 or 2."""
+        return self.directions.shape[1]
+
+    def __call__(self, x: Tensor) -> np.ndarray:
+        """Coordinates of states ``(..., dim)``, shape ``(..., 1 | 2)``."""
+        return (_array(self._checked(x)) - self.centre) @ self.directions
+
+    def vectors(self, v: Tensor) -> np.ndarray:
+        """Components of directions ``(..., dim)`` in the plane: like states, but not centred."""
+        return _array(self._checked(v)) @ self.directions
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != len(self.centre):
+            raise InvalidInputError(
+                f"the projection was made for {len(self.centre)} columns, the states have {x.shape[-1]}."
+            )
+        return x
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().to("cpu", torch.float64).numpy()
+
+
+def _spaced(x: Tensor, count: int) -> np.ndarray:
+    return _array(x[torch.linspace(0, len(x) - 1, count).round().long().to(x.device)])
+
+
+def _components(rows: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
+    """First two right singular vectors of centred ``rows`` and their shares of the sum of squares."""
+    count, dim = rows.shape
+    total = float(np.square(rows).sum())
+    if total == 0.0:
+        return np.eye(dim)[:, :2], (0.0, 0.0)
+    # The smaller Gram matrix has the same leading eigenvalues.
+    gram = rows.T @ rows if dim <= count else rows @ rows.T
+    size = len(gram)
+    values, vectors = scipy.linalg.eigh(gram, subset_by_index=[size - 2, size - 1])
+    directions = (vectors if dim <= count else rows.T @ vectors)[:, ::-1]
+    # A second component without variance (two rows in all) still needs a direction.
+    directions = np.linalg.qr(directions)[0]
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(0)[None], axis=0)
+    shares = np.clip(values[::-1] / total, 0.0, 1.0)
+    return directions * np.where(largest < 0, -1.0, 1.0), (float(shares[0]), float(shares[1]))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"

@@ -1,0 +1,138 @@
+"""What all figures share: colours, mark sizes, fresh axes and small multiples.
+
+Nothing here touches pyplot, the backend or ``rcParams``: a figure made by this package is a bare
+``matplotlib.figure.Figure``, and every setting is made on the artist that it concerns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+
+# Okabe & Ito's blue and vermillion keep apart for every kind of colour vision. Time runs from one to the other, so a
+# colour means the same moment in every figure.
+SOURCE = "#0072B2"
+TARGET = "#D55E00"
+BACKDROP = "#B8B8B8"
+INK = "#333333"
+TIME = LinearSegmentedColormap.from_list("sbridge.time", [SOURCE, "#5A6BB0", "#8A63A0", "#B55E77", TARGET])
+
+_PANEL_INCHES = 2.5
+_BETWEEN_COLUMNS = 0.2
+_BETWEEN_ROWS = 0.8
+
+
+def axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.6)) -> Axes:
+    """``ax``, or the axes of a new figure of ``size`` inches."""
+    return Figure(figsize=size, layout="constrained").add_subplot() if ax is None else ax
+
+
+def panels(ax: Axes | None, count: int, shape: float, *, per_row: int) -> tuple[Axes, list[Axes]]:
+    """``count`` small multiples, each ``shape`` times as high as wide, inside one host axes; and the host.
+
+    The panels are the host's ``child_axes``; a single panel is the host itself.
+    """
+    if count == 1:
+        host = axes(ax)
+        return host, [host]
+    columns = min(count, per_row)
+    rows = math.ceil(count / columns)
+    wide = columns * _PANEL_INCHES + (columns - 1) * _BETWEEN_COLUMNS
+    tall = rows * shape * _PANEL_INCHES + (rows - 1) * _BETWEEN_ROWS
+    host = axes(ax, (wide + 0.7, tall + 0.8))
+    host.set_axis_off()
+    inner = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        left = column * (_PANEL_INCHES + _BETWEEN_COLUMNS) / wide
+        bottom = (rows - 1 - row) * (shape * _PANEL_INCHES + _BETWEEN_ROWS) / tall
+        inner.append(host.inset_axes((left, bottom, _PANEL_INCHES / wide, shape * _PANEL_INCHES / tall)))
+    return host, inner
+
+
+def point_size(count: int) -> float:
+    """Area of a mark, in points squared, for a cloud of ``count``."""
+    return float(np.clip(4000.0 / max(count, 1), 3.0, 14.0))
+
+
+def opacity(count: int, *, full: int = 150) -> float:
+    """Alpha of one mark among ``count``: opaque up to ``full`` of them, then falling like a square root."""
+    return float(np.clip(math.sqrt(full / max(count, 1)), 0.08, 0.9))
+
+
+def cloud(ax: Axes, points: np.ndarray, color: object, *, label: str | None = None, zorder: float = 2.0) -> None:
+    """A scatter of ``points`` (n, 2), small and light enough that dense regions stay readable."""
+    ax.scatter(
+        points[:, 0],
+        points[:, 1],
+        s=point_size(len(points)),
+        color=color,  # type: ignore[arg-type]
+        alpha=opacity(len(points), full=400),
+        linewidths=0,
+        label=label,
+        zorder=zorder,
+    )
+
+
+def tidy(ax: Axes) -> None:
+    """Two spines, quiet ticks."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color("#888888")
+    ax.tick_params(colors="#555555", labelsize=8)
+
+
+def plane(ax: Axes, labels: Sequence[str]) -> None:
+    """Two coordinates of one unit: labelled axes of equal aspect."""
+    tidy(ax)
+    ax.set_aspect("equal", adjustable="box")
+    ax.set_xlabel(labels[0])
+    ax.set_ylabel(labels[1])
+
+
+def legend(ax: Axes) -> None:
+    """A frameless legend above the axes, off the data, with marks that can be seen."""
+    shown = ax.legend(
+        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, frameon=False, fontsize=8, borderaxespad=0.2,
+        handletextpad=0.3, columnspacing=1.2,
+    )  # fmt: skip
+    for handle in shown.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
+            if hasattr(handle, "set_sizes"):
+                handle.set_sizes([18.0])  # type: ignore[attr-defined]
+
+
+def time_bar(ax: Axes, horizon: float) -> None:
+    """The colours of time, beside ``ax``."""
+    color_bar(ax, ScalarMappable(Normalize(0.0, horizon), TIME), "time $t$")
+
+
+def color_bar(ax: Axes, mappable: ScalarMappable, label: str) -> None:
+    """A bar as tall as ``ax``, also where an equal aspect makes that lower than its place in the figure."""
+    bar = ax.figure.colorbar(mappable, cax=ax.inset_axes((1.03, 0.0, 0.03, 1.0)))
+    bar.set_label(label)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(colors="#555555", labelsize=8)
+
+
+def spaced(count: int, most: int) -> np.ndarray:
+    """At most ``most`` evenly spaced indices below ``count``, the first and the last among them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
+
+
+def limits(points: np.ndarray, margin: float = 0.06) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper corner (each of shape ``(columns,)``) of all but a thousandth of ``points``, and a margin."""
+    low, high = np.quantile(points.reshape(-1, points.shape[-1]), [0.0005, 0.9995], axis=0)
+    pad = margin * np.maximum(high - low, 1e-12)
+    return low - pad, high + pad
+
+
+def shape(low: np.ndarray, high: np.ndarray) -> float:
+    """Height over width of a plane with these limits, kept between a half and two."""
+    return float(np.clip((high[1] - low[1]) / (high[0] - low[0]), 0.5, 2.0))

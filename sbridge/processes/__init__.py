@@ -1,0 +1,36 @@
+"""Reference processes: what a bridge departs from as little as it can."""
+
+from sbridge.processes.base import LinearProcess, Pinned, Process, Transition
+from sbridge.processes.brownian import BrownianMotion
+from sbridge.processes.chain import Chain, Direction, EulerMaruyama, ExactTransition, StepRule, default_rule
+from sbridge.processes.conformance import check_process
+from sbridge.processes.drift import DriftProcess
+from sbridge.processes.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from sbridge.processes.rescaled import RescaledLinearProcess, RescaledProcess, rescale
+from sbridge.processes.schedules import CosineSchedule, LinearSchedule, Schedule
+from sbridge.processes.variance import VarianceExploding, VariancePreserving
+
+__all__ = [
+    "BrownianMotion",
+    "Chain",
+    "CosineSchedule",
+    "Direction",
+    "DriftProcess",
+    "EulerMaruyama",
+    "ExactTransition",
+    "LinearProcess",
+    "LinearSchedule",
+    "OrnsteinUhlenbeck",
+    "Pinned",
+    "Process",
+    "RescaledLinearProcess",
+    "RescaledProcess",
+    "Schedule",
+    "StepRule",
+    "Transition",
+    "VarianceExploding",
+    "VariancePreserving",
+    "check_process",
+    "default_rule",
+    "rescale",
+]

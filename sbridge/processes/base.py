@@ -1,0 +1,234 @@
+"""Reference processes ``dX = b(t, X) dt + σ(t) dW`` on ``[0, T]``.
+
+:class:`Process` is any such equation; :class:`LinearProcess` is one with
+``b(t, x) = A(t) x + c(t)``, whose transitions, pinned bridges and gradients of the log transition
+density are closed forms. Both keep their numbers in float64 and cast to the dtype and device of
+the states that they act on. Times are floats, or float64 tensors of shape ``()`` or ``(batch,)``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.linear import LinearMap
+
+Time = float | Tensor
+
+
+class Process(ABC):
+    """``dX = b(t, X) dt + σ(t) dW``; σ does not depend on the state.
+
+    Attributes:
+        horizon: ``T > 0``.
+        dim: the dimension it is made for, or ``None`` when any will do.
+    """
+
+    horizon: float
+
+    @property
+    @abstractmethod
+    def dim(self) -> int | None:
+        """The dimension its coefficients fix, or ``None``."""
+
+    @abstractmethod
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        """``b(t, x)``, shape ``(batch, dim)``."""
+
+    @abstractmethod
+    def scale(self, t: Time) -> LinearMap:
+        """``σ(t)`` in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """``X_t | X_s = x ~ N(Φ x + k, Q)``.
+
+    Args:
+        map: ``Φ(t, s)``.
+        offset: ``k(t, s)``, of shape ``(..., 1 | dim)``.
+        covariance: ``Q(t, s)``.
+    """
+
+    map: LinearMap
+    offset: Tensor
+    covariance: LinearMap
+
+    def mean(self, x: Tensor) -> Tensor:
+        """``m(t | s, x) = Φ x + k``."""
+        return self.map.to(x)(x) + spread(self.offset, len(x)).to(x)
+
+    @cached_property
+    def root(self) -> LinearMap:
+        """``L`` with ``L Lᵀ = Q``."""
+        return self.covariance.cholesky()
+
+    @cached_property
+    def precision(self) -> LinearMap:
+        """``Q⁻¹``."""
+        return self.covariance.inverse()
+
+
+class LinearProcess(Process):
+    """``dX = (A(t) X + c(t)) dt + σ(t) dW``.
+
+    Subclasses say ``linear``, ``offset``, ``scale`` and ``transition``; the rest follows. Whatever depends on
+    times of shape ``(batch,)`` has that leading dimension, whatever depends on single times has none.
+    """
+
+    @abstractmethod
+    def linear(self, t: Time) -> LinearMap:
+        """``A(t)``."""
+
+    @abstractmethod
+    def offset(self, t: Time) -> Tensor:
+        """``c(t)``, shape ``(..., 1 | dim)``."""
+
+    @abstractmethod
+    def transition(self, s: Time, t: Time) -> Transition:
+        """The law of ``X_t`` given ``X_s``, ``0 ≤ s ≤ t ≤ T``."""
+
+    @final
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        """``A(t) x + c(t)``."""
+        return self.linear(t).to(x)(x) + spread(self.offset(t), len(x)).to(x)
+
+    @final
+    def pinned(self, t: Time) -> Pinned:
+        """The law of ``X_t`` given both ends, ``0 ≤ t ≤ T``."""
+        t = check_time(t, self.horizon)
+        return Pinned(self.transition(0.0, t), self.transition(t, self.horizon), self.transition(0.0, self.horizon))
+
+    @final
+    def pull(self, t: Time, x: Tensor, x_end: Tensor) -> Tensor:
+        """``∇_x log R(X_T = x_end | X_t = x) = Φᵀ Q⁻¹ (x_end − m(T | t, x))``, ``t < T``."""
+        ahead = self.transition(t, self.horizon)
+        return (ahead.map.T @ ahead.precision).to(x)(x_end - ahead.mean(x))
+
+    @final
+    def push(self, t: Time, x: Tensor, x_start: Tensor) -> Tensor:
+        """``∇_x log R(X_t = x | X_0 = x_start) = −Q⁻¹ (x − m(t | 0, x_start))``, ``t > 0``."""
+        behind = self.transition(0.0, t)
+        return -behind.precision.to(x)(x - behind.mean(x_start))
+
+    @final
+    def log_transition(self, s: Time, x: Tensor, t: Time, y: Tensor) -> Tensor:
+        """``log R(X_t = y | X_s = x)``, shape ``(batch,)``, ``s < t``."""
+        law = self.transition(s, t)
+        whitened = law.root.inverse().to(x)(y - law.mean(x))
+        dim = x.shape[1]
+        constant = spread(law.root.log_abs_det(dim), len(x), 0) + 0.5 * dim * math.log(2 * math.pi)
+        return -0.5 * whitened.square().sum(1) - constant.to(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Pinned:
+    """``X_t | X_0, X_T`` of a linear process, in forms that lose no digits near either end.
+
+    With ``Φ = Φ(T, t)``, ``Q = Q(T, t)``, ``Q_t = Q(t, 0)``, ``Q_T = Q(T, 0)`` and the residual
+    ``r = X_T − m(T | 0, X_0)``::
+
+        K = Q_t Φᵀ Q_T⁻¹                        mean = m(t | 0, X_0) + K r
+        Γ = (I − KΦ) Q_t (I − KΦ)ᵀ + K Q Kᵀ     X_t = mean + Γ^½ ζ,  ζ ~ N(0, I)
+
+    (conditioning of a Gaussian vector; ``Γ = Q_t − K Φ Q_t = (Q_t⁻¹ + Φᵀ Q⁻¹ Φ)⁻¹``, written as a sum of
+    positive terms, which also holds where Φ is close to singular, as it is for a fast mean reversion).
+    """
+
+    behind: Transition
+    ahead: Transition
+    whole: Transition
+
+    @cached_property
+    def gain(self) -> LinearMap:
+        """``K = Q_t Φᵀ Q_T⁻¹``."""
+        return self.behind.covariance @ self.ahead.map.T @ self.whole.precision
+
+    @cached_property
+    def covariance(self) -> LinearMap:
+        """``Γ``."""
+        gain, ahead = self.gain, self.ahead
+        kept = LinearMap(torch.ones_like(self.whole.offset[..., :1])) + -(gain @ ahead.map)
+        gamma = kept @ self.behind.covariance @ kept.T + gain @ ahead.covariance @ gain.T
+        return LinearMap(0.5 * (gamma.values + gamma.values.mT), dense=True) if gamma.dense else gamma
+
+    @cached_property
+    def root(self) -> LinearMap:
+        """``Γ^½``."""
+        return self.covariance.cholesky()
+
+    def mean(self, x_start: Tensor, x_end: Tensor) -> Tensor:
+        """``E[X_t | X_0, X_T]``."""
+        return self.behind.mean(x_start) + self.gain.to(x_start)(self.residual(x_start, x_end))
+
+    def sample(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
+        """``mean + Γ^½ noise``."""
+        return self.mean(x_start, x_end) + self.root.to(noise)(noise)
+
+    @cached_property
+    def steady(self) -> LinearMap:
+        """``Φᵀ Q_T⁻¹``, which acts on the residual in both gradients."""
+        return self.ahead.map.T @ self.whole.precision
+
+    @cached_property
+    def shaking_ahead(self) -> LinearMap:
+        """``Φᵀ Q⁻¹ Φ Γ^½``, ``t < T``."""
+        return self.ahead.map.T @ self.ahead.precision @ self.ahead.map @ self.root
+
+    @cached_property
+    def shaking_behind(self) -> LinearMap:
+        """``Q_t⁻¹ Γ^½``, ``t > 0``."""
+        return self.behind.precision @ self.root
+
+    def residual(self, x_start: Tensor, x_end: Tensor) -> Tensor:
+        """``r = X_T − m(T | 0, X_0)``."""
+        return x_end - self.whole.mean(x_start)
+
+    def pull(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
+        """``∇_x log R(X_T | X_t = x)`` at ``x = sample(x_start, x_end, noise)``, for ``t < T``.
+
+        ``Φᵀ(Q_T⁻¹ r − Q⁻¹ Φ Γ^½ ζ)``: the difference ``X_T − m(T | t, X_t)`` is never formed, so float32
+        holds up to ``t → T``.
+        """
+        return self.steady.to(noise)(self.residual(x_start, x_end)) - self.shaking_ahead.to(noise)(noise)
+
+    def push(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
+        """``∇_x log R(X_t = x | X_0)`` at the same ``x``: ``−(Φᵀ Q_T⁻¹ r + Q_t⁻¹ Γ^½ ζ)``, ``t > 0``."""
+        return -(self.steady.to(noise)(self.residual(x_start, x_end)) + self.shaking_behind.to(noise)(noise))
+
+
+def spread(values: Tensor, rows: int, single: int = 1) -> Tensor:
+    """Values given once per time as one per row, each for its block of rows.
+
+    Left alone if ``values`` has ``single`` axes: then they belong to one time.
+    """
+    return values if values.ndim == single else values.repeat_interleave(rows // len(values), 0)
+
+
+def check_horizon(horizon: float | int) -> float:
+    """``horizon`` as a float; InvalidInputError unless positive and finite."""
+    if not (isinstance(horizon, (int, float)) and math.isfinite(horizon) and horizon > 0):
+        raise InvalidInputError(f"horizon must be a positive number, got {horizon!r}.")
+    return float(horizon)
+
+
+def check_time(t: Time, horizon: float) -> Time:
+    """``t`` itself; InvalidInputError unless it lies in ``[0, horizon]``."""
+    low, high = (float(t.min()), float(t.max())) if isinstance(t, Tensor) else (t, t)
+    if not (low >= 0.0 and high <= horizon * (1 + 1e-12)):
+        raise InvalidInputError(
+            f"time must lie in [0, {horizon:g}], got {low:g}" + (f" … {high:g}." if high > low else ".")
+        )
+    return t
+
+
+def as_time(t: Time) -> Tensor:
+    """``t`` in float64 on the CPU, where coefficients live, with a trailing axis: shape ``(..., 1)``."""
+    return torch.as_tensor(t, dtype=torch.float64, device="cpu").unsqueeze(-1)

@@ -1,0 +1,199 @@
+"""The one step that every simulation and every path measure is made of.
+
+    forward    x_{k+1} = m_k(x_k) + L_k (√Δ_k u(t_k, x_k) + ξ_k)
+    backward   x_k = m'_k(x_{k+1}) + L'_k (√Δ_k û(t_{k+1}, x_{k+1}) + ξ'_k)
+
+Two rules give ``m`` and ``L``. :class:`EulerMaruyama`: ``m = x + Δ b(t_k, x)``, ``L = √Δ σ(t_k)``;
+backward ``m' = x − Δ b(t_k, x)`` with the same ``L``. :class:`ExactTransition`, for linear processes:
+``m = Φ x + c``, ``L Lᵀ = Q``; backward ``m' = Φ⁻¹(x − c)``, ``L' = Φ⁻¹ L``: the uncontrolled chain
+then has no time-stepping error at all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import UnsupportedError
+from sbridge.linear import LinearMap
+from sbridge.processes.base import LinearProcess, Process
+from sbridge.registry import register
+
+
+@register
+class Direction(Enum):
+    """Which way along bridge time a measure runs."""
+
+    FORWARD = 1
+    BACKWARD = -1
+
+
+class StepRule(ABC):
+    """How a process becomes a chain."""
+
+    @abstractmethod
+    def steps(self, process: Process, times: Tensor, direction: Direction, like: Tensor) -> Steps:
+        """The steps between consecutive ``times`` (rising), in the dtype and on the device of ``like``."""
+
+
+class Steps(ABC):
+    """Per-step means and roots; ``k`` counts intervals ``[t_k, t_{k+1}]`` in bridge time."""
+
+    @abstractmethod
+    def move(self, k: int, x: Tensor) -> Tensor:
+        """How far the uncontrolled step over interval ``k`` moves ``x`` in the mean, ``m_k(x) − x``."""
+
+    @abstractmethod
+    def root(self, k: int) -> LinearMap:
+        """``L_k``."""
+
+
+@register
+@dataclass(frozen=True)
+class ExactTransition(StepRule):
+    """Exact transition mean and covariance root of a linear process."""
+
+    def steps(self, process: Process, times: Tensor, direction: Direction, like: Tensor) -> Steps:
+        """Raises UnsupportedError unless the process is linear."""
+        if not isinstance(process, LinearProcess):
+            raise UnsupportedError(
+                f"ExactTransition needs a LinearProcess, got {type(process).__name__}; use EulerMaruyama()."
+            )
+        law = process.transition(times[:-1], times[1:])
+        minus_one = LinearMap(-torch.ones(1, dtype=torch.float64, device=law.map.values.device))
+        if direction is Direction.FORWARD:
+            return _AffineSteps.of(law.map + minus_one, law.offset, law.root, like)
+        back = law.map.inverse()
+        # A dense map meets an offset of one number only when that is spread over the coordinates.
+        offset = law.offset.expand(*law.offset.shape[:-1], back.dim or law.offset.shape[-1])
+        return _AffineSteps.of(back + minus_one, -back(offset), back @ law.root, like)
+
+
+@register
+@dataclass(frozen=True)
+class EulerMaruyama(StepRule):
+    """``m = x ± Δ b(t_k, x)``, ``L = √Δ σ(t_k)``; ``b`` and ``σ`` at the interval's left end either way."""
+
+    def steps(self, process: Process, times: Tensor, direction: Direction, like: Tensor) -> Steps:
+        """Works for every process."""
+        root = process.scale(times[:-1]) * times.diff().sqrt()
+        return _EulerSteps(process, times.tolist(), direction.value, root.to(like).unbind())
+
+
+@dataclass(frozen=True, eq=False)
+class _AffineSteps(Steps):
+    """``m_k(x) − x = A_k x + c_k``: with ``A = Φ − 1`` from float64, nothing cancels in float32."""
+
+    maps: list[LinearMap]
+    offsets: tuple[Tensor, ...]
+    roots: list[LinearMap]
+
+    @classmethod
+    def of(cls, maps: LinearMap, offsets: Tensor, roots: LinearMap, like: Tensor) -> _AffineSteps:
+        return cls(maps.to(like).unbind(), offsets.to(like).unbind(0), roots.to(like).unbind())
+
+    def move(self, k: int, x: Tensor) -> Tensor:
+        return self.maps[k].add(self.offsets[k], x)
+
+    def root(self, k: int) -> LinearMap:
+        return self.roots[k]
+
+
+@dataclass(frozen=True, eq=False)
+class _EulerSteps(Steps):
+    process: Process
+    times: list[float]
+    sign: int
+    roots: list[LinearMap]
+
+    def move(self, k: int, x: Tensor) -> Tensor:
+        delta = self.times[k + 1] - self.times[k]
+        return self.sign * delta * self.process.drift(self.times[k], x)
+
+    def root(self, k: int) -> LinearMap:
+        return self.roots[k]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A process on a grid, run one way: all that simulation and Girsanov sums need to know.
+
+    Steps are numbered in the order in which they are run: step ``j`` of a forward chain is interval
+    ``j``, of a backward chain interval ``N − 1 − j``.
+
+    Args:
+        process: the reference.
+        times: knots in bridge time, rising, float64, shape ``(N + 1,)``.
+        direction: which way the chain runs.
+        rule: how steps are made.
+        like: a tensor whose dtype and device the coefficients take.
+    """
+
+    process: Process
+    times: Tensor
+    direction: Direction
+    rule: StepRule
+    like: Tensor
+
+    @property
+    def length(self) -> int:
+        """The number of steps ``N``."""
+        return len(self.times) - 1
+
+    @cached_property
+    def visited(self) -> Tensor:
+        """The times of the states in the order in which they are visited, shape ``(N + 1,)``."""
+        return self.times if self.direction is Direction.FORWARD else self.times.flip(0)
+
+    @cached_property
+    def moments(self) -> list[float]:
+        """The time at which the control of each step is evaluated: where the step starts."""
+        return self.visited[:-1].tolist()
+
+    @cached_property
+    def root_durations(self) -> list[float]:
+        """``√Δ`` of each step."""
+        return self.visited.diff().abs().sqrt().tolist()
+
+    @cached_property
+    def _steps(self) -> Steps:
+        return self.rule.steps(self.process, self.times, self.direction, self.like)
+
+    def interval(self, j: int) -> int:
+        """The interval that step ``j`` crosses."""
+        return j if self.direction is Direction.FORWARD else self.length - 1 - j
+
+    @cached_property
+    def _control_roots(self) -> list[LinearMap]:
+        return [self.root(j) * width for j, width in enumerate(self.root_durations)]
+
+    def mean(self, j: int, x: Tensor) -> Tensor:
+        """Uncontrolled mean of step ``j`` from ``x``."""
+        return x + self._steps.move(self.interval(j), x)
+
+    def move(self, j: int, x: Tensor, u: Tensor | None = None) -> Tensor:
+        """What step ``j`` adds to ``x``, noise apart: ``m_j(x) − x + √Δ_j L_j u``."""
+        move = self._steps.move(self.interval(j), x)
+        return move if u is None else self._control_roots[j].add(move, u)
+
+    def root(self, j: int) -> LinearMap:
+        """Noise root of step ``j``."""
+        return self._steps.root(self.interval(j))
+
+    def push(self, j: int, x: Tensor, shift: Tensor) -> Tensor:
+        """``m_j(x) + L_j shift``, with ``shift = √Δ u + ξ``."""
+        return self.mean(j, x) + self.root(j)(shift)
+
+    def shift(self, j: int, x: Tensor, y: Tensor) -> Tensor:
+        """The ``shift`` with ``push(j, x, shift) = y``."""
+        return self.root(j).inverse()(y - self.mean(j, x))
+
+
+def default_rule(process: Process) -> StepRule:
+    """Exact steps for linear processes, Euler–Maruyama for the others."""
+    return ExactTransition() if isinstance(process, LinearProcess) else EulerMaruyama()

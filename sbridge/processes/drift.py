@@ -1,0 +1,76 @@
+"""A process from any drift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.linear import LinearMap
+from sbridge.processes.base import Process, Time, check_horizon
+from sbridge.processes.coefficients import Diffusion, Scale, as_scale, clock
+from sbridge.registry import register
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class DriftProcess(Process):
+    """``dX = b(t, X) dt + σ(t) dW`` with a drift of your own.
+
+    Args:
+        drift_function: ``b``, called as ``b(t, x)`` with states ``x`` of shape ``(batch, dim)`` and a time:
+            a float, or a tensor of shape ``()`` or ``(batch,)`` in the dtype of ``x``. Returns the shape and
+            dtype of ``x``, in units of state per unit time; row ``i`` depends on row ``i`` only. A process
+            made of a plain function cannot be saved; one made of an object of a registered class can.
+        sigma: σ as in :class:`BrownianMotion`.
+        horizon: ``T > 0``.
+        dimension: the dimension that the drift is made for, or ``None`` when any will do.
+
+    Raises:
+        InvalidInputError: as for :class:`BrownianMotion`; if ``dimension`` disagrees with σ; when it is used,
+            if the drift returns another shape or dtype.
+    """
+
+    drift_function: Callable[[Time, Tensor], Tensor]
+    sigma: Scale
+    horizon: float = 1.0
+    dimension: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "horizon", check_horizon(self.horizon))
+        object.__setattr__(self, "sigma", as_scale(self.sigma, self.horizon))
+        if not callable(self.drift_function):
+            raise InvalidInputError(f"drift_function must be a function (t, x) -> drift, got {self.drift_function!r}.")
+        wanted, found = self.dimension, self._diffusion.probe.dim
+        if wanted is not None and (wanted < 1 or found not in (None, wanted)):
+            raise InvalidInputError(
+                f"dimension must be a positive integer that agrees with sigma, got {wanted} and sigma of "
+                f"dimension {found}."
+            )
+
+    @cached_property
+    def _diffusion(self) -> Diffusion:
+        return Diffusion(self.sigma)  # type: ignore[arg-type]
+
+    @property
+    def dim(self) -> int | None:
+        """``dimension``, or that of σ."""
+        return self._diffusion.probe.dim if self.dimension is None else self.dimension
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        """``b(t, x)``."""
+        value = self.drift_function(t.to(x) if isinstance(t, Tensor) else t, x)
+        if not isinstance(value, Tensor) or value.shape != x.shape or value.dtype != x.dtype:
+            said = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise InvalidInputError(
+                f"drift_function must return the shape and dtype of its states, {tuple(x.shape)} {x.dtype}; "
+                f"it returned {said}. A time of shape (batch,) meets x as t.unsqueeze(-1)."
+            )
+        return value
+
+    def scale(self, t: Time) -> LinearMap:
+        """σ(t)."""
+        return self._diffusion.at(clock(t))

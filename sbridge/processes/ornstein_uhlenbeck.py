@@ -1,0 +1,186 @@
+"""The Ornstein–Uhlenbeck process, scalar to multivariate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.linear import LinearMap
+from sbridge.processes.base import LinearProcess, Time, Transition, check_horizon
+from sbridge.processes.coefficients import (
+    Coefficient,
+    Diffusion,
+    Scale,
+    as_coefficient,
+    as_scale,
+    as_vector,
+    clock,
+    common_dim,
+    integrate,
+    interval,
+    over_times,
+    panels_for,
+    relative_expm1,
+)
+from sbridge.registry import register
+
+TERMS = 20  # of the series on a step with ‖rate‖ h ≤ ½: the first one left out is below 1/20! = 4e-19
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class OrnsteinUhlenbeck(LinearProcess):
+    """``dX = −rate (X − mean) dt + σ(t) dW`` (Uhlenbeck & Ornstein 1930, Phys. Rev. 36, 823).
+
+    ``X_t | X_s = x ~ N(mean + Φ (x − mean), Q)`` with ``Φ = e^{−rate (t−s)}`` and
+    ``Q = ∫_s^t e^{−rate (t−r)} σσᵀ e^{−rateᵀ (t−r)} dr``. A scalar or diagonal rate β with constant σ has
+    ``Q_ij = (σσᵀ)_ij (1 − e^{−(β_i+β_j)(t−s)}) / (β_i+β_j)``, of full relative precision for any β, zero
+    and negative ones too. For a matrix rate Φ, the offset and Q are power series on a step ``h`` with
+    ``‖rate‖ h ≤ ½``, doubled up to ``t − s`` by ``Q_{2h} = Q_h + Φ_h Q_h Φ_hᵀ``: sums of positive terms,
+    where one block exponential over a long interval would cancel.
+
+    Args:
+        rate: reversion per unit time: a number, a vector ``(dim,)`` or a matrix ``(dim, dim)``; any sign.
+        sigma: σ as in :class:`BrownianMotion`; a function of time is integrated by 20-point Gauss–Legendre
+            quadrature on panels of length at most ``4/‖rate‖``.
+        mean: the point that it reverts to, a number or a vector ``(dim,)``.
+        horizon: ``T > 0``.
+
+    Raises:
+        InvalidInputError: as for :class:`BrownianMotion`; if dimensions disagree; if the process grows beyond
+            the floating-point range before ``T``.
+    """
+
+    rate: Coefficient
+    sigma: Scale
+    mean: Coefficient = 0.0
+    horizon: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "horizon", check_horizon(self.horizon))
+        object.__setattr__(self, "rate", as_coefficient(self.rate, "rate"))
+        object.__setattr__(self, "mean", as_vector(self.mean, "mean"))
+        object.__setattr__(self, "sigma", as_scale(self.sigma, self.horizon))
+        common_dim(rate=self._rate, mean=self._mean, sigma=self._diffusion.probe)
+        if not bool(torch.isfinite(self.transition(0.0, self.horizon).covariance.values).all()):
+            raise InvalidInputError(
+                f"rate × horizon is {self._speed * self.horizon:.3g}: the process leaves the floating-point "
+                "range before its end. Shorten the horizon or lower the rate."
+            )
+
+    @cached_property
+    def _rate(self) -> LinearMap:
+        return LinearMap.of(self.rate)  # type: ignore[arg-type]
+
+    @cached_property
+    def _mean(self) -> LinearMap:
+        return LinearMap.of(self.mean)  # type: ignore[arg-type]
+
+    @cached_property
+    def _diffusion(self) -> Diffusion:
+        return Diffusion(self.sigma)  # type: ignore[arg-type]
+
+    @cached_property
+    def _speed(self) -> float:
+        """``‖rate‖``."""
+        values = self._rate.values
+        return float(torch.linalg.matrix_norm(values, 2) if self._rate.dense else values.abs().max())
+
+    @property
+    def dim(self) -> int | None:
+        """The dimension of the coefficients, ``None`` if all are scalar."""
+        return common_dim(rate=self._rate, mean=self._mean, sigma=self._diffusion.probe)
+
+    def linear(self, t: Time) -> LinearMap:
+        """``A = −rate``."""
+        return over_times(-self._rate, clock(t).shape)
+
+    def offset(self, t: Time) -> Tensor:
+        """``c = rate · mean``."""
+        return self._pull_to_mean.expand(*clock(t).shape, -1)
+
+    def scale(self, t: Time) -> LinearMap:
+        """σ(t)."""
+        return self._diffusion.at(clock(t))
+
+    def transition(self, s: Time, t: Time) -> Transition:
+        """``Φ = e^{−rate (t−s)}``, ``k = (1 − Φ) mean`` and Q as in the class's description."""
+        start, duration = interval(s, t, self.horizon)
+        if self._rate.dense:
+            return self._dense_transition(start, duration)
+        decay = self._rate.values * duration.unsqueeze(-1)
+        offset = -torch.expm1(-decay) * self._mean.values
+        return Transition(LinearMap(torch.exp(-decay)), offset, self._covariance(start, duration))
+
+    @cached_property
+    def _pull_to_mean(self) -> Tensor:
+        if not self._rate.dense:
+            return self._rate.values * self._mean.values
+        return self._rate.values @ self._mean.values.expand(self._rate.values.shape[-1])
+
+    def _covariance(self, start: Tensor, duration: Tensor) -> LinearMap:
+        """Q for a scalar or diagonal rate."""
+        rate, constant = self._rate.values, self._diffusion.covariance
+        if constant is None:
+
+            def integrand(r: Tensor, left: Tensor) -> LinearMap:
+                decay = LinearMap(torch.exp(-rate * left.unsqueeze(-1)))
+                return decay @ self._diffusion.covariance_at(r) @ decay
+
+            return integrate(integrand, start, duration, panels_for(self._speed, duration))
+        if not constant.dense:
+            length = duration.unsqueeze(-1)
+            return LinearMap(constant.values * length * relative_expm1(-2.0 * rate * length))
+        length = duration.reshape(*duration.shape, 1, 1)
+        sums = rate.unsqueeze(0) + rate.unsqueeze(1)
+        return LinearMap(constant.values * length * relative_expm1(-sums * length), dense=True)
+
+    def _dense_transition(self, start: Tensor, duration: Tensor) -> Transition:
+        phi, offset, covariance = self._series(duration)
+        if self._diffusion.constant is None:
+
+            def integrand(r: Tensor, left: Tensor) -> LinearMap:
+                decay = LinearMap(self._series(left)[0], dense=True)
+                return decay @ self._diffusion.covariance_at(r) @ decay.T
+
+            quadrature = integrate(integrand, start, duration, panels_for(self._speed, duration))
+            covariance = 0.5 * (quadrature.values + quadrature.values.mT)
+        return Transition(LinearMap(phi, dense=True), offset, LinearMap(covariance, dense=True))
+
+    @cached_property
+    def _terms(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients of ``h^n`` in Φ, and of ``h^{n+1}`` in the offset and in Q, for ``n < TERMS``."""
+        a, dim = -self._rate.values, self._rate.values.shape[-1]
+        constant = self._diffusion.covariance
+        phi = [torch.eye(dim, dtype=torch.float64)]
+        offset = [self._pull_to_mean]
+        covariance = [torch.zeros_like(a) if constant is None else constant.expanded(dim)]
+        for n in range(1, TERMS):
+            phi.append(a @ phi[-1] / n)
+            offset.append(a @ offset[-1] / (n + 1))
+            half = a @ covariance[-1] / (n + 1)
+            covariance.append(half + half.mT)
+        return torch.stack(phi).flatten(1), torch.stack(offset), torch.stack(covariance).flatten(1)
+
+    def _series(self, duration: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Φ, k and Q over ``duration``, for a constant σ (Q is zero otherwise)."""
+        dim = self._rate.values.shape[-1]
+        longest = self._speed * float(duration.max())
+        doublings = max(0, math.ceil(math.log2(2.0 * longest))) if longest > 0 else 0
+        step = duration * 0.5**doublings
+        powers = step.unsqueeze(-1) ** torch.arange(TERMS, dtype=torch.float64)
+        shape = (*duration.shape, dim, dim)
+        by_phi, by_offset, by_covariance = self._terms
+        phi = (powers @ by_phi).reshape(shape)
+        offset = powers @ by_offset * step.unsqueeze(-1)
+        covariance = (powers @ by_covariance).reshape(shape) * step.reshape(*step.shape, 1, 1)
+        for _ in range(doublings):
+            offset = offset + (phi @ offset.unsqueeze(-1)).squeeze(-1)
+            covariance = covariance + phi @ covariance @ phi.mT
+            phi = phi @ phi
+        return phi, offset, 0.5 * (covariance + covariance.mT)

@@ -1,0 +1,147 @@
+"""Objects as JSON and tensors, and back, through a list of classes that files may name.
+
+A file never holds code. It holds the names of classes that were registered with
+:func:`register` and the values of their fields: frozen dataclasses field by field, networks
+(``nn.Module``) by the arguments they were built from and their ``state_dict``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, unknown_name
+
+Json = Any
+_CLASSES: dict[str, type] = {}
+_T = TypeVar("_T", bound=type)
+
+
+def register(cls: _T) -> _T:
+    """Class decorator: lets files name ``cls``.
+
+    A frozen dataclass needs nothing more. An ``nn.Module`` keeps the arguments of its constructor in
+    an attribute ``arguments`` (a dict of encodable values). An ``Enum`` is stored by member name.
+
+    Raises:
+        InvalidInputError: if the name is taken, or the class is none of the three kinds.
+    """
+    known = _CLASSES.get(cls.__name__)
+    if known is not None and known.__module__ != cls.__module__:
+        raise InvalidInputError(f"A class named {cls.__name__!r} is registered already; rename yours.")
+    if not (dataclasses.is_dataclass(cls) or issubclass(cls, (nn.Module, enum.Enum))):
+        raise InvalidInputError(f"{cls.__name__} must be a dataclass, an nn.Module or an Enum to be registered.")
+    _CLASSES[cls.__name__] = cls
+    return cls
+
+
+def registered(name: str) -> type:
+    """The class registered under ``name``; an error with the nearest name otherwise."""
+    if name not in _CLASSES:
+        raise unknown_name("class in a file", name, _CLASSES)
+    return _CLASSES[name]
+
+
+def encode(value: object) -> tuple[Json, dict[str, Tensor]]:
+    """``value`` as a JSON tree and the tensors it refers to by name.
+
+    Raises:
+        UnsupportedError: if something in it is not registered (a function, a class of your own).
+    """
+    tensors: dict[str, Tensor] = {}
+    return _encode(value, "", tensors), tensors
+
+
+def decode(tree: Json, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 - whatever was encoded
+    """The object that :func:`encode` took apart.
+
+    Raises:
+        UnknownNameError: if the tree names a class that is not registered.
+        FileFormatError: if fields or tensors are missing or foreign.
+    """
+    if isinstance(tree, list):
+        return tuple(decode(item, tensors) for item in tree)
+    if not isinstance(tree, dict):
+        return tree
+    if "tensor" in tree:
+        if tree["tensor"] not in tensors:
+            raise FileFormatError(
+                f"tensor {tree['tensor']!r} is named but not there: the file is truncated or mixed up."
+            )
+        return tensors[tree["tensor"]]
+    if "number" in tree:
+        return float(tree["number"])
+    if "mapping" in tree:
+        return {key: decode(item, tensors) for key, item in tree["mapping"].items()}
+    return _decode_object(tree, tensors)
+
+
+def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"number": str(value)}
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().contiguous()
+        return {"tensor": path}
+    if isinstance(value, (tuple, list)):
+        return [_encode(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {"mapping": {str(key): _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}}
+    name = type(value).__name__
+    if _CLASSES.get(name) is not type(value):
+        raise UnsupportedError(
+            f"{path.lstrip('.') or 'the object'} is a {name}, which files cannot name. Decorate a dataclass or "
+            "nn.Module of your own with @sbridge.register; a plain function cannot be saved."
+        )
+    if isinstance(value, enum.Enum):
+        return {"class": name, "member": value.name}
+    if isinstance(value, nn.Module):
+        for key, tensor in value.state_dict().items():
+            tensors[f"{path}.state.{key}"] = tensor.detach().contiguous()
+        return {
+            "class": name,
+            "fields": _encode_fields(value.arguments, path, tensors),
+            "state": f"{path}.state.",
+        }
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}  # type: ignore[arg-type]
+    return {"class": name, "fields": _encode_fields(fields, path, tensors)}
+
+
+def _encode_fields(fields: dict[str, object], path: str, tensors: dict[str, Tensor]) -> dict[str, Json]:
+    return {key: _encode(item, f"{path}.{key}", tensors) for key, item in fields.items()}
+
+
+def _decode_object(tree: dict[str, Json], tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
+    if not isinstance(tree.get("class"), str):
+        raise FileFormatError(f"expected an object with a class name, found keys {sorted(tree)}.")
+    cls: Callable[..., Any] = registered(tree["class"])
+    if "member" in tree:
+        members = getattr(cls, "__members__", {})
+        if tree["member"] not in members:
+            raise FileFormatError(f"{tree['class']} has no member {tree['member']!r}.")
+        return members[tree["member"]]
+    if not isinstance(tree.get("fields"), dict):
+        raise FileFormatError(f"an object of class {tree['class']} has no fields in the file.")
+    fields = {key: decode(item, tensors) for key, item in tree["fields"].items()}
+    try:
+        # Layers draw initial weights from the global state, which is put back as it was.
+        with torch.random.fork_rng(devices=[], enabled="state" in tree):
+            made = cls(**fields)
+    except (TypeError, AttributeError) as error:
+        raise FileFormatError(f"{tree['class']} cannot be made from fields {sorted(fields)}: {error}.") from error
+    if "state" in tree:
+        prefix = tree["state"]
+        state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        try:
+            made.to(next(iter(state.values())).dtype if state else torch.get_default_dtype())
+            made.load_state_dict(state)
+        except RuntimeError as error:
+            raise FileFormatError(f"the weights of {tree['class']} do not fit: {error}.") from error
+    return made

@@ -1,0 +1,197 @@
+"""The report of a run: what was fitted, how it scored on rows held out, how long it took; as text and as JSON.
+
+The JSON follows :data:`SCHEMA`. Times, memory and versions stand under ``made``; all the rest depends on the inputs,
+the settings and the seed alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sbridge.evaluation import Report
+from sbridge.registry import Json
+from sbridge.time import TimeGrid
+
+FORMAT = "sbridge.run-report/1"
+_WIDTH = 100
+
+_NUMBER = {"type": "number"}
+_TEXT = {"type": "string"}
+SCHEMA: Json = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "Report of an sbridge run",
+    "type": "object",
+    "required": ["format", "inputs", "times", "seed", "choices", "legs", "made"],
+    "additionalProperties": False,
+    "properties": {
+        "format": {"const": FORMAT},
+        "inputs": {
+            "description": "the snapshots, in the order of times",
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "sha256", "columns", "rows_fitted", "rows_held_out"],
+                "properties": {
+                    "name": {**_TEXT, "description": "file, or name of a built-in data set"},
+                    "sha256": {**_TEXT, "description": "of the file, or of the numbers of a built-in set"},
+                    "columns": {"description": "names, or how many if they have none"},
+                    "rows_fitted": {"type": "integer"},
+                    "rows_held_out": {"type": "integer"},
+                },
+            },
+        },
+        "times": {"description": "of the snapshots, in the user's unit", "type": "array", "items": _NUMBER},
+        "seed": {"type": "integer"},
+        "choices": {"description": "made from the data, one sentence each", "type": "array", "items": _TEXT},
+        "legs": {
+            "description": "one bridge for each pair of neighbouring times",
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["start", "stop", "reference", "solver", "steps", "last_step", "evaluation"],
+                "properties": {
+                    "start": _NUMBER,
+                    "stop": _NUMBER,
+                    "reference": _TEXT,
+                    "solver": _TEXT,
+                    "steps": {"type": "integer", "description": "training steps done"},
+                    "last_step": {"type": "object", "description": "numbers that the last step reported"},
+                    "evaluation": {"description": "scores on held-out rows; null if none were held out"},
+                },
+            },
+        },
+        "made": {
+            "description": "circumstances, which differ from run to run",
+            "type": "object",
+            "required": ["seconds", "peak_memory_bytes", "threads", "versions"],
+            "properties": {
+                "seconds": {"type": "object", "description": "of reading, fitting, scoring, drawing, in this process"},
+                "peak_memory_bytes": {"type": ["integer", "null"]},
+                "threads": {"type": "integer"},
+                "versions": {"type": "object"},
+            },
+        },
+    },
+}
+"""JSON Schema of ``report.json``."""
+
+
+@dataclass(frozen=True)
+class LegReport:
+    """One bridge.
+
+    Args:
+        start, stop: on the user's time axis.
+        reference, solver: described by :func:`describe`.
+        last_step: what the last training step reported, with its number under ``step``; empty if there was none.
+        evaluation: scores on held-out rows.
+    """
+
+    start: float
+    stop: float
+    reference: str
+    solver: str
+    last_step: Mapping[str, float]
+    evaluation: Report | None
+
+    def to_json(self) -> Json:
+        """As :data:`SCHEMA` says."""
+        last = dict(self.last_step)
+        return {
+            "start": self.start,
+            "stop": self.stop,
+            "reference": self.reference,
+            "solver": self.solver,
+            "steps": int(last.pop("step", 0)),
+            "last_step": last,
+            "evaluation": None if self.evaluation is None else self.evaluation.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A whole run.
+
+    Args:
+        config: the contents of ``config.json``.
+        choices: made from the data, one sentence each.
+        legs: one for each bridge.
+        seconds: wall time of each part of the work.
+        peak_memory: in bytes, if the system says.
+    """
+
+    config: Json
+    choices: Sequence[str]
+    legs: Sequence[LegReport]
+    seconds: Mapping[str, float]
+    peak_memory: int | None
+
+    def to_json(self) -> Json:
+        """As :data:`SCHEMA` says."""
+        return {
+            "format": FORMAT,
+            "inputs": self.config["inputs"],
+            "times": self.config["times"],
+            "seed": self.config["seed"],
+            "choices": list(self.choices),
+            "legs": [leg.to_json() for leg in self.legs],
+            "made": {
+                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+                "peak_memory_bytes": self.peak_memory,
+                "threads": self.config["threads"],
+                "versions": self.config["versions"],
+            },
+        }
+
+    def text(self) -> str:
+        """For people."""
+        lines = ["Schrödinger bridge: report of the run", ""]
+        for time, item in zip(self.config["times"], self.config["inputs"], strict=True):
+            columns = item["columns"] if isinstance(item["columns"], int) else len(item["columns"])
+            lines.append(
+                f"t = {time:g}: {item['name']}: {item['rows_fitted']} rows fitted, {item['rows_held_out']} held out, "
+                f"{columns} columns"
+            )
+        lines += _wrapped([f"chosen from the data: {choice}" for choice in self.choices])
+        for leg in self.legs:
+            lines += ["", f"t = {leg.start:g} → {leg.stop:g}"]
+            lines += _wrapped([f"reference: {leg.reference}", f"solver: {leg.solver}", _ending(leg.last_step)])
+            lines.append("No rows were held out, so nothing is scored." if leg.evaluation is None else "")
+            if leg.evaluation is not None:
+                lines.append(leg.evaluation.text())
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
+        memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**30:.2f} GiB"
+        return "\n".join([*lines, "", f"Time: {seconds}{memory}; {self.config['threads']} thread(s)."]) + "\n"
+
+
+def describe(thing: object) -> str:
+    """A dataclass with its fields; tensors by their shape."""
+    if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
+        return repr(thing)
+    if isinstance(thing, TimeGrid):
+        return f"{thing.steps} steps"
+    fields = (f"{f.name}={_value(getattr(thing, f.name))}" for f in dataclasses.fields(thing) if f.repr)
+    return f"{type(thing).__name__}({', '.join(fields)})"
+
+
+def _value(value: Any) -> str:  # noqa: ANN401  (a field may be anything)
+    if isinstance(value, Tensor):
+        return f"<{' × '.join(str(n) for n in value.shape)} numbers>" if value.numel() > 1 else f"{float(value):.4g}"
+    return f"{value:.4g}" if isinstance(value, float) else describe(value)
+
+
+def _ending(last: Mapping[str, float]) -> str:
+    if not last:
+        return "no training steps: the solution is in closed form"
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name != "step")
+    return f"{int(last['step'])} steps; at the last one {numbers}"
+
+
+def _wrapped(paragraphs: Sequence[str]) -> list[str]:
+    return [line for text in paragraphs for line in textwrap.wrap(text, _WIDTH, subsequent_indent="  ")]

@@ -1,0 +1,165 @@
+"""Checkpoints, and how a run is asked to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sbridge import files
+from sbridge.errors import FileFormatError, NonFiniteError
+from sbridge.training import Flat, Info, State
+
+CHECKPOINT_FORMAT = "sbridge.checkpoint/1"
+HISTORY_ROWS = 2000
+_DOCUMENT = "document"  # name of the tensor that holds the JSON part of a checkpoint
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state of training.
+
+    Args:
+        leg: index of the leg in training.
+        flat: state of its solver.
+        history: of the leg so far.
+    """
+
+    leg: int
+    flat: Flat
+    history: list[Info]
+
+    def write(self, path: Path) -> None:
+        """One safetensors file; what is no tensor goes into a tensor of bytes that hold JSON."""
+        tensors = {f"state.{key}": value for key, value in self.flat.items() if isinstance(value, Tensor)}
+        scalars = {key: value for key, value in self.flat.items() if not isinstance(value, Tensor)}
+        document = {
+            "format": CHECKPOINT_FORMAT,
+            "leg": self.leg,
+            "scalars": scalars,
+            "history": self.history,
+            "threads": torch.get_num_threads(),
+        }
+        text = json.dumps(document).encode()
+        tensors[_DOCUMENT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        files.write_tensors(path, tensors)
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """What :meth:`write` wrote; FileFormatError if the file is damaged or of another kind."""
+        tensors = files.read_tensors(path)
+        document = tensors.pop(_DOCUMENT, None)
+        try:
+            known = {} if document is None else json.loads(document.numpy().tobytes())
+        except ValueError as error:
+            raise FileFormatError(f"{path} is damaged ({error}); delete it to train from the beginning.") from error
+        if known.get("format") != CHECKPOINT_FORMAT:
+            raise FileFormatError(f"{path} is no checkpoint (expected format {CHECKPOINT_FORMAT!r}).")
+        flat: Flat = {key.removeprefix("state."): value for key, value in tensors.items()}
+        return cls(known["leg"], flat | known["scalars"], known["history"])
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to stop, and its checkpoint is written.
+
+    Args:
+        signal: number of the signal.
+        step: steps done.
+    """
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(signal, step)
+        self.signal = signal
+        self.step = step
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM only sets ``signal``, to be seen between two steps.
+
+    A second one interrupts at once, with the latest checkpoint as it is. Outside the main thread nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@dataclass
+class History:
+    """Callback that keeps what steps report: all of it up to 2000 steps, every k-th step and the latest of more.
+
+    Args:
+        length: the largest number of steps.
+        rows: what is kept, with the step under ``step``; it grows.
+    """
+
+    length: int
+    rows: list[Info] = field(default_factory=list)
+
+    def __call__(self, state: State, info: Info) -> None:
+        """Appends ``info``, in place of the row before if that does not count."""
+        every = max(1, -(-self.length // HISTORY_ROWS))
+        if self.rows and self.rows[-1]["step"] % every:
+            self.rows.pop()
+        self.rows.append({"step": state.step, **info})
+
+
+class Keeper:
+    """Callback that writes checkpoints: every so many seconds, and when told to stop.
+
+    Args:
+        path: of the checkpoint.
+        leg: index of the leg in training.
+        history: of the leg; called before the keeper.
+        every: seconds between checkpoints.
+        stop: asked between steps.
+    """
+
+    def __init__(self, path: Path, leg: int, history: History, every: float, stop: StopRequest) -> None:
+        self.path, self.leg, self.history, self.every, self.stop = path, leg, history, every, stop
+        self.last_step: int | None = None
+        self._due = time.monotonic() + every
+
+    def __call__(self, state: State, info: Info) -> None:
+        """Writes if it is time; raises Stopped if a signal came."""
+        number = self.stop.signal
+        if number is not None or time.monotonic() >= self._due:
+            self._write(state)
+        if number is not None:
+            raise Stopped(number, state.step)
+
+    def _write(self, state: State) -> None:
+        flat = state.flat()
+        for name, value in flat.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+                raise NonFiniteError(
+                    f"{name} holds NaN at step {state.step} of {self.history.length}. Likely causes: a learning rate "
+                    "that is too large, σ far smaller than the scale of the data, or extreme outliers in the data."
+                )
+        Checkpoint(self.leg, flat, self.history.rows).write(self.path)
+        self.last_step = state.step
+        self._due = time.monotonic() + self.every

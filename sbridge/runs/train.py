@@ -1,0 +1,67 @@
+"""Training the legs of a run, in a folder, with checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sbridge.errors import NonFiniteError, NotConvergedError
+from sbridge.fitting import Course, Preparation
+from sbridge.runs.checkpoints import Checkpoint, History, Keeper, Stopped, StopRequest
+from sbridge.runs.folder import RunFolder
+from sbridge.solutions import Bridge, load
+from sbridge.training import Callback
+
+Observer = Callable[[int, int], Sequence[Callback]]
+"""Called with the index of a leg and its largest number of steps: callbacks to run after every step."""
+
+
+def train(
+    folder: RunFolder, legs: Sequence[Preparation], times: Sequence[float], observer: Observer, *, every: float
+) -> Course:
+    """Fits the legs that the folder does not hold yet, from its checkpoint if there is one; saves bridges and history.
+
+    Args:
+        folder: claimed by the caller.
+        legs: one prepared fit for each pair of neighbouring times.
+        times: of the snapshots.
+        observer: makes the callbacks of a leg.
+        every: seconds between checkpoints.
+
+    Raises:
+        Stopped: if a signal asked for it; the checkpoint is written.
+        NonFiniteError, NotConvergedError: as the solver, with the last good checkpoint.
+    """
+    done = folder.legs_done(len(legs))
+    found = Checkpoint.read(folder.checkpoint_file) if folder.checkpoint_file.exists() else None
+    histories = folder.histories()[:done] if done else []
+    bridges: list[Bridge] = [load(folder.bridge(leg, len(legs))) for leg in range(done)]
+    with StopRequest() as stop:
+        for leg in range(done, len(legs)):
+            # A checkpoint of an earlier leg is what a kill left behind after the leg's bridge was saved.
+            resumed = found if found is not None and found.leg == leg else None
+            histories.append(resumed.history if resumed else [])
+            length = legs[leg].solver.length(legs[leg].model)
+            keeper = Keeper(folder.checkpoint_file, leg, History(length, histories[-1]), every, stop)
+            bridges.append(_fit(legs[leg], keeper, observer(leg, length), resumed))
+            folder.write_histories(histories)
+            bridges[-1].save(folder.bridge(leg, len(legs)))
+            folder.checkpoint_file.unlink(missing_ok=True)
+            if stop.signal is not None:
+                raise Stopped(stop.signal, length)
+    return Course(tuple(times), tuple(bridges))
+
+
+def _fit(prepared: Preparation, keeper: Keeper, watchers: Sequence[Callback], resumed: Checkpoint | None) -> Bridge:
+    if resumed is not None:
+        keeper.last_step = int(resumed.flat["step"])  # type: ignore[arg-type]
+    callbacks = [keeper.history, *watchers, keeper]
+    try:
+        return prepared.run(callbacks=callbacks, resume_from=resumed.flat if resumed else None)
+    except (NonFiniteError, NotConvergedError) as error:
+        raise type(error)(f"{error} {_last_good(keeper)}") from error
+
+
+def _last_good(keeper: Keeper) -> str:
+    if keeper.last_step is None:
+        return "No checkpoint was written before."
+    return f"The last good checkpoint is that of step {keeper.last_step}, {keeper.path}."

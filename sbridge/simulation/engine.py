@@ -1,0 +1,145 @@
+"""torchsde in index time: the only file that imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+import torchsde
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError, NonFiniteError
+from sbridge.random import NormalNoise
+
+Noise = Tensor | NormalNoise
+"""Standard normal ``ξ``: a tensor ``(steps, batch, dim)``, or numbers drawn again when they are needed."""
+
+
+@runtime_checkable
+class IndexEquation(Protocol):
+    """A drift over one unit of index time; the diffusion is 1."""
+
+    def f(self, index: Tensor, x: Tensor, /) -> Tensor:
+        """How far the step from knot ``index`` moves ``x``, noise apart."""
+        ...
+
+    def g(self, index: Tensor, x: Tensor, /) -> Tensor:
+        """Ones like ``x``."""
+        ...
+
+
+class Increments(torchsde.BaseBrownian):
+    """Increments over unit intervals of index time, addressed by the interval's left end."""
+
+    def __init__(self, source: Callable[[int], Tensor], like: Tensor) -> None:
+        self._source = source
+        self._like = like
+
+    def __call__(
+        self,
+        ta: Tensor,
+        tb: Tensor | None = None,
+        return_U: bool = False,  # noqa: FBT001, FBT002 - torchsde's flags
+        return_A: bool = False,  # noqa: FBT001, FBT002
+    ) -> Tensor:
+        """The increment over ``[ta, ta + 1]``."""
+        return self._source(int(ta))
+
+    def __repr__(self) -> str:
+        return f"Increments(shape={tuple(self.shape)})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the states."""
+        return self._like.device
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of one increment."""
+        return self._like.shape
+
+    @property
+    def levy_area_approximation(self) -> str:
+        """No area is needed: the diffusion does not depend on the state."""
+        return "none"
+
+
+def euler(equation: IndexEquation, x0: Tensor, increment: Callable[[int], Tensor], steps: int) -> Tensor:
+    """``x_{k+1} = x_k + f(k, x_k) + increment(k)``, ``steps`` times; the last state."""
+    return torchsde.sdeint(equation, x0, _ends(steps), bm=Increments(increment, x0), method="euler", dt=1)[-1]
+
+
+def reversible_heun(equation: IndexEquation, x0: Tensor, increment: Callable[[int], Tensor], steps: int) -> Tensor:
+    """The reversible Heun scheme (Kidger, Foster, Li & Lyons 2021, arXiv:2105.13493, Alg. 1); the last state."""
+    brownian = Increments(increment, x0)
+    return torchsde.sdeint(equation, x0, _ends(steps), bm=brownian, method="reversible_heun", dt=1)[-1]
+
+
+def reversible_heun_adjoint(
+    equation: IndexEquation,
+    x0: Tensor,
+    increment: Callable[[int], Tensor],
+    steps: int,
+    parameters: tuple[Tensor, ...],
+) -> Tensor:
+    """The same state, with a backward pass that rebuilds the path (ibid., Alg. 2)."""
+    return torchsde.sdeint_adjoint(
+        equation,  # pyright: ignore[reportArgumentType] - a module is needed only where parameters are not named
+        x0,
+        _ends(steps),
+        bm=Increments(increment, x0),
+        method="reversible_heun",
+        adjoint_method="adjoint_reversible_heun",
+        adjoint_params=parameters,
+        dt=1,
+    )[-1]
+
+
+def _ends(steps: int) -> Tensor:
+    # The two ends only: torchsde interpolates and keeps a state for every time it is asked for.
+    return torch.tensor([0.0, float(steps)], dtype=torch.float64)
+
+
+def noise_of_step(noise: Noise, steps: int, x: Tensor) -> Callable[[int], Tensor]:
+    """``k ↦ ξ_k``; InvalidInputError unless states and noise fit."""
+    if x.ndim != 2 or not x.is_floating_point():
+        raise InvalidInputError(f"states must be floating point of shape (batch, dim), got {x.dtype} {tuple(x.shape)}.")
+    shape = tuple(noise.shape) if isinstance(noise, Tensor) else (noise.steps, noise.batch, noise.dim)
+    if shape != (steps, *x.shape) or noise.dtype != x.dtype:
+        raise InvalidInputError(
+            f"noise has shape {shape} and is {noise.dtype}; {steps} steps of these states need "
+            f"{(steps, *x.shape)} in {x.dtype}."
+        )
+    return noise.__getitem__ if isinstance(noise, Tensor) else noise.step
+
+
+def check_control(u: object, x: Tensor) -> None:
+    """InvalidInputError unless ``u`` is a tensor of the shape of ``x``, in no wider dtype."""
+    if isinstance(u, Tensor) and u.shape == x.shape and torch.promote_types(u.dtype, x.dtype) == x.dtype:
+        return
+    got = f"{u.dtype} {tuple(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
+    raise InvalidInputError(
+        f"a control maps (t, x) to a tensor like x; for x = {x.dtype} {tuple(x.shape)} it returned {got}."
+    )
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or infinite."""
+    return bool(torch.isfinite(x).all())
+
+
+def require_finite(value: Tensor, name: str, step: int, t: float) -> None:
+    """NonFiniteError with step, time and number of rows unless all of ``value`` is finite."""
+    if is_finite(value):
+        return
+    rows = int((~torch.isfinite(value)).reshape(len(value), -1).any(1).sum())
+    raise NonFiniteError(
+        f"{name} is NaN or infinite at step {step} (t = {t:g}) in {rows} of {len(value)} rows. Use smaller steps "
+        "(a finer TimeGrid), or check the control and the drift there."
+    )

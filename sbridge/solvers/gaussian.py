@@ -1,0 +1,167 @@
+"""The bridge between Gaussian ends, in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sbridge.analytic import GaussianCoupling
+from sbridge.controls.base import Time
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.laws import Gaussian, Law, Samples
+from sbridge.linear import LinearMap
+from sbridge.measures import PathMeasure
+from sbridge.problems import BridgeProblem
+from sbridge.processes import Direction, LinearProcess
+from sbridge.processes.base import spread
+from sbridge.registry import register
+from sbridge.solutions import Bridge
+from sbridge.solvers.base import Solver
+from sbridge.time import TimeGrid
+from sbridge.training import Flat, Info
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class GaussianControl:
+    """``u(t, x) = G(t) x + h(t)``: the control of a :class:`~sbridge.analytic.GaussianCoupling` in one direction."""
+
+    coupling: GaussianCoupling
+    direction: Direction
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The control at ``(t, x)``."""
+        gain = self.coupling.forward_gain if self.direction is Direction.FORWARD else self.coupling.backward_gain
+        matrix, offset = gain(t)
+        if matrix.ndim == 2:
+            return x @ matrix.mT.to(x) + offset.to(x)
+        return (matrix.to(x) @ x.unsqueeze(-1)).squeeze(-1) + spread(offset, len(x)).to(x)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class GaussianKernel:
+    """``X_T | X_0`` (or ``X_0 | X_T``) of a Gaussian coupling."""
+
+    coupling: GaussianCoupling
+    direction: Direction
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One far end per row."""
+        forward = self.direction is Direction.FORWARD
+        covariance = self.coupling.end_covariance if forward else self.coupling.start_covariance
+        # In float64: in float32 a covariance with two nearly parallel columns has no root.
+        root = LinearMap(covariance, dense=True).cholesky().to(x)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+        return self.mean(x) + root(noise)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Conditional mean per row."""
+        forward = self.direction is Direction.FORWARD
+        return (self.coupling.end_given_start(x) if forward else self.coupling.start_given_end(x))[0]
+
+
+@dataclass
+class GaussianState:
+    """Nothing to iterate: the coupling is made when the bridge is."""
+
+    step: int = 0
+
+    def flat(self) -> Flat:
+        """The step counter."""
+        return {"step": self.step}
+
+
+@register
+@dataclass(frozen=True)
+class GaussianBridge(Solver[GaussianState]):
+    """Closed form for Gaussian ends under a linear reference (see :class:`~sbridge.analytic.GaussianCoupling`).
+
+    Sampled ends are replaced by the Gaussians of their means and covariances: the solution then transports the
+    sources by the best affine map plus noise, which is a baseline for non-Gaussian data, not their bridge.
+
+    Args:
+        grid: time grid on which the solution is simulated.
+    """
+
+    grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(100))
+
+    def refusal(self, problem: BridgeProblem) -> str | None:
+        """Needs a linear reference, and ends that are Gaussian or sampled."""
+        if not isinstance(problem.reference, LinearProcess):
+            return (
+                f"GaussianBridge needs a linear reference such as BrownianMotion, got "
+                f"{type(problem.reference).__name__}."
+            )
+        for law in (problem.source, problem.target):
+            if not isinstance(law, (Gaussian, Samples)):
+                return (
+                    f"GaussianBridge needs Gaussian or sampled ends, got {type(law).__name__}: draw rows from it first."
+                )
+        return None
+
+    def length(self, problem: BridgeProblem) -> int:
+        """No steps."""
+        return 0
+
+    def init(self, problem: BridgeProblem, generator: torch.Generator) -> GaussianState:
+        """Nothing to prepare."""
+        return GaussianState()
+
+    def step(self, problem: BridgeProblem, state: GaussianState) -> tuple[GaussianState, Info]:
+        """Never needed."""
+        return state, {}
+
+    def restore(self, problem: BridgeProblem, flat: Flat) -> GaussianState:
+        """Nothing to restore."""
+        return GaussianState()
+
+    def finish(self, problem: BridgeProblem, state: GaussianState) -> Bridge:
+        """The closed form."""
+        m0, A = _moments(problem.source, "source")
+        mT, B = _moments(problem.target, "target")
+        reference = problem.linear_reference
+        coupling = GaussianCoupling(m0, A, mT, B, reference)
+        forward, backward = (
+            PathMeasure(
+                reference,
+                GaussianControl(coupling, direction),
+                start,
+                direction,
+                self.grid,
+                end_kernel=GaussianKernel(coupling, direction),
+            )
+            for direction, start in (
+                (Direction.FORWARD, problem.source),
+                (Direction.BACKWARD, problem.target),
+            )
+        )
+        return Bridge(forward, backward)
+
+
+def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
+    if isinstance(law, Gaussian):
+        return law.mean.double(), law.covariance.double()
+    if not isinstance(law, Samples):
+        raise UnsupportedError(f"a {type(law).__name__} has no mean and covariance here; draw rows from it first.")
+    rows = law.rows.double()
+    weights = None if law.weights is None else law.weights.double() / law.weights.double().sum()
+    covariance = rows.mT.cov(aweights=weights).reshape(law.dim, law.dim)
+    mean = rows.mean(0) if weights is None else weights @ rows
+    if _is_singular(covariance):
+        raise InvalidInputError(
+            f"the {len(rows)} rows of the {name} span fewer than their {law.dim} dimensions, so they have no "
+            "Gaussian density; reduce the dimension (PCA), add rows, or use SinkhornBridge()."
+        )
+    return mean, covariance
+
+
+def _is_singular(covariance: Tensor) -> bool:
+    """Whether the correlations have an eigenvalue that is zero to rounding, where a Cholesky root may still exist."""
+    deviations = covariance.diagonal().sqrt()
+    if not bool((deviations > 0).all()):
+        return True
+    smallest = torch.linalg.eigvalsh(covariance / deviations / deviations.unsqueeze(1))[0]
+    return float(smallest) <= 10 * len(covariance) * torch.finfo(covariance.dtype).eps

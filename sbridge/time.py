@@ -1,0 +1,93 @@
+"""Time grids, as fractions of the horizon, so that one grid serves processes of any horizon."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.registry import register
+
+
+@register
+@dataclass(frozen=True)
+class TimeGrid:
+    """Knots ``0 = τ_0 < τ_1 < … < τ_N = 1``; the times of a process are ``t_k = τ_k T``.
+
+    Raises:
+        InvalidInputError: if the fractions do not rise strictly from 0 to 1.
+    """
+
+    fractions: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        knots = tuple(float(value) for value in self.fractions)
+        rising = all(a < b for a, b in pairwise(knots))
+        if len(knots) < 2 or knots[0] != 0.0 or knots[-1] != 1.0 or not rising:
+            raise InvalidInputError(
+                "A time grid needs at least two strictly increasing fractions of the horizon, the first 0 "
+                f"and the last 1; got {_abbreviated(knots)}. Divide by the horizon, or use TimeGrid.uniform(steps)."
+            )
+        object.__setattr__(self, "fractions", knots)
+
+    def __repr__(self) -> str:
+        return f"TimeGrid({_abbreviated(self.fractions)}, steps={self.steps})"
+
+    @classmethod
+    def uniform(cls, steps: int) -> TimeGrid:
+        """``steps`` equal steps."""
+        _check_steps(steps)
+        return cls((*(k / steps for k in range(steps)), 1.0))
+
+    @classmethod
+    def refined(cls, steps: int, exponent: float = 2.0) -> TimeGrid:
+        """Steps that shrink towards the end: ``τ_k = 1 − (1 − k/N)^exponent`` (``exponent`` < 1: towards 0)."""
+        _check_steps(steps)
+        if not exponent > 0:
+            raise InvalidInputError(f"exponent must be positive, got {exponent}.")
+        return cls((*(1.0 - (1.0 - k / steps) ** exponent for k in range(steps)), 1.0))
+
+    @property
+    def steps(self) -> int:
+        """The number of steps ``N``."""
+        return len(self.fractions) - 1
+
+    def times(self, horizon: float) -> Tensor:
+        """``t_k = τ_k · horizon`` in float64, shape ``(steps + 1,)``."""
+        return torch.tensor(self.fractions, dtype=torch.float64) * horizon
+
+    def including(self, fractions: Iterable[float]) -> TimeGrid:
+        """This grid with further knots put in; knots nearer than 1e-9 to one that is there are dropped."""
+        knots = list(self.fractions)
+        for value in fractions:
+            if not 0.0 <= value <= 1.0:
+                raise InvalidInputError(f"time {value} (as a fraction of the horizon) lies outside [0, 1].")
+            if abs(knots[nearest_index(knots, value)] - value) > 1e-9:
+                knots.insert(bisect_left(knots, value), float(value))
+        return TimeGrid(tuple(knots))
+
+    def index(self, fraction: float) -> int:
+        """The index of the knot nearest to ``fraction``."""
+        return nearest_index(self.fractions, fraction)
+
+
+def nearest_index(knots: tuple[float, ...] | list[float], value: float) -> int:
+    """The index of the entry of the sorted ``knots`` nearest to ``value``."""
+    right = min(bisect_left(knots, value), len(knots) - 1)
+    left = max(right - 1, 0)
+    return left if value - knots[left] <= knots[right] - value else right
+
+
+def _check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InvalidInputError(f"steps must be a positive integer, got {steps!r}.")
+
+
+def _abbreviated(knots: tuple[float, ...]) -> str:
+    shown = [f"{value:g}" for value in knots]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "…", *shown[-2:]])

@@ -1,0 +1,58 @@
+"""Optimal transport: plans, distances, baseline maps, and our Sinkhorn solver.
+
+The only room that knows POT, and the only one that turns the ε of a bridge into POT's regularisation.
+"""
+
+from sbridge.transport.cloud import Cloud
+from sbridge.transport.maps import (
+    AffineMap,
+    BarycentricMap,
+    NearestRowMap,
+    entropic_map,
+    exact_map,
+    gaussian_map,
+)
+from sbridge.transport.plans import (
+    entropic_plan,
+    epsilon_of,
+    exact_cost,
+    exact_plan,
+    regularisation,
+    sliced_cost,
+)
+from sbridge.transport.sinkhorn import (
+    EntropicProblem,
+    Sinkhorn,
+    SinkhornSolution,
+    SinkhornState,
+    sinkhorn,
+    sinkhorn_converged,
+    sinkhorn_finish,
+    sinkhorn_init,
+    sinkhorn_step,
+)
+
+__all__ = [
+    "AffineMap",
+    "BarycentricMap",
+    "Cloud",
+    "EntropicProblem",
+    "NearestRowMap",
+    "Sinkhorn",
+    "SinkhornSolution",
+    "SinkhornState",
+    "entropic_map",
+    "entropic_plan",
+    "epsilon_of",
+    "exact_cost",
+    "exact_map",
+    "exact_plan",
+    "gaussian_map",
+    "regularisation",
+    "sinkhorn",
+    "sinkhorn_converged",
+    "sinkhorn_finish",
+    "sinkhorn_init",
+    "sinkhorn_step",
+    "sliced_cost",
+]

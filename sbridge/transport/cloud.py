@@ -1,0 +1,124 @@
+"""Weighted points seen through a Gaussian kernel: the one soft-nearest-neighbour sum of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.laws import check_rows
+from sbridge.registry import register
+
+_CHUNK = 2**18
+"""Entries of a block of weights; 2 MB in float64, which stays in cache."""
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """Probabilities ``w_j(x) ∝ exp(ℓ_j − |x−y_j|²/2v)`` over points ``y_j``, for any ``x`` and variance ``v``.
+
+    With Sinkhorn's potential, ``ℓ_j = g_j/ε + log b_j``, the row ``w(x)`` at ``v = ε`` is the entropic plan
+    given ``x``; at ``v = ε(1 − t/T)`` it is the law of the plug-in bridge's end point given its state at t.
+
+    Exponents are formed in float64 and shifted before they are cast: ``|x|²/v`` is of order 10⁴ in real data,
+    where float32 would lose three digits. A pass over n × m costs little more than the product of the two
+    matrices. Only :meth:`weights` keeps an n × m array. Results are differentiable in ``x``.
+
+    Args:
+        rows: the points ``y_j``, shape ``(m, dim)``.
+        logits: ``ℓ_j``, shape ``(m,)``, best in float64.
+    """
+
+    rows: Tensor
+    logits: Tensor
+    holds_training_rows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_rows(self.rows, "rows", least=1)
+        if self.logits.shape != self.rows.shape[:1]:
+            raise InvalidInputError(
+                f"a cloud of {len(self.rows)} rows needs one logit a row, got shape {tuple(self.logits.shape)}."
+            )
+
+    def log_normaliser(self, x: Tensor, variance: float | Tensor) -> Tensor:
+        """``log Σ_j exp(ℓ_j − |x−y_j|²/2v)``, shape ``(n,)``, float64."""
+        return torch.cat([log_sum for _, _, log_sum in self.chunks(x, variance)])
+
+    def weights(self, x: Tensor, variance: float | Tensor) -> Tensor:
+        """All ``w_j(x_i)``, shape ``(n, m)``, of the dtype of ``x``."""
+        return torch.cat([part for _, part, _ in self.chunks(x, variance)])
+
+    def mean(self, x: Tensor, variance: float | Tensor) -> Tensor:
+        """``Σ_j w_j(x) y_j``, shape ``(n, dim)``."""
+        return torch.cat([part @ self.rows.to(part) for _, part, _ in self.chunks(x, variance)])
+
+    def draw(self, x: Tensor, variance: float | Tensor, generator: torch.Generator) -> Tensor:
+        """One index ``j`` per row of ``x``, drawn with probabilities ``w_j(x)``; int64, shape ``(n,)``.
+
+        One uniform number a row is drawn at once and inverted, so a row's index does not depend on blocks.
+        """
+        uniform = torch.rand(len(x), 1, dtype=torch.float64, generator=generator, device=generator.device)
+        uniform = uniform.to(x.device)
+        drawn = []
+        for rows, part, _ in self.chunks(x.detach(), variance):
+            cumulative = part.double().cumsum(1)
+            # Scaled by the last entry, so that rounding of the sum leaves no gap at the end.
+            found = torch.searchsorted(cumulative, uniform[rows] * cumulative[:, -1:], right=True)
+            drawn.append(found[:, 0].clamp_(max=len(self.rows) - 1))
+        return torch.cat(drawn)
+
+    def chunks(self, x: Tensor, variance: float | Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Blocks of rows of ``x``: their slice, their weights ``(block, m)``, their log normaliser (float64).
+
+        Args:
+            x: rows ``(n, dim)``.
+            variance: ``v``, a number or one per row ``(n,)``.
+
+        Raises:
+            InvalidInputError: for rows of another dimension, or a variance that is not positive.
+        """
+        v = self._variance(x, variance).expand(len(x))[:, None]
+        points = x.double() - self._centre
+        # x·y/v − ½|y|²/v as one product, so that the division is not done n × m times.
+        scaled = torch.cat([points, torch.ones_like(v)], 1) / v
+        size = max(1, _CHUNK // len(self.rows))
+        for start in range(0, len(x), size):
+            rows = slice(start, min(start + size, len(x)))
+            exponent = torch.addmm(self._logits, scaled[rows], self._lifted.mT)
+            # Softmax after the shift, not exp: exp of numbers below the smallest float is many times slower.
+            top = exponent.amax(1, keepdim=True)
+            part = torch.softmax((exponent - top).to(x.dtype), 1)
+            half_norm = 0.5 * points[rows].square().sum(1) / v[rows, 0]
+            yield rows, part, top[:, 0] - part.amax(1).double().log() - half_norm
+
+    def _variance(self, x: Tensor, variance: float | Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.rows.shape[1]:
+            raise InvalidInputError(
+                f"x must have shape (rows, {self.rows.shape[1]}) like the cloud, got {tuple(x.shape)}."
+            )
+        v = torch.as_tensor(variance, dtype=torch.float64, device=x.device)
+        if v.shape not in ((), x.shape[:1]) or not bool((v > 0).all()):
+            raise InvalidInputError(
+                f"variance must be positive, a number or one per row of x ({len(x)}), got {variance!r}."
+            )
+        return v
+
+    # Distances do not change when both sides move, and small coordinates round less.
+    @cached_property
+    def _centre(self) -> Tensor:
+        return self.rows.double().mean(0)
+
+    @cached_property
+    def _lifted(self) -> Tensor:
+        points = self.rows.double() - self._centre
+        return torch.cat([points, -0.5 * points.square().sum(1, keepdim=True)], 1)
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        return self.logits.to(self.rows.device, torch.float64)

@@ -1,0 +1,124 @@
+"""Optimal-transport maps fitted to two samples: the baselines beside a bridge, for new rows too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import ot
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.registry import register
+from sbridge.transport.cloud import Cloud
+from sbridge.transport.plans import check_pair, exact_plan
+from sbridge.transport.sinkhorn import EntropicProblem, Sinkhorn, sinkhorn
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class NearestRowMap:
+    """``T(x) = images_i`` with ``i`` the source row nearest to ``x``: piecewise constant.
+
+    Args:
+        rows: source rows ``(n, dim)``.
+        images: where each goes, ``(n, dim)``.
+    """
+
+    rows: Tensor
+    images: Tensor
+    holds_training_rows: ClassVar[bool] = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images of ``x``, shape ``(k, dim)``; a source row goes to its own image."""
+        return self.images.to(x)[nearest_rows(x, self.rows)]
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class BarycentricMap:
+    """``T(x) = E[y | x] = Σ_j w_j(x) y_j`` under the entropic plan, extended to any ``x`` by its potential.
+
+    Conditional means scatter less than the target: the image of the source is too narrow by construction.
+
+    Args:
+        cloud: target rows with logits ``g/ε + log b``.
+        epsilon: ε.
+    """
+
+    cloud: Cloud
+    epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images of ``x``, shape ``(k, dim)``."""
+        return self.cloud.mean(x, self.epsilon)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """``T(x) = M x + shift``; ``matrix`` ``(dim, dim)``, ``shift`` ``(dim,)``, float64."""
+
+    matrix: Tensor
+    shift: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images of ``x``, shape ``(k, dim)``."""
+        return (x.double() @ self.matrix.to(x.device).mT + self.shift.to(x.device)).to(x.dtype)
+
+
+def exact_map(x0: Tensor, x1: Tensor) -> NearestRowMap:
+    """The exact plan from ``x0`` to ``x1`` as a map: a source row goes to the barycentre of its targets.
+
+    With as many rows on both sides that is an assignment. A new row takes the image of the nearest source
+    row, so the map is piecewise constant. Cost and errors of :func:`~sbridge.transport.exact_plan`.
+    """
+    plan = exact_plan(x0, x1)
+    return NearestRowMap(x0, (plan @ x1) / plan.sum(1, keepdim=True))
+
+
+def entropic_map(x0: Tensor, x1: Tensor, epsilon: float, options: Sinkhorn | None = None) -> BarycentricMap:
+    """The barycentric map of the entropic plan from ``x0`` to ``x1`` (Pooladian & Niles-Weed 2021).
+
+    Raises:
+        NotConvergedError: if Sinkhorn does not meet its tolerance.
+    """
+    return BarycentricMap(sinkhorn(EntropicProblem(x0, x1, epsilon), options).forward, epsilon)
+
+
+def gaussian_map(x0: Tensor, x1: Tensor) -> AffineMap:
+    """The optimal map between the Gaussians with the moments of ``x0`` and ``x1`` (Knott & Smith 1984).
+
+    ``T(x) = m_1 + M(x − m_0)``, ``M = A^{−½}(A^½BA^½)^½A^{−½}``, ``A`` and ``B`` the sample covariances.
+
+    Raises:
+        InvalidInputError: if the covariance of ``x0`` is singular.
+    """
+    check_pair(x0, x1)
+    x, y = x0.double(), x1.double()
+    if len(x) < 2 or len(y) < 2:
+        raise InvalidInputError(f"a covariance needs at least two rows, got {len(x)} and {len(y)}.")
+    source, target = _covariance(x), _covariance(y)
+    spectrum = torch.linalg.eigvalsh(source)
+    if float(spectrum[0]) <= 1e-12 * float(spectrum[-1]):
+        raise InvalidInputError(
+            f"the covariance of the {len(x)} source rows in {x.shape[1]} dimensions is singular, so there is no "
+            "Gaussian map: drop constant or dependent columns, or give more rows than columns."
+        )
+    matrix, shift = ot.gaussian.bures_wasserstein_mapping(x.mean(0), y.mean(0), source, target)
+    return AffineMap(matrix, shift.reshape(-1))
+
+
+def nearest_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Index of the row nearest to each row of ``x``; int64, shape ``(k,)``. Blocks of 4 MB."""
+    check_pair(x, rows)
+    centre = rows.double().mean(0)
+    points, others = x.double() - centre, rows.double() - centre
+    half_norms = 0.5 * others.square().sum(1)
+    size = max(1, 2**19 // len(rows))
+    return torch.cat([torch.addmm(-half_norms, part, others.mT).argmax(1) for part in points.split(size)])
+
+
+def _covariance(rows: Tensor) -> Tensor:
+    return torch.cov(rows.mT).reshape(rows.shape[1], rows.shape[1])

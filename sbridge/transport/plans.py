@@ -1,0 +1,177 @@
+"""Plans and costs computed by POT, and the conversions between σ, ε and POT's regularisation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import ot
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError, NotConvergedError
+from sbridge.laws import check_rows
+
+_POT_ROUND = 20
+_POT_WARM_ITERATIONS = 5
+
+
+def epsilon_of(sigma: float, horizon: float) -> float:
+    """``ε = σ²T``: the entropic constant of a Brownian reference of scale σ on [0, T], for the cost ``½|x−y|²``.
+
+    Raises:
+        InvalidInputError: unless both are positive and finite.
+    """
+    _positive(sigma, "sigma")
+    _positive(horizon, "horizon")
+    return sigma**2 * horizon
+
+
+def regularisation(epsilon: float) -> float:
+    """``reg = 2ε``: what POT calls ``reg`` for the cost ``|x−y|²`` where ours is ``½|x−y|²``.
+
+    Raises:
+        InvalidInputError: unless ``epsilon`` is positive and finite.
+    """
+    _positive(epsilon, "epsilon")
+    return 2.0 * epsilon
+
+
+def exact_plan(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+    """The plan ``π`` that minimises ``Σ π_ij |x_i−y_j|²`` with row sums ``a`` and column sums ``b``.
+
+    By the network simplex of Bonneel et al. (2011), in float64. Time grows a little faster than n²:
+    1 s at 2000 rows a side, 5 s at 4000 on two cores; memory ``3·8·n·m`` bytes.
+
+    Args:
+        x, y: rows ``(n, dim)`` and ``(m, dim)``.
+        a, b: weights ``(n,)`` and ``(m,)`` with sum 1; uniform by default.
+
+    Returns:
+        ``(n, m)``, of the dtype and on the device of ``x``.
+
+    Raises:
+        InvalidInputError: for rows or weights that do not fit.
+        NotConvergedError: if the simplex stops at its limit.
+    """
+    return _simplex(x, y, a, b)[0]
+
+
+def exact_cost(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+    """``W2² = min_π Σ π_ij |x_i−y_j|²``, a tensor of shape (); arguments and errors of :func:`exact_plan`."""
+    return _simplex(x, y, a, b)[1]
+
+
+def sliced_cost(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+    """Mean over unit ``directions`` ``θ`` of ``W2²`` between the projections ``x·θ`` and ``y·θ``; shape ().
+
+    Each is exact, by sorting (Bonneel et al. 2015). Memory: a few times ``8·(n+m)·16`` bytes.
+
+    Args:
+        x, y: rows ``(n, dim)`` and ``(m, dim)``, each with uniform weights.
+        directions: unit vectors ``(projections, dim)``.
+    """
+    check_pair(x, y)
+    rows, others, total = x.double(), y.double(), 0.0
+    for block in directions.to(x.device, torch.float64).split(16):
+        total += float(ot.lp.wasserstein_1d(rows @ block.mT, others @ block.mT, p=2).sum())
+    return torch.as_tensor(total / len(directions), dtype=x.dtype, device=x.device)
+
+
+def entropic_plan(
+    x: Tensor, y: Tensor, epsilon: float, *, tolerance: float = 1e-6, max_iterations: int = 100_000
+) -> Tensor:
+    """The plan of ``min_π E_π ½|x−y|² + ε KL(π ‖ a⊗b)`` with uniform ``a``, ``b``, by POT's log-domain Sinkhorn.
+
+    An independent reference for small sets; :func:`sbridge.transport.sinkhorn` solves the same problem some
+    hundred times faster. ε falls by halves from the largest cost, each level starting where the last ended.
+
+    Args:
+        x, y: rows ``(n, dim)`` and ``(m, dim)``.
+        epsilon: ε, in units of cost.
+        tolerance: largest L1 error of the column sums; the row sums are exact.
+        max_iterations: of all levels together.
+
+    Returns:
+        ``(n, m)``, of the dtype of ``x``; computed in float64.
+
+    Raises:
+        NotConvergedError: when ``max_iterations`` are spent before the tolerance is met.
+    """
+    check_pair(x, y)
+    _positive(epsilon, "epsilon")
+    cost = ot.dist(x.double(), y.double(), metric="sqeuclidean")
+    a, b = weights_of(x, None, "a"), weights_of(y, None, "b")
+    potential, level, done = torch.zeros_like(a), max(0.5 * float(cost.max()), epsilon), 0
+    while True:
+        count = _POT_ROUND if level == epsilon else _POT_WARM_ITERATIONS
+        start = (potential / level + a.log(), torch.zeros_like(b))
+        plan, log = ot.bregman.sinkhorn_log(
+            a,
+            b,
+            cost,
+            regularisation(level),
+            numItermax=count,
+            stopThr=0,
+            log=True,
+            warn=False,
+            warmstart=start,
+        )
+        potential = level * (log["log_u"] - a.log())
+        error, done = float((plan.sum(0) - b).abs().sum()), done + count
+        if level == epsilon and error <= tolerance:
+            return plan.to(x.dtype)
+        if done >= max_iterations:
+            raise NotConvergedError(
+                f"POT's Sinkhorn reached an L1 marginal error of {error:.3g} at ε = {level:.3g} after {done} "
+                f"iterations; {tolerance:.3g} at ε = {epsilon:.3g} was asked for. Raise max_iterations, epsilon "
+                "or the tolerance, or use sbridge.transport.sinkhorn."
+            )
+        level = max(0.5 * level, epsilon)
+
+
+def check_pair(x: Tensor, y: Tensor) -> None:
+    """Raises InvalidInputError unless both are finite rows of one dimension, dtype and device."""
+    check_rows(x, "x", least=1)
+    check_rows(y, "y", least=1)
+    if x.shape[1] != y.shape[1]:
+        raise InvalidInputError(
+            f"x has {x.shape[1]} columns and y has {y.shape[1]}: both must live in the same dimension."
+        )
+    if x.dtype != y.dtype or x.device != y.device:
+        raise InvalidInputError(
+            f"x is {x.dtype} on {x.device}, y is {y.dtype} on {y.device}: use y.to(x) so that they agree."
+        )
+
+
+def weights_of(rows: Tensor, weights: Tensor | None, name: str) -> Tensor:
+    """Weights of ``rows`` as float64 ``(n,)`` with sum exactly 1 up to rounding; uniform for ``None``."""
+    if weights is None:
+        return torch.full((len(rows),), 1.0 / len(rows), dtype=torch.float64, device=rows.device)
+    weights = weights.to(rows.device, torch.float64)
+    total = float(weights.sum())
+    if weights.shape != rows.shape[:1] or not bool((weights > 0).all()) or not abs(total - 1) <= 1e-4:
+        raise InvalidInputError(
+            f"{name} must hold {len(rows)} positive numbers with sum 1, got shape {tuple(weights.shape)}, smallest "
+            f"{float(weights.min()):g}, sum {total:g}. Drop rows of weight zero and divide by the sum."
+        )
+    return weights / weights.sum()
+
+
+def _positive(value: float, name: str) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise InvalidInputError(f"{name} must be positive and finite, got {value}.")
+
+
+def _simplex(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    check_pair(x, y)
+    cost = ot.dist(x.double(), y.double(), metric="sqeuclidean").clamp_(min=0)
+    with warnings.catch_warnings():
+        # POT only warns when it gives up; the result code below says the same and is turned into an error.
+        warnings.simplefilter("ignore")
+        plan, log = ot.emd(weights_of(x, a, "a"), weights_of(y, b, "b"), cost, numItermax=10**9, log=True)
+    if log["warning"] is not None:
+        raise NotConvergedError(
+            f"exact transport of {len(x)} × {len(y)} rows failed: {log['warning']} Use fewer rows."
+        )
+    return plan.to(x.dtype), (plan * cost).sum().to(x.dtype)

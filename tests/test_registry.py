@@ -1,0 +1,170 @@
+"""Objects come back from JSON and tensors as they were; files can name nothing that was not registered."""
+
+import dataclasses
+import enum
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from torch import nn
+
+from sbridge import registry
+from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, UnsupportedError
+from sbridge.registry import decode, encode, register, registered
+
+
+@pytest.fixture(autouse=True)
+def _classes_of_the_test_only(monkeypatch):
+    monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    number: float
+    colour: Colour = Colour.RED
+    made: int = dataclasses.field(init=False, default=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tree:
+    leaves: tuple
+    rows: torch.Tensor
+    name: str | None = None
+
+
+class Net(nn.Module):
+    def __init__(self, width, leaf):
+        super().__init__()
+        self.arguments = {"width": width, "leaf": leaf}
+        self.layer = nn.Linear(2, width)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+
+@pytest.fixture
+def _registered():
+    for cls in (Colour, Leaf, Tree, Net):
+        register(cls)
+
+
+def through_a_file(value):
+    tree, tensors = encode(value)
+    return decode(json.loads(json.dumps(tree)), tensors)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.text(max_size=5),
+    lambda inner: st.tuples(inner, inner) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(plain)
+def test_plain_values_come_back_exactly(value):
+    assert repr(through_a_file(value)) == repr(value)
+
+
+def test_a_number_that_json_has_no_word_for():
+    tree, _ = encode((math.inf, -math.inf, math.nan))
+    json.dumps(tree, allow_nan=False)
+    assert repr(decode(tree, {})) == "(inf, -inf, nan)"
+
+
+@pytest.mark.usefixtures("_registered")
+def test_dataclasses_enums_and_tensors(dtype):
+    rows = torch.arange(6, dtype=dtype).reshape(3, 2).mT
+    found = through_a_file(Tree((Leaf(0.1), Leaf(math.inf, Colour.BLUE)), rows, "t"))
+    assert found.leaves == (Leaf(0.1), Leaf(math.inf, Colour.BLUE))
+    assert torch.equal(found.rows, rows)
+    assert found.rows.dtype == dtype
+    assert found.name == "t"
+
+
+@pytest.mark.usefixtures("_registered")
+def test_networks_come_back_with_their_weights_and_buffers(dtype):
+    net = Net(3, Leaf(2.0)).to(dtype)
+    net.count += 5
+    found = through_a_file({"net": net})["net"]
+    assert found.arguments == net.arguments
+    for one, other in zip(found.state_dict().values(), net.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+
+
+@pytest.mark.usefixtures("_registered")
+def test_two_networks_in_one_object_keep_their_own_weights():
+    one, other = through_a_file((Net(2, None), Net(4, None)))
+    assert (one.layer.out_features, other.layer.out_features) == (2, 4)
+
+
+def test_what_is_not_registered_cannot_be_written_or_named():
+    for value in (Leaf(1.0), lambda x: x, object(), {"inner": (Leaf,)}):
+        with pytest.raises(UnsupportedError, match="@sbridge.register|cannot"):
+            encode(value)
+    with pytest.raises(UnknownNameError, match="class in a file"):
+        decode({"class": "Leaf", "fields": {"number": 1.0}}, {})
+    register(Leaf)
+    with pytest.raises(UnknownNameError, match="Did you mean 'Leaf'"):
+        registered("Laef")
+
+
+def test_a_name_can_be_taken_once():
+    register(Leaf)
+    assert register(Leaf) is Leaf
+
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        number: float
+
+    Other.__name__, Other.__module__ = "Leaf", "elsewhere"
+    with pytest.raises(InvalidInputError, match="registered already"):
+        register(Other)
+    with pytest.raises(InvalidInputError, match="must be a dataclass"):
+        register(type("Plain", (), {}))
+
+
+@pytest.mark.usefixtures("_registered")
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"class": "Leaf", "fields": {"nmber": 1.0}}, "Leaf cannot be made from fields"),
+        (
+            {"class": "Tree", "fields": {"leaves": [], "rows": {"tensor": "gone"}}},
+            "tensor 'gone' is named but not there",
+        ),
+        ({"fields": {}}, "expected an object with a class name"),
+        ({"class": 3}, "expected an object with a class name"),
+        ({"class": "Net", "fields": {"width": 3, "leaf": None}, "state": ".state."}, "weights of Net do not fit"),
+    ],
+)
+def test_damaged_trees_are_refused(tree, message):
+    with pytest.raises(FileFormatError, match=message):
+        decode(tree, {})
+
+
+def test_a_file_cannot_make_a_class_that_only_looks_known():
+    for name in ("Popen", "os.system", "builtins.eval", "__class__"):
+        with pytest.raises(UnknownNameError):
+            decode({"class": name, "fields": {}}, {})
+
+
+def test_every_class_of_the_package_is_known_to_a_fresh_process_that_loads_a_bridge():
+    root = Path(__file__).parents[1]
+    code = (
+        "import contextlib, sbridge\n"
+        "with contextlib.suppress(sbridge.SbridgeError): sbridge.load('missing')\n"
+        "from sbridge import registry\n"
+        "print(*registry._CLASSES)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    known = set(done.stdout.split())
+    assert {"Bridge", "PathMeasure", "PlugInControl", "GaussianControl", "NetworkControl"} <= known

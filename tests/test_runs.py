@@ -1,0 +1,376 @@
+"""Run folders: the same bytes however often a run is interrupted, and no folder used twice."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from itertools import pairwise
+
+import pytest
+import torch
+
+from sbridge import files
+from sbridge.controls import MLP
+from sbridge.coupling import EntropicCoupling
+from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError
+from sbridge.fitting import prepare
+from sbridge.processes import BrownianMotion
+from sbridge.runs import RUN_FORMAT, Checkpoint, History, RunFolder, Stopped, check_vacant, differences, train
+from sbridge.runs.checkpoints import HISTORY_ROWS, StopRequest
+from sbridge.solvers.imf import IMF
+from sbridge.solvers.sinkhorn import SinkhornBridge
+from sbridge.time import TimeGrid
+from sbridge.training import Optimisation
+from sbridge.transport import Sinkhorn
+
+CONFIG = {"format": RUN_FORMAT, "times": [0.0, 1.0], "seed": 4, "inputs": [{"name": "a", "sha256": "11"}], "threads": 1}
+TINY = IMF(
+    start=EntropicCoupling(rows=64),
+    pretraining=6,
+    stages=2,
+    updates=5,
+    refresh=4,
+    pairs=64,
+    network=MLP(width=8, depth=2),
+    optimisation=Optimisation(batch=16, warm_up=2),
+    grid=TimeGrid.uniform(4),
+)
+STRICT = SinkhornBridge(sinkhorn=Sinkhorn(tolerance=1e-4, batch=3, warm_batch=1))
+REFERENCE = BrownianMotion(sigma=0.7)
+
+
+def legs(solver, count=1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(7)
+    snapshots = [torch.randn(80, 2, generator=generator, dtype=dtype) + leg for leg in range(count + 1)]
+    return [
+        prepare(x0, x1, reference=REFERENCE, solver=solver, seed=11 + leg)
+        for leg, (x0, x1) in enumerate(pairwise(snapshots))
+    ]
+
+
+def quiet(leg, length):
+    return ()
+
+
+def new_folder(path, count=1):
+    return RunFolder.create(path, {**CONFIG, "times": [float(leg) for leg in range(count + 1)]})
+
+
+def contents(folder):
+    """What has to be equal: all files but the checkpoint, which must not be there."""
+    assert not folder.checkpoint_file.exists()
+    return {path.name: path.read_bytes() for path in folder.path.iterdir()}
+
+
+class Cut(Exception):
+    """Stands for the end of the process."""
+
+
+def cut_at(step, leg=0):
+    """A watcher that ends everything once ``step`` is done; it runs before the checkpoint of that step."""
+
+    def watch(state, info):
+        if state.step == step:
+            raise Cut
+
+    return lambda which, length: (watch,) if which == leg else ()
+
+
+class TestResuming:
+    @pytest.mark.parametrize("solver", [TINY, STRICT], ids=["imf", "sinkhorn"])
+    @pytest.mark.parametrize("every", [0.0, 1e9], ids=["each step", "never"])
+    def test_a_run_cut_anywhere_ends_in_the_same_bytes(self, tmp_path, solver, every, dtype):
+        course = tuple(legs(solver, dtype=dtype))
+        whole = new_folder(tmp_path / "whole")
+        train(whole, course, (0.0, 1.0), quiet, every=every)
+        steps = int(whole.histories()[0][-1]["step"])
+        assert steps >= 10
+        broken = new_folder(tmp_path / "broken")
+        for step in sorted({1, 2, 4, 5, 6, 7, 9, steps - 1, steps}):
+            with pytest.raises(Cut):
+                train(broken, course, (0.0, 1.0), cut_at(step), every=every)
+        train(broken, course, (0.0, 1.0), quiet, every=every)
+        assert contents(broken) == contents(whole)
+
+    def test_a_course_cut_in_and_between_its_legs(self, tmp_path, monkeypatch):
+        course, times = tuple(legs(TINY, 3)), (0.0, 1.0, 2.0, 3.0)
+        whole, broken = new_folder(tmp_path / "whole", 3), new_folder(tmp_path / "broken", 3)
+        train(whole, course, times, quiet, every=0)
+        for leg in range(3):
+            for step in (1, 8, 16):
+                with pytest.raises(Cut):
+                    train(broken, course, times, cut_at(step, leg), every=0)
+        # Cut after the last bridge was saved, before the checkpoint was taken away.
+        monkeypatch.setattr(type(broken.checkpoint_file), "unlink", cut_unlink(broken.checkpoint_file))
+        with pytest.raises(Cut):
+            train(broken, course, times, quiet, every=0)
+        assert broken.checkpoint_file.exists()
+        monkeypatch.undo()
+        train(broken, course, times, quiet, every=0)
+        broken.checkpoint_file.unlink(missing_ok=True)
+        assert contents(broken) == contents(whole)
+        assert {path.name for path in whole.path.glob("bridge-*.json")} == {f"bridge-{leg}.json" for leg in (1, 2, 3)}
+
+    def test_the_course_that_is_returned_is_the_one_in_the_folder(self, tmp_path):
+        folder = new_folder(tmp_path / "run", 2)
+        made = train(folder, legs(TINY, 2), (0.0, 1.0, 2.0), quiet, every=1e9)
+        found = folder.course()
+        x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+        assert found.times == made.times == (0, 1, 2)
+        for one, other in zip(found.bridges, made.bridges, strict=True):
+            assert torch.equal(one.transport(x, seed=3), other.transport(x, seed=3))
+
+    def test_the_checkpoint_matters(self, tmp_path):
+        # That resuming reads the state and not only begins anew: another state leads elsewhere.
+        course = legs(TINY)
+        whole, broken = new_folder(tmp_path / "whole"), new_folder(tmp_path / "broken")
+        train(whole, course, (0.0, 1.0), quiet, every=0)
+        with pytest.raises(Cut):
+            train(broken, course, (0.0, 1.0), cut_at(8), every=0)
+        found = Checkpoint.read(broken.checkpoint_file)
+        weights = next(key for key in found.flat if key.startswith("forward.module") and key.endswith("weight"))
+        found.flat[weights] = found.flat[weights] + 0.1
+        found.write(broken.checkpoint_file)
+        train(broken, course, (0.0, 1.0), quiet, every=0)
+        assert contents(broken) != contents(whole)
+
+
+def cut_unlink(target):
+    unlink = type(target).unlink
+
+    def patched(path, missing_ok=False):
+        if path == target:
+            raise Cut
+        unlink(path, missing_ok=missing_ok)
+
+    return patched
+
+
+class TestStopping:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_ends_in_a_checkpoint_of_the_step_it_came_in(self, tmp_path, number):
+        def watch(state, info):
+            if state.step == 9:
+                os.kill(os.getpid(), number)
+
+        course, before = legs(TINY), signal.getsignal(number)
+        whole, folder = new_folder(tmp_path / "whole"), new_folder(tmp_path / "run")
+        with pytest.raises(Stopped) as stop:
+            train(folder, course, (0.0, 1.0), lambda leg, length: (watch,), every=1e9)
+        assert (stop.value.signal, stop.value.step) == (number, 9)
+        assert Checkpoint.read(folder.checkpoint_file).flat["step"] == 9
+        assert signal.getsignal(number) is before
+        train(folder, course, (0.0, 1.0), quiet, every=1e9)
+        train(whole, course, (0.0, 1.0), quiet, every=1e9)
+        assert contents(folder) == contents(whole)
+
+    def test_a_second_signal_does_not_wait(self):
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def test_outside_the_main_thread_signals_are_left_alone(self):
+        handlers = []
+
+        def look():
+            with StopRequest():
+                handlers.append(signal.getsignal(signal.SIGINT))
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert handlers == [signal.getsignal(signal.SIGINT)]
+
+
+class TestNaN:
+    def test_nan_in_the_loss_names_the_last_good_checkpoint(self, tmp_path):
+        def spoil(leg, length):
+            def watch(state, info):
+                if state.step == 7:
+                    for learner in state.learners.values():
+                        for weight in learner.module.parameters():
+                            weight.data.fill_(float("inf"))
+
+            return (watch,)
+
+        folder = new_folder(tmp_path / "run")
+        good = {}
+
+        def remember(state, info):
+            good.update({"step": state.step})
+
+        with pytest.raises(
+            NonFiniteError, match=r"at step 8\..*last good checkpoint is that of step 7, .*checkpoint\.saf"
+        ):
+            train(folder, legs(TINY), (0.0, 1.0), lambda leg, n: (*spoil(leg, n), remember), every=0)
+        assert good == {"step": 7}
+
+    def test_a_state_with_nan_never_replaces_a_good_checkpoint(self, tmp_path):
+        def spoil(state, info):
+            if state.step == 7:
+                next(iter(state.learners.values())).module.network.last.bias.data.fill_(float("nan"))
+
+        folder = new_folder(tmp_path / "run")
+        with pytest.raises(
+            NonFiniteError, match=r"holds NaN at step 7 of 16.*learning rate.*checkpoint is that of step 6"
+        ):
+            train(folder, legs(TINY), (0.0, 1.0), lambda leg, length: (spoil,), every=0)
+        assert Checkpoint.read(folder.checkpoint_file).flat["step"] == 6
+
+    def test_without_a_checkpoint_it_says_so(self, tmp_path):
+        def spoil(state, info):
+            info["loss"] = float("nan")
+
+        steep = dataclasses.replace(TINY, optimisation=Optimisation(learning_rate=1e30, clip=1e30, batch=16))
+        with pytest.raises(NonFiniteError, match=r"No checkpoint was written before\."):
+            train(new_folder(tmp_path / "run"), legs(steep), (0.0, 1.0), quiet, every=1e9)
+
+
+class TestCheckpoint:
+    def test_round_trip_without_pickle(self, tmp_path):
+        flat = {
+            "step": 3,
+            "x.y": torch.randn(2, 3),
+            "n": torch.tensor(4),
+            "rate": 0.1 + 0.2,
+            "kind": "σ",
+            "state": torch.get_rng_state(),
+        }
+        history = [{"step": 1, "loss": 1 / 3}, {"step": 2, "loss": 1e-300}]
+        Checkpoint(2, flat, history).write(tmp_path / "c")
+        found = Checkpoint.read(tmp_path / "c")
+        assert (found.leg, found.history) == (2, history)
+        assert found.flat.keys() == flat.keys()
+        for key, value in flat.items():
+            same = torch.equal(found.flat[key], value) if isinstance(value, torch.Tensor) else found.flat[key] == value
+            assert same, key
+        assert b"pickle" not in (tmp_path / "c").read_bytes()
+
+    def test_damage_is_noticed(self, tmp_path):
+        Checkpoint(0, {"step": 3}, []).write(tmp_path / "c")
+        whole = (tmp_path / "c").read_bytes()
+        (tmp_path / "c").write_bytes(whole[:-5])
+        with pytest.raises(FileFormatError, match="truncated"):
+            Checkpoint.read(tmp_path / "c")
+        files.write_tensors(tmp_path / "c", {"a": torch.zeros(2)})
+        with pytest.raises(FileFormatError, match="is no checkpoint"):
+            Checkpoint.read(tmp_path / "c")
+        files.write_tensors(tmp_path / "c", {"document": torch.tensor([123, 1, 2], dtype=torch.uint8)})
+        with pytest.raises(FileFormatError, match=r"is damaged.*delete it"):
+            Checkpoint.read(tmp_path / "c")
+
+
+class Counter:
+    def __init__(self, step):
+        self.step = step
+
+    def flat(self):
+        return {"step": self.step}
+
+
+class TestHistory:
+    def test_short_runs_are_kept_whole(self):
+        history = History(HISTORY_ROWS)
+        for step in range(1, 51):
+            history(Counter(step), {"loss": 1.0 / step})
+        assert [row["step"] for row in history.rows] == list(range(1, 51))
+
+    def test_long_runs_are_thinned_and_keep_the_latest_step(self):
+        history = History(10 * HISTORY_ROWS - 3)
+        for step in range(1, 96):
+            history(Counter(step), {"loss": float(step)})
+        assert [row["step"] for row in history.rows] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 95]
+
+    def test_the_file(self, tmp_path):
+        folder = new_folder(tmp_path / "run")
+        histories = [[{"step": 1, "loss": 0.1}, {"step": 2, "loss": 1e-12}], []]
+        folder.write_histories(histories)
+        assert folder.histories() == histories
+        assert json.loads(folder.history_file.read_text())["legs"] == histories
+        files.write_text(folder.history_file, "{}")
+        with pytest.raises(FileFormatError, match="is no history"):
+            folder.histories()
+
+
+class TestFolder:
+    def test_a_folder_that_is_used_is_refused(self, tmp_path):
+        new_folder(tmp_path / "run")
+        with pytest.raises(InvalidInputError, match=r"holds an unfinished run\. .*--resume"):
+            check_vacant(tmp_path / "run")
+        files.write_text(tmp_path / "run" / "report.json", "{}")
+        with pytest.raises(
+            InvalidInputError, match=r"holds another run\. Choose another --out, or delete the folder first\.$"
+        ):
+            new_folder(tmp_path / "run")
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.tex").touch()
+        with pytest.raises(InvalidInputError, match="is not empty"):
+            new_folder(tmp_path / "mine")
+        with pytest.raises(InvalidInputError, match="is a file"):
+            new_folder(tmp_path / "mine" / "thesis.tex")
+
+    def test_an_empty_folder_and_what_a_kill_left_are_no_run(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".config.json.ab12.part").touch()
+        new_folder(tmp_path / "run")
+
+    def test_a_failing_disk_leaves_no_folder(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            new_folder(tmp_path / "run")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_discarding_takes_only_what_is_young(self, tmp_path):
+        young, old = new_folder(tmp_path / "young"), new_folder(tmp_path / "old")
+        files.write_text(old.path / "bridge.json", "{}")
+        young.discard()
+        old.discard()
+        assert [path.name for path in tmp_path.iterdir()] == ["old"]
+        assert len(list(old.path.iterdir())) == 2
+
+    def test_reopening_needs_the_same_settings(self, tmp_path):
+        folder = new_folder(tmp_path / "run")
+        (folder.path / ".bridge.json.xy.part").touch()
+        moved = {**CONFIG, "inputs": [{"name": "elsewhere/a", "sha256": "11"}], "threads": 8, "times": (0, 1.0)}
+        assert RunFolder.reopen(folder.path, moved) == folder
+        assert [path.name for path in folder.path.iterdir()] == ["config.json"]
+        for change, message in [
+            ({"seed": 5}, "seed was 4, is 5"),
+            ({"inputs": [{"name": "a", "sha256": "12"}]}, r'inputs\[0\]\.sha256 was "11", is "12"'),
+            ({"held_out": 0.2}, r"held_out was null, is 0\.2"),
+        ]:
+            with pytest.raises(InvalidInputError, match=f"{message}.*start a new run"):
+                RunFolder.reopen(folder.path, {**CONFIG, **change})
+
+    def test_what_is_no_run_folder(self, tmp_path):
+        with pytest.raises(FileFormatError, match="does not exist"):
+            RunFolder(tmp_path / "no").config()
+        with pytest.raises(FileFormatError, match=r"has no config\.json"):
+            RunFolder(tmp_path).course()
+        files.write_text(tmp_path / "config.json", '{"format": "other"}')
+        with pytest.raises(FileFormatError, match=f"expected format '{RUN_FORMAT}'"):
+            RunFolder(tmp_path).config()
+        with pytest.raises(FileFormatError, match=r"no finished model yet.*--resume"):
+            new_folder(tmp_path / "run").course()
+
+    def test_one_process_at_a_time(self, tmp_path):
+        folder = new_folder(tmp_path / "run")
+        with folder.claimed(), pytest.raises(InvalidInputError, match="another process is at work"), folder.claimed():
+            pass
+        with folder.claimed():
+            pass
+
+    def test_differences_are_told_by_place(self):
+        old = {"a": {"b": [1, {"c": 2}]}, "versions": 1, "x": "y" * 90}
+        new = {"a": {"b": [1, {"c": 3}]}, "versions": 2, "x": "y" * 91, "new": None}
+        first, second = differences(old, new)
+        assert first == "a.b[1].c was 2, is 3"
+        assert len(second) < 140
+        assert differences(old, old) == []
+        assert differences([1], [1, 2], "times") == ["times was [1], is [1, 2]"]

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sbridge.controls import MLP as MLP
+    from sbridge.coupling import (
+        EntropicCoupling as EntropicCoupling,
+        IndependentCoupling as IndependentCoupling,
+        ReferenceCoupling as ReferenceCoupling,
+    )
     from sbridge.errors import SbridgeError as SbridgeError
     from sbridge.evaluation import evaluate as evaluate
     from sbridge.fitting import (
@@ -44,7 +49,9 @@ if TYPE_CHECKING:
         Process as Process,
         VarianceExploding as VarianceExploding,
         VariancePreserving as VariancePreserving,
+        check_process as check_process,
     )
+    from sbridge.registry import register as register
     from sbridge.scaling import (
         CommonScale as CommonScale,
         NoScaling as NoScaling,
@@ -55,8 +62,11 @@ if TYPE_CHECKING:
         IMF as IMF,
         GaussianBridge as GaussianBridge,
         SinkhornBridge as SinkhornBridge,
+        Solver as Solver,
+        check_solver as check_solver,
     )
     from sbridge.time import TimeGrid as TimeGrid
+    from sbridge.training import Optimisation as Optimisation
 
 __version__ = "0.1.0"
 
@@ -72,6 +82,7 @@ _HOME = {
     "load": "sbridge.solutions",
     # problem, solver, solution
     "BridgeProblem": "sbridge.problems",
+    "Solver": "sbridge.solvers",
     "GaussianBridge": "sbridge.solvers",
     "SinkhornBridge": "sbridge.solvers",
     "IMF": "sbridge.solvers",
@@ -104,6 +115,14 @@ _HOME = {
     "CommonScale": "sbridge.scaling",
     "PerCoordinate": "sbridge.scaling",
     "MLP": "sbridge.controls",
+    "Optimisation": "sbridge.training",
+    "EntropicCoupling": "sbridge.coupling",
+    "IndependentCoupling": "sbridge.coupling",
+    "ReferenceCoupling": "sbridge.coupling",
+    # for extensions
+    "register": "sbridge.registry",
+    "check_process": "sbridge.processes",
+    "check_solver": "sbridge.solvers",
     # errors
     "SbridgeError": "sbridge.errors",
 }

@@ -290,7 +290,7 @@ def fit_course(
         leg_seed = derive(seed, "leg", leg)
         level = choose_sigma(x0, x1, horizon=horizon, seed=leg_seed).sigma if sigma is None else sigma
         reference = BrownianMotion(sigma=level, horizon=horizon)
-        bridges.append(fit(x0, x1, reference=reference, solver=solver, scaling=scaling, seed=derive(seed, "leg", leg)))
+        bridges.append(fit(x0, x1, reference=reference, solver=solver, scaling=scaling, seed=leg_seed))
     return Course(times, tuple(bridges))
 
 

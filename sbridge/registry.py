@@ -7,9 +7,12 @@ A file never holds code. It holds the names of classes that were registered with
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
+import importlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,6 +23,7 @@ from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError,
 
 Json = Any
 _CLASSES: dict[str, type] = {}
+_OWN_MODULE = re.compile(r"sbridge(\.[a-z][a-z0-9_]*)+")
 _T = TypeVar("_T", bound=type)
 
 
@@ -41,10 +45,17 @@ def register(cls: _T) -> _T:
     return cls
 
 
-def registered(name: str) -> type:
-    """The class registered under ``name``; an error with the nearest name otherwise."""
+def registered(name: str, home: str | None = None) -> type:
+    """The class registered under ``name``; an error with the nearest name otherwise.
+
+    ``home`` is the module that a file says the class lives in. It is imported if it is one of this package's own, so
+    that a saved bridge loads in a fresh interpreter; classes of other packages have to be imported by their user.
+    """
+    if name not in _CLASSES and isinstance(home, str) and _OWN_MODULE.fullmatch(home):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(home)
     if name not in _CLASSES:
-        raise unknown_name("class in a file", name, _CLASSES)
+        raise unknown_name("class in a file (import the module that registers it)", name, _CLASSES)
     return _CLASSES[name]
 
 
@@ -100,18 +111,15 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
             f"{path.lstrip('.') or 'the object'} is a {name}, which files cannot name. Decorate a dataclass or "
             "nn.Module of your own with @sbridge.register; a plain function cannot be saved."
         )
+    named = {"class": name, "module": type(value).__module__}
     if isinstance(value, enum.Enum):
-        return {"class": name, "member": value.name}
+        return named | {"member": value.name}
     if isinstance(value, nn.Module):
         for key, tensor in value.state_dict().items():
             tensors[f"{path}.state.{key}"] = tensor.detach().contiguous()
-        return {
-            "class": name,
-            "fields": _encode_fields(value.arguments, path, tensors),
-            "state": f"{path}.state.",
-        }
+        return named | {"fields": _encode_fields(value.arguments, path, tensors), "state": f"{path}.state."}
     fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}  # type: ignore[arg-type]
-    return {"class": name, "fields": _encode_fields(fields, path, tensors)}
+    return named | {"fields": _encode_fields(fields, path, tensors)}
 
 
 def _encode_fields(fields: dict[str, object], path: str, tensors: dict[str, Tensor]) -> dict[str, Json]:
@@ -121,7 +129,7 @@ def _encode_fields(fields: dict[str, object], path: str, tensors: dict[str, Tens
 def _decode_object(tree: dict[str, Json], tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     if not isinstance(tree.get("class"), str):
         raise FileFormatError(f"expected an object with a class name, found keys {sorted(tree)}.")
-    cls: Callable[..., Any] = registered(tree["class"])
+    cls: Callable[..., Any] = registered(tree["class"], tree.get("module"))
     if "member" in tree:
         members = getattr(cls, "__members__", {})
         if tree["member"] not in members:
@@ -140,7 +148,8 @@ def _decode_object(tree: dict[str, Json], tensors: dict[str, Tensor]) -> Any:  #
         prefix = tree["state"]
         state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
         try:
-            made.to(next(iter(state.values())).dtype if state else torch.get_default_dtype())
+            for dtype in {value.dtype for value in state.values() if value.is_floating_point()}:
+                made.to(dtype)
             made.load_state_dict(state)
         except RuntimeError as error:
             raise FileFormatError(f"the weights of {tree['class']} do not fit: {error}.") from error

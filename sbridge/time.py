@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ class TimeGrid:
         if not exponent > 0:
             raise InvalidInputError(f"exponent must be positive, got {exponent}.")
         return cls((*(1.0 - (1.0 - k / steps) ** exponent for k in range(steps)), 1.0))
+
+    @classmethod
+    def cosine(cls, steps: int) -> TimeGrid:
+        """Steps that shrink towards both ends: ``τ_k = ½(1 − cos(πk/N))``; the outermost are about ``π²/4N²``."""
+        _check_steps(steps)
+        return cls((*(0.5 * (1.0 - math.cos(math.pi * k / steps)) for k in range(steps)), 1.0))
 
     @property
     def steps(self) -> int:

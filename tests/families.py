@@ -1,5 +1,7 @@
 """One process of every kind, for tests that run over all of them."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from sbridge.processes import (
     VariancePreserving,
 )
 from sbridge.processes.base import Time
+from sbridge.registry import register
 
 DIM = 3
 # Far from symmetric, with a rotation and a slow and a fast direction.
@@ -121,3 +124,34 @@ FEW = {
 def is_function_of_time(process: Process) -> bool:
     """Whether its σ is a plain function, which files cannot name."""
     return callable(getattr(process, "sigma", None))
+
+
+def double_well(t: float | Tensor, x: Tensor) -> Tensor:
+    weight = 1.0 + t if isinstance(t, float) or t.ndim == 0 else (1.0 + t).unsqueeze(-1)
+    return -4.0 * weight * x * (x.square() - 1.0)
+
+
+@register
+@dataclass(frozen=True)
+class Restoring:
+    strength: float
+
+    def __call__(self, t: float | Tensor, x: Tensor) -> Tensor:
+        return -self.strength * x
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def states(rows: int = 6, seed: int = 1, dtype: torch.dtype = torch.float64, dim: int = DIM) -> Tensor:
+    return torch.randn(rows, dim, generator=seeded(seed), dtype=torch.float64).to(dtype)
+
+
+def dense(law: Transition, dim: int = DIM) -> tuple[Tensor, Tensor, Tensor]:
+    covariance = law.covariance.expanded(dim)
+    return law.map.expanded(dim), law.offset.expand(covariance.shape[:-1]), covariance
+
+
+def tensor(value: object) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)

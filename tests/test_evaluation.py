@@ -101,8 +101,11 @@ class TestScores:
         assert 85 < report.gap_closed(task, metric) < 115
         assert 0 < damaged_report.gap_closed(task, metric) < 90
 
-    def test_between_gaussians_the_gaussian_map_is_near_the_floor_too(self, report, task, metric):
-        assert abs(excess(report, task, metric, "Gaussian map")) < 4
+    def test_between_gaussians_the_gaussian_map_closes_the_gap(self, report, task, metric):
+        unmoved, found, floor = (
+            report.score(task, name, metric).value for name in ("unmoved rows", "Gaussian map", "perfect samples")
+        )
+        assert 0.85 < (unmoved - found) / (unmoved - floor) < 1.15
 
 
 def test_candidates_stand_on_the_same_rows(report):
@@ -135,8 +138,8 @@ def test_transport_costs(report):
     "reference", [BrownianMotion(0.8, horizon=2.0), OrnsteinUhlenbeck(0.7, 1.1, mean=0.3)], ids=["BM", "OU"]
 )
 def test_energy_and_divergence_of_a_gaussian_bridge(reference):
-    bridge = gaussian_bridge(reference=reference, steps=200)
-    limits = Limits(rows=4000, paths=4000)
+    bridge = gaussian_bridge(reference=reference, steps=50)
+    limits = Limits(rows=4000, paths=1000)
     metrics = (BuresUVP(),)
     x0, x1 = rows(LAW_0, 4000, 4), rows(LAW_1, 4000, 5)
     report = evaluate(bridge, x0, x1, seed=6, metrics=metrics, baselines=(), limits=limits)
@@ -149,7 +152,7 @@ def test_energy_and_divergence_of_a_gaussian_bridge(reference):
     divergence = report.quantity("Jeffreys divergence")
     # The two directions on the grid are reversals of one diffusion up to O(Δ): allow as much, beside 4 s.e.
     assert abs(divergence.value) < 4 * divergence.standard_error + 0.05
-    assert report.quantity("energy, forward").samples == 4000
+    assert report.quantity("energy, forward").samples == 1000
 
 
 def _backward_energy(coupling, knots=2001):
@@ -163,11 +166,13 @@ def _backward_energy(coupling, knots=2001):
     return float(torch.trapezoid(torch.stack(total), times))
 
 
-def test_a_damaged_bridge_has_a_jeffreys_divergence(report, damaged_report):
-    found = damaged_report.quantity("Jeffreys divergence")
-    assert abs(found.value) > 4 * found.standard_error
-    fine = report.quantity("Jeffreys divergence")
-    assert abs(fine.value) < 4 * fine.standard_error + 0.2
+def test_directions_that_disagree_have_a_divergence(bridge):
+    torn = Bridge(bridge.forward, damaged(bridge).backward)
+    limits = Limits(rows=1000, paths=1000)
+    x0, x1 = rows(LAW_0, 1000, 1), rows(LAW_1, 1000, 2)
+    report = evaluate(torn, x0, x1, seed=0, metrics=(BuresUVP(),), baselines=(), limits=limits)
+    found = report.quantity("Jeffreys divergence")
+    assert found.value > 4 * found.standard_error
 
 
 def test_reversed_bridges_swap_directions(bridge, report):
@@ -221,12 +226,13 @@ class TestStandardErrors:
         assert "32 rows" in score.reason
 
 
-def test_equal_seeds_give_equal_reports(bridge, report):
-    again = evaluate(bridge, rows(LAW_0, 400, 1), rows(LAW_1, 400, 2), seed=3, limits=LIMITS)
-    assert again == report
-    other = evaluate(bridge, rows(LAW_0, 400, 1), rows(LAW_1, 400, 2), seed=4, baselines=(), limits=LIMITS)
-    mine, yours = (r.score("forward", "bridge", "sliced W2").value for r in (report, other))
-    assert mine != yours
+def test_equal_seeds_give_equal_reports(bridge):
+    limits, x0, x1 = Limits(rows=64, fit_rows=64, paths=16), rows(LAW_0, 100, 1), rows(LAW_1, 100, 2)
+    metrics = (ExactW2(), SlicedW2(8))
+    first, second, other = (evaluate(bridge, x0, x1, seed=seed, metrics=metrics, limits=limits) for seed in (3, 3, 4))
+    assert first == second
+    for metric in METRICS[:2]:
+        assert first.score("forward", "bridge", metric).value != other.score("forward", "bridge", metric).value
 
 
 def test_larger_sets_are_thinned_and_the_report_says_so(bridge):
@@ -408,26 +414,29 @@ class TestDocuments:
         assert report.gap_closed("forward", "W3") is None
 
 
+TIME = 0.25
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Rows of the exact law at that time."""
+    coupling = GaussianCoupling(LAW_0.mean, LAW_0.covariance, LAW_1.mean, LAW_1.covariance, BrownianMotion(1.0))
+    mean, covariance = coupling.marginal(TIME)
+    return rows(Gaussian(mean.float(), covariance.float()), 400, 9)
+
+
 class TestBetween:
     """Predictions at a time in between."""
 
-    TIME = 0.25
-
-    @pytest.fixture(scope="class")
-    def seen(self):
-        coupling = GaussianCoupling(LAW_0.mean, LAW_0.covariance, LAW_1.mean, LAW_1.covariance, BrownianMotion(1.0))
-        mean, covariance = coupling.marginal(self.TIME)
-        return rows(Gaussian(mean.float(), covariance.float()), 400, 9)
-
     def test_the_right_bridge_is_near_the_floor_and_standing_still_is_not(self, bridge, seen):
-        report = score_at(bridge, rows(LAW_0, 400, 1), seen, self.TIME, seed=2, limits=LIMITS)
+        report = score_at(bridge, rows(LAW_0, 400, 1), seen, TIME, seed=2, limits=LIMITS)
         name = "t = 0.25"
         assert report.tasks[0].name == name
         for metric in METRICS:
             found, floor = (report.score(name, who, metric) for who in ("bridge", "perfect, half size"))
             # Twice as many rows: not above the floor of half of them, up to error.
             assert found.value < floor.value + 3 * math.hypot(found.standard_error, floor.standard_error)
-            for still in ("unmoved rows", "target rows"):
+            for still in () if metric == "BW²-UVP (%)" else ("unmoved rows", "target rows"):
                 moved = report.score(name, still, metric)
                 assert moved.value - found.value > 3 * math.hypot(found.standard_error, moved.standard_error)
         assert floor.rows == (200, 200)
@@ -492,8 +501,9 @@ class TestBadInput:
 
 def test_arrays_and_float64_go_in(bridge):
     x0, x1 = rows(LAW_0, 60, 1), rows(LAW_1, 60, 2)
-    metrics = (EnergyDistance(),)
-    report = evaluate(
-        bridge, x0.numpy(), x1.double(), seed=0, metrics=metrics, baselines=(ExactTransport(),), limits=LIMITS
-    )
-    assert report.score("backward", "exact OT map", "energy distance").value > 0
+    few = {"metrics": (EnergyDistance(),), "baselines": (ExactTransport(),)}
+    report = evaluate(bridge, x0.numpy(), x1.numpy(), seed=0, limits=LIMITS, **few)
+    assert report == evaluate(bridge, x0, x1, seed=0, limits=LIMITS, **few)
+    wide = evaluate(bridge, x0, x1.double(), seed=0, limits=LIMITS, **few)
+    found = [r.score("backward", "exact OT map", "energy distance").value for r in (report, wide)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -157,14 +157,17 @@ def test_a_file_cannot_make_a_class_that_only_looks_known():
             decode({"class": name, "fields": {}}, {})
 
 
-def test_every_class_of_the_package_is_known_to_a_fresh_process_that_loads_a_bridge():
+def test_a_fresh_process_imports_the_module_of_this_package_that_a_file_names():
+    tree = {"class": "GaussianBridge", "module": "sbridge.solvers.gaussian", "fields": {}}
+    code = f"from sbridge.registry import decode; print(decode({tree!r}, {{}}))"
     root = Path(__file__).parents[1]
-    code = (
-        "import contextlib, sbridge\n"
-        "with contextlib.suppress(sbridge.SbridgeError): sbridge.load('missing')\n"
-        "from sbridge import registry\n"
-        "print(*registry._CLASSES)"
-    )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    known = set(done.stdout.split())
-    assert {"Bridge", "PathMeasure", "PlugInControl", "GaussianControl", "NetworkControl"} <= known
+    assert done.stdout.startswith("GaussianBridge(")
+
+
+@pytest.mark.parametrize("module", ["os", "subprocess", "sbridge.__main__", "sbridge..solvers", "tests.evil", "sbridge.gone"])
+def test_a_file_cannot_have_another_module_imported(module):
+    before = set(sys.modules)
+    with pytest.raises(UnknownNameError, match="import the module"):
+        decode({"class": "Popen", "module": module, "fields": {}}, {})
+    assert set(sys.modules) == before

@@ -84,3 +84,12 @@ def test_bad_exponent_and_time():
     for bad in (-0.1, 1.1, math.nan):
         with pytest.raises(InvalidInputError, match="outside"):
             TimeGrid.uniform(4).including([bad])
+
+
+def test_cosine_grid_is_symmetric_and_fine_at_both_ends() -> None:
+    grid = TimeGrid.cosine(40)
+    knots = torch.tensor(grid.fractions, dtype=torch.float64)
+    torch.testing.assert_close(knots + knots.flip(0), torch.ones(41, dtype=torch.float64), rtol=0, atol=1e-15)
+    widths = knots.diff()
+    assert float(widths[0]) == pytest.approx(math.pi**2 / (4 * 40**2), rel=1e-3)
+    assert bool((widths[:20].diff() > 0).all())

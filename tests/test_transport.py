@@ -451,6 +451,12 @@ def test_cloud_draws_only_points_of_positive_weight(dtype):
     assert set(drawn.tolist()) == {0, 1}
 
 
+def test_cloud_draws_no_point_of_weight_zero_at_the_very_start(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.zeros(*shape, dtype=torch.float64))
+    y = torch.tensor([[500.0], [0.0]])
+    assert Cloud(y, torch.zeros(2)).draw(torch.zeros(1, 1), 0.1, torch.Generator()).tolist() == [1]
+
+
 def test_cloud_is_differentiable():
     cloud = Cloud(rows(6, 2, 2), rows(6, 1, 3).flatten())
     x = rows(3, 2, 1).requires_grad_()

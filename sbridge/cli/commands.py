@@ -62,16 +62,14 @@ class Demo:
     """Go on with an interrupted demo in the same folder."""
 
     def run(self, console: Console) -> int:
-        """The built-in sets through :class:`Fit`, with the solver that generalises."""
+        """The built-in sets through :class:`Fit`, with its defaults."""
         from sbridge.cli.fit import run_fit
-        from sbridge.cli.options import Brownian
-        from sbridge.solvers.imf import IMF
+        from sbridge.cli.options import Automatic, Brownian
 
         fit = Fit(
             inputs=("two_moons", "eight_gaussians"),
             out=self.out,
-            solver="imf",
-            solver_options=IMF(pretraining=1500, stages=4, updates=1000),
+            solver_options=Automatic(),
             reference_options=Brownian(),
             seed=self.seed,
             resume=self.resume,

@@ -68,7 +68,7 @@ def run_fit(command: Fit[Any, Any], console: Console) -> int:
         folder.discard()
         raise
     except KeyboardInterrupt as stop:
-        console.complain(_advice(stop, folder, console))
+        _tell_how_to_go_on(stop, folder, console)
         return 128 + int(stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
     return 0
 
@@ -154,10 +154,12 @@ def _warn_of_changes(before: Json, now: Json, console: Console) -> None:
             )
 
 
-def _advice(stop: KeyboardInterrupt, folder: RunFolder, console: Console) -> str:
-    words = [word for word in console.arguments if word != "--resume"]
-    again = shlex.join(["sbridge", *words, "--resume"])
+def _tell_how_to_go_on(stop: KeyboardInterrupt, folder: RunFolder, console: Console) -> None:
+    """The command stands in a line of its own, to be copied."""
     if isinstance(stop, Stopped):
-        return f"stopped after step {stop.step}; the checkpoint is written. To go on: {again}"
-    state = "a checkpoint is kept" if folder.checkpoint_file.exists() else "what is done so far is kept"
-    return f"stopped; {state} in {folder.path}. To go on: {again}"
+        console.complain(f"stopped after step {stop.step}; the checkpoint is written. To go on:")
+    else:
+        kept = "a checkpoint is" if folder.checkpoint_file.exists() else "what is done so far is"
+        console.complain(f"stopped; {kept} kept in {folder.path}. To go on:")
+    words = [word for word in console.arguments if word != "--resume"]
+    console.remark("  " + shlex.join(["sbridge", *words, "--resume"]))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_type_hints, runtime_checkable
 
 from tyro.constructors import (
     ConstructorRegistry,
@@ -20,11 +22,18 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, SbridgeError, unknown_name
 
 if TYPE_CHECKING:
     from sbridge.processes import Process
     from sbridge.scaling import AffineScaling
+
+
+_LIBRARY = ("sbridge.solvers", "sbridge.controls", "sbridge.training", "sbridge.transport", "sbridge.cli.options")
+
+
+class RefusedOption(SbridgeError):
+    """An option whose value its class refuses."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +179,7 @@ def constructors() -> ConstructorRegistry:
     registry = ConstructorRegistry()
     registry.primitive_rule(_coupling)
     registry.primitive_rule(_grid)
-    registry.struct_rule(_recipe)
+    registry.struct_rule(_dataclass)
     return registry
 
 
@@ -195,23 +204,66 @@ def _grid(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         return None
     from sbridge.time import TimeGrid
 
+    kinds = {"uniform": TimeGrid.uniform, "cosine": TimeGrid.cosine, "refined": TimeGrid.refined}
+
+    def read(word: str) -> TimeGrid:
+        kind, colon, steps = word.rpartition(":")
+        if colon and kind not in kinds:
+            raise unknown_name("kind of grid", kind, kinds)
+        return kinds[kind if colon else "uniform"](int(steps))
+
+    def spell(grid: TimeGrid) -> str:
+        kind = next((name for name in kinds if read(f"{name}:{grid.steps}") == grid), "special")
+        return f"{kind}:{grid.steps}"
+
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="STEPS",
-        instance_from_str=lambda words: TimeGrid.uniform(int(words[0])),
+        metavar="{uniform,cosine,refined}:STEPS",
+        instance_from_str=lambda words: read(words[0]),
         is_instance=lambda value: isinstance(value, TimeGrid),
-        str_from_instance=lambda value: [str(value.steps)],
+        str_from_instance=lambda value: [spell(value)],
     )
 
 
-def _recipe(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """A field that asks for a protocol is filled in as the class of its default."""
-    default = info.default
-    if not getattr(info.type, "_is_protocol", False) or not dataclasses.is_dataclass(default):
+def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Dataclasses of the library, whose refusals reach the user as they are.
+
+    A field that asks for a protocol is filled in as the class of its default; help comes from the section ``Args``.
+    """
+    cls = type(info.default) if getattr(info.type, "_is_protocol", False) else info.type
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__.startswith(_LIBRARY)):
         return None
-    values = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
-    fields = [StructFieldSpec(name, type(value), value, None) for name, value in values.items()]
-    return StructConstructorSpec(instantiate=type(default), fields=tuple(fields))
+    hints = get_type_hints(cls)
+    told = _explained(cls)
+    fields = []
+    for item in dataclasses.fields(cls):
+        made = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        default = getattr(info.default, item.name, made)
+        fields.append(StructFieldSpec(item.name, hints[item.name], default, told.get(item.name)))
+
+    def instantiate(**values: object) -> object:
+        try:
+            return cls(**values)
+        except InvalidInputError as error:
+            # tyro takes a ValueError for its own business and tells it in its own words.
+            raise RefusedOption(str(error)) from error
+
+    return StructConstructorSpec(instantiate, tuple(fields))
+
+
+def _explained(cls: type) -> dict[str, str]:
+    """What the section ``Args`` of the docstring says about each field."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in (inspect.getdoc(cls) or "").partition("\nArgs:\n")[2].splitlines():
+        if line and not line.startswith("    "):
+            break
+        begun = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
+        if begun:
+            names = begun[1].split(", ")
+        text = begun[2] if begun else line.strip()
+        found |= {name: f"{found.get(name, '')} {text}".strip().replace("``", "") for name in names}
+    return found
 
 
 def _no_sigma(noise: Noise, reference: str, instead: str) -> None:

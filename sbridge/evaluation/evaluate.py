@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, SbridgeError
@@ -29,6 +30,7 @@ from sbridge.evaluation.wording import COST, COST_COLUMN, columns_of, limit_note
 from sbridge.laws import Samples, as_rows
 from sbridge.measures import Direction, Estimate, PathMeasure, jeffreys, path_kl
 from sbridge.metrics import STANDARD_METRICS, Metric
+from sbridge.processes.base import check_time
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
 
@@ -55,8 +57,8 @@ def evaluate(
     the bridge stand, on rows of the same number: perfect samples (rows of the target that the bridge was fitted to,
     or fresh draws of a law in closed form, without those that are held out, too), the source rows left where they
     are, and optimal-transport maps fitted on the fit rows. Standard errors: see
-    :class:`~sbridge.evaluation.judge.Judge`. Then, on paths that start in the held-out rows: the path energy
-    ``½E∫|u|² dt`` of both directions and their Jeffreys divergence.
+    :class:`~sbridge.evaluation.judge.Judge`. Then the path energy ``½E∫|u|² dt`` of either direction, on paths that
+    start in the held-out rows, and the Jeffreys divergence of the two, on paths from the bridge's own ends.
 
     Args:
         bridge: the solution.
@@ -76,7 +78,7 @@ def evaluate(
         InvalidInputError: for rows of another dimension, fewer than two, or with NaN.
     """
     seed, limits = as_seed(seed), limits or Limits()
-    rows0, rows1 = _checked(bridge, x0, "x0"), _checked(bridge, x1, "x1")
+    rows0, rows1 = _checked(bridge, {"x0": x0, "x1": x1})
     source = end_of(rows0, x0_fit, bridge.forward.start, name="x0", most=limits.rows, seed=seed)
     target = end_of(rows1, x1_fit, bridge.backward.start, name="x1", most=limits.rows, seed=seed)
     setting = _Setting(dict(zip(columns_of(metrics), metrics, strict=True)), tuple(baselines), limits, seed)
@@ -119,7 +121,8 @@ def score_at(
         InvalidInputError: for rows that do not fit, or a time outside ``[0, T]``.
     """
     seed, limits = as_seed(seed), limits or Limits()
-    rows, seen = _checked(bridge, x0, "x0"), _checked(bridge, held_out, "held_out")
+    rows, seen = _checked(bridge, {"x0": x0, "held_out": held_out})
+    t = float(check_time(t, bridge.horizon))
     if len(seen) < 4:
         raise InvalidInputError(f"held_out has {len(seen)} rows; a floor between its halves needs at least four.")
     start = shuffled(rows, limits.rows, derive(seed, "x0"))
@@ -215,21 +218,25 @@ def _entry(judge: Judge, candidate: str, rows: Tensor | str) -> list[Score]:
 
 
 def _path_quantities(bridge: Bridge, source: End, target: End, setting: _Setting) -> tuple[Quantity, ...]:
-    """Energies and divergence on paths that start in held-out rows."""
+    """Energies on paths that start in held-out rows, and the divergence on paths from the bridge's own ends.
+
+    A plug-in bridge only ever ends in rows of its fit, so from other rows its two directions would be infinitely far
+    apart: the divergence asks whether they are one process, not whether the process is right.
+    """
     count, seed = setting.limits.paths, setting.seed
-    there = replace(bridge.forward, start=Samples(source.held_out))
-    back = replace(bridge.backward, start=Samples(target.held_out))
+    there, back = bridge.forward, bridge.backward
     pair = (there, back) if there.direction is Direction.FORWARD else (back, there)
     computations: dict[str, Callable[[], Estimate]] = {
-        "energy, forward": lambda: _energy(there, count, derive(seed, "energy, forward")),
-        "energy, backward": lambda: _energy(back, count, derive(seed, "energy, backward")),
+        "energy, forward": lambda: _energy(there, source.held_out, count, derive(seed, "energy, forward")),
+        "energy, backward": lambda: _energy(back, target.held_out, count, derive(seed, "energy, backward")),
         "Jeffreys divergence": lambda: jeffreys(*pair, count, seed=derive(seed, "jeffreys")),
     }
     return tuple(_quantity(name, _attempt(compute)) for name, compute in computations.items())
 
 
-def _energy(measure: PathMeasure, count: int, seed: int) -> Estimate:
-    return path_kl(measure, replace(measure, control=None), count, seed=seed)
+def _energy(measure: PathMeasure, rows: Tensor, count: int, seed: int) -> Estimate:
+    started = replace(measure, start=Samples(rows))
+    return path_kl(started, replace(started, control=None), count, seed=seed)
 
 
 def _quantity(name: str, found: Estimate | str) -> Quantity:
@@ -251,8 +258,11 @@ def _then(found: _S | str, use: Callable[[_S], _T]) -> _T | str:
     return found if isinstance(found, str) else _attempt(lambda: use(found))
 
 
-def _checked(bridge: Bridge, x: Rows, name: str) -> Tensor:
-    rows = as_rows(x, name)
-    if rows.shape[1] != bridge.dim:
-        raise InvalidInputError(f"{name} has {rows.shape[1]} columns, the bridge lives in {bridge.dim} dimensions.")
-    return rows
+def _checked(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
+    """All rows as tensors of one dtype, the widest of theirs."""
+    checked = {name: as_rows(x, name) for name, x in given.items()}
+    for name, rows in checked.items():
+        if rows.shape[1] != bridge.dim:
+            raise InvalidInputError(f"{name} has {rows.shape[1]} columns, the bridge lives in {bridge.dim} dimensions.")
+    double = any(rows.dtype == torch.float64 for rows in checked.values())
+    return [rows.double() if double else rows for rows in checked.values()]

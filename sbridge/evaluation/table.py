@@ -27,9 +27,9 @@ _ROW_MEANINGS = {
 _GAP = "gap closed"
 _GAP_MEANING = "100 %: as good as perfect samples; 0 %: no better than doing nothing"
 _PATH_MEANINGS = {
-    "energy, forward": "½E∫|u|²dt: how far the forward process departs from the reference",
-    "energy, backward": "the same for the process that runs back from the target",
-    "Jeffreys divergence": "of the two processes: 0 if they are one law read both ways; below 0 if their ends differ",
+    "energy, forward": "½E∫|u|²dt from held-out rows: how far the forward process departs from the reference",
+    "energy, backward": "the same for the process that runs back",
+    "Jeffreys divergence": "of the two, each from its own start: 0 if they are one law read both ways; below 0 if ends differ",
 }
 
 
@@ -43,7 +43,7 @@ def report_text(report: Report) -> str:
         for first in range(0, len(names), _PER_TABLE):
             lines += _table(report, task, names[first : first + _PER_TABLE], reasons)
     if report.path:
-        lines += ["", "path measures, in nats, on paths that start in held-out rows"]
+        lines += ["", "path measures, in nats"]
         for quantity in report.path:
             lines += _path_line(quantity, reasons)
     lines += ["", "columns: smaller is better; value ± standard error"]
@@ -122,12 +122,12 @@ def _path_line(quantity: Quantity, reasons: dict[str, int]) -> list[str]:
     else:
         error = quantity.standard_error
         shown = _number(quantity.value, error, _digits(error) if error > 0 else 2)
-    start = f"  {quantity.name:<{_LABEL - 2}}{shown:<{_CELL + 2}}"
+    start = f"  {quantity.name:<{_LABEL - 2}}{shown:<{_CELL + 2}} "
     return _wrapped(_PATH_MEANINGS.get(quantity.name, ""), start)
 
 
 def _explained(name: str, meaning: str) -> list[str]:
-    return _wrapped(meaning, f"  {name:<{_LABEL - 2}}")
+    return _wrapped(meaning, f"  {name:<{_LABEL - 2}} ")
 
 
 def _wrapped(text: str, start: str = "") -> list[str]:

@@ -5,7 +5,7 @@
 
 Two rules give ``m`` and ``L``. :class:`EulerMaruyama`: ``m = x + Δ b(t_k, x)``, ``L = √Δ σ(t_k)``;
 backward ``m' = x − Δ b(t_k, x)`` with the same ``L``. :class:`ExactTransition`, for linear processes:
-``m = Φ x + c``, ``L Lᵀ = Q``; backward ``m' = Φ⁻¹(x − c)``, ``L' = Φ⁻¹ L``: the uncontrolled chain
+``m = Φ x + c``, ``L Lᵀ = Q``, ``L ≈ √Δ σ``; backward ``m' = Φ⁻¹(x − c)``, ``L' = Φ⁻¹ L``: the uncontrolled chain
 then has no time-stepping error at all.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sbridge.errors import UnsupportedError
 from sbridge.linear import LinearMap
-from sbridge.processes.base import LinearProcess, Process
+from sbridge.processes.base import LinearProcess, Process, Transition
 from sbridge.registry import register
 
 
@@ -42,15 +42,17 @@ class StepRule(ABC):
 
 
 class Steps(ABC):
-    """Per-step means and roots; ``k`` counts intervals ``[t_k, t_{k+1}]`` in bridge time."""
+    """Per-step means and roots; ``k`` counts intervals ``[t_k, t_{k+1}]`` in bridge time.
+
+    Attributes:
+        roots: ``L_k``, one for each interval along the first dimension.
+    """
+
+    roots: LinearMap
 
     @abstractmethod
     def move(self, k: int, x: Tensor) -> Tensor:
         """How far the uncontrolled step over interval ``k`` moves ``x`` in the mean, ``m_k(x) − x``."""
-
-    @abstractmethod
-    def root(self, k: int) -> LinearMap:
-        """``L_k``."""
 
 
 @register
@@ -65,13 +67,26 @@ class ExactTransition(StepRule):
                 f"ExactTransition needs a LinearProcess, got {type(process).__name__}; use EulerMaruyama()."
             )
         law = process.transition(times[:-1], times[1:])
+        root = _aligned_root(law, process.scale(times[:-1]))
         minus_one = LinearMap(-torch.ones(1, dtype=torch.float64, device=law.map.values.device))
         if direction is Direction.FORWARD:
-            return _AffineSteps.of(law.map + minus_one, law.offset, law.root, like)
+            return _AffineSteps.of(law.map + minus_one, law.offset, root, like)
         back = law.map.inverse()
         # A dense map meets an offset of one number only when that is spread over the coordinates.
         offset = law.offset.expand(*law.offset.shape[:-1], back.dim or law.offset.shape[-1])
-        return _AffineSteps.of(back + minus_one, -back(offset), back @ law.root, like)
+        return _AffineSteps.of(back + minus_one, -back(offset), back @ root, like)
+
+
+def _aligned_root(law: Transition, sigma: LinearMap) -> LinearMap:
+    """``L = σ (σ⁻¹Qσ⁻ᵀ)^½`` with the Cholesky root: ``L Lᵀ = Q`` and ``L = √Δ σ (1 + O(Δ))``.
+
+    A control moves the step by ``√Δ L u``, which has to be ``Δ σ u`` to first order. The Cholesky root of ``Q`` alone
+    would do that for a triangular σ only (a diagonal σ gives the same root either way).
+    """
+    if not sigma.dense:
+        return law.root
+    white = sigma.inverse()
+    return sigma @ (white @ law.covariance @ white.T).cholesky()
 
 
 @register
@@ -82,7 +97,7 @@ class EulerMaruyama(StepRule):
     def steps(self, process: Process, times: Tensor, direction: Direction, like: Tensor) -> Steps:
         """Works for every process."""
         root = process.scale(times[:-1]) * times.diff().sqrt()
-        return _EulerSteps(process, times.tolist(), direction.value, root.to(like).unbind())
+        return _EulerSteps(process, times.tolist(), direction.value, root.to(like))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +106,14 @@ class _AffineSteps(Steps):
 
     maps: list[LinearMap]
     offsets: tuple[Tensor, ...]
-    roots: list[LinearMap]
+    roots: LinearMap
 
     @classmethod
     def of(cls, maps: LinearMap, offsets: Tensor, roots: LinearMap, like: Tensor) -> _AffineSteps:
-        return cls(maps.to(like).unbind(), offsets.to(like).unbind(0), roots.to(like).unbind())
+        return cls(maps.to(like).unbind(), offsets.to(like).unbind(0), roots.to(like))
 
     def move(self, k: int, x: Tensor) -> Tensor:
         return self.maps[k].add(self.offsets[k], x)
-
-    def root(self, k: int) -> LinearMap:
-        return self.roots[k]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +121,11 @@ class _EulerSteps(Steps):
     process: Process
     times: list[float]
     sign: int
-    roots: list[LinearMap]
+    roots: LinearMap
 
     def move(self, k: int, x: Tensor) -> Tensor:
         delta = self.times[k + 1] - self.times[k]
         return self.sign * delta * self.process.drift(self.times[k], x)
-
-    def root(self, k: int) -> LinearMap:
-        return self.roots[k]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +178,13 @@ class Chain:
         return j if self.direction is Direction.FORWARD else self.length - 1 - j
 
     @cached_property
+    def _roots(self) -> list[LinearMap]:
+        return self._steps.roots.unbind()
+
+    @cached_property
     def _control_roots(self) -> list[LinearMap]:
-        return [self.root(j) * width for j, width in enumerate(self.root_durations)]
+        """``√Δ_k L_k`` of each interval."""
+        return (self._steps.roots * self.times.diff().sqrt().to(self.like)).unbind()
 
     def mean(self, j: int, x: Tensor) -> Tensor:
         """Uncontrolled mean of step ``j`` from ``x``."""
@@ -178,12 +192,13 @@ class Chain:
 
     def move(self, j: int, x: Tensor, u: Tensor | None = None) -> Tensor:
         """What step ``j`` adds to ``x``, noise apart: ``m_j(x) − x + √Δ_j L_j u``."""
-        move = self._steps.move(self.interval(j), x)
-        return move if u is None else self._control_roots[j].add(move, u)
+        k = self.interval(j)
+        move = self._steps.move(k, x)
+        return move if u is None else self._control_roots[k].add(move, u)
 
     def root(self, j: int) -> LinearMap:
         """Noise root of step ``j``."""
-        return self._steps.root(self.interval(j))
+        return self._roots[self.interval(j)]
 
     def push(self, j: int, x: Tensor, shift: Tensor) -> Tensor:
         """``m_j(x) + L_j shift``, with ``shift = √Δ u + ξ``."""

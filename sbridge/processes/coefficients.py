@@ -75,9 +75,11 @@ def as_scale(value: Scale, horizon: float) -> float | Tensor | ScaleFunction:
     if not callable(value):
         return as_invertible(value, "sigma")
     # Two numbers of times: a function that ignores its argument cannot fit both.
-    dims = {Diffusion(value).at(torch.linspace(0.0, horizon, n, dtype=torch.float64)).dim for n in (2, 5)}
-    if len(dims) > 1:
-        raise InvalidInputError(f"sigma(t) must have the same dimension at all times, got {sorted(map(str, dims))}.")
+    tried = [Diffusion(value).at(torch.linspace(0.0, horizon, n, dtype=torch.float64)) for n in (2, 5)]
+    for one in tried:
+        _check_invertible(one, "sigma(t)")
+    if tried[0].dim != tried[1].dim:
+        raise InvalidInputError(f"sigma(t) has dimension {tried[0].dim} at some times and {tried[1].dim} at others.")
     return value
 
 
@@ -137,7 +139,7 @@ class Diffusion:
         values = values.detach().to(dtype=torch.float64, device="cpu")
         values = values.unsqueeze(-1) if values.ndim == 1 else values
         found = LinearMap(values.reshape(*t.shape, *values.shape[1:]), dense=values.ndim == 3)
-        _check_invertible(found, "sigma(t)")
+        _check_values(found, "sigma(t)")
         return found
 
     def covariance_at(self, t: Tensor) -> LinearMap:
@@ -224,14 +226,19 @@ def _gauss_legendre(panels: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(nodes.reshape(-1)), torch.from_numpy(np.tile(0.5 * weights / panels, panels))
 
 
-def _check_invertible(found: LinearMap, name: str) -> None:
+def _check_values(found: LinearMap, name: str) -> None:
+    """The checks that cost next to nothing."""
     if not bool(torch.isfinite(found.values).all()):
         raise InvalidInputError(f"{name} must be finite, got {found.values.tolist()}.")
+    if not found.dense and not bool((found.values > 0).all()):
+        raise InvalidInputError(
+            f"{name} must be positive, got {float(found.values.min()):g}: every coordinate needs noise."
+        )
+
+
+def _check_invertible(found: LinearMap, name: str) -> None:
+    _check_values(found, name)
     if not found.dense:
-        if not bool((found.values > 0).all()):
-            raise InvalidInputError(
-                f"{name} must be positive, got {float(found.values.min()):g}: every coordinate needs noise."
-            )
         return
     sizes = torch.linalg.svdvals(found.values)
     ratio = float((sizes[..., -1] / sizes[..., 0]).nan_to_num(0.0).min())

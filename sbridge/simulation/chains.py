@@ -97,7 +97,7 @@ class _ChainEquation:
     sde_type = "ito"
 
     def f(self, index: Tensor, x: Tensor) -> Tensor:
-        j = int(index)
+        j = int(index.item())  # quicker than int(index)
         if j > 0:
             return self._move(j, x)
         # torchsde evaluates the equation once at the start before it steps: keep that value, observe once.
@@ -116,7 +116,7 @@ class _ChainEquation:
         if j == 0:
             check_control(u, x)
         self.observe(j, x, u)
-        return self.chain.move(j, x, u.to(x.dtype))
+        return self.chain.move(j, x, u if u.dtype is x.dtype else u.to(x.dtype))
 
 
 def _run(
@@ -154,14 +154,17 @@ class _Buffers:
     def __init__(self, steps: int, like: Tensor) -> None:
         self._states = like.new_empty(steps + 1, *like.shape)
         self._controls: Tensor | None = None
+        self._rows = self._states.unbind(0)
+        self._control_rows: tuple[Tensor, ...] = ()
 
     def __call__(self, j: int, x: Tensor, u: Tensor | None) -> None:
-        self._states[j] = x
+        self._rows[j].copy_(x)
         if u is None:
             return
         if self._controls is None:
             self._controls = torch.empty_like(self._states[1:])
-        self._controls[j] = u
+            self._control_rows = self._controls.unbind(0)
+        self._control_rows[j].copy_(u)
 
     def path(self) -> tuple[Tensor, Tensor | None]:
         return self._states, self._controls

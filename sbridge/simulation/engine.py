@@ -44,7 +44,7 @@ class Increments(torchsde.BaseBrownian):
         return_A: bool = False,  # noqa: FBT001, FBT002
     ) -> Tensor:
         """The increment over ``[ta, ta + 1]``."""
-        return self._source(int(ta))
+        return self._source(int(ta.item()))
 
     def __repr__(self) -> str:
         return f"Increments(shape={tuple(self.shape)})"
@@ -116,7 +116,7 @@ def noise_of_step(noise: Noise, steps: int, x: Tensor) -> Callable[[int], Tensor
             f"noise has shape {shape} and is {noise.dtype}; {steps} steps of these states need "
             f"{(steps, *x.shape)} in {x.dtype}."
         )
-    return noise.__getitem__ if isinstance(noise, Tensor) else noise.step
+    return noise.unbind(0).__getitem__ if isinstance(noise, Tensor) else noise.step
 
 
 def check_control(u: object, x: Tensor) -> None:

@@ -56,7 +56,8 @@ class IMF(Solver["IMFState"]):
         pairs: pairs simulated at a time.
         network: recipe of either network.
         optimisation: how networks are trained.
-        grid: time grid on which pairs and solutions are simulated.
+        grid: time grid on which pairs and solutions are simulated; by default finer towards both ends, where
+            controls change fastest and the last step's noise would blur the data.
 
     Works with any linear reference and any ends that can be sampled.
     """
@@ -64,12 +65,12 @@ class IMF(Solver["IMFState"]):
     start: Coupling = field(default_factory=EntropicCoupling)
     pretraining: int = 1500
     stages: int = 4
-    updates: int = 1500
+    updates: int = 1000
     refresh: int = 250
     pairs: int = 4096
     network: NetworkRecipe = field(default_factory=MLP)
     optimisation: Optimisation = field(default_factory=Optimisation)
-    grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(50))
+    grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))
 
     def __post_init__(self) -> None:
         for name in ("pretraining", "updates", "refresh", "pairs"):

@@ -158,14 +158,14 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
         max_rows: rows a side that carry potentials; of larger sets a random subset does, and the potentials of all
             other rows follow by one c-transform (cost ``O(n · max_rows)``), so that every row can still be reached.
         sinkhorn: tolerance and limits of the iteration.
-        grid: time grid on which the solution is simulated; refined towards neither end by default.
+        grid: time grid on which the solution is simulated; finer towards both ends by default.
 
     Memory: one ``max_rows × max_rows`` array of the rows' dtype while fitting.
     """
 
     max_rows: int = 10_000
     sinkhorn: Sinkhorn = field(default_factory=Sinkhorn)
-    grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(100))
+    grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(100))
 
     def __post_init__(self) -> None:
         if self.max_rows < 2:

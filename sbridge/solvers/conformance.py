@@ -1,0 +1,258 @@
+"""Checks that a solver of your own keeps the laws that everything else relies on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.laws import Density, Gaussian, Law, Samples
+from sbridge.measures import Direction, PathMeasure
+from sbridge.problems import BridgeProblem
+from sbridge.processes import DriftProcess
+from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.registry import decode, encode
+from sbridge.solutions import Bridge
+from sbridge.solvers.base import Solver
+from sbridge.training import Flat, Info, State
+
+_ROWS = 5
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def check_solver(solver: Solver[Any], problem: BridgeProblem, *, generator: torch.Generator) -> None:
+    """Raises if ``solver`` breaks a law of :class:`~sbridge.solvers.base.Solver` on ``problem``.
+
+    A solver is a frozen dataclass; ``refusal`` answers any problem with ``None`` or a sentence; the run ends within
+    ``length`` steps, each of which counts one and reports finite numbers; a state's ``flat`` form is tensors and JSON
+    scalars that later steps leave alone, with the counter under ``step``; equal seeds give equal bits; a state
+    restored from its flat form goes on bit for bit; the bridge runs between the problem's ends in both directions,
+    keeps dtype, can be saved, and does not change when its state is trained on; the global random state, dtype and
+    number of threads stay as they were.
+
+    The solver is run to the end three times, so give it few steps.
+
+    Args:
+        solver: with hyperparameters that make it quick.
+        problem: one that it can treat.
+        generator: seeds the runs, and draws the step at which one is interrupted.
+
+    Raises:
+        InvalidInputError: names the law and says what was found.
+    """
+    trial = _Trial(solver, problem, as_seed(generator))
+    _check_kind(trial)
+    _check_refusals(trial)
+    before = _surroundings()
+    last = _run(trial, trial.begin(), checked=_check_step)
+    _check_repeats(trial, last)
+    _check_bridge(trial, trial.call("finish returns", solver.finish, problem, last))
+    law = "the global random state, default dtype and number of threads stay as they were"
+    after = _surroundings()
+    touched = [name for name, value in before.items() if after[name] != value]
+    trial.require(law=law, holds=not touched, found=f"{', '.join(touched)} changed")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    solver: Solver[Any]
+    problem: BridgeProblem
+    seed: int
+
+    def begin(self) -> State:
+        generator = generator_of(derive(self.seed, "run"))
+        state = self.call("init returns", self.solver.init, self.problem, generator)
+        self.require(law="init returns a state at step 0", holds=state.step == 0, found=f"it is at {state.step}")
+        return state
+
+    def require(self, *, law: str, holds: bool, found: str) -> None:
+        if not holds:
+            raise InvalidInputError(f"{type(self.solver).__name__} breaks the law “{law}”: {found}.")
+
+    def equal(self, law: str, left: Flat, right: Flat) -> None:
+        """The same keys and the same bits."""
+        keys = sorted({*left, *right})
+        wrong = [key for key in keys if key not in left or key not in right or not _equal(left[key], right[key])]
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        self.require(law=law, holds=not wrong, found=f"{', '.join(map(repr, wrong[:5]))}{more} differ")
+
+    def call(self, law: str, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """``function(*args)``, any error of which breaks the law."""
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            name, said = type(error).__name__, str(error).rstrip(".")
+            raise InvalidInputError(
+                f"{type(self.solver).__name__} breaks the law “{law}”: it raised {name}: {said}."
+            ) from error
+
+    def flat(self, state: State) -> Flat:
+        """The flat form, checked."""
+        flat = self.call("flat returns", state.flat)
+        law = "flat is a dict of tensors and JSON scalars"
+        for key, value in flat.items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            holds = isinstance(key, str) and isinstance(value, (Tensor, int, float, str)) and finite
+            found = f"{key!r} is {value!r}" if isinstance(value, float) else f"{key!r} is a {type(value).__name__}"
+            self.require(law=law, holds=holds, found=found)
+        found = f"step is {state.step}, flat has {flat.get('step')!r}"
+        self.require(law="flat holds the counter as 'step'", holds=bool(flat.get("step") == state.step), found=found)
+        return flat
+
+
+def _check_kind(trial: _Trial) -> None:
+    parameters = getattr(trial.solver, "__dataclass_params__", None)
+    frozen = parameters is not None and parameters.frozen
+    trial.require(law="a solver is a frozen dataclass", holds=frozen, found="it is not")
+    length = trial.call("length returns", trial.solver.length, trial.problem)
+    trial.require(law="length is a number of steps", holds=isinstance(length, int) and length >= 0, found=f"{length!r}")
+
+
+def _check_refusals(trial: _Trial) -> None:
+    dim, own = trial.problem.dim, trial.problem
+    foreign: list[Law] = [
+        Samples(torch.eye(dim + 1)[:, :dim]),
+        Gaussian(torch.zeros(dim), torch.eye(dim)),
+        Density(lambda x: -x.square().sum(1), dim),
+    ]
+    curved = DriftProcess(lambda t, x: -x.sin(), 1.0, own.reference.horizon)
+    ends = [(own.source, own.target), *((law, law) for law in foreign)]
+    for reference in (own.reference, curved):
+        for source, target in ends:
+            answer = trial.call("refusal answers", trial.solver.refusal, BridgeProblem(source, target, reference))
+            sentence = isinstance(answer, str) and answer[:1].isupper() and answer.endswith(".") and " " in answer
+            law = "refusal answers with None or with a sentence"
+            trial.require(law=law, holds=answer is None or sentence, found=f"it said {answer!r}")
+            if reference is own.reference and source is own.source:
+                law = "the problem of a trial is one that the solver can treat"
+                trial.require(law=law, holds=answer is None, found=f"it said {answer!r}")
+
+
+def _run(
+    trial: _Trial,
+    state: State,
+    checked: Callable[[_Trial, int, State, Info], None] | None = None,
+    until: int | None = None,
+) -> State:
+    """Steps until it is finished, or has done ``until`` steps."""
+    solver, problem = trial.solver, trial.problem
+    longest = solver.length(problem)
+    while state.step != until and not trial.call("finished answers", solver.finished, problem, state):
+        found = f"it is not finished at step {state.step}"
+        trial.require(law=f"a run ends within length = {longest} steps", holds=state.step < longest, found=found)
+        before = state.step
+        state, info = trial.call("step returns", solver.step, problem, state)
+        if checked is not None:
+            checked(trial, before, state, info)
+    return state
+
+
+def _check_step(trial: _Trial, before: int, state: State, info: Info) -> None:
+    found = f"it went from {before} to {state.step}"
+    trial.require(law="a step counts one", holds=state.step == before + 1, found=found)
+    for name, value in info.items():
+        holds = isinstance(name, str) and isinstance(value, float) and math.isfinite(value)
+        trial.require(law="a step reports finite floats by name", holds=holds, found=f"{name!r} is {value!r}")
+
+
+def _check_repeats(trial: _Trial, last: State) -> None:
+    """The same run again, interrupted once: repeated, restored and finished in between."""
+    solver, problem, steps = trial.solver, trial.problem, last.step
+    stop = int(torch.randint(1, max(steps, 2), (1,), generator=generator_of(derive(trial.seed, "stop"))))
+    state = _run(trial, trial.begin(), until=min(stop, steps))
+    flat = trial.flat(state)
+    kept, end = _stored(flat), _stored(trial.flat(last))
+    early = trial.call("finish returns", solver.finish, problem, state)
+    drawn = _draws(trial, early)
+    trial.equal("finish leaves the state alone", trial.flat(state), kept)
+    state = _run(trial, state)
+    trial.equal("equal seeds give equal bits", trial.flat(state), end)
+    trial.equal("later steps leave a flat form alone (return copies)", flat, kept)
+    same = all(torch.equal(a, b) for a, b in zip(drawn, _draws(trial, early), strict=True))
+    law = "later steps leave a finished bridge alone"
+    trial.require(law=law, holds=same, found="its draws changed; finish must copy what training changes")
+    other = trial.call("restore returns", solver.restore, problem, _stored(kept))
+    when = f"(here after {kept['step']} of {steps} steps)"
+    trial.equal(f"restore(flat) is the state it was {when}", trial.flat(other), kept)
+    other = _run(trial, other)
+    trial.equal(f"a restored state goes on bit for bit {when}", trial.flat(other), end)
+
+
+def _check_bridge(trial: _Trial, bridge: object) -> None:
+    law = "finish returns a Bridge"
+    trial.require(law=law, holds=isinstance(bridge, Bridge), found=f"it returned a {type(bridge).__name__}")
+    if not isinstance(bridge, Bridge):
+        return
+    for name, measure, direction, start in (
+        ("forward", bridge.forward, Direction.FORWARD, trial.problem.source),
+        ("backward", bridge.backward, Direction.BACKWARD, trial.problem.target),
+    ):
+        law = f"the bridge's {name} measure runs {name} from the problem's own end under its reference"
+        holds = measure.direction is direction and measure.start is start and measure.process is trial.problem.reference
+        found = f"it runs {measure.direction.name.lower()} from {type(measure.start).__name__}"
+        trial.require(law=law, holds=holds, found=found)
+        _check_measure(trial, name, measure)
+    again = trial.call("the bridge can be saved", lambda: decode(*encode(bridge)))
+    same = all(torch.equal(a, b) for a, b in zip(_draws(trial, bridge), _draws(trial, again), strict=True))
+    trial.require(law="a saved bridge draws the same", holds=same, found="its draws differ")
+
+
+def _check_measure(trial: _Trial, name: str, measure: PathMeasure) -> None:
+    rows = _rows(trial, measure)
+    for dtype in (torch.float32, torch.float64):
+        x, middle = rows.to(dtype), 0.5 * measure.process.horizon
+        ends = trial.call(f"the {name} measure draws ends", measure.transport, x, seed=0)
+        found = f"for {dtype} {tuple(x.shape)}: {ends.dtype} {tuple(ends.shape)}"
+        holds = ends.shape == x.shape and ends.dtype == dtype and bool(ends.isfinite().all())
+        trial.require(law=f"the {name} measure draws finite ends like its rows", holds=holds, found=found)
+        if measure.control is None:
+            continue
+        batch = torch.full((len(x),), middle, dtype=torch.float64)
+        u, together = (trial.call(f"the {name} control answers", measure.control, t, x) for t in (middle, batch))
+        found = f"for {dtype} {tuple(x.shape)}: {u.dtype} {tuple(u.shape)}"
+        holds = u.shape == x.shape and u.dtype == dtype and bool(u.isfinite().all())
+        trial.require(law=f"the {name} control is finite and like its rows", holds=holds, found=found)
+        close = torch.allclose(u, together, rtol=1e-4, atol=1e-4 * float(u.abs().max()))
+        law = f"the {name} control at times (batch,) is the control time by time"
+        trial.require(law=law, holds=close, found=f"they differ by {float((u - together).abs().max()):.2e}")
+
+
+def _rows(trial: _Trial, measure: PathMeasure) -> Tensor:
+    return measure.start.sample(_ROWS, generator_of(derive(trial.seed, "rows")))
+
+
+def _draws(trial: _Trial, bridge: Bridge) -> list[Tensor]:
+    return [m.transport(_rows(trial, m), seed=0) for m in (bridge.forward, bridge.backward)]
+
+
+def _stored(flat: Flat) -> Flat:
+    """What comes back from a file: tensors of its own, and scalars that were JSON."""
+    return {
+        key: value.clone() if isinstance(value, Tensor) else json.loads(json.dumps(value))
+        for key, value in flat.items()
+    }
+
+
+def _equal(left: object, right: object) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left.dtype == right.dtype and left.shape == right.shape and torch.equal(_bits(left), _bits(right))
+    return type(left) is type(right) and left == right
+
+
+def _bits(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _surroundings() -> dict[str, object]:
+    return {
+        "the random state": torch.get_rng_state().numpy().tobytes(),
+        "the default dtype": torch.get_default_dtype(),
+        "the number of threads": torch.get_num_threads(),
+    }

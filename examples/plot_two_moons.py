@@ -1,5 +1,4 @@
-"""
-Two moons to eight Gaussians
+"""Two moons to eight Gaussians
 ============================
 
 A bridge between two built-in sets: fit, transport, predict half way, and judge against rows that were held out.

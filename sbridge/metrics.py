@@ -198,9 +198,7 @@ class BuresUVP:
         means, covariances = (x.double().mean(0), y.double().mean(0)), (covariance(x), covariance(y))
         variance = 0.5 * float(covariances[1].trace())
         if variance <= 0:
-            raise InvalidInputError(
-                "BW²-UVP divides by the variance of the reference rows, and they are all equal."
-            )
+            raise InvalidInputError("BW²-UVP divides by the variance of the reference rows, and they are all equal.")
         return 100.0 * bures_squared(*means, *covariances) / variance
 
 
@@ -288,9 +286,7 @@ def median_distance(rows: Tensor, generator: torch.Generator) -> float:
     distances = torch.pdist(_thin(rows, _MEDIAN_ROWS, generator).double())
     width = float(distances.median())
     if width <= 0:
-        raise InvalidInputError(
-            "the median distance of the rows is zero: most of them are equal. Give a bandwidth."
-        )
+        raise InvalidInputError("the median distance of the rows is zero: most of them are equal. Give a bandwidth.")
     return width
 
 
@@ -298,9 +294,7 @@ def _check(x: Tensor, y: Tensor, *, least: int = 1) -> None:
     check_rows(x, "x", least=least)
     check_rows(y, "y", least=least)
     if x.shape[1] != y.shape[1]:
-        raise InvalidInputError(
-            f"x has {x.shape[1]} columns and y has {y.shape[1]}: distances need one dimension."
-        )
+        raise InvalidInputError(f"x has {x.shape[1]} columns and y has {y.shape[1]}: distances need one dimension.")
 
 
 def _at_least(value: int, least: int, name: str) -> None:
@@ -333,8 +327,7 @@ def _within(x: Tensor, value: Callable[[Tensor], Tensor], pairs: PairEstimator) 
     for start in range(0, n, _BLOCK):
         rows = x[start : start + _BLOCK]
         (own,) = _squares(rows, rows)
-        # A rounding error on the diagonal would count n times over.
-        total += float(value(own.fill_diagonal_(0.0)).sum())
+        total += float(value(own).sum())
         total += 2.0 * sum(float(value(block).sum()) for block in _squares(rows, x[start + _BLOCK :]))
     if pairs is PairEstimator.ALL:
         return total / n**2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Law
+from sbridge.laws import Law, Samples
 from sbridge.processes import LinearProcess, Process, rescale
 from sbridge.scaling import AffineScaling
 
@@ -20,7 +20,7 @@ class BridgeProblem:
         reference: ``R``, with its horizon ``T``.
 
     Raises:
-        InvalidInputError: if the dimensions do not agree.
+        InvalidInputError: if dimensions do not agree, or dtype or device of two sets of samples.
     """
 
     source: Law
@@ -33,6 +33,11 @@ class BridgeProblem:
                 f"source has {self.source.dim} columns, target has {self.target.dim}: a bridge needs both ends in "
                 "the same space. Project both on common coordinates first."
             )
+        if isinstance(self.source, Samples) and isinstance(self.target, Samples):
+            for what in ("dtype", "device"):
+                left, right = getattr(self.source.rows, what), getattr(self.target.rows, what)
+                if left != right:
+                    raise InvalidInputError(f"source has {what} {left}, target has {what} {right}; bring both to one.")
         if self.reference.dim not in (None, self.source.dim):
             raise InvalidInputError(
                 f"the reference process is made for dimension {self.reference.dim}, the data have {self.source.dim}."

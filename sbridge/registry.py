@@ -36,12 +36,13 @@ def register(cls: _T) -> _T:
     Raises:
         InvalidInputError: if the name is taken, or the class is none of the three kinds.
     """
-    known = _CLASSES.get(cls.__name__)
+    name, plain = cls.__name__, dataclasses.is_dataclass(cls)
+    known = _CLASSES.get(name)
     if known is not None and known.__module__ != cls.__module__:
-        raise InvalidInputError(f"A class named {cls.__name__!r} is registered already; rename yours.")
-    if not (dataclasses.is_dataclass(cls) or issubclass(cls, (nn.Module, enum.Enum))):
-        raise InvalidInputError(f"{cls.__name__} must be a dataclass, an nn.Module or an Enum to be registered.")
-    _CLASSES[cls.__name__] = cls
+        raise InvalidInputError(f"A class named {name!r} is registered already; rename yours.")
+    if not (plain or issubclass(cls, nn.Module) or issubclass(cls, enum.Enum)):
+        raise InvalidInputError(f"{name} must be a dataclass, an nn.Module or an Enum to be registered.")
+    _CLASSES[name] = cls
     return cls
 
 
@@ -117,9 +118,19 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
     if isinstance(value, nn.Module):
         for key, tensor in value.state_dict().items():
             tensors[f"{path}.state.{key}"] = tensor.detach().contiguous()
-        return named | {"fields": _encode_fields(value.arguments, path, tensors), "state": f"{path}.state."}
+        return named | {"fields": _encode_fields(_arguments(value), path, tensors), "state": f"{path}.state."}
     fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}  # type: ignore[arg-type]
     return named | {"fields": _encode_fields(fields, path, tensors)}
+
+
+def _arguments(module: nn.Module) -> dict[str, object]:
+    arguments = getattr(module, "arguments", None)
+    if not isinstance(arguments, dict):
+        raise UnsupportedError(
+            f"{type(module).__name__} does not keep the arguments of its constructor in a dict self.arguments, so it "
+            "cannot be made again from a file."
+        )
+    return arguments
 
 
 def _encode_fields(fields: dict[str, object], path: str, tensors: dict[str, Tensor]) -> dict[str, Json]:

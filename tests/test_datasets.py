@@ -17,9 +17,7 @@ def draw(name, n=N, seed=0, dtype=torch.float64):
 
 def assert_mean(values, truth):
     """The mean of independent rows is within 4.5 standard errors of the truth in every column."""
-    error = (values.mean(0) - torch.as_tensor(truth, dtype=values.dtype)) / (
-        values.std(0) / math.sqrt(len(values))
-    )
+    error = (values.mean(0) - torch.as_tensor(truth, dtype=values.dtype)) / (values.std(0) / math.sqrt(len(values)))
     assert float(error.abs().max()) < 4.5
 
 
@@ -108,9 +106,7 @@ def test_s_curve():
     mean_cos = -2 / (3 * math.pi)
     assert_mean(moments(x)[:, :4], [0, 0, 0.5 + 0.0025, 1.5 - 2 * mean_cos + 0.0025])
     # (0, ±1) are the centres of the two arcs.
-    distance = torch.minimum(
-        (x - torch.tensor([0.0, 1.0])).norm(dim=1), (x + torch.tensor([0.0, 1.0])).norm(dim=1)
-    )
+    distance = torch.minimum((x - torch.tensor([0.0, 1.0])).norm(dim=1), (x + torch.tensor([0.0, 1.0])).norm(dim=1))
     assert float((distance - 1).abs().max()) < 0.25
 
 

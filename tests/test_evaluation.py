@@ -274,7 +274,7 @@ class TestFloors:
 
     def test_rows_that_the_fit_has_seen_are_named_and_never_count_as_perfect(self):
         x0, x1 = rows(LAW_0, 200, 1), rows(LAW_1, 200, 2)
-        report = self.run(self.sinkhorn(x0, x1), x0, torch.cat([x1[:150], rows(LAW_1, 50, 3)]))
+        report = self.run(self.sinkhorn(x0, x1), x0.double(), torch.cat([x1[:150], rows(LAW_1, 50, 3)]))
         notes = " ".join(report.notes)
         assert "x0: 200 of 200 rows given as held out are among the rows of the fit" in notes
         assert "x1: 150 of 200" in notes
@@ -460,6 +460,12 @@ class TestBetween:
                 moved = report.score(name, "Gaussian map", "energy distance")
                 assert moved.value != report.score(name, "unmoved rows", "energy distance").value
 
+    def test_a_reversed_bridge_starts_at_the_horizon(self, bridge, seen):
+        few = {"metrics": (EnergyDistance(),), "baselines": (GaussianTransport(),), "limits": LIMITS}
+        report = score_at(bridge.reversed(), rows(LAW_1, 100, 1), seen, 1.0, seed=2, **few)
+        names = ("bridge", "Gaussian map", "unmoved rows")
+        assert len({report.score("t = 1", who, "energy distance").value for who in names}) == 1
+
     def test_bad_input(self, bridge, seen):
         x0 = rows(LAW_0, 50, 1)
         with pytest.raises(InvalidInputError, match="at least four"):
@@ -468,6 +474,19 @@ class TestBetween:
             score_at(bridge, x0, seen, 1.5, seed=0)
         with pytest.raises(InvalidInputError, match="2 columns"):
             score_at(bridge, x0, seen[:, :2], 0.5, seed=0)
+
+
+def test_two_rows_an_end_are_scored_without_standard_errors():
+    x0, x1 = rows(LAW_0, 40, 1), rows(LAW_1, 40, 2)
+    bridge = TestFloors.sinkhorn(x0, x1)
+    report = evaluate(bridge, x0[:2], x1[:2], seed=0, limits=LIMITS, x0_fit=x0[:2], x1_fit=x1[:2])
+    for column in ("energy distance", "cost"):
+        score = report.score("forward", "bridge", column)
+        assert score.rows == (1, 1)
+        assert score.value is not None
+        assert score.standard_error is None
+        assert "no standard error" in score.reason
+    assert max(len(line) for line in report.text().splitlines()) <= 100
 
 
 class TestBadInput:

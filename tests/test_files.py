@@ -78,6 +78,12 @@ def test_a_file_is_replaced_in_one_move(tmp_path, monkeypatch):
     assert path.read_text() == "new"
 
 
+def test_a_file_may_be_read_by_whoever_may_read_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    files.write_text(tmp_path / "ours", "x")
+    assert oct((tmp_path / "ours").stat().st_mode) == oct((tmp_path / "plain").stat().st_mode)
+
+
 def test_what_cannot_be_read_is_refused(tmp_path):
     for read in (files.read_json, files.read_tensors):
         with pytest.raises(FileFormatError, match="does not exist"):

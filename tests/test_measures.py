@@ -32,7 +32,7 @@ from sbridge.processes import (
     OrnsteinUhlenbeck,
     VariancePreserving,
 )
-from sbridge.random import ROW_BLOCK, NormalNoise
+from sbridge.random import ROW_BLOCK, NormalNoise, derive, generator
 from sbridge.registry import decode, encode, register
 from sbridge.simulation import Backprop
 from sbridge.time import TimeGrid
@@ -158,6 +158,7 @@ def test_an_end_kernel_replaces_simulation(direction):
     end = p.transport(x, seed=2)
     assert torch.equal(end, p.transport(x, seed=2, chunk=1))
     assert torch.equal(end[:ROW_BLOCK], p.transport(x[:ROW_BLOCK], seed=2))
+    assert not (end[:ROW_BLOCK] == end[ROW_BLOCK : 2 * ROW_BLOCK]).any()
     assert torch.equal(p.conditional_mean(x, seed=0), x + shift)
     near, far = (0.0, 2.0) if direction is FORWARD else (2.0, 0.0)
     assert torch.equal(p.interpolate(x, near, seed=2), x)
@@ -178,6 +179,8 @@ def test_conditional_mean_without_a_kernel():
     law = OU.transition(0.0, 1.7)
     errors = (found - law.mean(x)) / (law.covariance.values.diagonal() / 400).sqrt()
     assert abs(errors.square().mean() - 1) < 4 * math.sqrt(2 / errors.numel())
+    single = [measure().transport(x, seed=derive(0, "mean", draw)) for draw in range(2)]
+    torch.testing.assert_close(measure().conditional_mean(x, seed=0, draws=2), (single[0] + single[1]) / 2)
 
 
 def test_gradients_only_where_they_are_asked_for():
@@ -375,6 +378,11 @@ def test_inverse_direction_ratio_has_mean_one(process, rule, direction):
     exact = sign * (here - log_density_of_path(mirrored, other.control))
     assert k == 6
     torch.testing.assert_close(kernel_log_ratio(paths, forward, backward), exact, rtol=1e-9, atol=1e-9)
+    # Another control may have made the paths.
+    paths = dataclasses.replace(
+        paths, noise=paths.noise + paths.chain.root_durations[0] * (paths.v - 1.0), v=paths.v * 0 + 1.0
+    )
+    torch.testing.assert_close(kernel_log_ratio(paths, forward, backward), exact, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("rule", [ExactTransition(), EulerMaruyama()])
@@ -550,9 +558,8 @@ def test_a_generator_serves_as_a_seed_and_the_global_state_is_left_alone():
     assert (numbers == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
-def test_noise_of_a_sample_is_the_documented_one():
-    """Anyone who knows the seed can draw the noise of a path again."""
-    from sbridge.random import derive
-
+def test_start_and_noise_of_a_sample_have_seeds_of_their_own():
+    """Anyone who knows the seed can draw either again."""
     paths = measure().sample(6, seed=12)
+    assert torch.equal(paths.x[0], NORMAL.sample(6, generator(derive(12, "start"))))
     assert torch.equal(paths.noise, NormalNoise(derive(12, "noise"), 5, 6, 2, dtype=torch.float64).stored())

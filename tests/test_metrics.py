@@ -72,7 +72,9 @@ def test_w2_thins_by_the_rule_it_states():
 
 def test_w2_uses_every_row_up_to_the_limit():
     x, y = rows(60, 2, 1), rows(50, 2, 2)
-    assert ExactW2(60)(x, y, seeded(1)) == ExactW2(5000)(x, y, seeded(2))
+    generator = seeded(1)
+    assert ExactW2(60)(x, y, generator) == ExactW2(5000)(x, y, seeded(2))
+    assert torch.equal(generator.get_state(), seeded(1).get_state())
 
 
 def test_sliced_w2_of_a_shift():
@@ -96,9 +98,7 @@ def test_sliced_w2_directions_are_seeded():
 @pytest.mark.parametrize("pairs", [ALL, DISTINCT])
 def test_energy_distance_by_brute_force(dtype, pairs):
     x, y = rows(1500, 2, 1, dtype, shift=100.0), rows(1100, 2, 2, dtype, shift=100.5)  # more than one block
-    inside = [
-        torch.cdist(z.double(), z.double(), compute_mode="donot_use_mm_for_euclid_dist") for z in (x, y)
-    ]
+    inside = [torch.cdist(z.double(), z.double(), compute_mode="donot_use_mm_for_euclid_dist") for z in (x, y)]
     across = torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
     means = [float(d.sum()) / (len(d) * (len(d) - (pairs is DISTINCT))) for d in inside]
     expected = 2 * float(across.mean()) - sum(means)
@@ -145,17 +145,21 @@ def test_mmd_of_gaussians_in_closed_form():
     assert within_errors([MMD(1.5)(x, y, seeded()) for x, y in pairs], truth + bias)
 
 
+@pytest.mark.parametrize("pairs", [ALL, DISTINCT])
+def test_mmd_by_brute_force(dtype, pairs):
+    x, y = rows(9, 2, 1, dtype), rows(7, 2, 2, dtype)
+    k = [(-torch.cdist(a.double(), b.double()).square() / (2 * 0.8**2)).exp() for a, b in ((x, x), (y, y), (x, y))]
+    own = [float(m.mean()) if pairs is ALL else float(m.sum() - len(m)) / (len(m) * (len(m) - 1)) for m in k[:2]]
+    assert MMD(0.8, pairs)(x, y, seeded()) == pytest.approx(sum(own) - 2 * float(k[2].mean()), rel=1e-9)
+
+
 def test_mmd_bandwidth_is_the_median_distance_of_the_reference(dtype):
     x, y = rows(80, 2, 1, dtype), rows(101, 2, 2, dtype)
     width = float(torch.pdist(y.double()).median())
     assert median_distance(y, seeded()) == pytest.approx(width)
     assert MMD()(x, y, seeded()) == pytest.approx(MMD(width)(x, y, seeded()), rel=1e-9)
     many = rows(5000, 2, 3)
-    assert (
-        median_distance(many, seeded(1))
-        == median_distance(many, seeded(1))
-        != median_distance(many, seeded(2))
-    )
+    assert median_distance(many, seeded(1)) == median_distance(many, seeded(1)) != median_distance(many, seeded(2))
 
 
 def test_mmd_refuses_a_reference_of_equal_rows():
@@ -170,9 +174,7 @@ def test_mmd_refuses_a_reference_of_equal_rows():
 
 def test_bures_in_closed_form():
     one = lambda value: torch.tensor([[value]])  # noqa: E731
-    assert bures_squared(torch.zeros(1), torch.ones(1), one(4.0), one(1.0)) == pytest.approx(
-        0.5 * (1 + (2 - 1) ** 2)
-    )
+    assert bures_squared(torch.zeros(1), torch.ones(1), one(4.0), one(1.0)) == pytest.approx(0.5 * (1 + (2 - 1) ** 2))
     a, b = torch.tensor([1.0, 4.0, 0.0]).diag(), torch.tensor([9.0, 1.0, 0.25]).diag()
     expected = 0.5 * ((1 - 3) ** 2 + (2 - 1) ** 2 + 0.5**2)
     assert bures_squared(torch.zeros(3), torch.zeros(3), a, b) == pytest.approx(expected)
@@ -183,6 +185,17 @@ def test_bures_agrees_with_pot():
     a, b = covariance(x), covariance(y)
     theirs = ot.gaussian.bures_wasserstein_distance(x.mean(0), y.mean(0), a, b)
     assert bures_squared(x.mean(0), y.mean(0), a, b) == pytest.approx(0.5 * float(theirs) ** 2, rel=1e-9)
+
+
+def test_bures_of_singular_covariances():
+    # Rank one: N(0, s² uuᵀ) and N(0, r² uuᵀ) are one-dimensional, at distance (s − r)²/2.
+    u = rows(30, 1, 1)
+    u /= u.norm()
+    zero = torch.zeros(30, dtype=u.dtype)
+    assert bures_squared(zero, zero, 9 * u @ u.mT, 4 * u @ u.mT) == pytest.approx(0.5, abs=1e-6)
+    assert bures_squared(zero, zero, covariance(rows(4, 30, 2)), 0 * u @ u.mT) == pytest.approx(
+        0.5 * float(covariance(rows(4, 30, 2)).trace())
+    )
 
 
 def test_bures_is_half_the_transport_cost_of_an_affine_image():

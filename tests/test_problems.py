@@ -29,6 +29,12 @@ def test_ends_must_live_in_one_space():
         BridgeProblem(SOURCE, TARGET, BrownianMotion([1.0, 2.0, 3.0]))
 
 
+def test_samples_must_have_one_dtype():
+    said = r"source has dtype torch\.float64, target has dtype torch\.float32; bring both to one"
+    with pytest.raises(InvalidInputError, match=said):
+        BridgeProblem(TARGET, Samples(TARGET.rows.float()), BrownianMotion(1.0))
+
+
 def test_a_linear_reference_is_handed_out_as_one():
     reference = OrnsteinUhlenbeck(1.0, 1.0)
     assert BridgeProblem(SOURCE, TARGET, reference).linear_reference is reference
@@ -38,7 +44,9 @@ def test_a_linear_reference_is_handed_out_as_one():
 
 
 def test_ends_and_reference_change_units_together():
-    mixture = GaussianMixture(tensor([0.3, 0.7]), tensor([[0.0, 1.0], [2.0, 3.0]]), torch.eye(2).double().expand(2, 2, 2))
+    mixture = GaussianMixture(
+        tensor([0.3, 0.7]), tensor([[0.0, 1.0], [2.0, 3.0]]), torch.eye(2).double().expand(2, 2, 2)
+    )
     problem = BridgeProblem(mixture, TARGET, OrnsteinUhlenbeck(tensor([[1.0, 0.4], [-0.2, 0.8]]), 0.7, 1.0, 1.5))
     scaled = problem.rescaled(SCALING)
     assert scaled.reference.horizon == 1.5

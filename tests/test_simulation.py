@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from sbridge.benchmarks.simulation import main, peak_memory, plain_loop, time_simulation
 from sbridge.controls import MLP, ScaledControl, seeded_control
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.processes import (
@@ -25,6 +26,7 @@ from sbridge.processes import (
 from sbridge.random import NormalNoise
 from sbridge.scaling import AffineScaling
 from sbridge.simulation import Backprop, Detached, ReversibleAdjoint, endpoint, propagate, simulate
+from sbridge.simulation.native import native_euler
 from sbridge.time import TimeGrid
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
@@ -232,6 +234,29 @@ def test_reversible_heun_is_of_second_order_on_an_uneven_grid():
     # The finest grid stands for the limit; it is 256 times nearer to it than the best of the others.
     slopes = torch.log2(torch.stack(errors[1:-1]) / torch.stack(errors[2:]))
     assert ((slopes - 2.0).abs() < 0.12).all(), slopes
+
+
+@pytest.mark.parametrize(
+    "sigma",
+    [lambda t: 0.5 + t, lambda t: SIGMA.expand(len(t), 2, 2) * (1 + t[:, None, None])],
+    ids=["scalar", "matrix"],
+)
+def test_a_control_is_a_drift_in_noise_units(sigma):
+    """On both routes, for σ that depends on time: the control ``u`` and the drift ``σu`` are the same to rounding."""
+    x0 = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = NormalNoise(2, GRID.steps, 6, 2, dtype=torch.float64)
+    plain = BrownianMotion(sigma, 1.3)
+
+    def control(t, x):
+        return torch.sin(x) + t
+
+    drifting = DriftProcess(lambda t, x: plain.scale(t)(control(t, x)), sigma, 1.3)
+    times = GRID.times(1.3)
+    pairs = [endpoint(p, u, x0, times, noise, Detached())[0] for p, u in ((plain, control), (drifting, None))]
+    torch.testing.assert_close(*pairs, rtol=1e-12, atol=1e-12)
+    chains = [chain_of(p, rule=EulerMaruyama()) for p in (plain, drifting)]
+    pairs = [propagate(c, u, x0, noise) for c, u in zip(chains, (control, None), strict=True)]
+    torch.testing.assert_close(*pairs, rtol=1e-12, atol=1e-12)
 
 
 # Gradients ------------------------------------------------------------------------------------------------------
@@ -477,7 +502,24 @@ def test_global_random_state_and_grad_mode_stay_as_they_are(dtype):
             simulate(chain_of(BrownianMotion(1.0), dtype=dtype), control, x0, noise)
             for gradient in (Detached(), Backprop(), ReversibleAdjoint()):
                 end, _ = endpoint(BrownianMotion(1.0), control, x0, GRID.times(1.0), noise, gradient)
+                assert end.requires_grad is not isinstance(gradient, Detached)
                 if not isinstance(gradient, Detached):
                     end.backward(torch.ones_like(end))
             assert torch.is_grad_enabled() is mode
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_benchmark_measures_what_it_says():
+    taken = time_simulation(4, 2, 3, repetitions=1)
+    assert set(taken) == {"drift", "noise", "loop", "ours"}
+    assert all(value > 0 for value in taken.values())
+    network, x0 = seeded_control(MLP(), 2, 1.0, 1.0, torch.Generator().manual_seed(0)), torch.zeros(4, 2)
+    states, controls, noise = plain_loop(network, x0, 3)
+    ours = simulate(chain_of(BrownianMotion(1.0), TimeGrid.uniform(3), dtype=torch.float32), network, x0, noise)
+    torch.testing.assert_close(ours, (states, controls))
+    for hint in (None, 1 / 3):
+        assert native_euler(network, x0, 3, 0, hint).shape == (4, 4, 2)
+    total, beyond = peak_memory("adjoint", 2)
+    assert total > beyond > 0
+    with pytest.raises(InvalidInputError, match="no arguments"):
+        main(["memory"])

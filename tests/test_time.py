@@ -33,6 +33,16 @@ def test_refined_grids_shrink_towards_the_end_that_is_asked_for(steps, exponent)
         assert spans[-1] > spans[0]
 
 
+@given(st.integers(1, 200))
+def test_cosine_grids_shrink_towards_both_ends(steps):
+    times = TimeGrid.cosine(steps).times(1.0)
+    angles = torch.arange(steps + 1, dtype=torch.float64) * math.pi / steps
+    assert torch.allclose(times, angles.div(2).sin().square(), atol=1e-14)
+    spans = times.diff()
+    assert torch.allclose(spans, spans.flip(0), atol=1e-14)
+    assert (spans[: steps // 2].diff() > 0).all()
+
+
 @given(st.lists(st.floats(0.0, 1.0), max_size=8))
 def test_including_puts_knots_in_and_keeps_the_others(extra):
     grid = TimeGrid.uniform(7)

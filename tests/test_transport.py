@@ -25,16 +25,13 @@ from sbridge.transport import (
     sinkhorn_init,
     sinkhorn_step,
 )
-from sbridge.transport.sinkhorn import _relaxation, _relaxed
+from sbridge.transport.sinkhorn import _log, _relaxation, _relaxed
 
 TIGHT = Sinkhorn(tolerance=1e-10)
 
 
 def rows(n, dim, seed=0, dtype=torch.float64, shift=0.0):
-    return (
-        torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-        + shift
-    )
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) + shift
 
 
 def weights(n, seed):
@@ -137,9 +134,7 @@ def test_pot_plan_solves_the_dual_system():
 
 
 def test_pot_plan_raises_when_it_does_not_converge():
-    with pytest.raises(
-        NotConvergedError, match=r"marginal error of .* after .* iterations; 1e-12 at ε = 0.001"
-    ):
+    with pytest.raises(NotConvergedError, match=r"marginal error of .* after .* iterations; 1e-12 at ε = 0.001"):
         entropic_plan(rows(20, 2, 1), rows(20, 2, 2), 1e-3, tolerance=1e-12, max_iterations=100)
 
 
@@ -314,9 +309,7 @@ def test_a_stopped_run_continues_bit_for_bit(dtype, tmp_path):
         if count % 2:
             torch.save(state, tmp_path / "state.pt")
             state = torch.load(tmp_path / "state.pt")
-        kept = {
-            key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()
-        }
+        kept = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
         after = sinkhorn_step(problem, state, options)
         assert all(bool((torch.as_tensor(state[key]) == torch.as_tensor(kept[key])).all()) for key in kept)
         assert all(isinstance(value, (torch.Tensor, int, float)) for value in after.values())
@@ -327,14 +320,41 @@ def test_a_stopped_run_continues_bit_for_bit(dtype, tmp_path):
     assert (again.error, again.iterations) == (whole.error, whole.iterations)
 
 
+def test_batches_do_not_change_the_iteration(dtype):
+    # Eight iterations at one ω are the same in one batch or in four: the pass between batches only changes gauge.
+    problem = EntropicProblem(rows(60, 3, 1, dtype), rows(50, 3, 2, dtype), 0.1, weights(60, 3))
+    whole, parts = Sinkhorn(batch=8), Sinkhorn(batch=2)
+    state = sinkhorn_init(problem, whole)
+    while state["epsilon"] > problem.epsilon:
+        state = sinkhorn_step(problem, state, whole)
+    once, split = sinkhorn_step(problem, state, whole), state
+    for _ in range(4):
+        split = sinkhorn_step(problem, split | {"relaxation": state["relaxation"]}, parts)
+    tolerance = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 1e-12}
+    torch.testing.assert_close(split["f"], once["f"], **tolerance)
+    torch.testing.assert_close(split["g"], once["g"], **tolerance)
+    assert split["error"] == pytest.approx(once["error"], rel=1e-3)
+    assert split["iterations"] == once["iterations"]
+
+
+def test_no_level_but_the_last_counts_as_converged():
+    problem = EntropicProblem(rows(6, 3, 1), rows(5, 3, 2), 0.1)
+    done = sinkhorn_init(problem) | {"epsilon": 0.1, "error": 1e-4}
+    assert sinkhorn_converged(problem, done)
+    assert not sinkhorn_converged(problem, done, Sinkhorn(tolerance=1e-5))
+    assert not sinkhorn_converged(problem, done | {"epsilon": 0.2})
+
+
+def test_underflow_is_bounded():
+    assert _log(torch.zeros(1)).tolist() == pytest.approx([math.log(1e-30)])
+
+
 def test_sinkhorn_says_why_it_stopped_and_can_go_on():
     problem, short = (
         EntropicProblem(rows(50, 2, 1), rows(50, 2, 2), 1e-2),
         Sinkhorn(max_iterations=120, tolerance=1e-6),
     )
-    with pytest.raises(
-        NotConvergedError, match=r"error is .* at ε = 0\.01 after .* iterations; 1e-06 .* Raise max"
-    ):
+    with pytest.raises(NotConvergedError, match=r"error is .* at ε = 0\.01 after .* iterations; 1e-06 .* Raise max"):
         sinkhorn(problem, short)
     state = sinkhorn_init(problem, short)
     while int(state["iterations"]) < short.max_iterations:
@@ -405,9 +425,7 @@ def direct(x, y, logits, variance):
     return logits.double() - half_squares(x.double(), y.double()) / v
 
 
-@pytest.mark.parametrize(
-    "variance", [0.5, torch.linspace(0.1, 2.0, 11, dtype=torch.float64)], ids=["one", "per row"]
-)
+@pytest.mark.parametrize("variance", [0.5, torch.linspace(0.1, 2.0, 11, dtype=torch.float64)], ids=["one", "per row"])
 def test_cloud_is_a_softmax(dtype, variance, monkeypatch):
     monkeypatch.setattr(cloud_module, "_CHUNK", 16)  # three rows a block
     x, y, logits = rows(11, 3, 1, dtype), rows(5, 3, 2, dtype), rows(5, 1, 3).flatten()
@@ -445,9 +463,7 @@ def test_cloud_draws_do_not_depend_on_blocks(monkeypatch, dtype):
 
 def test_cloud_draws_only_points_of_positive_weight(dtype):
     y = torch.tensor([[0.0], [1.0], [500.0]], dtype=dtype)
-    drawn = Cloud(y, torch.zeros(3)).draw(
-        torch.zeros(5000, 1, dtype=dtype), 0.1, torch.Generator().manual_seed(1)
-    )
+    drawn = Cloud(y, torch.zeros(3)).draw(torch.zeros(5000, 1, dtype=dtype), 0.1, torch.Generator().manual_seed(1))
     assert set(drawn.tolist()) == {0, 1}
 
 

@@ -56,8 +56,8 @@ def run_fit(command: Fit[Any, Any], console: Console) -> int:
         plan = make_plan(command)
     config = plan.config(command, shlex.join(["sbridge", *console.arguments]))
     if resumed:
-        _warn_of_changes(folder.config(), config, console)
         folder = RunFolder.reopen(command.out, config)
+        _warn_of_changes(folder.config(), config, console)
     else:
         folder = RunFolder.create(command.out, config)
     _introduce(plan, console)

@@ -28,6 +28,9 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; returns the exit code. Expected errors are told on stderr, without a traceback."""
     console = Console(tuple(arguments))
+    if arguments == ["--version"]:
+        console.say(f"sbridge {sys.modules['sbridge'].__version__}")
+        return 0
     try:
         return _command(arguments).run(console)
     except SystemExit as request:  # tyro's, after --help or a typing error

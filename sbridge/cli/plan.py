@@ -100,7 +100,7 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     if inputs.times is not None and command.horizon is not None:
         raise InvalidInputError("--horizon and times were given; the times say how long the bridges are.")
     parts = [
-        split(table.rows, command.held_out, derive(command.seed, "held out", place), table.name)
+        split(table.rows, command.held_out, derive(command.seed, "snapshot", place), table.name)
         for place, table in enumerate(inputs.tables)
     ]
     kept, held_out = (tuple(side.to(device) for side in sides) for sides in zip(*parts, strict=True))

@@ -30,6 +30,7 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
     report = _score(course, source, target, (start, stop), command)
     if command.out is not None:
         files.write_text(command.out, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
+    console.say(f"{source.name} at t = {start:g}, {target.name} at t = {stop:g}; bridge times count from {start:g}.\n")
     console.say(report.text())
     return 0
 

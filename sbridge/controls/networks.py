@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -97,7 +96,7 @@ class NetworkControl(nn.Module):
 
     def __init__(self, recipe: NetworkRecipe, dim: int, horizon: float, output_scale: float = 1.0) -> None:
         super().__init__()
-        self.arguments: Mapping[str, object] = {
+        self.arguments: dict[str, object] = {
             "recipe": recipe,
             "dim": dim,
             "horizon": horizon,

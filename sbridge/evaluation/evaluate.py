@@ -141,8 +141,9 @@ def score_at(
     scores += judge.scores(COPY, start)
     at_end = "the target law has no rows to copy." if fit1 is None else fit1[: len(start)]
     scores += _entry(judge, TARGET, at_end)
+    done = t / bridge.horizon if bridge.forward.direction is Direction.FORWARD else 1.0 - t / bridge.horizon
     for baseline, made in setting.maps(fit0, fit1, bridge):
-        moved = _then(made, lambda move: start + t / bridge.horizon * (move(start) - start))
+        moved = _then(made, lambda move: start + done * (move(start) - start))
         scores += _entry(judge, baseline, moved)
     words = f"{len(start)} source rows predicted at t = {t:g}, scored against {len(reference)} rows seen then"
     notes = limit_notes(limits, {})

@@ -109,10 +109,13 @@ class Judge:
 
 def transport_cost(candidate: str, column: str, start: Tensor, rows: Tensor) -> Score:
     """``½ E|y − x|²`` over rows ``x`` of ``start`` and their images ``y``."""
-    cost = Estimate.of(0.5 * (rows.double() - start.double()).square().sum(1))
-    if not math.isfinite(cost.value):
-        return Score(candidate, column, None, None, (len(start), len(rows)), "the images are not finite.")
-    return Score(candidate, column, cost.value, cost.standard_error, (len(start), len(rows)), None)
+    costs, sizes = 0.5 * (rows.double() - start.double()).square().sum(1), (len(start), len(rows))
+    if not bool(costs.isfinite().all()):
+        return Score(candidate, column, None, None, sizes, "the images are not finite.")
+    if len(costs) < 2:
+        return Score(candidate, column, float(costs.mean()), None, sizes, "no standard error: there is one row.")
+    cost = Estimate.of(costs)
+    return Score(candidate, column, cost.value, cost.standard_error, sizes, None)
 
 
 def _harmonic(n: int, m: int) -> float:

@@ -72,7 +72,8 @@ def _rows_of(law: Law, count: int, seed: int) -> Tensor | None:
 
 
 def _marks(rows: Tensor) -> list[bytes]:
-    values = np.ascontiguousarray(rows.detach().cpu().numpy())
+    # In float32, so that rows are recognised that were fitted in one dtype and are scored in the other.
+    values = np.ascontiguousarray(rows.detach().float().cpu().numpy())
     return [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in values]
 
 

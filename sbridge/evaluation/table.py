@@ -29,7 +29,7 @@ _GAP_MEANING = "100 %: as good as perfect samples; 0 %: no better than doing not
 _PATH_MEANINGS = {
     "energy, forward": "½E∫|u|²dt from held-out rows: how far the forward process departs from the reference",
     "energy, backward": "the same for the process that runs back",
-    "Jeffreys divergence": "of the two, each from its own start: 0 if they are one law read both ways; below 0 if ends differ",
+    "Jeffreys divergence": "of the two, from their own starts: 0 if they are one law; below 0 if their ends differ",
 }
 
 
@@ -104,10 +104,11 @@ def _cell(score: Score | None, power: int, digits: int, reasons: dict[str, int])
 
 
 def _number(value: float, error: float | None, digits: int) -> str:
-    shown = f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ±{error:.{digits}f}"
-    if len(shown) < _CELL:
-        return shown
-    return f"{value:.3g}" if error is None else f"{value:.3g} ±{error:.1g}"
+    for decimals in range(digits, -1, -1):
+        shown = f"{value:.{decimals}f}" if error is None else f"{value:.{decimals}f} ±{error:.{decimals}f}"
+        if len(shown) < _CELL:
+            return shown
+    return f"{value:.2e}" if error is None else f"{value:.1e} ±{error:.0e}".replace("e+0", "e")
 
 
 def _digits(error: float) -> int:

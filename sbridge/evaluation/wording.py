@@ -15,7 +15,8 @@ COST_COLUMN = Column(COST, "½ mean of |image − row|², in squared units of th
 
 # By the class of a metric; others are described by the first line of their docstring.
 _MEANINGS = {
-    "ExactW2": "root mean square distance that rows must move to become the held-out ones, in units of the data",
+    "ExactW2": "root mean square distance that rows must move to become the held-out ones, in units of the data; "
+    "with few rows for the dimension it favours clouds that are too narrow",
     "SlicedW2": "the same along single random directions, averaged over them, in units of the data",
     "EnergyDistance": "2E|x−y| − E|x−x'| − E|y−y'|, in units of the data: 0 only if the two laws agree",
     "HalfEnergyDistance": "E|x−y| − ½E|x−x'| − ½E|y−y'|, in units of the data: 0 only if the two laws agree",

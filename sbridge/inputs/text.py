@@ -143,9 +143,9 @@ class TextRows:
 
 
 def finite(values: np.ndarray, dtype: np.dtype, place: Callable[[int, int], str]) -> np.ndarray:
-    """``values`` in ``dtype``; InvalidInputError naming the ``place(row, column)`` of the first that is not finite."""
+    """A copy of ``values`` in ``dtype``; InvalidInputError naming the ``place(row, column)`` of the first that is not finite."""
     with np.errstate(over="ignore"):
-        used = np.ascontiguousarray(values, dtype=dtype)
+        used = np.array(values, dtype=dtype, order="C")
     bad = np.argwhere(~np.isfinite(used))
     if len(bad):
         row, column = (int(index) for index in bad[0])

@@ -150,7 +150,7 @@ def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
     weights = None if law.weights is None else law.weights.double() / law.weights.double().sum()
     covariance = rows.mT.cov(aweights=weights).reshape(law.dim, law.dim)
     mean = rows.mean(0) if weights is None else weights @ rows
-    if _is_singular(covariance):
+    if _is_singular(mean, covariance):
         raise InvalidInputError(
             f"the {len(rows)} rows of the {name} span fewer than their {law.dim} dimensions, so they have no "
             "Gaussian density; reduce the dimension (PCA), add rows, or use SinkhornBridge()."
@@ -158,10 +158,13 @@ def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
     return mean, covariance
 
 
-def _is_singular(covariance: Tensor) -> bool:
-    """Whether the correlations have an eigenvalue that is zero to rounding, where a Cholesky root may still exist."""
-    deviations = covariance.diagonal().sqrt()
-    if not bool((deviations > 0).all()):
+def _is_singular(mean: Tensor, covariance: Tensor) -> bool:
+    """Whether a column is constant, or the correlations have an eigenvalue 0, to rounding.
+
+    A Cholesky root is no test: half of the covariances that are singular have one, since pivots round too.
+    """
+    deviations, rounding = covariance.diagonal().sqrt(), 10 * torch.finfo(covariance.dtype).eps
+    if not bool((deviations > rounding * mean.abs()).all()):
         return True
     smallest = torch.linalg.eigvalsh(covariance / deviations / deviations.unsqueeze(1))[0]
-    return float(smallest) <= 10 * len(covariance) * torch.finfo(covariance.dtype).eps
+    return float(smallest) <= rounding * len(covariance)

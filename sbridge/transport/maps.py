@@ -106,7 +106,8 @@ def gaussian_map(x0: Tensor, x1: Tensor) -> AffineMap:
             f"the covariance of the {len(x)} source rows in {x.shape[1]} dimensions is singular, so there is no "
             "Gaussian map: drop constant or dependent columns, or give more rows than columns."
         )
-    matrix, shift = ot.gaussian.bures_wasserstein_mapping(x.mean(0), y.mean(0), source, target)
+    means = x.mean(0), y.mean(0)
+    matrix, shift = ot.gaussian.bures_wasserstein_mapping(*means, source, target)  # type: ignore[assignment]
     return AffineMap(matrix, shift.reshape(-1))
 
 

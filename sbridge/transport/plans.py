@@ -74,7 +74,8 @@ def sliced_cost(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
     check_pair(x, y)
     rows, others, total = x.double(), y.double(), 0.0
     for block in directions.to(x.device, torch.float64).split(16):
-        total += float(ot.lp.wasserstein_1d(rows @ block.mT, others @ block.mT, p=2).sum())
+        costs: Tensor = ot.lp.wasserstein_1d(rows @ block.mT, others @ block.mT, p=2)  # type: ignore[assignment]
+        total += float(costs.sum())
     return torch.as_tensor(total / len(directions), dtype=x.dtype, device=x.device)
 
 
@@ -100,7 +101,7 @@ def entropic_plan(
     """
     check_pair(x, y)
     _positive(epsilon, "epsilon")
-    cost = ot.dist(x.double(), y.double(), metric="sqeuclidean")
+    cost = torch.cdist(x.double(), y.double()).square()
     a, b = weights_of(x, None, "a"), weights_of(y, None, "b")
     potential, level, done = torch.zeros_like(a), max(0.5 * float(cost.max()), epsilon), 0
     while True:
@@ -117,7 +118,8 @@ def entropic_plan(
             warn=False,
             warmstart=start,
         )
-        potential = level * (log["log_u"] - a.log())
+        log_scaling: Tensor = log["log_u"]  # type: ignore[assignment]
+        potential = level * (log_scaling - a.log())
         error, done = float((plan.sum(0) - b).abs().sum()), done + count
         if level == epsilon and error <= tolerance:
             return plan.to(x.dtype)
@@ -165,13 +167,11 @@ def _positive(value: float, name: str) -> None:
 
 def _simplex(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
     check_pair(x, y)
-    cost = ot.dist(x.double(), y.double(), metric="sqeuclidean").clamp_(min=0)
+    cost = torch.cdist(x.double(), y.double()).square()
     with warnings.catch_warnings():
         # POT only warns when it gives up; the result code below says the same and is turned into an error.
         warnings.simplefilter("ignore")
         plan, log = ot.emd(weights_of(x, a, "a"), weights_of(y, b, "b"), cost, numItermax=10**9, log=True)
     if log["warning"] is not None:
-        raise NotConvergedError(
-            f"exact transport of {len(x)} × {len(y)} rows failed: {log['warning']} Use fewer rows."
-        )
+        raise NotConvergedError(f"exact transport of {len(x)} × {len(y)} rows failed: {log['warning']} Use fewer rows.")
     return plan.to(x.dtype), (plan * cost).sum().to(x.dtype)

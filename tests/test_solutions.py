@@ -1,0 +1,136 @@
+"""Bridges as users hold them: saved and loaded, both directions, in the units of the data."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sbridge as sb
+from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, UnsupportedError
+from sbridge.training import Optimisation
+
+GENERATOR = torch.Generator().manual_seed(0)
+X0 = torch.randn(200, 2, generator=GENERATOR)
+X1 = torch.randn(200, 2, generator=GENERATOR) * 0.5 + 1.0
+IMF = sb.IMF(
+    start=sb.ReferenceCoupling(),
+    pretraining=10,
+    stages=2,
+    updates=5,
+    pairs=64,
+    network=sb.MLP(width=8, depth=1),
+    optimisation=Optimisation(batch=32),
+)
+REFERENCES = {
+    "Brownian": sb.BrownianMotion(sigma=0.7, horizon=2.0),
+    "OU": sb.OrnsteinUhlenbeck(rate=[[0.5, 0.2], [-0.3, 0.4]], sigma=[0.7, 0.9], mean=[0.1, 0.0]),
+    "VP": sb.VariancePreserving(),
+    "VE": sb.VarianceExploding(0.1, 2.0),
+}
+
+
+def same(one: sb.Bridge, other: sb.Bridge) -> None:
+    t = 0.4 * one.horizon
+    assert torch.equal(one.transport(X0, seed=1), other.transport(X0, seed=1))
+    assert torch.equal(one.reversed().transport(X1, seed=1), other.reversed().transport(X1, seed=1))
+    assert torch.equal(one.interpolate(X0, t, seed=2), other.interpolate(X0, t, seed=2))
+    assert torch.equal(one.velocity(t, X0), other.velocity(t, X0))
+    assert torch.equal(one.forward.sample(9, seed=3).x, other.forward.sample(9, seed=3).x)
+    assert torch.equal(one.backward.sample(9, seed=3).x, other.backward.sample(9, seed=3).x)
+
+
+@pytest.mark.parametrize("solver", [sb.GaussianBridge(), sb.SinkhornBridge(), IMF], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("reference", REFERENCES.values(), ids=REFERENCES)
+def test_a_saved_bridge_comes_back_bit_for_bit(solver, reference, tmp_path):
+    bridge = sb.fit(X0, X1, reference=reference, solver=solver)
+    bridge.save(tmp_path / "deep" / "bridge")
+    same(bridge, sb.load(tmp_path / "deep" / "bridge"))
+    document = json.loads((tmp_path / "deep" / "bridge.json").read_text())
+    assert document["contains_training_rows"] is True
+
+
+def test_a_bridge_between_laws_holds_no_rows(tmp_path):
+    ends = (sb.Gaussian(torch.zeros(2), torch.eye(2)), sb.Gaussian(torch.ones(2), 2 * torch.eye(2)))
+    sb.fit(*ends, reference=REFERENCES["OU"]).save(tmp_path / "bridge")
+    assert json.loads((tmp_path / "bridge.json").read_text())["contains_training_rows"] is False
+
+
+def test_a_fresh_interpreter_loads_what_another_saved(tmp_path):
+    bridge = sb.fit(X0, X1, reference=REFERENCES["Brownian"], solver=sb.SinkhornBridge())
+    bridge.save(tmp_path / "bridge")
+    code = f"import sbridge; print(sbridge.load({str(tmp_path / 'bridge')!r}).horizon)"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2.0"
+
+
+def test_what_cannot_be_named_is_not_saved(tmp_path):
+    wavy = sb.BrownianMotion(sigma=lambda t: 1.0 + 0.5 * torch.sin(t))
+    bridge = sb.fit(X0, X1, reference=wavy, solver=sb.GaussianBridge())
+    with pytest.raises(UnsupportedError, match="files cannot name"):
+        bridge.save(tmp_path / "bridge")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "bridge"
+    with pytest.raises(FileFormatError, match="does not exist"):
+        sb.load(path)
+    sb.fit(X0, X1, solver=sb.GaussianBridge()).save(path)
+    text, numbers = (path.with_suffix(suffix) for suffix in (".json", ".safetensors"))
+    whole_text, whole_numbers = text.read_text(), numbers.read_bytes()
+    numbers.write_bytes(whole_numbers[:-40])
+    with pytest.raises(FileFormatError, match="truncated"):
+        sb.load(path)
+    numbers.write_bytes(whole_numbers)
+    for content, message in (
+        (whole_text[:-30], "not readable JSON"),
+        ('{"format": "other/1"}', "not a saved bridge"),
+        (whole_text.replace('"Bridge"', '"TimeGrid"'), "cannot be made"),
+    ):
+        text.write_text(content)
+        with pytest.raises(FileFormatError, match=message):
+            sb.load(path)
+    text.write_text(whole_text.replace('"GaussianControl"', '"GaussianControll"'))
+    with pytest.raises(UnknownNameError, match="Did you mean 'GaussianControl'"):
+        sb.load(path)
+
+
+def test_the_flow_of_the_velocity_carries_the_marginals():
+    # dx/dt = v(t, x) has the bridge's marginals: mean and covariance of a Gaussian bridge after Heun steps.
+    a, b = (sb.Gaussian(m, c) for m, c in ((torch.zeros(2), torch.eye(2)), (torch.ones(2), 0.3 * torch.eye(2))))
+    ends = [sb.Gaussian(law.mean.double(), law.covariance.double()) for law in (a, b)]
+    bridge = sb.fit(*ends, reference=sb.OrnsteinUhlenbeck(rate=0.5, sigma=0.8))
+    x = ends[0].sample(4000, torch.Generator().manual_seed(1))
+    steps, (mean, covariance) = 100, (x.mean(0), x.mT.cov())
+    for k in range(steps):
+        t, h = k / steps, 1 / steps
+        first = bridge.velocity(t, x)
+        x = x + 0.5 * h * (first + bridge.velocity(t + h, x + h * first))
+    # The flow is affine and commutes with these moments: N(0, I) ↦ N(1, 0.3 I), so x ↦ 1 + √0.3 x.
+    torch.testing.assert_close(x.mean(0), 1 + 0.3**0.5 * mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(x.mT.cov(), 0.3 * covariance, rtol=1e-3, atol=1e-4)
+
+
+def test_interpolation_ends_where_it_should():
+    bridge = sb.fit(X0, X1, reference=REFERENCES["Brownian"], solver=sb.GaussianBridge())
+    assert torch.equal(bridge.interpolate(X0, 0.0, seed=0), X0)
+    end = bridge.interpolate(X0.repeat(20, 1), 2.0, seed=0)
+    error = end.std(0) / len(end) ** 0.5
+    exact = bridge.conditional_mean(X0, seed=0).mean(0)
+    assert bool(((end.mean(0) - exact).abs() < 4 * error).all())
+
+
+def test_rows_of_another_dimension_or_kind_are_refused():
+    bridge = sb.fit(X0, X1, solver=sb.GaussianBridge())
+    with pytest.raises(InvalidInputError, match="x0 has 3 columns, the bridge lives in 2"):
+        bridge.transport(torch.zeros(4, 3), seed=0)
+    with pytest.raises(InvalidInputError, match="NaN"):
+        bridge.transport(torch.full((4, 2), float("nan")), seed=0)
+    for t in (-0.1, 1.1):
+        with pytest.raises(InvalidInputError, match="time"):
+            bridge.interpolate(X0, t, seed=0)
+    assert bridge.transport(X0[:1], seed=0).shape == (1, 2)

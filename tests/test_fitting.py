@@ -6,7 +6,7 @@ import torch
 
 import sbridge as sb
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
-from sbridge.fitting import prepare
+from sbridge.fitting import _check_options, prepare
 from sbridge.training import Optimisation
 from sbridge.transport import Sinkhorn
 
@@ -188,3 +188,185 @@ def test_training_that_diverges_says_where_and_why():
     )  # fmt: skip
     with pytest.raises(NonFiniteError, match=r"loss became .* at step \d+.*learning rate"):
         sb.fit(X0.float(), X1.float(), solver=wild)
+
+
+# --- invariances under every reference
+
+REFERENCES = {
+    "Brownian, matrix": sb.BrownianMotion([[0.8, 0.3], [0.1, 1.0]], 2.0),
+    "OU": sb.OrnsteinUhlenbeck(0.7, 0.9, [0.3, -0.5], 1.5),
+    "OU, matrix": sb.OrnsteinUhlenbeck([[1.0, 0.6], [-0.8, 0.4]], [[0.8, 0.3], [0.1, 1.0]], 0.5),
+    "VP": sb.VariancePreserving(mean=[1.0, 2.0]),
+    "VE": sb.VarianceExploding([0.1, 0.3], 2.0),
+}
+SOLVERS = [sb.GaussianBridge(), sb.SinkhornBridge(sinkhorn=Sinkhorn(tolerance=1e-11))]
+FEW_X0, FEW_X1 = rows(0, n=30), rows(1, n=40, shift=2.0)
+
+
+def drifts(bridge, t, x):
+    """Of the forward process, ``b + σu``, and of the backward one, ``−b + σû``."""
+    b, sigma = bridge.reference.drift(t, x), bridge.reference.scale(t)
+    return b + sigma(bridge.forward.control(t, x)), -b + sigma(bridge.backward.control(t, x))
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["Gaussian", "Sinkhorn"])
+@pytest.mark.parametrize("scaling", [sb.CommonScale(), sb.PerCoordinate()], ids=["common", "per coordinate"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_scaling_changes_no_draw_and_no_drift(name, scaling, solver):
+    plain, scaled = (
+        sb.fit(FEW_X0, FEW_X1, reference=REFERENCES[name], solver=solver, scaling=how)
+        for how in (sb.NoScaling(), scaling)
+    )
+    t = 0.3 * plain.horizon
+    for left, right in zip(drifts(scaled, t, FEW_X0), drifts(plain, t, FEW_X0), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-7)
+    for one, other in ((scaled, plain), (scaled.reversed(), plain.reversed())):
+        x = one.forward.start.rows
+        assert torch.equal(x, other.forward.start.rows)
+        for draw in ("transport", "conditional_mean"):
+            torch.testing.assert_close(
+                getattr(one, draw)(x, seed=3), getattr(other, draw)(x, seed=3), rtol=1e-6, atol=1e-6
+            )
+        torch.testing.assert_close(one.interpolate(x, t, seed=3), other.interpolate(x, t, seed=3), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["Gaussian", "Sinkhorn"])
+@pytest.mark.parametrize("name", ["Brownian, matrix", "OU"])
+def test_under_a_reversible_reference_swapped_ends_swap_the_drifts(name, solver):
+    there = sb.fit(FEW_X0, FEW_X1, reference=REFERENCES[name], solver=solver)
+    back = sb.fit(FEW_X1, FEW_X0, reference=REFERENCES[name], solver=solver)
+    t = 0.3 * there.horizon
+    forward, backward = drifts(there, t, FEW_X0)
+    swapped = drifts(back, there.horizon - t, FEW_X0)
+    torch.testing.assert_close(swapped[1], forward, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(swapped[0], backward, rtol=1e-6, atol=1e-7)
+
+
+def test_order_of_rows_does_not_matter_to_moments():
+    order = torch.randperm(len(X1), generator=torch.Generator().manual_seed(5))
+    one, other = (sb.fit(X0, y, reference=REFERENCE, solver=sb.GaussianBridge()) for y in (X1, X1[order]))
+    torch.testing.assert_close(one.velocity(0.3, X0), other.velocity(0.3, X0), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["Gaussian", "Sinkhorn"])
+def test_a_course_does_not_depend_on_the_unit_of_time(solver):
+    snapshots = [rows(k, n=30, shift=float(k)) for k in range(3)]
+    days = sb.fit_course(snapshots, [1.0, 3.0, 4.0], sigma=0.6, solver=solver)
+    hours = sb.fit_course(snapshots, [24.0, 72.0, 96.0], sigma=0.6 / 24**0.5, solver=solver)
+    for t in (1.7, 3.0, 3.5, 4.0):
+        found = hours.interpolate(snapshots[0], 24.0, 24 * t, seed=2)
+        torch.testing.assert_close(found, days.interpolate(snapshots[0], 1.0, t, seed=2), rtol=1e-6, atol=1e-6)
+
+
+# --- choices and runs
+
+
+def test_sigma_is_chosen_for_every_leg_of_a_course_and_scaling_is_passed_on():
+    snapshots = [rows(0), 3 * rows(1), rows(2)]
+    course = sb.fit_course(snapshots, [0.0, 1.0, 5.0], solver=sb.GaussianBridge(), scaling=sb.PerCoordinate())
+    for leg, bridge in enumerate(course.bridges):
+        wanted = sb.choose_sigma(snapshots[leg], snapshots[leg + 1], horizon=bridge.horizon).sigma
+        assert bridge.reference.sigma == pytest.approx(wanted)
+        assert bridge.forward.control.scaling.scale.shape == (2,)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_laws_are_sampled_for_sigma(seed):
+    normal = sb.Gaussian(torch.zeros(2), 4 * torch.eye(2))
+    choice = sb.choose_sigma(normal, sb.Gaussian(torch.full((2,), 3.0), 4 * torch.eye(2)), seed=seed)
+    assert choice.spread == pytest.approx((4 + 2.25) ** 0.5, rel=0.03)
+    assert choice.shift == pytest.approx(3.0, rel=0.03)
+
+
+def test_solvers_get_the_scaling_that_suits_them():
+    assert prepare(X0, X1, solver=sb.GaussianBridge()).scaling.scale.tolist() == [1.0]
+    scale = prepare(X0, X1, solver=SMALL).scaling.scale
+    torch.testing.assert_close(scale, torch.cat([X0, X1]).std(0).mean().reshape(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", [sb.GaussianBridge(), sb.SinkhornBridge(), SMALL], ids=lambda s: type(s).__name__)
+def test_the_dtype_of_the_data_is_that_of_all_results(solver, dtype):
+    x0, x1 = X0[:60].to(dtype), X1[:50].to(dtype)
+    bridge = sb.fit(x0, x1, solver=solver)
+    results = [
+        bridge.transport(x0, seed=0),
+        bridge.conditional_mean(x0[:3], seed=0),
+        bridge.interpolate(x0, 0.3, seed=0),
+        bridge.velocity(0.3, x0),
+        bridge.reversed().transport(x1, seed=0),
+        bridge.forward.sample(5, seed=0).x,
+    ]
+    assert {result.dtype for result in results} == {dtype}
+    assert all(bool(result.isfinite().all()) for result in results)
+
+
+@pytest.mark.parametrize(
+    "solver", [sb.SinkhornBridge(sinkhorn=Sinkhorn(batch=2)), SMALL], ids=lambda s: type(s).__name__
+)
+def test_a_run_resumed_at_any_step_gives_the_same_bridge(solver):
+    flats = {}
+    prepared = prepare(X0[:80], X1[:80], solver=solver, seed=4)
+    whole = prepared.run(callbacks=[lambda state, info: flats.__setitem__(state.step, state.flat())])
+    assert sorted(flats) == list(range(1, len(flats) + 1))
+    wanted = [whole.transport(X0[:9], seed=1), whole.reversed().transport(X1[:9], seed=1)]
+    for step in (1, len(flats) // 2, len(flats)):
+        again = prepared.run(resume_from=flats[step])
+        assert torch.equal(again.transport(X0[:9], seed=1), wanted[0])
+        assert torch.equal(again.reversed().transport(X1[:9], seed=1), wanted[1])
+
+
+# --- what is told
+
+
+@pytest.mark.parametrize("kind", ["reference", "solver", "scaling"])
+@pytest.mark.parametrize("value", ["IMF", sb.IMF, 1.0], ids=["name", "class", "number"])
+def test_options_are_objects(kind, value):
+    options = dict.fromkeys(("reference", "solver", "scaling")) | {kind: value}
+    with pytest.raises(InvalidInputError, match=f"{kind} must be an object such as .*, or None; got "):
+        _check_options(**options)
+
+
+def test_ends_of_two_dtypes_are_refused_whatever_they_are():
+    normal = sb.Gaussian(torch.zeros(2), torch.eye(2))
+    for call in (prepare, sb.choose_sigma):
+        with pytest.raises(InvalidInputError, match=r"x0 has dtype torch\.float64, x1 has dtype torch\.float32; bring"):
+            call(X0, normal)
+        with pytest.raises(InvalidInputError, match=r"x0 has 2 columns, x1 has 1.*common coordinates"):
+            call(X0, X1[:, :1])
+
+
+def test_a_course_says_what_is_wrong_with_its_snapshots():
+    with pytest.raises(InvalidInputError, match=r"x0 has 2 columns, x1 has 1.*common coordinates"):
+        sb.fit_course([X0, X1[:, :1]], [0.0, 1.0])
+    with pytest.raises(InvalidInputError, match="1 snapshots and 1 times given; at least two"):
+        sb.fit_course([X0], [0.0])
+    for times in ([0.0, 0.0], [1.0, 0.0]):
+        with pytest.raises(InvalidInputError, match="times must rise strictly"):
+            sb.fit_course([X0, X1], times)
+    for times in ([0.0, float("nan")], [0.0, float("inf")]):
+        with pytest.raises(InvalidInputError, match="horizon must be a positive number"):
+            sb.fit_course([X0, X1], times)
+    course = sb.fit_course([X0, X1, X0], [0.0, 2.0, 3.0], sigma=1.0, solver=sb.GaussianBridge())
+    with pytest.raises(InvalidInputError, match=r"start = 0\.5 lies inside a leg; give rows at one of the snapshots"):
+        course.interpolate(X0, 0.5, 1.0, seed=0)
+
+
+@pytest.mark.parametrize("horizon", [0.0, -1.0, float("nan")])
+def test_sigma_needs_a_horizon(horizon):
+    with pytest.raises(InvalidInputError, match="horizon must be a positive number"):
+        sb.choose_sigma(X0, X1, horizon=horizon)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), [1.0, 0.0]])
+def test_sigma_must_be_positive(sigma):
+    with pytest.raises(InvalidInputError, match="sigma"):
+        sb.fit(X0, X1, reference=sb.BrownianMotion(sigma), solver=sb.GaussianBridge())
+
+
+def test_a_solver_refuses_before_it_begins_and_names_the_users_own_process():
+    drifting = sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0)
+    with pytest.raises(UnsupportedError, match="which DriftProcess has not: take a LinearProcess"):
+        prepare(X0, X1, reference=drifting, solver=SMALL)
+    with pytest.raises(InvalidInputError, match="made for dimension 3, the data have 2"):
+        prepare(X0, X1, reference=sb.BrownianMotion([1.0, 2.0, 3.0]))

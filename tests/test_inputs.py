@@ -186,12 +186,15 @@ class TestText:
         assert table.columns == (tuple(f"name {i}" for i in range(rows.shape[1])) if header else ())
 
     def test_columns_by_name(self, tmp_path):
-        spec = write_text(tmp_path / "a.csv", "\ufeffcell,x,type,y\nc1,1,B,2\nc2,3,T,4\n")
+        spec = write_text(tmp_path / "a.csv", "cell,x,type,y\nc1,1,B,2\nc2,3,T,4\n")
         table = read_table(spec, ReadOptions(columns=("y", "x")))
         assert table.rows.tolist() == [[2, 1], [4, 3]]
         assert table.columns == ("y", "x")
         with pytest.raises(UnknownNameError, match="Did you mean 'type'"):
             read_table(spec, ReadOptions(columns=("typ",)))
+
+    def test_a_byte_order_mark_is_no_part_of_the_first_name(self, tmp_path):
+        assert read_table(write_text(tmp_path / "a.csv", "\ufeffx,y\n1,2\n3,4\n")).columns == ("x", "y")
 
     def test_a_header_that_counts_is_no_row(self, tmp_path):
         assert read_table(write_text(tmp_path / "a.csv", "0,1\n5,6\n7,8\n")).rows.tolist() == [[5, 6], [7, 8]]
@@ -277,9 +280,24 @@ class TestAnnotated:
         with pytest.raises(InvalidInputError, match=r"pip install 'sbridge\[bio\]'"):
             read_table(spec)
 
-    def test_a_time_key_needs_one_annotated_file(self, tmp_path):
-        with pytest.raises(InvalidInputError, match=r"one \.h5ad file"):
-            read_inputs([write_npy(tmp_path / "a.npy", ROWS)] * 2, (), ReadOptions(time_key="day"))
+    def test_one_snapshot_of_a_file(self, tmp_path):
+        spec = self.course(tmp_path)
+        options = ReadOptions(time_key="day")
+        assert read_table(f"{spec}:3", options).rows.tolist() == [[2, 3], [6, 7]]
+        pair = read_inputs([f"{spec}:2", f"{spec}:7"], (), options)
+        assert [table.rows[0, 0].item() for table in pair.tables] == [0, 8]
+        assert pair.times is None
+        for part, read, message in [
+            ("4", options, "times 2, 3, 7; no cells at 4"),
+            ("soon", options, "'soon' is no time"),
+            ("3", ReadOptions(), "say which column of obs"),
+        ]:
+            with pytest.raises(InvalidInputError, match=message):
+                read_table(f"{spec}:{part}", read)
+
+    def test_a_time_key_needs_an_annotated_file(self, tmp_path):
+        with pytest.raises(InvalidInputError, match=r"in an \.h5ad file, got .*a\.npy"):
+            read_inputs([write_npy(tmp_path / "a.npy", ROWS)], (), ReadOptions(time_key="day"))
 
 
 class TestSeveral:

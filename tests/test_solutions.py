@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from families import LINEAR, is_function_of_time
 
 import sbridge as sb
 from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, UnsupportedError
@@ -134,3 +136,88 @@ def test_rows_of_another_dimension_or_kind_are_refused():
         with pytest.raises(InvalidInputError, match="time"):
             bridge.interpolate(X0, t, seed=0)
     assert bridge.transport(X0[:1], seed=0).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", [name for name, one in LINEAR.items() if not is_function_of_time(one)])
+def test_every_reference_comes_back(name, tmp_path):
+    if name == "third party":
+        pytest.skip("its class is not registered")
+    generator = torch.Generator().manual_seed(1)
+    x0, x1 = torch.randn(30, 3, generator=generator), torch.randn(30, 3, generator=generator)
+    bridge = sb.fit(x0, x1, reference=LINEAR[name], solver=sb.GaussianBridge())
+    bridge.save(tmp_path / "bridge")
+    back, t = sb.load(tmp_path / "bridge"), 0.4 * bridge.horizon
+    assert type(back.reference) is type(LINEAR[name])
+    assert torch.equal(back.transport(x0, seed=1), bridge.transport(x0, seed=1))
+    assert torch.equal(back.interpolate(x0, t, seed=2), bridge.interpolate(x0, t, seed=2))
+    assert torch.equal(back.velocity(t, x0), bridge.velocity(t, x0))
+
+
+def flag(bridge, path):
+    bridge.save(path)
+    return json.loads(path.with_suffix(".json").read_text())["contains_training_rows"]
+
+
+def test_files_say_whether_rows_of_the_data_are_in_them(tmp_path):
+    normal = sb.Gaussian(torch.zeros(2), torch.eye(2))
+    mixture = sb.GaussianMixture(torch.ones(1), torch.ones(1, 2), torch.eye(2)[None])
+    learned = sb.fit(normal, mixture, solver=IMF)
+    assert flag(learned, tmp_path / "laws") is False
+    assert flag(sb.fit(normal, sb.Samples(X1), solver=IMF), tmp_path / "one end") is True
+    plugged = sb.fit(X0, X1, solver=sb.SinkhornBridge())
+    assert flag(plugged, tmp_path / "plugged") is True
+    # also where only the kernel and the control hold rows
+    hidden = sb.Bridge(*(replace(m, start=normal) for m in (plugged.forward, plugged.backward)))
+    assert flag(hidden, tmp_path / "hidden") is True
+    bare = sb.Bridge(*(replace(m, start=normal) for m in (learned.forward, learned.backward)))
+    assert flag(bare, tmp_path / "bare") is False
+
+
+def test_a_reversed_bridge_is_saved_as_it_is(tmp_path):
+    bridge = sb.fit(X0, X1, solver=sb.SinkhornBridge()).reversed()
+    bridge.save(tmp_path / "bridge")
+    same(bridge.reversed(), sb.load(tmp_path / "bridge").reversed())
+
+
+def test_times_of_a_reversed_bridge_stay_bridge_times():
+    """It starts at ``t = T``; the current velocity is that of bridge time whichever way one looks."""
+    bridge = sb.fit(X0, X1, reference=REFERENCES["Brownian"], solver=sb.GaussianBridge())
+    back = bridge.reversed()
+    assert torch.equal(back.interpolate(X1, 2.0, seed=0), X1)
+    assert torch.equal(back.interpolate(X1, 0.0, seed=0), back.transport(X1, seed=0))
+    assert torch.equal(back.velocity(0.7, X0), bridge.velocity(0.7, X0))
+
+
+def test_velocity_without_controls_is_the_drift():
+    normal = sb.Gaussian(torch.zeros(2), torch.eye(2))
+    process = REFERENCES["OU"]
+    measures = (
+        sb.PathMeasure(process, None, normal, direction) for direction in (sb.Direction.FORWARD, sb.Direction.BACKWARD)
+    )
+    torch.testing.assert_close(sb.Bridge(*measures).velocity(0.3, X0), process.drift(0.3, X0))
+
+
+def test_loading_leaves_the_global_random_state(tmp_path):
+    sb.fit(X0, X1, solver=IMF).save(tmp_path / "bridge")
+    before = torch.get_rng_state()
+    sb.load(tmp_path / "bridge")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"bridge": {', '"bridg": {', "not a saved bridge"),
+        ('"fields": {', '"field": {', "has no fields"),
+        ('"member": "FORWARD"', '"member": "SIDEWAYS"', "no member 'SIDEWAYS'"),
+        ('"grid": {', '"mesh": {', "cannot be made from fields"),
+    ],
+    ids=["no bridge", "no fields", "no member", "foreign field"],
+)
+def test_files_that_were_changed_by_hand_are_refused(old, new, message, tmp_path):
+    sb.fit(X0, X1, solver=sb.GaussianBridge()).save(tmp_path / "bridge")
+    text = (tmp_path / "bridge.json").read_text()
+    assert old in text
+    (tmp_path / "bridge.json").write_text(text.replace(old, new, 1))
+    with pytest.raises(FileFormatError, match=message):
+        sb.load(tmp_path / "bridge")

@@ -85,7 +85,7 @@ class Fit(Generic[SolverOptions, ReferenceOptions]):
     """
 
     inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE TARGET ...", help_behavior_hint="")]
-    """.npy, .npz (file.npz:key), .csv, .tsv or .h5ad files, rows × columns; or names of built-in data sets."""
+    """Files, rows × columns: .npy, .npz (file.npz:array), .csv, .tsv, .h5ad (file.h5ad:time); or built-in data sets."""
     out: Annotated[Path, arg(metavar="RUN")]
     """Run folder to write: model, report, history, figures."""
     times: Annotated[tuple[float, ...], arg(metavar="T0 T1 ..."), _default("none: from 0 to --horizon")] = ()

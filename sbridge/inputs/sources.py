@@ -17,7 +17,7 @@ import numpy as np
 
 from sbridge import datasets
 from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, unknown_name
-from sbridge.inputs.annotated import read_annotated
+from sbridge.inputs.annotated import Annotated, read_annotated
 from sbridge.inputs.text import BLOCK_ROWS, TextRows, finite
 
 _UNREADABLE = (ValueError, OSError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error)
@@ -93,7 +93,9 @@ class ArrayRows:
 
 
 def open_rows(spec: str, options: ReadOptions = ReadOptions()) -> RowSource:
-    """The source that ``spec`` names: a file, ``file.npz:key`` for one of several arrays, or a built-in set.
+    """The source that ``spec`` names: a file, or a built-in set.
+
+    ``file.npz:key`` is one of several arrays; ``file.h5ad:3`` the cells whose ``time_key`` is 3.
 
     Raises:
         FileFormatError: if the file does not exist or is unreadable, truncated, empty, pickled or of another kind.
@@ -137,7 +139,7 @@ def _path_and_key(spec: str) -> tuple[Path | None, str | None]:
     if spec in datasets.names():
         return None, None
     before, colon, key = spec.rpartition(":")
-    if colon and Path(before).suffix.lower() == ".npz":
+    if colon and Path(before).suffix.lower() in (".npz", ".h5ad"):
         return Path(before), key
     path = Path(spec)
     if path.suffix.lower() in _READERS:
@@ -197,7 +199,28 @@ def _text(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSo
 
 
 def _annotated(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSource:
-    return array_rows(spec, read_annotated(path, options.representation, None).array, options)
+    if key is None:
+        return array_rows(spec, read_annotated(path, options.representation, None).array, options)
+    if options.time_key is None:
+        raise InvalidInputError(
+            f"{spec} asks for the cells at {key}; say which column of obs holds times (--time-key)."
+        )
+    data = read_annotated(path, options.representation, options.time_key)
+    try:
+        return array_rows(spec, cells_at(data, float(key), f"{path}: obs[{options.time_key!r}]"), options)
+    except ValueError as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"{spec}: {key!r} is no time; give a number, {path}:2.") from error
+
+
+def cells_at(data: Annotated, time: float, name: str) -> np.ndarray:
+    """The rows of one snapshot; InvalidInputError if there are none."""
+    stamps = np.asarray(data.times)
+    if not (stamps == time).any():
+        known = ", ".join(f"{t:g}" for t in np.unique(stamps)[:20])
+        raise InvalidInputError(f"{name} has times {known}; no cells at {time:g}.")
+    return data.array[stamps == time]
 
 
 def array_rows(name: str, array: np.ndarray, options: ReadOptions) -> ArrayRows:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.inputs.annotated import read_annotated
-from sbridge.inputs.sources import ArrayRows, ReadOptions, RowSource, array_rows, existing_file, open_rows
+from sbridge.inputs.sources import ArrayRows, ReadOptions, RowSource, array_rows, cells_at, existing_file, open_rows
 from sbridge.random import derive, generator
 
 
@@ -63,7 +63,7 @@ def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptio
         InvalidInputError: if numbers of files and times do not fit, or columns differ between snapshots; and as
             :func:`~sbridge.inputs.open_rows`.
     """
-    if options.time_key is not None:
+    if options.time_key is not None and len(specs) == 1:
         tables, found = _snapshots(specs, times, options)
     else:
         _check_counts(specs, times)
@@ -117,21 +117,17 @@ def _snapshots(
     specs: Sequence[str], times: Sequence[float], options: ReadOptions
 ) -> tuple[list[Table], tuple[float, ...]]:
     """The snapshots within one annotated file."""
-    if len(specs) != 1 or Path(specs[0]).suffix.lower() != ".h5ad":
-        raise InvalidInputError(f"a time key goes with one .h5ad file, got {' '.join(specs) or 'no file'}.")
-    data = read_annotated(existing_file(Path(specs[0])), options.representation, options.time_key)
-    whole = array_rows(specs[0], data.array, options)
-    stamps = np.asarray(data.times)
-    known = np.unique(stamps)
-    wanted = tuple(float(t) for t in times or known)
-    missing = [t for t in wanted if t not in known]
-    if missing or len(wanted) < 2:
-        listed = ", ".join(f"{t:g}" for t in known)
-        problem = f"no cells at {missing[0]:g}" if missing else "two times are needed"
-        raise InvalidInputError(f"{specs[0]}: obs[{options.time_key!r}] has times {listed}; {problem}.")
-    parts = [ArrayRows(f"{specs[0]} at {t:g}", data.array[stamps == t], whole.dtype) for t in wanted]
-    digest = _digest(specs[0])
-    return [_table(part, digest) for part in parts], wanted
+    (spec,) = specs
+    if Path(spec).suffix.lower() != ".h5ad":
+        raise InvalidInputError(f"a time key finds the snapshots in an .h5ad file, got {spec}.")
+    data = read_annotated(existing_file(Path(spec)), options.representation, options.time_key)
+    dtype, column = array_rows(spec, data.array, options).dtype, f"{spec}: obs[{options.time_key!r}]"
+    wanted = [float(t) for t in (times or np.unique(np.asarray(data.times)))]
+    if len(wanted) < 2:
+        raise InvalidInputError(f"{column}: one time, {wanted[0]:g}, makes no bridge; two are needed.")
+    digest = _digest(spec)
+    parts = [ArrayRows(f"{spec} at {t:g}", cells_at(data, t, column), dtype) for t in wanted]
+    return [_table(part, digest) for part in parts], tuple(wanted)
 
 
 def _check_counts(specs: Sequence[str], times: Sequence[float]) -> None:

@@ -143,7 +143,7 @@ class TextRows:
 
 
 def finite(values: np.ndarray, dtype: np.dtype, place: Callable[[int, int], str]) -> np.ndarray:
-    """A copy of ``values`` in ``dtype``; InvalidInputError naming the ``place(row, column)`` of the first that is not finite."""
+    """A copy of ``values`` in ``dtype``; InvalidInputError with the ``place(row, column)`` of the first not finite."""
     with np.errstate(over="ignore"):
         used = np.array(values, dtype=dtype, order="C")
     bad = np.argwhere(~np.isfinite(used))

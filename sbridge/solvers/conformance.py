@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,7 +20,7 @@ from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.registry import decode, encode
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
-from sbridge.training import Flat, Info, State
+from sbridge.training import Flat, State
 
 _ROWS = 5
 _P = ParamSpec("_P")
@@ -53,7 +53,7 @@ def check_solver(solver: Solver[Any], problem: BridgeProblem, *, generator: torc
     before = _surroundings()
     last = _run(trial, trial.begin(), checked=_check_step)
     _check_repeats(trial, last)
-    _check_bridge(trial, trial.call("finish returns", solver.finish, problem, last))
+    _check_bridge(trial, trial.finish(last))
     law = "the global random state, default dtype and number of threads stay as they were"
     after = _surroundings()
     touched = [name for name, value in before.items() if after[name] != value]
@@ -92,6 +92,12 @@ class _Trial:
             raise InvalidInputError(
                 f"{type(self.solver).__name__} breaks the law “{law}”: it raised {name}: {said}."
             ) from error
+
+    def finish(self, state: State) -> Bridge:
+        bridge = self.call("finish returns", self.solver.finish, self.problem, state)
+        found = f"it returned a {type(bridge).__name__}"
+        self.require(law="finish returns a Bridge", holds=isinstance(bridge, Bridge), found=found)
+        return bridge
 
     def flat(self, state: State) -> Flat:
         """The flat form, checked."""
@@ -138,7 +144,7 @@ def _check_refusals(trial: _Trial) -> None:
 def _run(
     trial: _Trial,
     state: State,
-    checked: Callable[[_Trial, int, State, Info], None] | None = None,
+    checked: Callable[[_Trial, int, State, Mapping[Any, Any]], None] | None = None,
     until: int | None = None,
 ) -> State:
     """Steps until it is finished, or has done ``until`` steps."""
@@ -154,7 +160,7 @@ def _run(
     return state
 
 
-def _check_step(trial: _Trial, before: int, state: State, info: Info) -> None:
+def _check_step(trial: _Trial, before: int, state: State, info: Mapping[Any, Any]) -> None:
     found = f"it went from {before} to {state.step}"
     trial.require(law="a step counts one", holds=state.step == before + 1, found=found)
     for name, value in info.items():
@@ -169,7 +175,7 @@ def _check_repeats(trial: _Trial, last: State) -> None:
     state = _run(trial, trial.begin(), until=min(stop, steps))
     flat = trial.flat(state)
     kept, end = _stored(flat), _stored(trial.flat(last))
-    early = trial.call("finish returns", solver.finish, problem, state)
+    early = trial.finish(state)
     drawn = _draws(trial, early)
     trial.equal("finish leaves the state alone", trial.flat(state), kept)
     state = _run(trial, state)
@@ -185,11 +191,7 @@ def _check_repeats(trial: _Trial, last: State) -> None:
     trial.equal(f"a restored state goes on bit for bit {when}", trial.flat(other), end)
 
 
-def _check_bridge(trial: _Trial, bridge: object) -> None:
-    law = "finish returns a Bridge"
-    trial.require(law=law, holds=isinstance(bridge, Bridge), found=f"it returned a {type(bridge).__name__}")
-    if not isinstance(bridge, Bridge):
-        return
+def _check_bridge(trial: _Trial, bridge: Bridge) -> None:
     for name, measure, direction, start in (
         ("forward", bridge.forward, Direction.FORWARD, trial.problem.source),
         ("backward", bridge.backward, Direction.BACKWARD, trial.problem.target),
@@ -229,7 +231,11 @@ def _rows(trial: _Trial, measure: PathMeasure) -> Tensor:
 
 
 def _draws(trial: _Trial, bridge: Bridge) -> list[Tensor]:
-    return [m.transport(_rows(trial, m), seed=0) for m in (bridge.forward, bridge.backward)]
+    measures = {"forward": bridge.forward, "backward": bridge.backward}
+    return [
+        trial.call(f"the {name} measure draws ends", measure.transport, _rows(trial, measure), seed=0)
+        for name, measure in measures.items()
+    ]
 
 
 def _stored(flat: Flat) -> Flat:

@@ -16,14 +16,19 @@ import torch
 
 from sbridge import datasets
 from sbridge.cli import run
-from sbridge.fitting import Course, fit
+from sbridge.controls import MLP
+from sbridge.coupling import IndependentCoupling
+from sbridge.fitting import Course, fit, fit_course
 from sbridge.inputs import split
 from sbridge.processes import BrownianMotion
 from sbridge.random import derive
 from sbridge.report import SCHEMA
 from sbridge.runs import RunFolder
 from sbridge.solutions import load
+from sbridge.solvers.imf import IMF
 from sbridge.solvers.sinkhorn import SinkhornBridge
+from sbridge.time import TimeGrid
+from sbridge.training import Optimisation
 
 ROOT = Path(__file__).parents[1]
 MODEL = ("bridge.json", "bridge.safetensors", "history.json", "config.json")
@@ -152,6 +157,24 @@ class TestCourse:
         report = json.loads((finished / "course" / "report.json").read_text())
         check_schema(report, SCHEMA)
         assert [(leg["start"], leg["stop"]) for leg in report["legs"]] == [(2, 3), (3, 7)]
+
+    def test_it_is_the_course_of_the_library(self, here):
+        steps = ["--solver.pretraining", "10", "--solver.stages", "0", "--sigma", "1", "--seed", "6"]
+        assert run(["fit", "a.npy", "b.npy", "c.npy", "--times", "0", "1", "3", "--out", "run", *TINY, *steps]) == 0
+        solver = IMF(
+            start=IndependentCoupling(),
+            pairs=256,
+            network=MLP(width=16),
+            optimisation=Optimisation(batch=64),
+            grid=TimeGrid.uniform(5),
+            pretraining=10,
+            stages=0,
+        )
+        arrays = [np.load(f"{name}.npy") for name in "abc"]
+        course = fit_course(arrays, (0, 1, 3), sigma=1.0, solver=solver, seed=6)
+        x = torch.from_numpy(arrays[0][:50])
+        for one, other in zip(course.bridges, RunFolder(here / "run").course().bridges, strict=True):
+            assert torch.equal(one.transport(x, seed=1), other.transport(x, seed=1))
 
     def test_one_annotated_file(self, here):
         anndata, pandas = pytest.importorskip("anndata"), pytest.importorskip("pandas")

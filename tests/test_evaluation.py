@@ -320,6 +320,28 @@ def test_the_entropic_baseline_is_the_conditional_mean_of_the_plug_in_bridge(ref
         torch.testing.assert_close(baseline(near, far, reference, direction)(new), expected, rtol=1e-6, atol=1e-6)
 
 
+class Spy:
+    """A baseline that remembers what it was fitted on, and leaves rows where they are."""
+
+    name = "spy"
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, near, far, reference, direction):
+        self.calls.append((near.mean(), far.mean(), reference, direction))
+        return lambda x: x
+
+
+def test_baselines_are_fitted_on_either_direction():
+    bridge, spy = gaussian_bridge(reference=OrnsteinUhlenbeck(0.5, 1.0)), Spy()
+    x0, x1 = rows(LAW_0, 50, 1), rows(LAW_1, 50, 2)
+    few = {"metrics": (EnergyDistance(),), "limits": Limits(rows=50, fit_rows=30, paths=4)}
+    fitted = {"x0_fit": torch.full((80, DIM), 5.0), "x1_fit": torch.full((80, DIM), 7.0)}
+    evaluate(bridge, x0, x1, seed=0, baselines=(spy,), **fitted, **few)
+    assert spy.calls == [(5, 7, bridge.reference, Direction.FORWARD), (7, 5, bridge.reference, Direction.BACKWARD)]
+
+
 def test_what_cannot_be_had_is_missing_with_a_reason():
     """No linear reference: no entropic map. Two grids: no divergence. Equal rows: no covariance, no BW²-UVP."""
     process = DriftProcess(lambda t, x: -x, 1.0)

@@ -579,9 +579,7 @@ def test_the_options_of_a_solver_stand_in_its_help(capsys):
 
 @pytest.mark.slow
 def test_demo(here):
-    begun = time.monotonic()
     done = subprocess.run(command("demo"), env=environment(), capture_output=True, text=True, check=True)
-    assert time.monotonic() - begun < 120
     assert "Run folder: sbridge-demo" in done.stdout
     assert {"trajectories.png", "drift.png"} <= set(names("sbridge-demo/figures"))
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors, save as save_safetensors
@@ -15,23 +18,30 @@ from sbridge.errors import FileFormatError
 from sbridge.registry import Json
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """``content`` under ``path``, through a temporary file beside it: a reader never sees half of it.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new binary file that takes the place of ``path`` when the block ends well, and vanishes otherwise.
 
-    Missing folders are made. The file is flushed to disk before it takes its name.
+    A reader never sees half of it; it is flushed to disk before it takes its name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Opened like any new file, so that its permissions are those the user's umask gives.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """``content`` under ``path``, atomically; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO, StringIO
@@ -13,6 +11,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
+from sbridge import files
 from sbridge.errors import FileFormatError, InvalidInputError
 
 
@@ -46,18 +45,10 @@ def writer_for(path: Path, *, overwrite: bool) -> Opener:
 
     @contextmanager
     def opened(columns: Sequence[str]) -> Iterator[RowWriter]:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        try:
-            with temporary.open("xb") as file:
-                writer = kind(file, columns)
-                yield writer
-                writer.finish()
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with files.replacing(path) as file:
+            writer = kind(file, columns)
+            yield writer
+            writer.finish()
 
     return opened
 

@@ -48,7 +48,7 @@ def read_annotated(path: Path, representation: str, time_key: str | None) -> Ann
 
 def _anndata(path: Path) -> ModuleType:
     try:
-        import anndata
+        import anndata  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InvalidInputError(
             f"reading {path} needs the package anndata, which is in the extra 'bio': pip install 'sbridge[bio]'."

@@ -284,6 +284,10 @@ class TestFields:
         span = float(panel.get_title().split("× ")[1].rstrip(")"))
         close(np.stack([arrows.U, arrows.V], 1), -span * arrows.get_offsets(), 1e-4)
 
+    def test_cells_with_one_or_two_states_have_no_arrow(self):
+        panel = drift_field(drifting((1.0, 1.0), (0.0, 0.0)), 0.5, seed=1, n=2)
+        assert [arrows.N for arrows in collections(panel, Quiver)] == [0]
+
     def test_one_dimension_has_a_column_of_arrows_per_time(self):
         ax = drift_field(drifting((-1.0,), (0.0,)), [0.0, 0.5, 1.0], seed=1)
         columns = collections(ax, Quiver)

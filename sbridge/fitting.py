@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Density, Gaussian, Law, Samples, as_law, as_rows
+from sbridge.laws import Density, Gaussian, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, LinearProcess, Process
 from sbridge.processes.base import check_horizon
@@ -63,7 +63,11 @@ def choose_sigma(x0: End, x1: End, *, horizon: float = 1.0, seed: Seed = 0) -> S
         InvalidInputError: if every column is constant, the ends do not fit together, or the horizon is not positive.
     """
     horizon = check_horizon(horizon)
-    rows0, rows1 = _probes(as_law(x0, "x0"), as_law(x1, "x1"), as_seed(seed))
+    return _sigma_for(_probes(as_law(x0, "x0"), as_law(x1, "x1"), as_seed(seed)), horizon)
+
+
+def _sigma_for(probes: tuple[Tensor, Tensor], horizon: float) -> SigmaChoice:
+    rows0, rows1 = probes
     scaling = CommonScale()(rows0, rows1)
     spread = float(scaling.scale)
     shift = float((rows1.double().mean(0) - rows0.double().mean(0)).square().mean().sqrt())
@@ -172,7 +176,7 @@ def prepare(
     probes = _probes(source, target, seed)
     notes = []
     if reference is None:
-        choice = choose_sigma(source, target, seed=seed)
+        choice = _sigma_for(probes, 1.0)
         reference = BrownianMotion(sigma=choice.sigma)
         notes.append(f"reference: Brownian motion, {choice}")
     problem = BridgeProblem(source, target, reference)
@@ -300,17 +304,10 @@ def _rows_of(law: Law, seed: Seed) -> Tensor:
 
 def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
     """Rows that stand for either end; InvalidInputError unless they have the same columns, dtype and device."""
-    rows0, rows1 = _rows_of(source, seed), _rows_of(target, seed)
-    if source.dim != target.dim:
-        raise InvalidInputError(
-            f"x0 has {source.dim} columns, x1 has {target.dim}: a bridge needs both ends in the same space. "
-            "Project both on common coordinates first."
-        )
-    for what in ("dtype", "device"):
-        left, right = getattr(rows0, what), getattr(rows1, what)
-        if left != right:
-            raise InvalidInputError(f"x0 has {what} {left}, x1 has {what} {right}; bring both to one.")
-    return rows0, rows1
+    names, probes = ("x0", "x1"), (_rows_of(source, seed), _rows_of(target, seed))
+    check_same_space(source, target, names)
+    check_same_kind(*probes, names)
+    return probes
 
 
 def _check_options(reference: object, solver: object, scaling: object) -> None:

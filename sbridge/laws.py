@@ -222,6 +222,25 @@ def as_rows(value: Tensor | np.ndarray, name: str, *, least: int = 2) -> Tensor:
     return value
 
 
+def check_same_space(source: Law, target: Law, names: tuple[str, str]) -> None:
+    """Raises InvalidInputError unless both ends of a bridge have as many columns."""
+    if source.dim != target.dim:
+        raise InvalidInputError(
+            f"{names[0]} has {source.dim} columns, {names[1]} has {target.dim}: a bridge needs both ends in the same "
+            "space. Project both on common coordinates first."
+        )
+
+
+def check_same_kind(left: Tensor, right: Tensor, names: tuple[str, str]) -> None:
+    """Raises InvalidInputError unless both tensors have one dtype and one device."""
+    for what in ("dtype", "device"):
+        if getattr(left, what) != getattr(right, what):
+            raise InvalidInputError(
+                f"{names[0]} has {what} {getattr(left, what)}, {names[1]} has {what} {getattr(right, what)}; "
+                "bring both to one."
+            )
+
+
 def check_rows(rows: Tensor, name: str, *, least: int = 2) -> None:
     """Raises InvalidInputError unless ``rows`` is a finite float32/float64 tensor ``(n ≥ least, dim ≥ 1)``."""
     if rows.ndim != 2 or rows.shape[1] < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Law, Samples
+from sbridge.laws import Law, Samples, check_same_kind, check_same_space
 from sbridge.processes import LinearProcess, Process, rescale
 from sbridge.scaling import AffineScaling
 
@@ -28,16 +28,10 @@ class BridgeProblem:
     reference: Process
 
     def __post_init__(self) -> None:
-        if self.source.dim != self.target.dim:
-            raise InvalidInputError(
-                f"source has {self.source.dim} columns, target has {self.target.dim}: a bridge needs both ends in "
-                "the same space. Project both on common coordinates first."
-            )
+        names = ("source", "target")
+        check_same_space(self.source, self.target, names)
         if isinstance(self.source, Samples) and isinstance(self.target, Samples):
-            for what in ("dtype", "device"):
-                left, right = getattr(self.source.rows, what), getattr(self.target.rows, what)
-                if left != right:
-                    raise InvalidInputError(f"source has {what} {left}, target has {what} {right}; bring both to one.")
+            check_same_kind(self.source.rows, self.target.rows, names)
         if self.reference.dim not in (None, self.source.dim):
             raise InvalidInputError(
                 f"the reference process is made for dimension {self.reference.dim}, the data have {self.source.dim}."

@@ -192,6 +192,15 @@ class AffineNet(nn.Module):
         return (both[..., :-1] @ x.unsqueeze(-1)).squeeze(-1) + both[..., -1]
 
 
+AFFINE: dict[str, object] = {
+    "pairs": 2048,
+    "network": AffineNet,
+    "optimisation": Optimisation(learning_rate=2e-2, warm_up=10, ema_decay=0.97, clip=10.0),
+    "grid": TimeGrid.uniform(30),
+}
+"""Trains an affine network quickly."""
+
+
 def end_errors(problem: BridgeProblem, solver: IMF, n: int = 10_000) -> tuple[float, float, float]:
     """Largest errors of end mean, end covariance and covariance of the ends in both directions, in standard units."""
     source, target = problem.source, problem.target
@@ -238,10 +247,7 @@ def test_it_finds_the_bridge_of_gaussians_under_a_matrix_reference():
         stages=4,
         updates=120,
         refresh=60,
-        pairs=2048,
-        network=AffineNet,
-        optimisation=Optimisation(learning_rate=2e-2, warm_up=10, ema_decay=0.97, clip=10.0),
-        grid=TimeGrid.uniform(30),
+        **AFFINE,
     )
     mean, spread, cross = end_errors(gaussians(REFERENCES["OU, matrix"], torch.float32), solver)
     assert mean < 0.2
@@ -258,10 +264,7 @@ def test_from_the_reference_it_converges_like_proportional_fitting():
         stages=10,
         updates=200,
         refresh=100,
-        pairs=2048,
-        network=AffineNet,
-        optimisation=Optimisation(learning_rate=2e-2, warm_up=10, ema_decay=0.97, clip=10.0),
-        grid=TimeGrid.uniform(30),
+        **AFFINE,
     )
     mean, spread, cross = end_errors(gaussians(BrownianMotion(1.0), torch.float32), solver)
     assert max(mean, spread, cross) < 0.15
@@ -273,10 +276,7 @@ def test_the_optimal_start_is_already_the_answer():
         start=EntropicCoupling(rows=1500),
         pretraining=300,
         stages=0,
-        pairs=2048,
-        network=AffineNet,
-        optimisation=Optimisation(learning_rate=2e-2, warm_up=10, ema_decay=0.97, clip=10.0),
-        grid=TimeGrid.uniform(30),
+        **AFFINE,
     )
     assert max(end_errors(gaussians(BrownianMotion(1.0), torch.float32), solver)) < 0.2
 

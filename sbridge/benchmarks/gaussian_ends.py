@@ -17,7 +17,7 @@ from sbridge.analytic import GaussianCoupling
 from sbridge.benchmarks.tables import SOLVERS, mean, row, timed
 from sbridge.fitting import fit
 from sbridge.laws import Gaussian
-from sbridge.measures import PathMeasure, path_kl
+from sbridge.measures import path_kl
 from sbridge.processes import BrownianMotion, Direction
 from sbridge.random import derive, generator
 from sbridge.solutions import Bridge
@@ -75,12 +75,12 @@ def score(
     bridge: Bridge, exact: GaussianCoupling, ends: tuple[Gaussian, Gaussian], direction: Direction, fresh: int
 ) -> dict[str, float]:
     """Covariance and variance on fresh samples, and both divergences with their Monte Carlo standard errors."""
-    forward = direction is Direction.FORWARD
-    measure: PathMeasure = bridge.forward if forward else bridge.backward
-    near = ends[0 if forward else 1].sample(fresh, generator(derive(7, "fresh")))
+    there = (bridge.forward, ends[0]), (bridge.backward, ends[1])
+    measure, start = there[0 if direction is Direction.FORWARD else 1]
+    near = start.sample(fresh, generator(derive(7, "fresh")))
     far = measure.transport(near, seed=11)
     covariance = ((near - near.mean(0)) * (far - far.mean(0))).mean(0).mean()
-    learned = replace(measure, start=ends[0 if forward else 1], end_kernel=None)
+    learned = replace(measure, start=start, end_kernel=None)
     truth = replace(learned, control=GaussianControl(exact, direction))
     to_truth = path_kl(learned, truth, fresh // 10, seed=12)
     from_truth = path_kl(truth, learned, fresh // 10, seed=13)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from sbridge.coupling import IndependentCoupling
+from sbridge.measures import Estimate
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
@@ -26,21 +28,9 @@ SOLVERS: dict[str, Solver] = {
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean over repetitions with its standard error (0 for a single one)."""
-
-    value: float
-    standard_error: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} ± {self.standard_error:.1g}"
-
-
-def mean(values: Sequence[float]) -> Mean:
-    """Mean and standard error of ``values``."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return Mean(statistics.fmean(values), error)
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean of ``values`` over repetitions; the standard error of a single one is infinite."""
+    return Estimate.of(torch.tensor(values)) if len(values) > 1 else Estimate(values[0], math.inf, 1)
 
 
 def timed(task: Callable[[], _T]) -> tuple[_T, float]:

@@ -132,8 +132,12 @@ class PlugInKernel:
 
 @dataclass
 class SinkhornBridgeState:
-    """The state of the iteration, the rows that carry potentials, and a step counter."""
+    """The state of the iteration, the rows that carry potentials, and a step counter.
 
+    ``static`` is the problem of those rows, which follows from them and is no part of the flat form.
+    """
+
+    static: EntropicProblem
     iteration: SinkhornState
     source_index: Tensor
     target_index: Tensor
@@ -189,18 +193,17 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
 
     def finished(self, problem: BridgeProblem, state: SinkhornBridgeState) -> bool:
         """Whether the tolerance is met at the final ε."""
-        return sinkhorn_converged(_static(problem, state), state.iteration, self.sinkhorn)
+        return sinkhorn_converged(state.static, state.iteration, self.sinkhorn)
 
     def init(self, problem: BridgeProblem, generator: torch.Generator) -> SinkhornBridgeState:
         """Chooses the rows that carry potentials."""
         source, target = (_subset(len(end.rows), self.max_rows, generator) for end in _ends(problem))
-        state = SinkhornBridgeState({}, source, target)
-        state.iteration = sinkhorn_init(_static(problem, state), self.sinkhorn)
-        return state
+        static = _static(problem, source, target)
+        return SinkhornBridgeState(static, sinkhorn_init(static, self.sinkhorn), source, target)
 
     def step(self, problem: BridgeProblem, state: SinkhornBridgeState) -> tuple[SinkhornBridgeState, Info]:
         """One batch of Sinkhorn iterations."""
-        state.iteration = sinkhorn_step(_static(problem, state), state.iteration, self.sinkhorn)
+        state.iteration = sinkhorn_step(state.static, state.iteration, self.sinkhorn)
         state.step += 1
         info = {"marginal error": float(state.iteration["error"]), "epsilon": float(state.iteration["epsilon"])}
         return state, info
@@ -214,11 +217,12 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
             if key.startswith(prefix) and not isinstance(value, str)
         }
         source, target = flat_tensor(flat, "source_index"), flat_tensor(flat, "target_index")
-        return SinkhornBridgeState(iteration, source, target, int(flat_number(flat, "step")))
+        static = _static(problem, source, target)
+        return SinkhornBridgeState(static, iteration, source, target, int(flat_number(flat, "step")))
 
     def finish(self, problem: BridgeProblem, state: SinkhornBridgeState) -> Bridge:
         """Potentials on all rows, and the two processes."""
-        solution = sinkhorn_finish(_static(problem, state), state.iteration)
+        solution = sinkhorn_finish(state.static, state.iteration)
         x, y = _whitened(problem)
         # Each side's potential is the transform of the other's: for rows that took part this changes nothing at
         # convergence, for the others it is the out-of-sample extension (Seguy et al. 2018).
@@ -257,11 +261,11 @@ def _whitened(problem: BridgeProblem) -> tuple[Tensor, Tensor]:
     return whiten(law.mean(x)), whiten(y)
 
 
-def _static(problem: BridgeProblem, state: SinkhornBridgeState) -> EntropicProblem:
+def _static(problem: BridgeProblem, source_index: Tensor, target_index: Tensor) -> EntropicProblem:
     x, y = _whitened(problem)
     source, target = _ends(problem)
-    a, b = _part(source, state.source_index), _part(target, state.target_index)
-    return EntropicProblem(x[state.source_index], y[state.target_index], 1.0, a, b)
+    a, b = _part(source, source_index), _part(target, target_index)
+    return EntropicProblem(x[source_index], y[target_index], 1.0, a, b)
 
 
 def _part(end: Samples, index: Tensor) -> Tensor | None:

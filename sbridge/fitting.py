@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbridge.diffusion.reverse import end_law, moments
+from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Density, Gaussian, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
 from sbridge.problems import BridgeProblem
-from sbridge.processes import BrownianMotion, LinearProcess, Process
+from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
 from sbridge.random import Seed, as_seed, derive, generator
-from sbridge.scaling import AffineScaling, CommonScale, NoScaling, ScalingRecipe
+from sbridge.scaling import AffineScaling, CommonScale, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
@@ -152,12 +154,12 @@ class Preparation:
     @property
     def model(self) -> BridgeProblem:
         """The problem in model units."""
-        return self.problem.rescaled(self.scaling)
+        return self.problem if self.scaling.changes_nothing else self.problem.rescaled(self.scaling)
 
     def run(self, *, callbacks: Sequence[Callback] = (), resume_from: Flat | None = None) -> Bridge:
         """Solves the model problem and returns the bridge in units of the data."""
         solved = solve(self.model, self.solver, seed=self.seed, callbacks=callbacks, resume_from=resume_from)
-        return solved.rescaled(self.scaling, self.problem)
+        return solved if self.scaling.changes_nothing else solved.rescaled(self.scaling, self.problem)
 
 
 def prepare(
@@ -184,8 +186,7 @@ def prepare(
         solver = choose_solver(problem)
         notes.append(f"solver: {solver}")
     _check_treatable(problem, solver)
-    if scaling is None:
-        scaling = NoScaling() if isinstance(solver, GaussianBridge) else CommonScale()
+    scaling = type(solver).scaling if scaling is None else scaling
     return Preparation(problem, scaling(*probes), solver, seed, tuple(notes))
 
 
@@ -208,7 +209,7 @@ def fit(
             :func:`choose_sigma`.
         solver: ``None``: :func:`choose_solver`.
         scaling: how data are scaled inside; σ is scaled with them, so this never changes the problem, only its
-            numerics. ``None``: :class:`~sbridge.scaling.CommonScale`, and none for :class:`GaussianBridge`.
+            numerics. ``None``: what the solver is made for, mostly :class:`~sbridge.scaling.CommonScale`.
         seed: integer or generator; equal seeds give equal bridges.
         callbacks: called after every training step.
 
@@ -222,6 +223,48 @@ def fit(
     """
     prepared = prepare(x0, x1, reference=reference, solver=solver, scaling=scaling, seed=seed)
     return prepared.run(callbacks=callbacks)
+
+
+def diffuse(
+    x0: End,
+    *,
+    process: LinearProcess | None = None,
+    solver: ScoreMatching | None = None,
+    seed: Seed = 0,
+    callbacks: Sequence[Callback] = (),
+) -> Bridge:
+    """Reverse diffusion of one data set, as a bridge: ``bridge.backward`` generates, and its control is ``σᵀ score``.
+
+    Args:
+        x0: the data: array or tensor ``(n, dim)``, or a law that can be sampled.
+        process: the noising process, in units of the data; ``None``: :func:`choose_noising`.
+        solver: how the score is learned; ``None``: :class:`~sbridge.diffusion.ScoreMatching` with its defaults.
+        seed: integer or generator; equal seeds give equal models.
+        callbacks: called after every training step.
+
+    Returns:
+        The bridge from the data to ``N(m, P)``, the Gaussian with the moments of the noised data at ``t = T``.
+        ``bridge.reversed().transport(rows, seed=…)`` takes prior rows to data, :func:`sbridge.generate` draws both.
+
+    Raises:
+        InvalidInputError, UnsupportedError: as :func:`fit`.
+    """
+    source = as_law(x0, "x0")
+    process = choose_noising(source) if process is None else process
+    solver = ScoreMatching() if solver is None else solver
+    return fit(source, end_law(process, source), reference=process, solver=solver, seed=seed, callbacks=callbacks)
+
+
+def choose_noising(x0: End) -> VariancePreserving:
+    """Variance-preserving noise about the mean of the data, with their root mean square spread as stationary width.
+
+    β rises linearly from 0.1 to 20 over ``T = 1``: at the end ``e^{−∫β/2} = .7 %`` of the data is left.
+    """
+    mean, covariance = moments(as_law(x0, "x0"))
+    spread = float(covariance.diagonal().double().mean().sqrt())
+    if not spread > 0:
+        raise InvalidInputError("every row of x0 is the same; noise of its spread would be no noise.")
+    return VariancePreserving(stationary_std=spread, mean=mean.double())
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,11 @@ class AffineScaling:
     shift: Tensor
     scale: Tensor
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether shift is 0 and scale 1."""
+        return not bool(self.shift.any()) and bool((self.scale == 1).all())
+
     def to_model(self, x: Tensor) -> Tensor:
         """From data units to model units."""
         return ((x - self.shift.to(x)) / self.scale.to(x)).to(x.dtype)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 
 from sbridge.problems import BridgeProblem
+from sbridge.scaling import CommonScale, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.training import Flat, Info, State
 
@@ -25,7 +26,12 @@ class Solver(ABC, Generic[S]):
         bridge = solver.finish(problem, state)
 
     ``solver.restore(problem, state.flat())`` goes on where a state left off, bit for bit.
+
+    Attributes:
+        scaling: how data are scaled for it unless the user says otherwise; of the class, no option.
     """
+
+    scaling: ClassVar[ScalingRecipe] = CommonScale()
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Why this solver cannot treat ``problem`` (a full sentence with the cure), or ``None`` if it can."""

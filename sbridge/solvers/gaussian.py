@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from sbridge.problems import BridgeProblem
 from sbridge.processes import Direction, LinearProcess
 from sbridge.processes.base import spread
 from sbridge.registry import register
+from sbridge.scaling import NoScaling, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.time import TimeGrid
@@ -87,6 +89,8 @@ class GaussianBridge(Solver[GaussianState]):
     """
 
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(100))
+
+    scaling: ClassVar[ScalingRecipe] = NoScaling()
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs a linear reference, and ends that are Gaussian or sampled."""

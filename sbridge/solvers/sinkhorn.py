@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -50,45 +52,85 @@ class FarEnd:
 
     def mean(self, t: Time, x: Tensor) -> Tensor:
         """``E[far end | X_t = x]``, shape ``(batch, dim)``."""
-        if isinstance(t, Tensor) and t.ndim:
-            return self._mean_at_times(t, x)
-        cloud, points, variance, restore = self._view(t, x)
-        return restore.to(x)(cloud.mean(points, variance))
-
-    def draw(self, t: Time, x: Tensor, generator: torch.Generator) -> Tensor:
-        """One far end per row: a row of the cloud."""
-        cloud, points, variance, _ = self._view(t, x)
-        return self.cloud.rows.to(x)[cloud.draw(points, variance, generator)]
-
-    def _mean_at_times(self, t: Tensor, x: Tensor) -> Tensor:
         found = torch.empty_like(x)
-        for moment in t.unique():
-            rows = t == moment
-            found[rows] = self.mean(float(moment), x[rows])
+        for _, rows, view in self.views(t, x):
+            found = found.index_put((rows,), view.restore.to(x)(view.cloud.mean(view.points, view.variance)))
         return found
 
-    def _view(self, t: Time, x: Tensor) -> tuple[Cloud, Tensor, float, LinearMap]:
-        """Cloud and points such that the weights are ``exp(ℓ_j − |point − z_j|²/2v)``; and the map back to states."""
+    def log_potential(self, t: Time, x: Tensor) -> Tensor:
+        """``log φ(t, x)``, or ``log φ̂(t, x)`` if backward: the log of the sum of the ``w_j``, shape ``(batch,)``."""
+        found = torch.empty_like(x[:, 0])
+        for _, rows, view in self.views(t, x):
+            value = view.cloud.log_normaliser(view.points, view.variance) - view.log_scale
+            found = found.index_put((rows,), value.to(x.dtype))
+        return found
+
+    def draw(self, t: float, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One far end per row: a row of the cloud."""
+        view = self._view(t, x)
+        return self.cloud.rows.to(x)[view.cloud.draw(view.points, view.variance, generator)]
+
+    def views(self, t: Time, x: Tensor) -> Iterator[tuple[Time, Tensor, View]]:
+        """The rows of ``x`` in groups that can be looked at together, each with its time and its indices.
+
+        One group if there is one time, or one kernel width a row is all that times change.
+        """
+        everything = torch.arange(len(x), device=x.device)
+        if not (isinstance(t, Tensor) and t.ndim) or self._is_scalar:
+            yield t, everything, self._view(t, x)
+            return
+        for moment in t.unique():
+            rows = everything[t.to(x.device) == moment.to(x.device)]
+            yield float(moment), rows, self._view(float(moment), x[rows])
+
+    @property
+    def _is_scalar(self) -> bool:
+        law = self.process.transition(0.0, self.process.horizon)
+        return law.covariance.dim is None and law.map.dim is None
+
+    def _view(self, t: Time, x: Tensor) -> View:
         forward = self.direction is Direction.FORWARD
         far = self.process.horizon if forward else 0.0
-        if float(t) == far:
+        if bool((torch.as_tensor(t, dtype=torch.float64) == far).any()):
             raise InvalidInputError(
                 f"the control of a bridge to single rows is infinite at its far end, t = {far:g}; ask for a time "
                 + ("before it." if forward else "after it.")
             )
         law = self.process.transition(t, self.process.horizon) if forward else self.process.transition(0.0, t)
         inverse = law.map.inverse()
-        if law.covariance.dim is None and law.map.dim is None:
-            variance, phi = float(law.covariance.values), float(law.map.values)
+        log_scale = law.root.log_abs_det(x.shape[1]).to(x.device) + 0.5 * x.shape[1] * math.log(2.0 * math.pi)
+        offset = law.offset.to(x)
+        if self._is_scalar:
+            variance, phi = (one.values[..., 0].to(x.device) for one in (law.covariance, law.map))
             if forward:
-                return self.cloud, law.mean(x), variance, LinearMap.of(1.0)
-            return self.cloud, inverse.to(x)(x - law.offset.to(x)), variance / phi**2, LinearMap.of(1.0)
+                return View(self.cloud, law.mean(x), variance, LinearMap.of(1.0), log_scale)
+            return View(self.cloud, inverse.to(x)(x - offset), variance / phi.square(), LinearMap.of(1.0), log_scale)
         # |y − m(x)| in the metric Q⁻¹ is a plain distance between whitened points.
+        one = torch.ones((), dtype=torch.float64, device=x.device)
         whiten, rows = law.root.inverse().to(x), self.cloud.rows.to(x)
         if forward:
-            return Cloud(whiten(rows), self.cloud.logits), whiten(law.mean(x)), 1.0, law.root
+            return View(Cloud(whiten(rows), self.cloud.logits), whiten(law.mean(x)), one, law.root, log_scale)
         moved = whiten @ law.map.to(x)
-        return Cloud(moved(rows), self.cloud.logits), whiten(x - law.offset.to(x)), 1.0, inverse @ law.root
+        return View(Cloud(moved(rows), self.cloud.logits), whiten(x - offset), one, inverse @ law.root, log_scale)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A cloud as it looks from states: weights are ``exp(ℓ_j − |point − z'_j|²/2v)``.
+
+    Args:
+        cloud: the rows ``z'``, moved.
+        points: the states, moved.
+        variance: ``v``, one number or one per point.
+        restore: takes a mean of ``z'`` back to a mean of rows.
+        log_scale: ``½ log det(2πQ)``.
+    """
+
+    cloud: Cloud
+    points: Tensor
+    variance: Tensor
+    restore: LinearMap
+    log_scale: Tensor
 
 
 @register

@@ -1,0 +1,144 @@
+"""Scores, the controls they are proportional to, and the other things networks are asked to predict.
+
+For a linear noising process ``X_t | X_0 ~ N(Φ X_0 + k, Q)`` with ``Q = L Lᵀ`` and noise ``ε`` in
+``X_t = Φ X_0 + k + L ε``, conditional means given ``X_t = x`` are three names of one function::
+
+    score    s(t, x) = ∇ log ρ_t(x)
+    noise    E[ε | x]   = −Lᵀ s
+    start    E[X_0 | x] = Φ⁻¹(x − k + Q s)          (Tweedie's formula; Efron 2011)
+
+In time reversed by :class:`~sbridge.measures.PathMeasure`, the score is a control: ``û = σᵀ s`` (Premkumar 2023,
+eq. (3.34)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sbridge.controls.base import Control, Time
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.processes import LinearProcess, Process, VariancePreserving
+from sbridge.processes.base import spread
+from sbridge.registry import register
+
+
+@runtime_checkable
+class Score(Protocol):
+    """Any callable or module ``(t, x) → (batch, dim)``: ``∇ log ρ_t(x)``, in inverse units of state."""
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The score at time ``t`` and states ``x``."""
+        ...
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class ScoreControl:
+    """The backward control ``û(t, x) = σ(t)ᵀ s(t, x)`` that a score is (Premkumar 2023, eq. (3.34)).
+
+    Raises:
+        InvalidInputError: when called, if the score returns another shape than its states.
+    """
+
+    process: Process
+    score: Score
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The control, in noise units."""
+        return self.process.scale(t).T.to(x)(checked_score(self.score, t, x))
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class ControlScore:
+    """The score that a backward control stands for, ``s = σ^{−ᵀ} û``, if the forward control is zero."""
+
+    process: Process
+    control: Control
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The score."""
+        return self.process.scale(t).T.inverse().to(x)(self.control(t, x))
+
+
+def checked_score(score: Score, t: Time, x: Tensor) -> Tensor:
+    """``score(t, x)``; InvalidInputError unless it has the shape of ``x``."""
+    values = score(t, x)
+    if not isinstance(values, Tensor) or values.shape != x.shape:
+        said = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise InvalidInputError(
+            f"a score must return the shape of its states, {tuple(x.shape)}; it returned {said}. A time of shape "
+            "(batch,) meets x as t.unsqueeze(-1)."
+        )
+    return values
+
+
+def noise_from_score(process: LinearProcess, t: Time, score: Tensor) -> Tensor:
+    """``E[ε | x] = −Lᵀ s``."""
+    return -process.transition(0.0, t).root.T.to(score)(score)
+
+
+def score_from_noise(process: LinearProcess, t: Time, noise: Tensor) -> Tensor:
+    """``s = −L^{−ᵀ} ε``, ``t > 0``."""
+    return -process.transition(0.0, t).root.T.inverse().to(noise)(noise)
+
+
+def start_from_score(process: LinearProcess, t: Time, x: Tensor, score: Tensor) -> Tensor:
+    """``E[X_0 | X_t = x] = Φ⁻¹(x − k + Q s)``."""
+    law = process.transition(0.0, t)
+    return law.map.inverse().to(x)(x - spread(law.offset, len(x)).to(x) + law.covariance.to(x)(score))
+
+
+def score_from_start(process: LinearProcess, t: Time, x: Tensor, start: Tensor) -> Tensor:
+    """``s = −Q⁻¹(x − k − Φ E[X_0 | x])``, ``t > 0``: the gradient of the log transition is affine in the start."""
+    return process.push(t, x, start)
+
+
+def mean_field_drift(process: LinearProcess, t: Time, x: Tensor, start: Tensor) -> Tensor:
+    """The reverse drift through ``⟨X_0⟩ = E[X_0 | X_t = x]`` instead of the score (Cao et al. 2025, arXiv:2501.17054).
+
+    ``−b(t, x) + σσᵀ Q⁻¹ (Φ⟨X_0⟩ + k − x)``, per unit of reversed time.
+    """
+    scale = process.scale(t)
+    return (scale @ scale.T).to(x)(process.push(t, x, start)) - process.drift(t, x)
+
+
+def velocity_from_start(process: VariancePreserving, t: Time, x: Tensor, start: Tensor) -> Tensor:
+    """``w = α ε − √v x_0`` with ``α² + v = 1`` (Salimans & Ho 2022, arXiv:2202.00512, appendix D), ``t > 0``."""
+    alpha, root = _preserving(process, t, x)
+    return (alpha * x - start) / root
+
+
+def start_from_velocity(process: VariancePreserving, t: Time, x: Tensor, velocity: Tensor) -> Tensor:
+    """``x_0 = α x − √v w``."""
+    alpha, root = _preserving(process, t, x)
+    return alpha * x - root * velocity
+
+
+def _preserving(process: VariancePreserving, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``α`` and ``√v``, one a row or one for all."""
+    if not isinstance(process, VariancePreserving) or process.stationary_std != 1.0 or process.mean != 0.0:
+        raise UnsupportedError(
+            "v-prediction is defined for a VariancePreserving process with stationary_std 1 and mean 0, got "
+            f"{process!r}; predict the noise or the start instead."
+        )
+    law = process.transition(0.0, t)
+    return law.map.values.to(x), law.root.values.to(x)
+
+
+def as_times(t: Time, x: Tensor) -> Tensor:
+    """``t`` as float64 of shape ``()`` or ``(batch,)``.
+
+    Raises:
+        InvalidInputError: for another shape.
+    """
+    times = torch.as_tensor(t, dtype=torch.float64)
+    if times.shape not in ((), x.shape[:1]):
+        raise InvalidInputError(
+            f"a time is one number, or one per row of x ({len(x)}); got shape {tuple(times.shape)}."
+        )
+    return times

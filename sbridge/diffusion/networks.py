@@ -1,0 +1,95 @@
+"""A score as a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sbridge.controls import NetworkRecipe
+from sbridge.controls.base import Time
+from sbridge.controls.networks import time_features
+from sbridge.errors import InvalidInputError
+from sbridge.linear import LinearMap
+from sbridge.processes import LinearProcess
+from sbridge.processes.base import Transition
+from sbridge.random import as_seed
+from sbridge.registry import register
+
+
+@register
+class NetworkScore(nn.Module):
+    """``s(t, x) = −P⁻¹(x − m) + C F(features(t), z)``: the score of noised isotropic data, and what a network adds.
+
+    For data ``N(mean, scale² I)`` the marginal of ``X_t`` is ``N(m, P)`` with ``P = scale² ΦΦᵀ + Q``, and the denoising
+    target ``∇ log p(x | x_0)`` has mean ``−P⁻¹(x − m)`` and covariance ``Q⁻¹ − P⁻¹ = C Cᵀ`` given ``x``. So the network
+    ``F`` sees states ``z = P^{−½}(x − m)`` of variance one and has to produce numbers of variance one, at every time;
+    for a scalar process it is the preconditioning of Karras et al. 2022 (arXiv:2206.00364, table 1), whose ``F`` for a
+    variance-preserving process with scale 1 is v-prediction.
+
+    Args:
+        recipe: makes ``F``; times enter through :func:`~sbridge.controls.networks.time_features` of ``√(t/T)``, which
+            tell small times apart.
+        process: the noising process.
+        dim: dimension of the state.
+        mean: of the data, shape ``(dim,)``; zeros by default.
+        scale: standard deviation of the data, root mean square over coordinates.
+
+    Raises:
+        InvalidInputError: for a mean of another shape, or a scale that is not positive; when called at ``t = 0``.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self, recipe: NetworkRecipe, process: LinearProcess, dim: int, mean: Tensor | None = None, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        mean = torch.zeros(dim, dtype=torch.float64) if mean is None else mean.detach().clone()
+        if mean.shape != (dim,) or not scale > 0:
+            raise InvalidInputError(
+                f"the mean of the data must have shape ({dim},) and their scale be positive, got "
+                f"{tuple(mean.shape)} and {scale}."
+            )
+        self.arguments: dict[str, object] = {
+            "recipe": recipe,
+            "process": process,
+            "dim": dim,
+            "mean": mean,
+            "scale": scale,
+        }
+        self.process = process
+        self.scale = scale
+        self.register_buffer("mean", mean, persistent=False)
+        self.network = recipe(dim)
+
+    def forward(self, t: Time, x: Tensor) -> Tensor:
+        """The score at ``(t, x)``; the network works in its own dtype, the answer is of that of ``x``."""
+        if bool((torch.as_tensor(t) <= 0).any()):
+            raise InvalidInputError(
+                "a network score is defined for t > 0: at t = 0 its target, the score of a point, is infinite. "
+                "Ask for the first knot of a time grid."
+            )
+        law = self.process.transition(0.0, t)
+        total, inner = self._maps(law)
+        start = law.mean(self.mean.to(x).expand(len(x), -1))
+        white = total.cholesky().inverse().to(x)(x - start)
+        own = next(self.network.parameters())
+        clock = (torch.as_tensor(t, dtype=torch.float64) / self.process.horizon).sqrt()
+        residual = self.network(time_features(clock, 1.0, white.to(own.dtype)), white.to(own.dtype)).to(x)
+        return inner.to(x)(residual) - total.inverse().to(x)(x - start)
+
+    def _maps(self, law: Transition) -> tuple[LinearMap, LinearMap]:
+        """``P`` and ``C``: ``Q⁻¹ − P⁻¹ = Q⁻¹ (scale² ΦΦᵀ) P⁻¹``, in which nothing cancels."""
+        signal = law.map @ law.map.T * self.scale**2
+        total = signal + law.covariance
+        gap = law.precision @ signal @ total.inverse()
+        return total, (LinearMap(0.5 * (gap.values + gap.values.mT), dense=True) if gap.dense else gap).cholesky()
+
+
+def seeded_score(
+    recipe: NetworkRecipe, process: LinearProcess, mean: Tensor, scale: float, generator: torch.Generator
+) -> NetworkScore:
+    """A :class:`NetworkScore` whose initial weights come from ``generator``, not from the global state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(as_seed(generator))
+        return NetworkScore(recipe, process, len(mean), mean, scale)

@@ -1,0 +1,136 @@
+"""What a score is trained on: options for the losses of :mod:`sbridge.objectives`, at random times or along paths.
+
+All have the score ``∇ log ρ_s`` as their minimiser; they differ in variance, cost and in which times they stress.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sbridge.diffusion.conversions import Score, checked_score
+from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes
+from sbridge.processes import LinearProcess
+from sbridge.registry import register
+
+
+@runtime_checkable
+class ScoreObjective(Protocol):
+    """A loss to be minimised over scores."""
+
+    def __call__(
+        self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
+    ) -> Tensor:
+        """The loss, a scalar, on fresh noise added to rows ``start`` of the data; times run from ``s_min``."""
+        ...
+
+
+@runtime_checkable
+class Weighting(Protocol):
+    """What multiplies the square of the score's error at each time."""
+
+    @property
+    def times(self) -> Times:
+        """How times are drawn for it."""
+        ...
+
+    def residual(self, process: LinearProcess, t: Tensor, error: Tensor) -> Tensor:
+        """The error, one row per time, in the units in which it is squared."""
+        ...
+
+
+@register
+@dataclass(frozen=True)
+class Likelihood:
+    """``½ |σᵀ(s_θ − s)|²`` per unit of time: the loss is a path KL, and a bound on the likelihood.
+
+    Song et al. 2021, arXiv:2101.09258, theorem 1; Premkumar 2023, eq. (3.37).
+
+    Args:
+        times: how times are drawn; the loss is an importance-sampled integral over them.
+    """
+
+    times: Times = field(default_factory=NoiseTimes)
+
+    def residual(self, process: LinearProcess, t: Tensor, error: Tensor) -> Tensor:
+        """``σᵀ error``."""
+        return process.scale(t).T.to(error)(error)
+
+
+@register
+@dataclass(frozen=True)
+class Simple:
+    """``½ |Lᵀ(s_θ − s)|² = ½ |ε_θ − ε|²``, every noise level alike (Ho et al. 2020, arXiv:2006.11239, eq. (14)).
+
+    Args:
+        times: how times are drawn; uniform by default.
+    """
+
+    times: Times = field(default_factory=UniformTimes)
+
+    def residual(self, process: LinearProcess, t: Tensor, error: Tensor) -> Tensor:
+        """``Lᵀ error``."""
+        return process.transition(0.0, t).root.T.to(error)(error)
+
+
+@register
+@dataclass(frozen=True)
+class Denoising:
+    """Denoising score matching: regression on ``∇_x log p(x | x_0)`` (Vincent 2011; Premkumar 2023, eq. (3.43)).
+
+    Args:
+        weighting: of times; :class:`Likelihood` bounds the log likelihood, :class:`Simple` is the usual choice for
+            pictures.
+    """
+
+    weighting: Weighting = field(default_factory=Likelihood)
+
+    def __call__(
+        self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
+    ) -> Tensor:
+        """The loss at one random time per row."""
+        t, density, x, noise = _noised(process, self.weighting.times, start, s_min, generator)
+        root = process.transition(0.0, t).root
+        target = -root.T.inverse().to(x)(noise)  # ∇ log p(x | x_0) = −Q⁻¹ L ε, without the difference x − m
+        residual = self.weighting.residual(process, t, checked_score(score, t, x) - target)
+        return (0.5 * residual.square().sum(1) / density).mean()
+
+
+@register
+@dataclass(frozen=True)
+class Implicit:
+    """Implicit score matching, ``½|σᵀs|² + ∇·(σσᵀ s)``: no target, a divergence instead (Hyvärinen 2005).
+
+    The divergence is Hutchinson's ``ηᵀ ∇(σσᵀ s · η)`` with one Rademacher probe a row.
+
+    Args:
+        times: how times are drawn.
+    """
+
+    times: Times = field(default_factory=NoiseTimes)
+
+    def __call__(
+        self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
+    ) -> Tensor:
+        """The loss at one random time per row; it differs from that of :class:`Denoising` by a constant."""
+        t, density, x, _ = _noised(process, self.times, start, s_min, generator)
+        x = x.requires_grad_()
+        values = checked_score(score, t, x)
+        scale = process.scale(t).to(x)
+        probe = 2.0 * torch.randint(0, 2, x.shape, generator=generator).to(x) - 1.0
+        (pulled,) = torch.autograd.grad((scale(scale.T(values)) * probe).sum(), x, create_graph=True)
+        integrand = 0.5 * scale.T(values).square().sum(1) + (pulled * probe).sum(1)
+        return (integrand / density).mean()
+
+
+def _noised(
+    process: LinearProcess, times: Times, start: Tensor, s_min: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Times, their densities, noised rows and their noise. Rows are in random order, so sorted times do no harm."""
+    t, density = times.draw(process, s_min, len(start), generator)
+    noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=generator.device).to(start.device)
+    law = process.transition(0.0, t)
+    return t, density.to(start), law.mean(start) + law.root.to(start)(noise), noise

@@ -1,0 +1,80 @@
+"""Reverse diffusion as a bridge: data at ``t = 0``, the noising process as reference, forward control zero."""
+
+from __future__ import annotations
+
+import torch
+
+from sbridge.diffusion.conversions import Score, ScoreControl
+from sbridge.errors import UnsupportedError
+from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
+from sbridge.measures import Direction, PathMeasure
+from sbridge.processes import LinearProcess, Process
+from sbridge.processes.chain import StepRule
+from sbridge.solutions import Bridge
+from sbridge.time import TimeGrid
+
+REVERSE_GRID = TimeGrid(tuple((k / 200) ** 2 for k in range(201)))
+"""Finer towards the data, where scores change fastest."""
+
+
+def reverse_diffusion(
+    process: Process,
+    data: Law,
+    score: Score,
+    *,
+    prior: Law | None = None,
+    grid: TimeGrid = REVERSE_GRID,
+    rule: StepRule | None = None,
+) -> Bridge:
+    """The noising process and its reversal, ``dY = (−b + σσᵀ s) ds' + σ dB`` in ``s' = T − t``, as one :class:`Bridge`.
+
+    Forward control zero, backward control ``û = σᵀ s``: Schrödinger's system with ``φ = 1`` and ``φ̂ = ρ`` (Premkumar
+    2023, eq. (3.32)–(3.35); Anderson 1982). With the true score and ``prior = ρ_T`` both directions are one measure.
+
+    Args:
+        process: the noising process.
+        data: the law at ``t = 0``.
+        score: ``(t, x) → ∇ log ρ_t(x)``, or an approximation.
+        prior: where the reversal starts, at ``t = T``; by default :func:`end_law`, for linear processes.
+        grid: steps of simulations; finer towards the data by default.
+        rule: how steps are made; exact for linear processes by default.
+    """
+    prior = end_law(process, data) if prior is None else prior
+    forward = PathMeasure(process, None, data, Direction.FORWARD, grid, rule)
+    return Bridge(forward, PathMeasure(process, ScoreControl(process, score), prior, Direction.BACKWARD, grid, rule))
+
+
+def end_law(process: Process, data: Law) -> Gaussian:
+    """``N(m, P)`` with the mean and covariance of ``X_T``: ``Φ E[X_0] + k`` and ``Φ Cov(X_0) Φᵀ + Q``.
+
+    Raises:
+        UnsupportedError: for a process that is not linear, or data without moments to take.
+    """
+    if not isinstance(process, LinearProcess):
+        raise UnsupportedError(
+            f"the law at the end of a {type(process).__name__} has no closed form; pass prior=, for example Samples of "
+            "simulated ends."
+        )
+    mean, covariance = moments(data)
+    law = process.transition(0.0, process.horizon)
+    phi = law.map.expanded(data.dim).to(mean)
+    spread = phi @ covariance @ phi.mT + law.covariance.expanded(data.dim).to(mean)
+    return Gaussian(law.mean(mean[None])[0], 0.5 * (spread + spread.mT))
+
+
+def moments(data: Law) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean ``(dim,)`` and covariance ``(dim, dim)`` of a law given by points or Gaussians."""
+    if isinstance(data, Gaussian):
+        return data.mean, data.covariance
+    if isinstance(data, GaussianMixture):
+        weights, rows, within = data.weights, data.means, data.covariances
+    elif isinstance(data, Samples):
+        rows = data.rows
+        weights = rows.new_full((len(rows),), 1.0 / len(rows)) if data.weights is None else data.weights.to(rows)
+        within = rows.new_zeros(1, data.dim, data.dim)
+    else:
+        raise UnsupportedError(f"a {type(data).__name__} shows no moments; draw Samples from it, or pass prior=.")
+    mean = weights @ rows
+    offsets = rows - mean
+    inside = (weights[: len(within), None, None] * within).sum(0) if len(within) == len(weights) else within[0]
+    return mean, inside + (weights[:, None] * offsets).mT @ offsets

@@ -1,0 +1,98 @@
+"""Random times for training, so drawn that every noise level counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.processes import LinearProcess
+from sbridge.registry import register
+
+_CELLS = 512
+
+
+@runtime_checkable
+class Times(Protocol):
+    """Draws times in ``[s_min, T]`` with their density."""
+
+    def draw(self, process: LinearProcess, s_min: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``n`` stratified times and the density that they have, float64, shape ``(n,)``."""
+        ...
+
+
+@register
+@dataclass(frozen=True)
+class UniformTimes:
+    """Times uniform in ``[s_min, T]``."""
+
+    def draw(self, process: LinearProcess, s_min: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times and their density, ``1/(T − s_min)``."""
+        check_start(process, s_min)
+        span = process.horizon - s_min
+        return s_min + span * _stratified(n, generator), torch.full((n,), 1.0 / span, dtype=torch.float64)
+
+
+@register
+@dataclass(frozen=True)
+class NoiseTimes:
+    """Times with density ``∝ tr(σσᵀ Q_t⁻¹)``, the expected square of the denoising target under likelihood weighting.
+
+    Importance sampling that makes every time contribute alike to the variance (Song et al. 2021, arXiv:2101.09258,
+    §5.1). The density is constant on each of 512 cells that grow geometrically, and known exactly.
+    """
+
+    def draw(self, process: LinearProcess, s_min: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times and their density."""
+        check_start(process, s_min)
+        table = _Table(process, s_min)
+        height = _stratified(n, generator)
+        cell = (torch.searchsorted(table.cumulative, height, right=True) - 1).clamp(0, _CELLS - 1)
+        within = (height - table.cumulative[cell]) / table.masses[cell]
+        widths = table.knots.diff()
+        return table.knots[cell] + within * widths[cell], table.masses[cell] / widths[cell]
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    process: LinearProcess
+    s_min: float
+
+    @cached_property
+    def knots(self) -> Tensor:
+        fractions = torch.linspace(0.0, 1.0, _CELLS + 1, dtype=torch.float64)
+        knots = self.s_min * (self.process.horizon / self.s_min) ** fractions
+        knots[-1] = self.process.horizon  # not a rounding beyond it
+        return knots
+
+    @cached_property
+    def masses(self) -> Tensor:
+        middle = (self.knots[1:] * self.knots[:-1]).sqrt()
+        scale, law = self.process.scale(middle), self.process.transition(0.0, middle)
+        dim = scale.dim or law.covariance.dim or 1
+        root = law.root.inverse() @ scale  # L⁻¹σ, whose squared norm is tr(σσᵀ Q⁻¹)
+        weight = root.mean_square(dim) * self.knots.diff()
+        return weight / weight.sum()
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        return torch.cat([self.masses.new_zeros(1), self.masses.cumsum(0)[:-1], self.masses.new_ones(1)])
+
+
+def check_start(process: LinearProcess, s_min: float) -> None:
+    """InvalidInputError unless ``0 < s_min < T``."""
+    if not 0.0 < s_min < process.horizon:
+        raise InvalidInputError(
+            f"s_min must lie strictly between 0 and the horizon {process.horizon:g}, got {s_min:g}: at time 0 the "
+            "denoising target is infinite. A thousandth of the horizon is a common choice."
+        )
+
+
+def _stratified(n: int, generator: torch.Generator) -> Tensor:
+    """One uniform number in each of ``n`` equal cells of ``[0, 1]``, in order."""
+    cells = torch.arange(n, dtype=torch.float64)
+    return (cells + torch.rand(n, generator=generator, dtype=torch.float64)) / n

@@ -1,0 +1,142 @@
+"""Learning a score."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sbridge.controls import MLP, NetworkRecipe
+from sbridge.diffusion.networks import NetworkScore, seeded_score
+from sbridge.diffusion.objectives import Denoising, ScoreObjective
+from sbridge.diffusion.reverse import REVERSE_GRID, reverse_diffusion
+from sbridge.diffusion.times import check_start
+from sbridge.errors import InvalidInputError
+from sbridge.laws import Density
+from sbridge.problems import BridgeProblem
+from sbridge.processes import LinearProcess
+from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.registry import register
+from sbridge.scaling import NoScaling, ScalingRecipe
+from sbridge.solutions import Bridge
+from sbridge.solvers.base import Solver
+from sbridge.time import TimeGrid
+from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
+
+_PROBE_ROWS = 4096
+
+
+@register
+@dataclass(frozen=True)
+class ScoreMatching(Solver["ScoreMatchingState"]):
+    """Reverse diffusion: a network learns the score of the noised source, the backward control is ``û = σᵀ s_θ``.
+
+    The forward control is zero, so the reference carries the source wherever it does, and the target of the problem is
+    the *prior* from which the backward process starts: choose a reference that forgets its start, and the law that it
+    ends in (:func:`~sbridge.diffusion.end_law`). The bound on what is generated is ``KL(source ‖ generated) ≤
+    ½∫ E|σᵀ(s_θ − ∇log ρ_s)|² ds + KL(ρ_T ‖ prior)`` (Song et al. 2021, arXiv:2101.09258, theorem 1).
+
+    Args:
+        objective: the loss; all have the same minimiser.
+        updates: number of updates.
+        network: recipe of the network inside :class:`~sbridge.diffusion.NetworkScore`.
+        optimisation: how it is trained.
+        start_time: ``s_min`` as a fraction of the horizon: scores are learned from there on.
+        grid: time grid on which the solution is simulated.
+    """
+
+    objective: ScoreObjective = field(default_factory=Denoising)
+    updates: int = 5000
+    network: NetworkRecipe = field(default_factory=MLP)
+    optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=512))
+    start_time: float = 1e-3
+    grid: TimeGrid = REVERSE_GRID
+
+    scaling: ClassVar[ScalingRecipe] = NoScaling()
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise InvalidInputError(f"updates must be positive, got {self.updates}.")
+        if not 0.0 < self.start_time < 1.0:
+            raise InvalidInputError(
+                f"start_time is a fraction of the horizon strictly between 0 and 1, got {self.start_time:g}."
+            )
+
+    def refusal(self, problem: BridgeProblem) -> str | None:
+        """Needs a linear reference and ends that can be sampled."""
+        if not isinstance(problem.reference, LinearProcess):
+            return (
+                f"ScoreMatching needs transitions in closed form, which {type(problem.reference).__name__} has not: "
+                "take a LinearProcess such as VariancePreserving as reference."
+            )
+        if isinstance(problem.source, Density) or isinstance(problem.target, Density):
+            return (
+                "ScoreMatching learns from samples, which an unnormalised density has not: draw samples from it first."
+            )
+        return None
+
+    def length(self, problem: BridgeProblem) -> int:
+        """The number of updates."""
+        return self.updates
+
+    def init(self, problem: BridgeProblem, generator: torch.Generator) -> ScoreMatchingState:
+        """A network whose output is zero: the score of an isotropic Gaussian with the moments of the data."""
+        seed = as_seed(generator)
+        rows = problem.source.sample(_PROBE_ROWS, generator_of(derive(seed, "probe"))).double()
+        mean, scale = rows.mean(0), float(rows.var(0).mean().sqrt())
+        if not scale > 0:
+            raise InvalidInputError("every row of the data is the same: there is no score to learn.")
+        return ScoreMatchingState(self, problem, seed, mean, scale)
+
+    def restore(self, problem: BridgeProblem, flat: Flat) -> ScoreMatchingState:
+        """The state of an interrupted run."""
+        mean, scale = flat_tensor(flat, "mean"), float(flat_number(flat, "scale"))
+        state = ScoreMatchingState(self, problem, int(flat_number(flat, "seed")), mean, scale)
+        state.learner.load(flat, "score")
+        state.generator.set_state(flat_tensor(flat, "generator"))
+        state.step = int(flat_number(flat, "step"))
+        return state
+
+    def step(self, problem: BridgeProblem, state: ScoreMatchingState) -> tuple[ScoreMatchingState, Info]:
+        """One update on fresh noise."""
+        process, batch = problem.linear_reference, self.optimisation.batch
+        check_start(process, self.start_time * process.horizon)
+        start = problem.source.sample(batch, state.generator)
+        loss = self.objective(process, state.score, start, self.start_time * process.horizon, state.generator)
+        state.step += 1
+        return state, {"loss": state.learner.update(loss)}
+
+    def finish(self, problem: BridgeProblem, state: ScoreMatchingState) -> Bridge:
+        """The noising process and its reversal by the averaged network."""
+        score = copy.deepcopy(state.learner.averaged).eval().requires_grad_(requires_grad=False)
+        return reverse_diffusion(problem.reference, problem.source, score, prior=problem.target, grid=self.grid)
+
+
+class ScoreMatchingState:
+    """Network, optimiser and generator."""
+
+    def __init__(self, solver: ScoreMatching, problem: BridgeProblem, seed: int, mean: Tensor, scale: float) -> None:
+        self.step, self.seed, self.scale = 0, seed, scale
+        self.mean = mean
+        self.generator = generator_of(derive(seed, "training"))
+        like = problem.source.sample(1, generator_of(0))
+        process = problem.linear_reference
+        module = seeded_score(solver.network, process, mean, scale, generator_of(derive(seed, "weights"))).to(like)
+        self.learner = Learner(module, solver.optimisation, solver.updates)
+
+    @property
+    def score(self) -> NetworkScore:
+        """The network under training."""
+        module = self.learner.module
+        if not isinstance(module, NetworkScore):
+            raise InvalidInputError(f"a NetworkScore is trained here, found {type(module).__name__}.")
+        return module
+
+    def flat(self) -> Flat:
+        """Everything that goes on, as data."""
+        flat: Flat = {"step": self.step, "seed": self.seed, "scale": self.scale, "mean": self.mean.clone()}
+        flat["generator"] = self.generator.get_state()
+        return flat | self.learner.flat("score")

@@ -1,0 +1,6 @@
+"""The theory's equations as checks: each identity computed by two routes, judged in standard errors."""
+
+from sbridge.identities.base import Check, Identity, Kind, Outcome, identities, identity, run
+from sbridge.identities.settings import Setting, standard_settings
+
+__all__ = ["Check", "Identity", "Kind", "Outcome", "Setting", "identities", "identity", "run", "standard_settings"]

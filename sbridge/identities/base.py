@@ -1,0 +1,204 @@
+"""What a checked identity is: a statement, two routes to its two sides, and a verdict in standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sbridge.errors import InvalidInputError, NonFiniteError, SbridgeError, unknown_name
+from sbridge.identities.settings import Setting
+from sbridge.registry import Json
+
+SIGMAS = 3.0
+"""An equality holds within this many standard errors, beside the allowance for time steps."""
+APART = 10.0
+"""Two things that must differ do so by more than this many standard errors."""
+
+
+class Kind(Enum):
+    """What an identity states about its left and its right side."""
+
+    EQUALITY = "="
+    """``|left − right| ≤ 3 s.e. + allowance``."""
+    INEQUALITY = "≤"
+    """``left ≤ right + 3 s.e.``."""
+    ORDER = "order"
+    """The observed order of convergence, left, is the stated one, right, to within the allowance."""
+    RESIDUAL = "0"
+    """``|left| ≤ allowance``; the right side is zero."""
+    DIFFERENCE = "≠"
+    """``|left − right| > 10 s.e.``: what must *not* be equal."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The numbers of one identity in one setting.
+
+    Args:
+        left: the left side.
+        right: the right side.
+        standard_error: of ``left − right``; 0 for deterministic routes.
+        allowance: what may remain besides: the change of a chain's value when its step is halved, the tolerance of
+            a residual or of an order. For an equality it is to be measured, not chosen.
+        note: a few words on this setting (which score, which time).
+    """
+
+    left: float
+    right: float = 0.0
+    standard_error: float = 0.0
+    allowance: float = 0.0
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("left", "right", "standard_error", "allowance"):
+            value = getattr(self, name)
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"the {name.replace('_', ' ')} of an identity is {value}: {self.note or 'no note'}."
+                )
+
+
+@dataclass(frozen=True)
+class Check:
+    """An identity with its outcome in one setting."""
+
+    identity: Identity
+    setting: str
+    outcome: Outcome
+
+    @property
+    def deviation(self) -> float:
+        """``left − right``."""
+        return self.outcome.left - self.outcome.right
+
+    @property
+    def standard_errors(self) -> float:
+        """``(left − right)/s.e.``: by how many standard errors the sides differ; NaN for deterministic routes."""
+        return self.deviation / self.outcome.standard_error if self.outcome.standard_error > 0 else math.nan
+
+    @property
+    def holds(self) -> bool:
+        """The verdict."""
+        kind, o = self.identity.kind, self.outcome
+        if kind is Kind.INEQUALITY:
+            return self.deviation <= SIGMAS * o.standard_error + o.allowance
+        if kind is Kind.DIFFERENCE:
+            return abs(self.deviation) > APART * o.standard_error + o.allowance
+        return abs(self.deviation) <= SIGMAS * o.standard_error + o.allowance
+
+    def to_json(self) -> Json:
+        """All of it as plain data."""
+        i, o = self.identity, self.outcome
+        return {
+            "name": i.name,
+            "group": i.group,
+            "statement": i.statement,
+            "equation": i.equation,
+            "kind": i.kind.name.lower(),
+            "setting": self.setting,
+            "note": o.note,
+            "left": o.left,
+            "left_route": i.left,
+            "right": o.right,
+            "right_route": i.right,
+            "standard_error": o.standard_error,
+            "allowance": o.allowance,
+            "standard_errors": None if math.isnan(self.standard_errors) else self.standard_errors,
+            "holds": self.holds,
+        }
+
+
+Body = Callable[[Setting], Outcome | Iterable[Outcome]]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One statement of the theory and the function that computes both its sides.
+
+    Args:
+        name: of the function.
+        group: equations, action, reversal, generalisation or Schrödinger.
+        statement: in one line.
+        equation: where it stands in the literature.
+        kind: what is stated.
+        left, right: the two routes, a few words each. They may share draws, never a function that holds the identity.
+        applies: the settings that it makes sense in.
+        body: computes it.
+    """
+
+    name: str
+    group: str
+    statement: str
+    equation: str
+    kind: Kind
+    left: str
+    right: str
+    applies: Callable[[Setting], bool]
+    body: Body = field(repr=False)
+
+    def __call__(self, setting: Setting) -> list[Check]:
+        """Its checks in ``setting``: one, or one per outcome."""
+        try:
+            found = self.body(setting)
+        except SbridgeError as error:
+            raise type(error)(f"{self.name} in {setting.name}: {error}") from error
+        outcomes = [found] if isinstance(found, Outcome) else list(found)
+        return [Check(self, setting.name, outcome) for outcome in outcomes]
+
+
+_IDENTITIES: dict[str, Identity] = {}
+
+
+def identity(
+    *,
+    group: str,
+    statement: str,
+    equation: str,
+    kind: Kind,
+    left: str,
+    right: str,
+    applies: Callable[[Setting], bool] = lambda setting: True,
+) -> Callable[[Body], Body]:
+    """Decorator: puts a function ``setting → Outcome(s)`` into the collection that :func:`run` runs.
+
+    Raises:
+        InvalidInputError: if the name is taken.
+    """
+
+    def enter(body: Body) -> Body:
+        name = body.__name__
+        if name in _IDENTITIES and _IDENTITIES[name].body.__module__ != body.__module__:
+            raise InvalidInputError(f"an identity named {name!r} exists already; rename yours.")
+        _IDENTITIES[name] = Identity(name, group, statement, equation, kind, left, right, applies, body)
+        return body
+
+    return enter
+
+
+def identities() -> tuple[Identity, ...]:
+    """All of them, in the order of their groups."""
+    return tuple(_IDENTITIES.values())
+
+
+def chosen(only: Iterable[str]) -> tuple[Identity, ...]:
+    """The identities whose name or group is among ``only``; all if it is empty.
+
+    Raises:
+        UnknownNameError: for a name that is neither.
+    """
+    wanted, groups = list(only), {one.group for one in identities()}
+    for name in wanted:
+        if name not in _IDENTITIES and name not in groups:
+            raise unknown_name("identity or group", name, [*_IDENTITIES, *groups])
+    return tuple(one for one in identities() if not wanted or one.name in wanted or one.group in wanted)
+
+
+def run(settings: Iterable[Setting], only: Iterable[str] = ()) -> Iterator[Check]:
+    """Every chosen identity in every setting that it applies to, one check after the other."""
+    these, settings = chosen(only), list(settings)
+    for one in these:
+        for setting in settings:
+            if one.applies(setting):
+                yield from one(setting)

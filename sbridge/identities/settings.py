@@ -1,0 +1,176 @@
+"""What identities are checked on: a noising process, data, a score to judge, and how many draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sbridge.controls.base import Time
+from sbridge.diffusion.conversions import Score
+from sbridge.diffusion.exact import ExactScore
+from sbridge.errors import InvalidInputError
+from sbridge.laws import GaussianMixture, Law, Samples
+from sbridge.measures import PathMeasure, Paths
+from sbridge.processes import LinearProcess, OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
+from sbridge.random import derive, generator
+from sbridge.time import TimeGrid
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One world to check identities in.
+
+    Args:
+        name: for tables, such as ``"mixture d=2, VP"``.
+        process: the noising process.
+        data: the law at ``t = 0``.
+        seed: of everything.
+        samples: paths or points of a Monte Carlo mean.
+        steps: of the coarse time grid; what depends on the grid is also computed with twice as many.
+        start_time: ``s_min``, from which integrals over time run, as a fraction of the horizon.
+        network: a trained score, if there is one; it is judged beside the fixed perturbation.
+    """
+
+    name: str
+    process: LinearProcess
+    data: Law
+    seed: int = 0
+    samples: int = 4000
+    steps: int = 100
+    start_time: float = 1e-2
+    network: Score | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.start_time < 1.0:
+            raise InvalidInputError(f"start_time is a fraction of the horizon in (0, 1), got {self.start_time}.")
+        if self.samples < 2 or self.steps < 2:
+            raise InvalidInputError(f"samples and steps must be at least 2, got {self.samples} and {self.steps}.")
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the data."""
+        return self.data.dim
+
+    @property
+    def exact_data(self) -> bool:
+        """Whether the data law has a density (a mixture) rather than being a set of points."""
+        return not isinstance(self.data, Samples)
+
+    @property
+    def horizon(self) -> float:
+        """``T``."""
+        return self.process.horizon
+
+    @property
+    def s_min(self) -> float:
+        """The time that integrals start from."""
+        return self.start_time * self.horizon
+
+    @cached_property
+    def exact(self) -> ExactScore:
+        """The true score."""
+        return ExactScore(self.process, self.data)
+
+    @cached_property
+    def perturbed(self) -> Perturbed:
+        """The true score plus a fixed smooth field, sized for a gap of about one nat."""
+        return Perturbed.sized(self)
+
+    def scores(self) -> Iterator[tuple[str, Score]]:
+        """The scores to judge: the fixed perturbation, and the trained network if there is one."""
+        yield "fixed perturbation", self.perturbed
+        if self.network is not None:
+            yield "trained network", self.network
+
+    def grid(self, refinement: int = 1) -> TimeGrid:
+        """``0``, then ``refinement · steps`` steps from ``s_min`` to ``T``, geometric: finer towards the data."""
+        count = refinement * self.steps
+        return TimeGrid((0.0, *(self.start_time ** (1.0 - k / count) for k in range(count)), 1.0))
+
+    def noising(self, refinement: int = 1, *, stream: str = "noising") -> Paths:
+        """Paths of the noising process from the data: exact at the knots of :meth:`grid`."""
+        measure = PathMeasure(self.process, None, self.data, grid=self.grid(refinement))
+        return measure.sample(self.samples, seed=self.seed_of(stream))
+
+    def seed_of(self, *stream: str | int) -> int:
+        """The seed of a named stream of draws."""
+        return derive(self.seed, self.name, *stream)
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbed:
+    """``s(t, x) + size · (W sin(V x/ℓ_t) + c)/ℓ_t`` with fixed matrices: smooth, bounded, not a gradient.
+
+    ``ℓ_t`` is the root mean square width of ``ρ_t``, so that the perturbation matters alike at all times.
+    """
+
+    exact: ExactScore
+    size: float
+    inner: Tensor
+    outer: Tensor
+    shift: Tensor
+    widths: Tensor
+
+    @classmethod
+    def sized(cls, setting: Setting, gap: float = 1.0) -> Perturbed:
+        """The size is set so that ``½∫ E|σᵀ δ|² ds`` is ``gap`` nats by a crude quadrature."""
+        g, dim = generator(derive(20_260, "perturbation", setting.dim)), setting.dim
+        rows = setting.data.sample(512, generator(setting.seed_of("perturbation"))).double()
+        inner = torch.randn(dim, dim, generator=g, dtype=torch.float64) / math.sqrt(dim)
+        outer = torch.randn(dim, dim, generator=g, dtype=torch.float64) / math.sqrt(dim)
+        shift = 0.5 * torch.randn(dim, generator=g, dtype=torch.float64)
+        spread = rows.var(0).mean().clamp_min(1e-6)
+        unit = cls(setting.exact, 1.0, inner, outer, shift, spread)
+        total, times = 0.0, [setting.horizon * f for f in setting.grid().fractions[1:]]
+        for before, after in pairwise(times):
+            step = setting.process.transition(0.0, after)
+            noise = torch.randn(rows.shape, generator=g, dtype=torch.float64)
+            moved = unit.offset(after, step.mean(rows) + step.root(noise))
+            total += (after - before) * 0.5 * float(setting.process.scale(after).T(moved).square().sum(1).mean())
+        return cls(setting.exact, math.sqrt(gap / total), inner, outer, shift, spread)
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The perturbed score."""
+        return self.exact(t, x) + self.size * self.offset(t, x)
+
+    def offset(self, t: Time, x: Tensor) -> Tensor:
+        """The field added, for size 1."""
+        step = self.exact.process.transition(0.0, t)
+        dim = x.shape[1]
+        square = self.widths * step.map.mean_square(dim) + step.root.mean_square(dim)
+        width = square.sqrt().reshape(-1, 1).to(x)
+        field = torch.sin((x / width) @ self.inner.to(x).mT) @ self.outer.to(x).mT
+        return (field + self.shift.to(x)) / width
+
+
+def mixture(dim: int, components: int = 4, *, seed: int = 7) -> GaussianMixture:
+    """A fixed Gaussian mixture: means of length two, axes of widths .3 to .7 turned at random, uneven weights."""
+    g = generator(derive(seed, "mixture", dim))
+    means = torch.randn(components, dim, generator=g, dtype=torch.float64)
+    means = 2.0 * means / means.norm(dim=1, keepdim=True)
+    turns = torch.linalg.qr(torch.randn(components, dim, dim, generator=g, dtype=torch.float64)).Q
+    widths = 0.3 + 0.4 * torch.rand(components, dim, generator=g, dtype=torch.float64)
+    weights = torch.arange(1, components + 1, dtype=torch.float64)
+    return GaussianMixture(weights / weights.sum(), means, turns @ torch.diag_embed(widths.square()) @ turns.mT)
+
+
+PROCESSES: dict[str, LinearProcess] = {
+    "OU": OrnsteinUhlenbeck(rate=1.0, sigma=math.sqrt(2.0), horizon=1.5),
+    "VP": VariancePreserving(),
+    "VE": VarianceExploding(0.1, 5.0),
+}
+
+
+def standard_settings(*, seed: int = 0, samples: int = 4000) -> list[Setting]:
+    """Gaussian mixtures in d = 1, 2, 8 under Ornstein–Uhlenbeck, variance-preserving and -exploding noise."""
+    return [
+        Setting(f"mixture d={dim}, {name}", process, mixture(dim), seed=seed, samples=samples)
+        for dim in (1, 2, 8)
+        for name, process in PROCESSES.items()
+    ]

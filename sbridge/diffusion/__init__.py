@@ -3,14 +3,25 @@
 from sbridge.diffusion.conversions import ControlScore, Score, ScoreControl
 from sbridge.diffusion.exact import ExactScore
 from sbridge.diffusion.networks import NetworkScore
-from sbridge.diffusion.reverse import end_law, reverse_diffusion
+from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
+from sbridge.diffusion.reverse import end_law, generate, reverse_diffusion, reverse_grid, score_of
+from sbridge.diffusion.training import ScoreMatching
 
 __all__ = [
+    "Action",
     "ControlScore",
+    "Denoising",
     "ExactScore",
+    "Implicit",
+    "Likelihood",
     "NetworkScore",
     "Score",
     "ScoreControl",
+    "ScoreMatching",
+    "Simple",
     "end_law",
+    "generate",
     "reverse_diffusion",
+    "reverse_grid",
+    "score_of",
 ]

@@ -11,8 +11,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sbridge.diffusion.conversions import Score, checked_score
-from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes
+from sbridge.diffusion.conversions import Score, ScoreControl, checked_score
+from sbridge.diffusion.reverse import reverse_grid
+from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes, check_start
+from sbridge.errors import InvalidInputError
+from sbridge.laws import Samples
+from sbridge.measures import PathMeasure
+from sbridge.objectives.reversal import reversal_action
 from sbridge.processes import LinearProcess
 from sbridge.registry import register
 
@@ -97,6 +102,37 @@ class Denoising:
         target = -root.T.inverse().to(x)(noise)  # ∇ log p(x | x_0) = −Q⁻¹ L ε, without the difference x − m
         residual = self.weighting.residual(process, t, checked_score(score, t, x) - target)
         return (0.5 * residual.square().sum(1) / density).mean()
+
+
+@register
+@dataclass(frozen=True)
+class Action:
+    """The action itself on simulated paths of the noising chain: ``KL(P ‖ P^û)`` with ``û = σᵀ s`` (eq. (3.36), ibid.).
+
+    No target, no transition density and no derivative of the score is needed, only steps of the chain and the noise
+    that would undo them (:func:`~sbridge.objectives.reversal.reversal_action`). The price is variance: the noise of
+    every step enters the gradient, where a denoising target has averaged over them.
+
+    Args:
+        steps: of the chain, on :func:`~sbridge.diffusion.reverse_grid`; what is learned is off by ``O(Δ)``.
+        paths: how many of a batch's rows are made paths; the rest is left aside.
+    """
+
+    steps: int = 100
+    paths: int = 32
+
+    def __post_init__(self) -> None:
+        if self.paths < 1 or self.steps < 2:
+            raise InvalidInputError(f"paths ≥ 1 and steps ≥ 2 are needed, got {self.paths} and {self.steps}.")
+
+    def __call__(
+        self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
+    ) -> Tensor:
+        """The loss on fresh paths; its mean is that of :class:`Implicit` up to ``O(Δ)`` and a constant."""
+        check_start(process, s_min)
+        measure = PathMeasure(process, None, Samples(start), grid=reverse_grid(self.steps, s_min / process.horizon))
+        paths = measure.simulate(start[: self.paths], seed=generator)
+        return reversal_action(paths, ScoreControl(process, score), first=1).mean()
 
 
 @register

@@ -126,6 +126,44 @@ class Fit(Generic[SolverOptions, ReferenceOptions]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Diffuse(Generic[SolverOptions, ReferenceOptions]):
+    """Learn to generate a data set: reverse diffusion with a trained score.
+
+    New rows then come from: sbridge sample RUN --direction backward --n N --out FILE.
+    """
+
+    input: Annotated[Positional[str], arg(metavar="DATA", help_behavior_hint="")]
+    """File, rows × columns, or a built-in data set, as for fit."""
+    out: Annotated[Path, arg(metavar="RUN")]
+    """Run folder to write: model, report, history, figures."""
+    reference: Literal["variance-preserving", "variance-exploding"] = "variance-preserving"
+    """Noising process. Its own options: --reference NAME --help."""
+    horizon: Annotated[float, arg(metavar="T")] = 1.0
+    """Duration of the noising, in units of time."""
+    reference_options: Annotated[ReferenceOptions, arg(name="reference")]
+    solver_options: Annotated[SolverOptions, arg(name="solver")]
+    held_out: Annotated[float, arg(metavar="FRACTION")] = 0.1
+    """Fraction of the rows kept from training, for the report; 0: score nothing."""
+    seed: int = 0
+    """Seed of everything random. Equal seeds and threads give equal models."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+    figures: bool = True
+    """Draw figures."""
+    checkpoint_every: Annotated[float, arg(metavar="SECONDS")] = 10.0
+    """Time between checkpoints."""
+    resume: Flag = False
+    """Go on with an interrupted run in the same folder; everything else on the command line as before."""
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+    def run(self, console: Console) -> int:
+        """Trains, scores, draws."""
+        from sbridge.cli.fit import run_diffuse
+
+        return run_diffuse(self, console)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Carry rows through a fitted bridge, from file to file, in little memory."""
 
@@ -210,9 +248,18 @@ def parse(arguments: list[str]) -> Command:
         UnknownNameError: for an unknown subcommand, solver or reference, with the nearest known.
         SystemExit: from tyro, after ``--help`` or an option that it cannot make sense of.
     """
-    from sbridge.cli.options import REFERENCES, SOLVERS, constructors, solver_class
+    from sbridge.cli.options import (
+        NOISING,
+        REFERENCES,
+        SCORE_MATCHING,
+        SOLVERS,
+        Automatic,
+        constructors,
+        load_class,
+        solver_class,
+    )
 
-    kinds = {"demo": Demo, "fit": Fit, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
+    kinds = {"demo": Demo, "fit": Fit, "diffuse": Diffuse, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
     first = next((word for word in arguments if not word.startswith("-")), None)
     if first is not None and first not in kinds:
         raise unknown_name("command", first, kinds)
@@ -225,6 +272,13 @@ def parse(arguments: list[str]) -> Command:
         kinds["fit"] = Fit[solver_class(solver), REFERENCES[reference]]  # type: ignore[misc]
     else:
         kinds["fit"] = Fit[solver_class("auto"), REFERENCES["brownian"]]  # type: ignore[misc]
+    if first == "diffuse":
+        noising = _value(arguments, "--reference", "variance-preserving")
+        if noising not in NOISING:
+            raise unknown_name("noising process", noising, NOISING)
+        kinds["diffuse"] = Diffuse[load_class(SCORE_MATCHING), NOISING[noising]]  # type: ignore[misc]
+    else:
+        kinds["diffuse"] = Diffuse[Automatic, NOISING["variance-preserving"]]  # type: ignore[misc]
     choices = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())
     with constructors():
         return tyro.cli(Union[choices], args=arguments, prog="sbridge")  # type: ignore[arg-type, return-value]  # noqa: UP007

@@ -4,7 +4,15 @@ from sbridge.diffusion.conversions import ControlScore, Score, ScoreControl
 from sbridge.diffusion.exact import ExactScore
 from sbridge.diffusion.networks import NetworkScore
 from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
-from sbridge.diffusion.reverse import end_law, generate, reverse_diffusion, reverse_grid, score_of
+from sbridge.diffusion.reverse import (
+    denoise,
+    end_law,
+    generate,
+    is_reverse_diffusion,
+    reverse_diffusion,
+    reverse_grid,
+    score_of,
+)
 from sbridge.diffusion.training import ScoreMatching
 
 __all__ = [
@@ -19,8 +27,10 @@ __all__ = [
     "ScoreControl",
     "ScoreMatching",
     "Simple",
+    "denoise",
     "end_law",
     "generate",
+    "is_reverse_diffusion",
     "reverse_diffusion",
     "reverse_grid",
     "score_of",

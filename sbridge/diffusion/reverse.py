@@ -11,7 +11,7 @@ from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.measures import Direction, PathMeasure
 from sbridge.processes import LinearProcess, Process
 from sbridge.processes.chain import StepRule
-from sbridge.random import Seed
+from sbridge.random import Seed, as_seed
 from sbridge.solutions import Bridge
 from sbridge.time import TimeGrid
 
@@ -70,28 +70,42 @@ def score_of(bridge: Bridge) -> Score:
     Raises:
         UnsupportedError: for a bridge with a forward control: its backward control is no score.
     """
-    forward, backward = bridge.forward, bridge.backward
-    if forward.direction is not Direction.FORWARD or forward.control is not None or backward.control is None:
+    control = bridge.backward.control
+    if control is None or not is_reverse_diffusion(bridge):
         raise UnsupportedError(
             "this bridge is no reverse diffusion: its forward control is not zero (or it has no backward control), so "
             "that û is not σᵀ times a score. Fit the data with sbridge.diffuse, or use reverse_diffusion."
         )
-    control = backward.control
     return control.score if isinstance(control, ScoreControl) else ControlScore(bridge.reference, control)
 
 
-@torch.no_grad()
-def generate(bridge: Bridge, n: int, *, seed: Seed, chunk: int | None = None) -> Tensor:
-    """``n`` new rows: the reverse process from its prior to the first knot ``s`` of its grid, then ``E[X_0 | X_s]``.
+def is_reverse_diffusion(bridge: Bridge) -> bool:
+    """Whether the forward control is zero, so that the backward control is ``σᵀ`` times a score."""
+    forward, backward = bridge.forward, bridge.backward
+    return forward.direction is Direction.FORWARD and forward.control is None and backward.control is not None
 
-    The last step has no noise: it is the mean ``Φ⁻¹(x − k + Q s(s, x))`` that the score stands for (Tweedie), so that
-    nothing of the noise at ``s`` is left on the rows. ``bridge.backward.transport`` ends with an ordinary step instead.
+
+def generate(bridge: Bridge, n: int, *, seed: Seed) -> Tensor:
+    """``n`` new rows: draws from the prior, taken to data by :func:`denoise`.
 
     Args:
         bridge: a reverse diffusion, from :func:`sbridge.diffuse` or :func:`reverse_diffusion`.
         n: number of rows.
         seed: of prior and noise.
-        chunk: as in :meth:`~sbridge.measures.PathMeasure.marginals`.
+
+    Raises:
+        UnsupportedError: as :func:`denoise`.
+    """
+    seed = as_seed(seed)
+    return denoise(bridge, bridge.backward.starts(n, seed=seed), seed=seed)
+
+
+@torch.no_grad()
+def denoise(bridge: Bridge, x: Tensor, *, seed: Seed) -> Tensor:
+    """Rows at ``t = T`` run back to the first knot ``s`` of the grid, and from there to ``E[X_0 | X_s]``.
+
+    The last step has no noise: it is the mean ``Φ⁻¹(x − k + Q s(s, x))`` that the score stands for (Tweedie), so that
+    nothing of the noise at ``s`` is left on the rows. ``bridge.backward.transport`` ends with an ordinary step instead.
 
     Raises:
         UnsupportedError: for a bridge that is no reverse diffusion, or a process that is not linear.
@@ -102,8 +116,8 @@ def generate(bridge: Bridge, n: int, *, seed: Seed, chunk: int | None = None) ->
             f"E[X_0 | X_s] has no closed form for a {type(process).__name__}; use bridge.backward.transport instead."
         )
     first = float(bridge.backward.grid.times(process.horizon)[1])
-    (x,) = bridge.backward.marginals([first], n, seed=seed, chunk=chunk)
-    return start_from_score(process, first, x, score(first, x))
+    near = bridge.backward.interpolate(x, first, seed=seed)
+    return start_from_score(process, first, near, score(first, near))
 
 
 def end_law(process: Process, data: Law) -> Gaussian:

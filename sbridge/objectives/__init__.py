@@ -1,0 +1,1 @@
+"""Differentiable losses over one bundle of paths, or of noised rows."""

@@ -11,14 +11,23 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sbridge.diffusion.conversions import Score, ScoreControl, checked_score
+from sbridge.diffusion.conversions import Score, ScoreControl
 from sbridge.diffusion.reverse import reverse_grid
 from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes, check_start
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Samples
 from sbridge.measures import PathMeasure
 from sbridge.objectives.reversal import reversal_action
+from sbridge.objectives.score_matching import (
+    checked_score,
+    denoising,
+    implicit,
+    likelihood_units,
+    noise_units,
+    rademacher,
+)
 from sbridge.processes import LinearProcess
+from sbridge.processes.base import Time
 from sbridge.registry import register
 
 
@@ -42,7 +51,7 @@ class Weighting(Protocol):
         """How times are drawn for it."""
         ...
 
-    def residual(self, process: LinearProcess, t: Tensor, error: Tensor) -> Tensor:
+    def residual(self, process: LinearProcess, t: Time, error: Tensor) -> Tensor:
         """The error, one row per time, in the units in which it is squared."""
         ...
 
@@ -60,9 +69,9 @@ class Likelihood:
 
     times: Times = field(default_factory=NoiseTimes)
 
-    def residual(self, process: LinearProcess, t: Tensor, error: Tensor) -> Tensor:
+    def residual(self, process: LinearProcess, t: Time, error: Tensor) -> Tensor:
         """``σᵀ error``."""
-        return process.scale(t).T.to(error)(error)
+        return likelihood_units(process, t, error)
 
 
 @register
@@ -76,9 +85,9 @@ class Simple:
 
     times: Times = field(default_factory=UniformTimes)
 
-    def residual(self, process: LinearProcess, t: Tensor, error: Tensor) -> Tensor:
+    def residual(self, process: LinearProcess, t: Time, error: Tensor) -> Tensor:
         """``Lᵀ error``."""
-        return process.transition(0.0, t).root.T.to(error)(error)
+        return noise_units(process, t, error)
 
 
 @register
@@ -98,10 +107,8 @@ class Denoising:
     ) -> Tensor:
         """The loss at one random time per row."""
         t, density, x, noise = _noised(process, self.weighting.times, start, s_min, generator)
-        root = process.transition(0.0, t).root
-        target = -root.T.inverse().to(x)(noise)  # ∇ log p(x | x_0) = −Q⁻¹ L ε, without the difference x − m
-        residual = self.weighting.residual(process, t, checked_score(score, t, x) - target)
-        return (0.5 * residual.square().sum(1) / density).mean()
+        values = checked_score(score, t, x)
+        return (denoising(process, t, values, noise, self.weighting.residual) / density).mean()
 
 
 @register
@@ -153,13 +160,7 @@ class Implicit:
     ) -> Tensor:
         """The loss at one random time per row; it differs from that of :class:`Denoising` by a constant."""
         t, density, x, _ = _noised(process, self.times, start, s_min, generator)
-        x = x.requires_grad_()
-        values = checked_score(score, t, x)
-        scale = process.scale(t).to(x)
-        probe = 2.0 * torch.randint(0, 2, x.shape, generator=generator).to(x) - 1.0
-        (pulled,) = torch.autograd.grad((scale(scale.T(values)) * probe).sum(), x, create_graph=True)
-        integrand = 0.5 * scale.T(values).square().sum(1) + (pulled * probe).sum(1)
-        return (integrand / density).mean()
+        return (implicit(process, t, x, score, rademacher(x, 1, generator)) / density).mean()
 
 
 def _noised(

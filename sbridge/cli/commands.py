@@ -203,6 +203,44 @@ class Plot:
         return run_plot(self, console)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verify(Generic[ReferenceOptions]):
+    """Check the identities of the theory numerically, on built-in problems or on your data, process and network.
+
+    Every identity is computed by two routes; a row says by how many standard errors they differ. Exit code 0 if all
+    hold, 1 if one fails. Without --data: Gaussian mixtures in 1, 2 and 8 dimensions under three noising processes.
+    """
+
+    data: Annotated[str | None, arg(metavar="FILE"), _default("Gaussian mixtures; with --model, the data it keeps")] = (
+        None
+    )
+    """Your rows, as for fit: a file, or a built-in data set. Their empirical law has an exact score."""
+    model: Annotated[Path | None, arg(metavar="RUN"), _default("a small network, trained for a few seconds")] = None
+    """Run folder of a diffusion model, whose score is judged under its own noising process."""
+    process: Literal["auto", "brownian", "ornstein-uhlenbeck", "variance-preserving", "variance-exploding"] = "auto"
+    """Noising process; auto: three on built-in problems, variance-preserving on your data, the model's with --model."""
+    process_options: Annotated[ReferenceOptions, arg(name="process")]
+    only: Annotated[tuple[str, ...], arg(metavar="NAME|GROUP ..."), _default("all")] = ()
+    """Identities to check, or groups of them: see --list."""
+    max_rows: int = 500
+    """Rows of your data that make the empirical law, at most; larger sets are thinned at random."""
+    samples: int = 4000
+    """Paths or points of every Monte Carlo mean."""
+    seed: int = 0
+    """Seed of everything random."""
+    json: Annotated[str | None, arg(metavar="FILE|-"), _default("none")] = None
+    """Also write the rows to this .json file; -: to standard output, in place of the table."""
+    list: Flag = False
+    """List the identities and stop."""
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+    def run(self, console: Console) -> int:
+        """Checks."""
+        from sbridge.cli.verify import run_verify
+
+        return run_verify(self, console)
+
+
 def parse(arguments: list[str]) -> Command:
     """The command that ``arguments`` spell.
 
@@ -210,9 +248,9 @@ def parse(arguments: list[str]) -> Command:
         UnknownNameError: for an unknown subcommand, solver or reference, with the nearest known.
         SystemExit: from tyro, after ``--help`` or an option that it cannot make sense of.
     """
-    from sbridge.cli.options import REFERENCES, SOLVERS, constructors, solver_class
+    from sbridge.cli.options import PROCESSES, REFERENCES, SOLVERS, constructors, solver_class
 
-    kinds = {"demo": Demo, "fit": Fit, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
+    kinds = {"demo": Demo, "fit": Fit, "sample": Sample, "evaluate": Evaluate, "plot": Plot, "verify": Verify}
     first = next((word for word in arguments if not word.startswith("-")), None)
     if first is not None and first not in kinds:
         raise unknown_name("command", first, kinds)
@@ -225,6 +263,10 @@ def parse(arguments: list[str]) -> Command:
         kinds["fit"] = Fit[solver_class(solver), REFERENCES[reference]]  # type: ignore[misc]
     else:
         kinds["fit"] = Fit[solver_class("auto"), REFERENCES["brownian"]]  # type: ignore[misc]
+    process = _value(arguments, "--process", "auto") if first == "verify" else "auto"
+    if process not in PROCESSES:
+        raise unknown_name("process", process, PROCESSES)
+    kinds["verify"] = Verify[PROCESSES[process]]  # type: ignore[misc]
     choices = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())
     with constructors():
         return tyro.cli(Union[choices], args=arguments, prog="sbridge")  # type: ignore[arg-type, return-value]  # noqa: UP007

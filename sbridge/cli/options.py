@@ -38,7 +38,7 @@ class RefusedOption(SbridgeError):
 
 @dataclass(frozen=True)
 class Automatic:
-    """The solver is chosen from the data, with its default options."""
+    """The solver or process is chosen by the program, with its default options."""
 
 
 SOLVERS = {
@@ -166,6 +166,8 @@ REFERENCES = {
     "variance-preserving": Preserving,
     "variance-exploding": Exploding,
 }
+
+PROCESSES = {"auto": Automatic, **REFERENCES}
 
 
 def solver_class(name: str) -> type:

@@ -45,7 +45,7 @@ class RefusedOption(SbridgeError):
 
 @dataclass(frozen=True)
 class Automatic:
-    """The solver is chosen from the data, with its default options."""
+    """The solver or process is chosen by the program, with its default options."""
 
 
 SOLVERS = {
@@ -175,8 +175,7 @@ REFERENCES = {
 }
 
 NOISING = {name: REFERENCES[name] for name in ("variance-preserving", "variance-exploding")}
-
-
+PROCESSES = {"auto": Automatic, **REFERENCES}
 SCORE_MATCHING = "sbridge.diffusion.training:ScoreMatching"
 
 

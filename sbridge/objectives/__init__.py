@@ -1,0 +1,34 @@
+"""Differentiable losses over one bundle of paths, whose control values ``paths.v`` say how they were sampled."""
+
+from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, matching_loss
+from sbridge.objectives.control import (
+    action,
+    control_values,
+    cross_entropy,
+    log_variance,
+    log_weight,
+    moment,
+    relative_entropy,
+    residual,
+)
+from sbridge.objectives.costs import Costs, RunningCost, TerminalCost
+from sbridge.objectives.stopping import BridgeCorrection, StoppingSet
+
+__all__ = [
+    "BridgeCorrection",
+    "Costs",
+    "RunningCost",
+    "StoppingSet",
+    "TerminalCost",
+    "action",
+    "adjoint_targets",
+    "control_values",
+    "cross_entropy",
+    "lean_adjoint",
+    "log_variance",
+    "log_weight",
+    "matching_loss",
+    "moment",
+    "relative_entropy",
+    "residual",
+]

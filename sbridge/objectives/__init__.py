@@ -1,6 +1,6 @@
 """Differentiable losses over one bundle of paths, whose control values ``paths.v`` say how they were sampled."""
 
-from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, matching_loss
+from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, matching_loss, terminal_gradient
 from sbridge.objectives.control import (
     action,
     control_values,
@@ -31,4 +31,5 @@ __all__ = [
     "moment",
     "relative_entropy",
     "residual",
+    "terminal_gradient",
 ]

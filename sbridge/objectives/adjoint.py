@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sbridge.errors import UnsupportedError
 from sbridge.measures import Paths
 from sbridge.objectives.costs import WITHOUT_GRADIENTS, Costs
+from sbridge.processes import Chain
 
 
 def lean_adjoint(paths: Paths, costs: Costs) -> Tensor:
@@ -26,7 +29,7 @@ def lean_adjoint(paths: Paths, costs: Costs) -> Tensor:
         )
     chain, states = paths.chain, paths.x.detach()
     adjoint = torch.empty_like(states)
-    adjoint[-1] = a = _gradient(states[-1], costs.end)
+    adjoint[-1] = a = terminal_gradient(states[-1], costs)
     for k in reversed(range(chain.length)):
         t, span = chain.moments[k], chain.root_durations[k] ** 2
 
@@ -38,12 +41,16 @@ def lean_adjoint(paths: Paths, costs: Costs) -> Tensor:
     return adjoint
 
 
-def adjoint_targets(paths: Paths, adjoint: Tensor) -> Tensor:
+def terminal_gradient(x: Tensor, costs: Costs) -> Tensor:
+    """``∇g(x)``, shape ``(batch, dim)``."""
+    return _gradient(x, costs.end)
+
+
+def adjoint_targets(chain: Chain, adjoint: Tensor) -> Tensor:
     """``−L_kᵀ a_{k+1}/√Δ_k``, what the control is regressed on, shape ``(N, batch, dim)``.
 
     With ``a_{k+1}`` the fixed point is the chain's exact optimum; ``a_k`` would be off by ``O(Δ)``.
     """
-    chain = paths.chain
     targets = [chain.root(k).T(adjoint[k + 1]) * (-1.0 / width) for k, width in enumerate(chain.root_durations)]
     return torch.stack(targets)
 
@@ -53,11 +60,11 @@ def matching_loss(u: Tensor, targets: Tensor, spans: Tensor) -> Tensor:
     return torch.einsum("k,kb->", spans.to(u), (u - targets).square().sum(2)) / u.shape[1]
 
 
-def _gradient(x: Tensor, function: object) -> Tensor:
+def _gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """``∇_x Σ function(x)``; zeros if it does not depend on ``x``."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        value: Tensor = function(x).sum()  # type: ignore[operator]
+        value = function(x).sum()
         if not value.requires_grad:
             return torch.zeros_like(x)
         found = torch.autograd.grad(value, x, allow_unused=True)[0]

@@ -4,6 +4,7 @@ from sbridge.solvers.control.adjoint import AdjointMatching, Replay
 from sbridge.solvers.control.base import ControlSolver, ControlState
 from sbridge.solvers.control.entropy import RelativeEntropy
 from sbridge.solvers.control.ratios import CrossEntropy, LogVariance, Moment
+from sbridge.solvers.control.reciprocal import ReciprocalAdjointMatching
 from sbridge.solvers.control.starts import Annealing, EarlierStart, WarmStart, ZeroStart
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "EarlierStart",
     "LogVariance",
     "Moment",
+    "ReciprocalAdjointMatching",
     "RelativeEntropy",
     "Replay",
     "WarmStart",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sbridge.controls import MLP, NetworkRecipe
 from sbridge.errors import InvalidInputError
+from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
 from sbridge.objectives.control import action
 from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
+from sbridge.processes import Chain
 from sbridge.registry import register
 from sbridge.solvers.control.base import ControlSolver, ControlState
 from sbridge.training import Info, Optimisation
@@ -40,23 +42,16 @@ class Replay:
                 raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
 
 
-@register
 @dataclass(frozen=True)
-class AdjointMatching(ControlSolver):
-    """Lean adjoint matching (Domingo-Enrich et al. 2024, arXiv:2409.08861), with the exact adjoint of the chain.
-
-    Paths of the current control are simulated, their adjoint states found by one vector–Jacobian product a step of the
-    uncontrolled step map, and the control is regressed on ``−L_kᵀ a_{k+1}/√Δ_k`` at rows ``(t_k, x_k)`` drawn from
-    them. The fixed point is the optimal control of the chain. Needs differentiable costs and drift; memory is that of
-    the stored states and targets.
+class MatchingSolver(ControlSolver):
+    """Regression of the control on targets at rows ``(t_k, x_k)`` that are kept for several updates.
 
     Args:
         replay: how often and how many paths are simulated.
-        optimisation: ``batch`` is the number of rows ``(t_k, x_k)`` an update uses.
+        optimisation: ``batch`` is the number of rows ``(t_k, x_k)`` that an update uses.
     """
 
-    updates: int = 5000
-    network: NetworkRecipe = field(default_factory=MLP)
+    updates: int = 4000
     optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=1024))
     replay: Replay = field(default_factory=Replay)
 
@@ -65,38 +60,65 @@ class AdjointMatching(ControlSolver):
         return problem.costs.refusal(problem.probe, (0.0, problem.process.horizon))
 
     def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
-        """The root mean square of the first targets."""
+        """The root mean square of the first targets, which measures the loss and the output of the network."""
         paths, _ = self.sample(problem, state, state.base, self.replay.paths)
-        targets = adjoint_targets(paths, lean_adjoint(paths, problem.costs))
+        _, targets = self.regression(problem, problem.costs, paths, state)
         size = float(targets.double().square().mean().sqrt())
         return {"output": size if size > 0 else 1.0 / math.sqrt(problem.process.horizon)}
 
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
         """Mean square error on a batch of rows, in units of the first targets."""
-        if state.step % self.replay.updates == 0:
-            self._simulate(problem, costs, state)
+        self.refresh(problem, costs, state)
         memory = state.memory
-        count, batch = len(memory["x"]), self.optimisation.batch
-        index = torch.randint(count, (batch,), generator=state.generator).to(memory["x"].device)
+        index = torch.randint(len(memory["x"]), (self.optimisation.batch,), generator=state.generator)
+        index = index.to(memory["x"].device)
         u = state.control(memory["t"][index], memory["x"][index])
         error = (u - memory["target"][index]).square().mean(1)
         weight = memory["weight"][index] / state.scales["output"] ** 2
         return (weight * error).mean(), {"objective": float(memory["objective"])}
 
-    def _simulate(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
-        paths, _ = self.sample(problem, state, state.control, self.replay.paths)
-        targets = adjoint_targets(paths, lean_adjoint(paths, costs))
-        spans = paths.t.diff().to(paths.x)
-        weight = spans * len(spans) / spans.sum()
-        batch, dim = paths.x.shape[1:]
+    def refresh(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
+        """New paths of the current control and their rows, if it is time."""
+        if state.step % self.replay.updates == 0:
+            paths, _ = self.sample(problem, state, state.control, self.replay.paths)
+            state.memory["objective"] = action(paths, problem.costs).mean()
+            self.remember(state, paths.chain, *self.regression(problem, costs, paths, state))
+
+    @abstractmethod
+    def regression(
+        self, problem: ControlProblem, costs: Costs, paths: Paths, state: ControlState
+    ) -> tuple[Tensor, Tensor]:
+        """States at which the control is regressed, and targets there, both ``(N, batch, dim)``."""
+
+    def remember(self, state: ControlState, chain: Chain, x: Tensor, targets: Tensor) -> None:
+        """Rows weighted by the length of their step; the oldest make room."""
+        spans = chain.times.diff().to(x)
+        batch, dim = x.shape[1:]
         new = {
-            "x": paths.x[:-1].reshape(-1, dim),
-            "t": paths.t[:-1].repeat_interleave(batch),
+            "x": x.reshape(-1, dim),
+            "t": chain.times[:-1].to(x.device).repeat_interleave(batch),
             "target": targets.reshape(-1, dim),
-            "weight": weight.repeat_interleave(batch),
+            "weight": (spans / spans.mean()).repeat_interleave(batch),
         }
         limit = self.replay.kept * len(new["x"])
         for key, value in new.items():
             old = state.memory.get(key)
             state.memory[key] = value.clone() if old is None else torch.cat([old, value])[-limit:].clone()
-        state.memory["objective"] = action(paths, problem.costs).mean()
+
+
+@register
+@dataclass(frozen=True)
+class AdjointMatching(MatchingSolver):
+    """Lean adjoint matching (Domingo-Enrich et al. 2024, arXiv:2409.08861), with the exact adjoint of the chain.
+
+    Paths of the current control are simulated, their adjoint states found by one vector–Jacobian product a step of the
+    uncontrolled step map, and the control is regressed on ``−L_kᵀ a_{k+1}/√Δ_k`` at their own states. The fixed
+    point is the optimal control of the chain. Needs differentiable costs and drift; memory is that of stored states and
+    targets.
+    """
+
+    def regression(
+        self, problem: ControlProblem, costs: Costs, paths: Paths, state: ControlState
+    ) -> tuple[Tensor, Tensor]:
+        """The states visited and their lean adjoints."""
+        return paths.x[:-1], adjoint_targets(paths.chain, lean_adjoint(paths, costs))

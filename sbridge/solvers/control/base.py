@@ -25,6 +25,9 @@ from sbridge.solvers.control.starts import Annealing, WarmStart, ZeroStart
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
 
+PATHS_OPTIMISATION = Optimisation(learning_rate=5e-3, batch=128, ema_decay=0.99)
+"""For losses on whole paths: an update sees the control at every step of every path, so it may go far."""
+
 
 @dataclass(frozen=True)
 class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
@@ -40,9 +43,9 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
         annealing: brings the terminal cost in little by little; ``None``: at once.
     """
 
-    updates: int = 2000
+    updates: int = 1500
     network: NetworkRecipe = field(default_factory=MLP)
-    optimisation: Optimisation = field(default_factory=Optimisation)
+    optimisation: Optimisation = PATHS_OPTIMISATION
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(100))
     rule: StepRule | None = None
     start: WarmStart = field(default_factory=ZeroStart)

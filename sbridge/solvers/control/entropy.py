@@ -17,7 +17,7 @@ from sbridge.random import as_seed
 from sbridge.registry import register
 from sbridge.simulation import Backprop, Detached, Gradient, ReversibleAdjoint, endpoint
 from sbridge.solvers.control.base import ControlSolver, ControlState
-from sbridge.training import Info, Optimisation
+from sbridge.training import Info
 
 
 @register
@@ -32,8 +32,6 @@ class RelativeEntropy(ControlSolver):
             of continuous time than to that of the chain.
     """
 
-    updates: int = 1500
-    optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=256))
     gradient: Gradient = field(default_factory=Backprop)
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
 from sbridge.registry import register
 from sbridge.solvers.control.base import ControlSolver, ControlState
-from sbridge.training import Info, Optimisation
+from sbridge.training import Info
 
 
 @register
@@ -37,9 +37,6 @@ class LogVariance(ControlSolver):
     Args:
         optimisation: ``batch`` is the number of paths of an update.
     """
-
-    updates: int = 2000
-    optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=256))
 
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
         """The variance over a batch of paths."""
@@ -59,9 +56,6 @@ class CrossEntropy(ControlSolver):
         optimisation: ``batch`` is the number of paths of an update.
     """
 
-    updates: int = 2000
-    optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=256))
-
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
         """The weighted likelihood over a batch of paths."""
         paths, alive = self.sample(problem, state, state.control, self.optimisation.batch)
@@ -78,9 +72,6 @@ class Moment(ControlSolver):
     Args:
         optimisation: ``batch`` is the number of paths of an update.
     """
-
-    updates: int = 2000
-    optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=256))
 
     def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
         """Also mean and standard deviation of ``Ỹ`` at first: ``y_0`` starts at one, in units of the other."""
@@ -101,7 +92,7 @@ class Moment(ControlSolver):
             raise InvalidInputError(f"a control with its offset is trained here, found {type(module).__name__}.")
         offset = module.offset
         loss = moment(paths, costs, control_values(state.control, paths), offset, alive)
-        return loss, {"objective": _objective(paths, problem, alive), "y0": float(offset)}
+        return loss, {"objective": _objective(paths, problem, alive), "y0": float(offset.detach())}
 
 
 class _WithOffset(nn.Module):

@@ -163,7 +163,8 @@ class TrainedScore:
         setting, process = self.setting, self.setting.process
         solver = ScoreMatching(updates=self.updates, network=MLP(64, 2), optimisation=Optimisation(learning_rate=3e-3))
         problem = BridgeProblem(setting.data, end_law(process, setting.data), process)
-        control = solve(problem, solver, seed=setting.seed_of("network")).backward.control
+        with torch.enable_grad():  # whoever calls first may need none
+            control = solve(problem, solver, seed=setting.seed_of("network")).backward.control
         if control is None:
             raise InvalidInputError("training returned no control.")
         return ControlScore(process, control)

@@ -1,6 +1,6 @@
 """Controls: the one thing that every method of this field chooses."""
 
-from sbridge.controls.base import Control, ScaledControl, ZeroControl
+from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroControl
 from sbridge.controls.networks import MLP, NetworkControl, NetworkRecipe, seeded_control
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "NetworkControl",
     "NetworkRecipe",
     "ScaledControl",
+    "SumControl",
     "ZeroControl",
     "seeded_control",
 ]

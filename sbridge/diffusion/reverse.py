@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from sbridge.diffusion.conversions import Score, ScoreControl
-from sbridge.errors import UnsupportedError
+from sbridge.diffusion.conversions import ControlScore, Score, ScoreControl, start_from_score
+from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.measures import Direction, PathMeasure
 from sbridge.processes import LinearProcess, Process
 from sbridge.processes.chain import StepRule
+from sbridge.random import Seed, as_seed
 from sbridge.solutions import Bridge
 from sbridge.time import TimeGrid
 
-REVERSE_GRID = TimeGrid(tuple((k / 200) ** 2 for k in range(201)))
-"""Finer towards the data, where scores change fastest."""
+START_TIME = 1e-3
+"""``s_min`` as a fraction of the horizon, below which scores are not asked for."""
+
+
+def reverse_grid(steps: int, start_time: float = START_TIME) -> TimeGrid:
+    """``0``, then ``√τ`` in equal steps from ``start_time`` to 1: finer towards the data, where scores change fastest.
+
+    Raises:
+        InvalidInputError: unless ``steps ≥ 2`` and ``0 < start_time < 1``.
+    """
+    if not (steps >= 2 and 0.0 < start_time < 1.0):
+        raise InvalidInputError(
+            f"a reverse grid needs steps ≥ 2 and start_time strictly between 0 and 1, got {steps} and {start_time}."
+        )
+    first = start_time**0.5
+    roots = (first + (1.0 - first) * k / (steps - 1) for k in range(1, steps - 1))
+    return TimeGrid((0.0, start_time, *(root**2 for root in roots), 1.0))
+
+
+REVERSE_GRID = reverse_grid(200)
 
 
 def reverse_diffusion(
@@ -44,6 +64,62 @@ def reverse_diffusion(
     return Bridge(forward, PathMeasure(process, ScoreControl(process, score), prior, Direction.BACKWARD, grid, rule))
 
 
+def score_of(bridge: Bridge) -> Score:
+    """The score inside a reverse diffusion, ``s = σ^{−ᵀ} û``.
+
+    Raises:
+        UnsupportedError: for a bridge with a forward control: its backward control is no score.
+    """
+    control = bridge.backward.control
+    if control is None or not is_reverse_diffusion(bridge):
+        raise UnsupportedError(
+            "this bridge is no reverse diffusion: its forward control is not zero (or it has no backward control), so "
+            "that û is not σᵀ times a score. Fit the data with sbridge.diffuse, or use reverse_diffusion."
+        )
+    return control.score if isinstance(control, ScoreControl) else ControlScore(bridge.reference, control)
+
+
+def is_reverse_diffusion(bridge: Bridge) -> bool:
+    """Whether the forward control is zero, so that the backward control is ``σᵀ`` times a score."""
+    forward, backward = bridge.forward, bridge.backward
+    return forward.direction is Direction.FORWARD and forward.control is None and backward.control is not None
+
+
+def generate(bridge: Bridge, n: int, *, seed: Seed) -> Tensor:
+    """``n`` new rows: draws from the prior, taken to data by :func:`denoise`.
+
+    Args:
+        bridge: a reverse diffusion, from :func:`sbridge.diffuse` or :func:`reverse_diffusion`.
+        n: number of rows.
+        seed: of prior and noise.
+
+    Raises:
+        UnsupportedError: as :func:`denoise`.
+    """
+    seed = as_seed(seed)
+    return denoise(bridge, bridge.backward.starts(n, seed=seed), seed=seed)
+
+
+@torch.no_grad()
+def denoise(bridge: Bridge, x: Tensor, *, seed: Seed) -> Tensor:
+    """Rows at ``t = T`` run back to the first knot ``s`` of the grid, and from there to ``E[X_0 | X_s]``.
+
+    The last step has no noise: it is the mean ``Φ⁻¹(x − k + Q s(s, x))`` that the score stands for (Tweedie), so that
+    nothing of the noise at ``s`` is left on the rows. ``bridge.backward.transport`` ends with an ordinary step instead.
+
+    Raises:
+        UnsupportedError: for a bridge that is no reverse diffusion, or a process that is not linear.
+    """
+    score, process = score_of(bridge), bridge.reference
+    if not isinstance(process, LinearProcess):
+        raise UnsupportedError(
+            f"E[X_0 | X_s] has no closed form for a {type(process).__name__}; use bridge.backward.transport instead."
+        )
+    first = float(bridge.backward.grid.times(process.horizon)[1])
+    near = bridge.backward.interpolate(x, first, seed=seed)
+    return start_from_score(process, first, near, score(first, near))
+
+
 def end_law(process: Process, data: Law) -> Gaussian:
     """``N(m, P)`` with the mean and covariance of ``X_T``: ``Φ E[X_0] + k`` and ``Φ Cov(X_0) Φᵀ + Q``.
 
@@ -55,6 +131,8 @@ def end_law(process: Process, data: Law) -> Gaussian:
             f"the law at the end of a {type(process).__name__} has no closed form; pass prior=, for example Samples of "
             "simulated ends."
         )
+    if process.dim not in (None, data.dim):
+        raise InvalidInputError(f"the process has dimension {process.dim}, the data {data.dim}; they must agree.")
     mean, covariance = moments(data)
     law = process.transition(0.0, process.horizon)
     phi = law.map.expanded(data.dim).to(mean)
@@ -62,7 +140,7 @@ def end_law(process: Process, data: Law) -> Gaussian:
     return Gaussian(law.mean(mean[None])[0], 0.5 * (spread + spread.mT))
 
 
-def moments(data: Law) -> tuple[torch.Tensor, torch.Tensor]:
+def moments(data: Law) -> tuple[Tensor, Tensor]:
     """Mean ``(dim,)`` and covariance ``(dim, dim)`` of a law given by points or Gaussians."""
     if isinstance(data, Gaussian):
         return data.mean, data.covariance

@@ -10,6 +10,14 @@ from sbridge.evaluation.baselines import (
     ExactTransport,
     GaussianTransport,
 )
+from sbridge.evaluation.control import (
+    ControlReport,
+    control_error,
+    evaluate_control,
+    fixed_point_residual,
+    objective_and_value,
+    signal_to_noise,
+)
 from sbridge.evaluation.evaluate import evaluate, score_at
 from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.report import SCHEMA, Column, Quantity, Report, Score, Task
@@ -19,6 +27,7 @@ __all__ = [
     "STANDARD_BASELINES",
     "Baseline",
     "Column",
+    "ControlReport",
     "EntropicTransport",
     "ExactTransport",
     "GaussianTransport",
@@ -27,6 +36,11 @@ __all__ = [
     "Report",
     "Score",
     "Task",
+    "control_error",
     "evaluate",
+    "evaluate_control",
+    "fixed_point_residual",
+    "objective_and_value",
     "score_at",
+    "signal_to_noise",
 ]

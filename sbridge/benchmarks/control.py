@@ -235,7 +235,7 @@ def _timed(task: Callable[[], ControlSolution]) -> tuple[ControlSolution, float]
 
 
 def _shown(value: Estimate | float) -> str:
-    if isinstance(value, float):
+    if not isinstance(value, Estimate):
         return f"{value:.3g}"
     size = "" if value.effective_sample_size is None else f" (effective {value.effective_sample_size:.0f})"
     return f"{value.value:.5g} ± {value.standard_error:.2g}{size}"

@@ -46,6 +46,7 @@ SOLVERS = {
     "gaussian": "sbridge.solvers.gaussian:GaussianBridge",
     "sinkhorn": "sbridge.solvers.sinkhorn:SinkhornBridge",
     "imf": "sbridge.solvers.imf:IMF",
+    "mixture": "sbridge.solvers.mixture:MixtureBridge",
 }
 
 

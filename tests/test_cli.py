@@ -18,7 +18,7 @@ from sbridge import datasets
 from sbridge.cli import run
 from sbridge.controls import MLP
 from sbridge.coupling import IndependentCoupling
-from sbridge.diffusion import denoise
+from sbridge.diffusion import generate
 from sbridge.fitting import Course, fit, fit_course
 from sbridge.inputs import split
 from sbridge.processes import BrownianMotion
@@ -78,7 +78,7 @@ def test_a_diffusion_is_learned_and_generates(here, capsys):
     bridge = load(here / "run" / "bridge")
     seed = derive(0, "start", 0)
     prior = bridge.backward.start.sample(50, torch.Generator().manual_seed(seed))
-    expected = denoise(bridge, prior, seed=derive(derive(0, "block", 0), 0))
+    expected = generate(bridge, prior, seed=derive(derive(0, "block", 0), 0))
     assert torch.equal(torch.from_numpy(np.load("new.npy")), expected)
     assert run(["plot", "run", "--rows", "50", "--out", "figures"]) == 0
 

@@ -1,6 +1,7 @@
 """Learned scores: losses with known minimisers, times with known densities, and the solver's laws."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from sbridge.diffusion.conversions import ControlScore, ScoreControl
 from sbridge.diffusion.exact import ExactScore
 from sbridge.diffusion.networks import NetworkScore, seeded_score
 from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
-from sbridge.diffusion.reverse import end_law, generate, reverse_diffusion, reverse_grid, score_of
+from sbridge.diffusion.parts import score_of
+from sbridge.diffusion.reverse import end_law, reverse_diffusion, reverse_grid
+from sbridge.diffusion.samplers import generate
 from sbridge.diffusion.times import NoiseTimes, UniformTimes
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
@@ -219,8 +222,10 @@ def test_generated_rows_carry_no_noise_of_the_last_step():
     assert float(torch.cdist(left, points).min(1).values.median()) > 1e-3
     assert torch.allclose(made.mean(0), points.mean(0), atol=4 * 1.5 / math.sqrt(300))
     assert torch.equal(made, generate(bridge, 300, seed=1))
-    with pytest.raises(UnsupportedError, match="no reverse diffusion"):
-        generate(bridge.reversed(), 3, seed=1)
+    assert torch.equal(made, generate(bridge.reversed(), 300, seed=1))
+    controlled = replace(bridge, forward=replace(bridge.forward, control=lambda t, x: x))
+    with pytest.raises(UnsupportedError, match="only reverse diffusion shows"):
+        generate(controlled, 3, seed=1)
 
 
 def test_a_diffusion_survives_saving(tmp_path):

@@ -41,7 +41,9 @@ def run_verify(command: Verify[Any], console: Console) -> int:
     _check(command)
     settings = make_settings(command, console)
     if command.model is None:
-        console.remark(f"training {len(settings)} small network(s), a few seconds each …")
+        console.remark(
+            "no --model: where a trained network is judged, it is a small one, trained here for a few seconds"
+        )
         settings = [setting.trained() for setting in settings]
     result = verify(settings, command.only, lambda done, total, what: _progress(console, done, total, what))
     if console.interactive:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sbridge.diffusion.conversions import ControlScore, Score, ScoreControl, start_from_score
+from sbridge.diffusion.conversions import Score, ScoreControl
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.measures import Direction, PathMeasure
 from sbridge.processes import LinearProcess, Process
 from sbridge.processes.chain import StepRule
-from sbridge.random import Seed, as_seed
 from sbridge.solutions import Bridge
 from sbridge.time import TimeGrid
 
@@ -62,62 +60,6 @@ def reverse_diffusion(
     prior = end_law(process, data) if prior is None else prior
     forward = PathMeasure(process, None, data, Direction.FORWARD, grid, rule)
     return Bridge(forward, PathMeasure(process, ScoreControl(process, score), prior, Direction.BACKWARD, grid, rule))
-
-
-def score_of(bridge: Bridge) -> Score:
-    """The score inside a reverse diffusion, ``s = σ^{−ᵀ} û``.
-
-    Raises:
-        UnsupportedError: for a bridge with a forward control: its backward control is no score.
-    """
-    control = bridge.backward.control
-    if control is None or not is_reverse_diffusion(bridge):
-        raise UnsupportedError(
-            "this bridge is no reverse diffusion: its forward control is not zero (or it has no backward control), so "
-            "that û is not σᵀ times a score. Fit the data with sbridge.diffuse, or use reverse_diffusion."
-        )
-    return control.score if isinstance(control, ScoreControl) else ControlScore(bridge.reference, control)
-
-
-def is_reverse_diffusion(bridge: Bridge) -> bool:
-    """Whether the forward control is zero, so that the backward control is ``σᵀ`` times a score."""
-    forward, backward = bridge.forward, bridge.backward
-    return forward.direction is Direction.FORWARD and forward.control is None and backward.control is not None
-
-
-def generate(bridge: Bridge, n: int, *, seed: Seed) -> Tensor:
-    """``n`` new rows: draws from the prior, taken to data by :func:`denoise`.
-
-    Args:
-        bridge: a reverse diffusion, from :func:`sbridge.diffuse` or :func:`reverse_diffusion`.
-        n: number of rows.
-        seed: of prior and noise.
-
-    Raises:
-        UnsupportedError: as :func:`denoise`.
-    """
-    seed = as_seed(seed)
-    return denoise(bridge, bridge.backward.starts(n, seed=seed), seed=seed)
-
-
-@torch.no_grad()
-def denoise(bridge: Bridge, x: Tensor, *, seed: Seed) -> Tensor:
-    """Rows at ``t = T`` run back to the first knot ``s`` of the grid, and from there to ``E[X_0 | X_s]``.
-
-    The last step has no noise: it is the mean ``Φ⁻¹(x − k + Q s(s, x))`` that the score stands for (Tweedie), so that
-    nothing of the noise at ``s`` is left on the rows. ``bridge.backward.transport`` ends with an ordinary step instead.
-
-    Raises:
-        UnsupportedError: for a bridge that is no reverse diffusion, or a process that is not linear.
-    """
-    score, process = score_of(bridge), bridge.reference
-    if not isinstance(process, LinearProcess):
-        raise UnsupportedError(
-            f"E[X_0 | X_s] has no closed form for a {type(process).__name__}; use bridge.backward.transport instead."
-        )
-    first = float(bridge.backward.grid.times(process.horizon)[1])
-    near = bridge.backward.interpolate(x, first, seed=seed)
-    return start_from_score(process, first, near, score(first, near))
 
 
 def end_law(process: Process, data: Law) -> Gaussian:

@@ -118,8 +118,11 @@ def past_is_future(setting: Setting) -> Iterator[Outcome]:
     for place, y in enumerate(noised(setting, t, "y")[:2]):
         law = before.given(setting.process.transition(s, t), y)
         waves, rows = Waves.drawn(setting.dim, law.width), y.expand(setting.samples, -1)
-        back = run_back(setting, control, rows, f"past {place}", first=1)
-        yield _against([waves(one.states[1]) for one in back], law.expected(waves), f"y number {place + 1}, T/2 → T/10")
+        ends = [one.states[1] for one in run_back(setting, control, rows, f"past {place}", first=1)]
+        note = f"y number {place + 1}, T/2 → T/10"
+        yield _against([waves(x) for x in ends], law.expected(waves), f"waves, {note}")
+        squares = [(x - law.mean()).square().mean(1) / law.width**2 for x in ends]
+        yield _against(squares, 1.0, f"spread about the mean, {note}")
 
 
 @identity(

@@ -138,17 +138,36 @@ class Setting:
         return replace(self, seed=derive(self.seed, "again"), samples=4 * self.samples)
 
     def trained(self, updates: int = 300) -> Setting:
-        """The same world with a small network in it, trained for a few seconds by denoising score matching."""
-        solver = ScoreMatching(updates=updates, network=MLP(64, 2), optimisation=Optimisation(learning_rate=3e-3))
-        problem = BridgeProblem(self.data, end_law(self.process, self.data), self.process)
-        control = solve(problem, solver, seed=self.seed_of("network")).backward.control
-        if control is None:
-            raise InvalidInputError("training returned no control.")
-        return replace(self, network=ControlScore(self.process, control))
+        """The same world with a small network in it, trained for a few seconds as soon as it is asked."""
+        return replace(self, network=TrainedScore(self, updates))
 
     def seed_of(self, *stream: str | int) -> int:
         """The seed of a named stream of draws."""
         return derive(self.seed, self.name, *stream)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedScore:
+    """A small network, trained by denoising score matching when it is first called."""
+
+    setting: Setting
+    updates: int
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The learnt score."""
+        return self.score(t, x)
+
+    @cached_property
+    def score(self) -> Score:
+        """The network."""
+        setting, process = self.setting, self.setting.process
+        solver = ScoreMatching(updates=self.updates, network=MLP(64, 2), optimisation=Optimisation(learning_rate=3e-3))
+        problem = BridgeProblem(setting.data, end_law(process, setting.data), process)
+        with torch.enable_grad():  # whoever calls first may need none
+            control = solve(problem, solver, seed=setting.seed_of("network")).backward.control
+        if control is None:
+            raise InvalidInputError("training returned no control.")
+        return ControlScore(process, control)
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,10 +50,14 @@ def _expanded(cost: Callable[[Tensor], Tensor], centre: Tensor) -> Quadratic:
         return cost(x.unsqueeze(0)).sum()
 
     with torch.enable_grad():
+        x = centre.clone().requires_grad_()
+        value = alone(x)
+        gradient = torch.autograd.grad(value, x)[0] if value.requires_grad else torch.zeros_like(centre)
         hessian = torch.autograd.functional.hessian(alone, centre)
-        gradient = torch.autograd.functional.jacobian(alone, centre)
+    if not isinstance(hessian, Tensor):
+        raise UnsupportedError("a cost of one argument has one matrix of second derivatives.")
     curvatures, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.mT))
     half = 0.5 * (vectors * curvatures.clamp_min(0.0)) @ vectors.mT
     vector = gradient - 2.0 * half @ centre
-    constant = float(alone(centre).detach() - gradient @ centre + centre @ half @ centre)
+    constant = float(value.detach() - gradient @ centre + centre @ half @ centre)
     return Quadratic(0.5 * (half + half.mT), vector, constant)

@@ -4,14 +4,19 @@ import json
 import math
 
 import pytest
+import torch
 
 from sbridge.benchmarks import control, control_problems
 from sbridge.cli import run
-from sbridge.errors import UnknownNameError
+from sbridge.errors import UnknownNameError, UnsupportedError
 from sbridge.evaluation import control_error, objective_and_value
+from sbridge.laws import Point
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeCorrection
+from sbridge.problems import BridgeCorrection, ControlProblem
+from sbridge.processes import BrownianMotion, EulerMaruyama
 from sbridge.solutions import ControlSolution
+from sbridge.solvers import RiccatiStart
+from sbridge.time import TimeGrid
 
 MAKERS = {
     "quadratic_ou_easy": control_problems.quadratic_ou_easy,
@@ -129,3 +134,28 @@ def test_bad_files_are_told(tmp_path, capsys, text, told):
         file.write_text(text)
     assert run(["control", str(file)]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_riccati_start_is_the_optimum_of_a_quadratic_problem():
+    benchmark = control_problems.quadratic_ou_hard(steps=20)
+    found = RiccatiStart().control(benchmark.problem, benchmark.grid, benchmark.rule)
+    x = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
+    for t in (0.0, 0.6):
+        assert torch.allclose(found(t, x), benchmark.truth.control(t, x), rtol=1e-4)
+
+
+def test_riccati_start_expands_other_costs_and_refuses_other_processes():
+    # about the start 0 the cost log(1 + x²) is x², and −x² is flat
+    def problem(cost):
+        return ControlProblem(BrownianMotion(1.0), Point(torch.zeros(1)), terminal_cost=cost)
+
+    grid, x = TimeGrid.uniform(5), torch.ones(1, 1)
+    bent = RiccatiStart().control(problem(lambda x: (1.0 + x.square()).log().sum(1)), grid, EulerMaruyama())
+    exact = RiccatiStart().control(problem(lambda x: x.square().sum(1)), grid, EulerMaruyama())
+    assert torch.allclose(bent(0.0, x), exact(0.0, x))
+    assert float(exact(0.0, x)) == pytest.approx(-2.0 / 3.0)
+    hollow = RiccatiStart().control(problem(lambda x: -x.square().sum(1)), grid, EulerMaruyama())
+    assert float(hollow(0.0, x)) == 0.0
+    well = control_problems.killed_well(steps=10)
+    with pytest.raises(UnsupportedError, match="EarlierStart"):
+        RiccatiStart().control(well.problem, well.grid, well.rule)

@@ -84,10 +84,11 @@ def test_exact_draws_have_the_exact_expectations(name):
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_exact_draws_follow_the_density(name):
-    # E[x · ∇ log p] = −d for every density that vanishes at infinity
+    # E[∇ log p] = 0 and E[x · ∇ log p] = −d for every density that vanishes at infinity
     target, n = SAMPLED[name], 40_000
     x = target.sample(n, seed=2).requires_grad_()
     (score,) = torch.autograd.grad(target.law.log_density(x).sum(), x)
+    assert float((score.mean(0) / score.std(0)).abs().max()) * math.sqrt(n) < 4.0
     virial = (x * score).sum(1).detach()
     assert abs(float(virial.mean()) + target.dim) < 4.0 * float(virial.std()) / math.sqrt(n)
 
@@ -101,6 +102,13 @@ def test_energies_keep_dtype_and_have_gradients(name, dtype):
     assert energy.shape == (5,)
     (gradient,) = torch.autograd.grad(energy.sum(), x)
     assert bool(torch.isfinite(gradient).all())
+
+
+def test_funnel_is_normalised():
+    first = torch.linspace(-5.0, 5.0, 201, dtype=torch.float64)
+    second = torch.linspace(-100.0, 100.0, 4001, dtype=torch.float64)
+    density = funnel(2, 0.7).law.log_density(torch.cartesian_prod(first, second)).exp()
+    assert float(density.sum()) * 0.05 * 0.05 == pytest.approx(1.0, abs=1e-6)
 
 
 def test_what_has_no_sampler_says_so():

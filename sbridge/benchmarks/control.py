@@ -36,10 +36,10 @@ from sbridge.solvers import (
     Annealing,
     ControlSolver,
     CrossEntropy,
-    EarlierStart,
     LogVariance,
     Moment,
     RelativeEntropy,
+    RiccatiStart,
 )
 from sbridge.time import TimeGrid
 
@@ -57,8 +57,8 @@ SOLVERS: dict[str, ControlSolver] = {
 """One set of options for all problems."""
 SAMPLER = LogVariance(updates=2500, annealing=Annealing(0.01, 0.7), grid=TimeGrid.uniform(50))
 """For densities, which have modes to be found and weighed: annealed, with a loss that sees the weights of modes."""
-WARM = "LogVariance, from the limit"
-"""A warm start: the optimal control of continuous time, which the chain's differs from by O(Δ)."""
+WARM = "LogVariance, Riccati start"
+"""A warm start, which for quadratic costs is the optimum itself: what the network adds is its noise."""
 
 PROBLEMS: dict[str, tuple[Callable[[], ControlBenchmark], tuple[str, ...]]] = {
     "quadratic_ou_easy": (problems.quadratic_ou_easy, (*SOLVERS, WARM)),
@@ -176,7 +176,7 @@ def run(problem: str, solver: str, seed: int = 0, divisor: int = 1) -> Row:
     if problem in TARGETS:
         return _density_row(problem, seed, divisor)
     benchmark, n = PROBLEMS[problem][0](), max(2, _PATHS // divisor)
-    options = _options(solver, benchmark)
+    options = _options(solver)
     options = dataclasses.replace(
         options, updates=max(1, options.updates // divisor), grid=benchmark.grid, rule=benchmark.rule
     )
@@ -203,9 +203,9 @@ def main(settings: Settings) -> None:
         _say(str(row))
 
 
-def _options(solver: str, benchmark: ControlBenchmark) -> ControlSolver:
+def _options(solver: str) -> ControlSolver:
     if solver == WARM:
-        return dataclasses.replace(SOLVERS["LogVariance"], start=EarlierStart(benchmark.truth.limit_control))
+        return dataclasses.replace(SOLVERS["LogVariance"], start=RiccatiStart())
     return SOLVERS[solver]
 
 

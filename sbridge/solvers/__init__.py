@@ -13,6 +13,7 @@ from sbridge.solvers.control import (
     ReciprocalAdjointMatching,
     RelativeEntropy,
     Replay,
+    RiccatiStart,
     WarmStart,
     ZeroStart,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "ReciprocalAdjointMatching",
     "RelativeEntropy",
     "Replay",
+    "RiccatiStart",
     "SinkhornBridge",
     "Solver",
     "WarmStart",

@@ -108,18 +108,18 @@ def _registered() -> SumControl:
 @pytest.mark.parametrize(
     ("name", "updates", "error"),
     [
-        ("adjoint matching", 900, 0.01),
-        ("relative entropy", 300, 0.02),
-        ("log-variance", 400, 0.02),
-        ("moment", 400, 0.02),
-        ("cross-entropy", 400, 0.06),
+        ("adjoint matching", 400, 0.02),
+        ("relative entropy", 150, 0.03),
+        ("log-variance", 200, 0.03),
+        ("moment", 200, 0.03),
+        ("cross-entropy", 200, 0.1),
     ],
 )
 def test_from_zero_to_the_optimum_of_the_chain(name: str, updates: int, error: float) -> None:
     case = small(dtype=torch.float32)
-    options: dict[str, object] = {"updates": updates, "network": MLP(32, 2), "grid": GRID, "optimisation": PATHS}
+    options: dict[str, object] = {"updates": updates, "network": MLP(16, 2), "grid": GRID, "optimisation": PATHS}
     if name == "adjoint matching":
-        options["optimisation"] = Optimisation(learning_rate=3e-3, batch=512, ema_decay=0.99, warm_up=20)
+        options["optimisation"] = Optimisation(learning_rate=5e-3, batch=512, ema_decay=0.99, warm_up=20)
     solution = solve(case.problem, SOLVERS[name](**options), seed=1)
     found = control_error(solution, case.optimal, 4000, seed=2)
     assert found.value < error, found
@@ -149,16 +149,27 @@ def test_reciprocal_matching_finds_the_control_of_a_quadratic_terminal_cost() ->
         left = 1.0 - torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1)
         return -q * (x - c) / (1.0 + q * left)
 
-    options = Optimisation(learning_rate=3e-3, batch=512, ema_decay=0.99, warm_up=20)
-    grid, net = TimeGrid.uniform(40), MLP(32, 2)
-    for make in (ReciprocalAdjointMatching, AdjointMatching):
-        solution = solve(problem, make(updates=700, grid=grid, network=net, optimisation=options), seed=0)
-        found = control_error(solution, known, 4000, seed=1)
-        assert found.value < 0.02, (make, found)
+    options = Optimisation(learning_rate=5e-3, batch=512, ema_decay=0.99, warm_up=20)
+    grid, net = TimeGrid.uniform(20), MLP(16, 2)
+    solver = ReciprocalAdjointMatching(
+        updates=400, grid=grid, network=net, optimisation=options, replay=Replay(paths=512, updates=5), draws=1
+    )
+    found = control_error(solve(problem, solver, seed=0), known, 4000, seed=1)
+    assert found.value < 0.01, found
+    # With ends of the optimal law, which is Gaussian, the targets' conditional means are the optimal control.
+    n, start = 40_000, problem.start.sample(40_000, generator(0)).double()
+    end = (start + q * c) / (1 + q) + torch.randn(n, 2, generator=generator(1), dtype=torch.float64) / (1 + q) ** 0.5
+    state = solver.init(problem, generator(2))
+    x, targets = solver.bridges(problem, state, start, end, q * (end - c))
+    for k in (5, 12, 19):
+        t, gap = k / 20, targets[k] - known(k / 20, x[k])
+        spread = 4.0 * gap.std(0) / n**0.5
+        assert bool((gap.mean(0).abs() < spread).all()), t
+        assert bool(((gap * x[k]).mean(0).abs() < spread * x[k].square().mean(0).sqrt()).all()), t
 
 
 def test_a_stopped_problem_is_learned_from_likelihood_ratios() -> None:
-    """Half of the excess of zero control, and more, in a few hundred updates."""
+    """Half of the excess of zero control, and more, in a hundred updates."""
     process = DriftProcess(lambda t, x: -4.0 * x * (x.square() - 1.0), 1.0, 1.0, 1)
     problem = ControlProblem(
         process,
@@ -167,13 +178,13 @@ def test_a_stopped_problem_is_learned_from_likelihood_ratios() -> None:
         None,
         StoppingSet(lambda x: x[:, 0]),
     )
-    grid = TimeGrid.uniform(150)
+    grid = TimeGrid.uniform(50)
     zero = ControlSolution(problem, PathMeasure(process, None, problem.start, grid=grid))
     before, _ = objective_and_value(zero, 20_000, seed=1)
-    solver = LogVariance(updates=150, grid=grid, network=MLP(32, 2), optimisation=PATHS)
-    after, _ = objective_and_value(solve(problem, solver, seed=0), 20_000, seed=1)
-    best = 0.92324
-    assert after.value - best < 0.5 * (before.value - best) + 2 * after.standard_error
+    solver = LogVariance(updates=100, grid=grid, network=MLP(16, 2), optimisation=PATHS)
+    after, value = objective_and_value(solve(problem, solver, seed=0), 20_000, seed=1)
+    # −log E α lies below the best objective, so the excess over it is an upper bound.
+    assert after.value - value.value < 0.5 * (before.value - value.value)
 
 
 def test_a_warm_start_at_the_optimum_stays_there() -> None:
@@ -223,7 +234,7 @@ def test_the_signal_of_the_gradient_sinks_with_training() -> None:
     case = small(dtype=torch.float32)
     options = {"network": MLP(16, 2), "grid": GRID, "optimisation": PATHS}
     early, late = (
-        signal_to_noise(solve(case.problem, LogVariance(updates=n, **options), seed=1), seed=2) for n in (5, 300)
+        signal_to_noise(solve(case.problem, LogVariance(updates=n, **options), seed=1), seed=2) for n in (5, 150)
     )
     assert early is not None
     assert late is not None

@@ -280,6 +280,58 @@ class Verify(Generic[ReferenceOptions]):
         return run_verify(self, console)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Solve a control problem given as a small Python file.
+
+    The file defines `problem`, a ControlProblem, and if you like `solver`, a control solver, and `known`, the optimal
+    control where you have it. The file is run as it is: use files that you trust.
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE.py")]
+    """The file."""
+    out: Annotated[Path | None, arg(metavar="RUN"), _default("none: only print")] = None
+    """Folder to write: control, report, history, and a copy of the file."""
+    updates: Annotated[int | None, arg(metavar="N"), _default("those of the solver")] = None
+    """Number of updates, in place of the solver's."""
+    paths: int = 4096
+    """Fresh paths for the diagnostics."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def run(self, console: Console) -> int:
+        """Solves and judges."""
+        from sbridge.cli.control import run_control
+
+        return run_control(self, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Measure solvers against problems with exact answers.
+
+    control: optimal control, and sampling from unnormalised densities. Each row is a solver on a problem, trained in a
+    process of its own; all of them together take an hour or two on two cores.
+    """
+
+    name: Annotated[Positional[Literal["control"]], arg(metavar="control", help_behavior_hint="")]
+    """Which benchmark."""
+    only: Annotated[tuple[str, ...], arg(metavar="NAME ..."), _default("all")] = ()
+    """Problems, by name."""
+    quick: Flag = False
+    """A fortieth of the work: whether everything runs, not how good it is."""
+    seed: int = 0
+    """Seed of everything random."""
+    json: Annotated[str | None, arg(metavar="FILE|-"), _default("none")] = None
+    """Also write the rows to this .json file; -: to standard output, in place of the table."""
+
+    def run(self, console: Console) -> int:
+        """Measures."""
+        from sbridge.cli.benchmark import run_benchmark
+
+        return run_benchmark(self, console)
+
+
 def parse(arguments: list[str]) -> Command:
     """The command that ``arguments`` spell.
 
@@ -300,7 +352,7 @@ def parse(arguments: list[str]) -> Command:
     )
 
     kinds = {"demo": Demo, "fit": Fit, "diffuse": Diffuse, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
-    kinds |= {"verify": Verify}
+    kinds |= {"verify": Verify, "control": Control, "benchmark": Benchmark}
     first = next((word for word in arguments if not word.startswith("-")), None)
     if first is not None and first not in kinds:
         raise unknown_name("command", first, kinds)

@@ -53,6 +53,7 @@ SOLVERS = {
     "gaussian": "sbridge.solvers.gaussian:GaussianBridge",
     "sinkhorn": "sbridge.solvers.sinkhorn:SinkhornBridge",
     "imf": "sbridge.solvers.imf:IMF",
+    "mixture": "sbridge.solvers.mixture:MixtureBridge",
 }
 
 

@@ -2,13 +2,14 @@
 
 from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroControl
 from sbridge.controls.divergence import Divergence, ExactTrace, Hutchinson, ProbeLaw, Probes
-from sbridge.controls.networks import MLP, NetworkControl, NetworkRecipe, seeded_control
+from sbridge.controls.networks import MLP, FourierMLP, NetworkControl, NetworkRecipe, seeded_control
 
 __all__ = [
     "MLP",
     "Control",
     "Divergence",
     "ExactTrace",
+    "FourierMLP",
     "Hutchinson",
     "NetworkControl",
     "NetworkRecipe",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from sbridge.errors import InvalidInputError, NonFiniteError
 from sbridge.measures import Paths
 from sbridge.objectives.stopping import StoppingSet
 from sbridge.processes.base import Time
+from sbridge.random import generator
 
 RunningCost = Callable[[Time, Tensor], Tensor]
 """``f(t, x) → (batch,)`` per unit time."""
@@ -20,6 +22,7 @@ TerminalCost = Callable[[Tensor], Tensor]
 
 WITHOUT_GRADIENTS = "LogVariance, Moment or CrossEntropy"
 """The solvers that ask no gradient of a cost and allow a stopping set."""
+_SCATTER = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +67,17 @@ class Costs:
                 "Gradients through a path do not see that its stopping time moves, so they are biased with a stopping "
                 f"set: use {WITHOUT_GRADIENTS}."
             )
-        # Two scales, so that a cost that is constant on one of them is not taken for one that has no gradient.
-        states = torch.cat([x, 2.0 * x + 1.0])
-        parts = [("running cost", lambda y, t=t: self.rate(t, y)) for t in moments if self.running is not None]
-        for name, cost in [*parts, ("terminal cost", self.end)]:
+        # Scattered about the start, so that a step function is not taken for a constant.
+        rows = x.repeat(_SCATTER, 1)
+        rows = rows + (1.0 + rows.abs()) * torch.randn(rows.shape, generator=generator(0)).to(rows)
+        running = self.running
+        parts = [] if running is None else [("running cost", partial(running, t)) for t in moments]
+        ends = [] if self.terminal is None else [("terminal cost", self.terminal)]
+        for name, cost in [*parts, *ends]:
             with torch.enable_grad():
-                value = cost(states.clone().requires_grad_())
-            if not value.requires_grad and bool((value != value[0]).any()):
+                value = cost(rows.clone().requires_grad_())
+            known = value[torch.isfinite(value)]
+            if not value.requires_grad and bool((known != known[:1]).any()):
                 return (
                     f"The {name} depends on x but has no gradient (is it computed outside torch, detached, or a "
                     f"step function?). Write it in differentiable torch functions, or use {WITHOUT_GRADIENTS}, which "

@@ -34,24 +34,35 @@ class TabulatedControl:
         moment = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         # A time that went through float32 still belongs to its knot.
         knot = (torch.searchsorted(self.times, moment * (1.0 + 1e-6) + 1e-12, right=True) - 1).clamp_min(0)
-        last = self.values.shape[1] - 1
-        place = ((x[:, 0].double() - self.low) / self.spacing).clamp(0.0, float(last))
-        first = (place.floor().long() - 1).clamp(0, last - 3)
-        s = place - first
-        # Lagrange's polynomials on 0, 1, 2, 3
-        weights = torch.stack(
-            [
-                -(s - 1) * (s - 2) * (s - 3) / 6,
-                s * (s - 2) * (s - 3) / 2,
-                -s * (s - 1) * (s - 3) / 2,
-                s * (s - 1) * (s - 2) / 6,
-            ],
-            1,
-        )
-        columns = first.unsqueeze(1) + torch.arange(4, device=x.device)
-        table = self.values.to(x.device)
+        place = (x[:, 0].double() - self.low) / self.spacing
         rows = knot.to(x.device).unsqueeze(-1) if knot.ndim else knot.to(x.device)
-        return (weights * table[rows, columns]).sum(1, keepdim=True).to(x.dtype)
+        return interpolate(self.values.to(x.device), rows, place).unsqueeze(1).to(x.dtype)
+
+
+def interpolate(table: Tensor, rows: Tensor, place: Tensor) -> Tensor:
+    """Cubic interpolation in rows of a table at fractional columns, constant beyond the ends.
+
+    Args:
+        table: shape ``(K, columns)``, at least four columns.
+        rows: indices of shape ``()`` or ``(n, 1)``.
+        place: shape ``(n,)``.
+    """
+    last = table.shape[1] - 1
+    place = place.clamp(0.0, float(last))
+    first = (place.floor().long() - 1).clamp(0, last - 3)
+    s = place - first
+    # Lagrange's polynomials on 0, 1, 2, 3
+    weights = torch.stack(
+        [
+            -(s - 1) * (s - 2) * (s - 3) / 6,
+            s * (s - 2) * (s - 3) / 2,
+            -s * (s - 1) * (s - 3) / 2,
+            s * (s - 1) * (s - 2) / 6,
+        ],
+        1,
+    )
+    columns = first.unsqueeze(1) + torch.arange(4, device=place.device)
+    return (weights * table[rows, columns]).sum(1)
 
 
 @register

@@ -13,6 +13,7 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.processes.base import Time
 from sbridge.processes.coefficients import relative_expm1
+from sbridge.quadrature.controls import interpolate
 from sbridge.quadrature.problem import LineProblem
 
 _QUADRATURE = 64
@@ -97,21 +98,26 @@ class LimitOnLine:
         return spread * whole / self.potential(0.0, start)
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """``u*(t, x)``, shape ``(batch, 1)``; constant where ``ρ`` is negligible and beyond the interval."""
-        reach = self._inner[self._log_weight > self._log_weight.max() - _DEPTH]
-        place = x[:, 0].detach().double().cpu().clamp(reach[0], reach[-1])
+        """``u*(t, x)``, shape ``(batch, 1)``: cubic between points, constant where ``ρ`` is negligible and beyond."""
+        reach = self._inner[self._reach]
+        place = (x[:, 0].detach().double().cpu() - reach[0]) / self._width
         if isinstance(t, Tensor) and t.ndim:
-            found = torch.empty_like(place)
-            for moment in t.unique():
-                rows = (t == moment).cpu()
-                found[rows] = self._control(float(moment), place[rows])
+            moments, index = t.detach().cpu().unique(return_inverse=True)
         else:
-            found = self._control(float(t), place)
-        return found.unsqueeze(1).to(x)
+            moments, index = torch.tensor([float(t)], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+        table = torch.stack([self._control(float(moment)) for moment in moments])
+        return interpolate(table, index.unsqueeze(1), place).unsqueeze(1).to(x)
 
-    def _control(self, t: float, x: Tensor) -> Tensor:
+    @cached_property
+    def _reach(self) -> Tensor:
+        """The points at which quotients of sums of eigenfunctions have digits."""
+        return self._log_weight > self._log_weight.max() - _DEPTH
+
+    def _control(self, t: float) -> Tensor:
+        """``u*(t, ·)`` at these points."""
+        x, sigma = self._inner[self._reach], self._sigma
         psi, slope = self._series(t, x)
-        rho, sigma = self._weight(x).exp(), self._sigma
+        rho = self._log_weight[self._reach].exp()
         return sigma * (slope - psi * self._drift(0.0, x) / sigma**2) / (psi + self._paid * rho)
 
     @cached_property

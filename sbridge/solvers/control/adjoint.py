@@ -20,6 +20,8 @@ from sbridge.registry import register
 from sbridge.solvers.control.base import ControlSolver, ControlState
 from sbridge.training import Info, Optimisation
 
+_FLOOR = 1e-6
+
 
 @register
 @dataclass(frozen=True)
@@ -60,22 +62,21 @@ class MatchingSolver(ControlSolver):
         return problem.costs.refusal(problem.probe, (0.0, problem.process.horizon))
 
     def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
-        """The root mean square of the first targets, which measures the loss and the output of the network."""
+        """The size of the first targets, which measures the output of the network: the median over the steps."""
         paths, _ = self.sample(problem, state, state.base, self.replay.paths)
         _, targets = self.regression(problem, problem.costs, paths, state)
-        size = float(targets.double().square().mean().sqrt())
+        size = float(_mean_squares(targets).median().sqrt())
         return {"output": size if size > 0 else 1.0 / math.sqrt(problem.process.horizon)}
 
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
-        """Mean square error on a batch of rows, in units of the first targets."""
+        """Mean square error on a batch of rows, at each step in units of the targets' mean square there."""
         self.refresh(problem, costs, state)
         memory = state.memory
         index = torch.randint(len(memory["x"]), (self.optimisation.batch,), generator=state.generator)
         index = index.to(memory["x"].device)
         u = state.control(memory["t"][index], memory["x"][index])
         error = (u - memory["target"][index]).square().mean(1)
-        weight = memory["weight"][index] / state.scales["output"] ** 2
-        return (weight * error).mean(), {"objective": float(memory["objective"])}
+        return (memory["weight"][index] * error).mean(), {"objective": float(memory["objective"])}
 
     def refresh(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
         """New paths of the current control and their rows, if it is time."""
@@ -91,14 +92,21 @@ class MatchingSolver(ControlSolver):
         """States at which the control is regressed, and targets there, both ``(N, batch, dim)``."""
 
     def remember(self, state: ControlState, chain: Chain, x: Tensor, targets: Tensor) -> None:
-        """Rows weighted by the length of their step; the oldest make room."""
+        """Rows with their weights; the oldest make room.
+
+        The regression at one step knows nothing of the others, so any weight of a step has the same fixed point. That
+        of step ``k`` is ``Δ_k`` over the targets' mean square there: where the uncontrolled process spreads, adjoint
+        states of early steps can be so large that nothing else would be learned.
+        """
         spans = chain.times.diff().to(x)
+        squares = _mean_squares(targets)
+        weight = spans / spans.mean() / (squares + _FLOOR * squares.mean()).clamp_min(torch.finfo(x.dtype).tiny).to(x)
         batch, dim = x.shape[1:]
         new = {
             "x": x.reshape(-1, dim),
             "t": chain.times[:-1].to(x.device).repeat_interleave(batch),
             "target": targets.reshape(-1, dim),
-            "weight": (spans / spans.mean()).repeat_interleave(batch),
+            "weight": weight.repeat_interleave(batch),
         }
         limit = self.replay.kept * len(new["x"])
         for key, value in new.items():
@@ -122,3 +130,8 @@ class AdjointMatching(MatchingSolver):
     ) -> tuple[Tensor, Tensor]:
         """The states visited and their lean adjoints."""
         return paths.x[:-1], adjoint_targets(paths.chain, lean_adjoint(paths, costs))
+
+
+def _mean_squares(targets: Tensor) -> Tensor:
+    """The mean square per coordinate of the targets of each step, shape ``(N,)``."""
+    return targets.double().square().mean((1, 2))

@@ -39,7 +39,7 @@ class ReciprocalAdjointMatching(MatchingSolver):
         draws: bridges drawn from the ends of one simulation, one every ``replay.updates`` updates.
     """
 
-    draws: int = 4
+    draws: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,9 +14,7 @@ from sbridge.cli.commands import Verify
 from sbridge.cli.console import Console
 from sbridge.cli.options import Automatic, Noise, Preserving, Reverting
 from sbridge.cli.plan import read_options
-from sbridge.controls import ZeroControl
-from sbridge.controls.base import ScaledControl
-from sbridge.diffusion import ControlScore, Score, ScoreControl
+from sbridge.diffusion.parts import is_reverse_diffusion, score_of
 from sbridge.diffusion.reverse import moments
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.identities import Setting, listing, standard_settings, verify
@@ -83,7 +81,7 @@ def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
         )
     process = _linear(bridge.reference, str(command.model))
     setting = Setting(f"{name}, {type(process).__name__}", process, law, command.seed, command.samples)
-    return [replace(setting, network=_score(bridge, process))]
+    return [replace(setting, network=score_of(bridge))]
 
 
 def _check(command: Verify[Any]) -> None:
@@ -146,22 +144,12 @@ def _diffusion(path: Path) -> Bridge:
     bridges = RunFolder(path).course().bridges
     if len(bridges) != 1:
         raise UnsupportedError(f"{path} is a chain of {len(bridges)} bridges; a diffusion model has one.")
-    forward, backward = bridges[0].forward.control, bridges[0].backward.control
-    while isinstance(forward, ScaledControl):
-        forward = forward.control
-    if not (forward is None or isinstance(forward, ZeroControl)) or backward is None:
+    if not is_reverse_diffusion(bridges[0]):
         raise UnsupportedError(
             f"{path} is a Schrödinger bridge with a control in both directions, not a reverse diffusion: its backward "
             "control is no score. Train a diffusion model: sbridge diffuse DATA --out RUN."
         )
     return bridges[0]
-
-
-def _score(bridge: Bridge, process: LinearProcess) -> Score:
-    control = bridge.backward.control
-    if control is None:
-        raise UnsupportedError("a bridge without a backward control holds no score.")
-    return control.score if isinstance(control, ScoreControl) else ControlScore(process, control)
 
 
 def _law_of(bridge: Bridge) -> Law:

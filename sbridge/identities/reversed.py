@@ -16,6 +16,7 @@ from sbridge.identities.settings import Setting
 from sbridge.measures import Direction, PathMeasure
 from sbridge.processes.chain import Chain
 from sbridge.random import generator
+from sbridge.simulation.ode import RungeKutta4, flow
 from sbridge.time import TimeGrid
 
 _FRACTIONS = (1.0, 0.5, 0.1)  # of the horizon; s_min is added
@@ -147,20 +148,10 @@ def _flow(setting: Setting, stride: int) -> Reversal:
     velocity = reverse_diffusion(setting.process, setting.data, setting.exact).velocity
     inner = setting.grid().fractions[1:-1:stride]
     grid = TimeGrid((0.0, *inner, 1.0)).including(t / setting.horizon for t in seen)
-    places = {grid.index(t / setting.horizon) for t in seen}
-    states, times = [], grid.times(setting.horizon).tolist()
-    for k in range(grid.steps, 0, -1):
-        if k in places:
-            states.append(x)
-        if k > 1:
-            x = _runge_kutta(velocity, times[k], times[k - 1] - times[k], x)
+    times = grid.times(setting.horizon)
+    stops = [grid.index(t / setting.horizon) for t in seen]
+    states = [x]
+    for above, below in pairwise(stops):
+        x = flow(velocity, x, times[below : above + 1].flip(0), RungeKutta4()).x
+        states.append(x)
     return Reversal(seen, torch.stack(states), x.new_zeros(len(x)))
-
-
-def _runge_kutta(velocity: Control, t: float, h: float, x: Tensor) -> Tensor:
-    """One classical step of fourth order; ``h`` is negative against bridge time."""
-    k1 = velocity(t, x)
-    k2 = velocity(t + 0.5 * h, x + 0.5 * h * k1)
-    k3 = velocity(t + 0.5 * h, x + 0.5 * h * k2)
-    k4 = velocity(t + h, x + h * k3)
-    return x + (h / 6.0) * (k1 + 2.0 * k2 + 2.0 * k3 + k4)

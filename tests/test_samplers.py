@@ -325,6 +325,9 @@ def test_refusals():
     with pytest.raises(InvalidInputError, match="infinite at t = 0"):
         FlowSampler(last=StepToZero())(to_points, 3, seed=0)
     bad = reverse_diffusion(vp, points, lambda t, x: x if t > 0.5 else x * math.nan, grid=GRID)
-    for sampler in (FlowSampler(), StochasticSampler()):
+    for sampler in SAMPLERS.values():
         with pytest.raises(NonFiniteError, match="t = 0"):
             sampler(bad, 3, seed=0)
+    late = reverse_diffusion(vp, points, lambda t, x: x if t > GRID.fractions[1] else x * math.nan, grid=GRID)
+    with pytest.raises(NonFiniteError, match="denoised state"):
+        DDIMSampler()(late, 3, seed=0)

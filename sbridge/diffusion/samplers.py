@@ -28,6 +28,7 @@ from sbridge.processes import LinearProcess, StepRule
 from sbridge.random import Seed, as_seed, derive
 from sbridge.registry import register
 from sbridge.simulation import propagate
+from sbridge.simulation.engine import require_finite
 from sbridge.simulation.ode import Heun, ODEMethod, flow
 from sbridge.solutions import Bridge
 from sbridge.time import TimeGrid
@@ -146,6 +147,7 @@ class Sampler(ABC):
             raise InvalidInputError(f"{self.last!r} leaves no step of a grid with {grid.steps}; use a finer grid.")
         down = self._descend(bridge, x, knots, grid, seed)
         rest = self.last.finish(bridge, float(knots[0]), down.x)
+        require_finite(rest.x, "the denoised state", len(knots) - 1, float(knots[0]))
         return Sampled(rest.x, down.evaluations + rest.evaluations)
 
     @abstractmethod
@@ -221,7 +223,7 @@ class AncestralSampler(Sampler):
 
     For a variance-preserving process it is DDPM's ancestral sampling (Ho et al. 2020, algorithm 2); here it is defined
     for every linear process. With ``StepVariance.FORWARD`` the noise has the covariance ``Q`` of the forward step, with
-    ``POSTERIOR`` that of ``q(x_{k−1} | x_0, x_k)``; the true one lies between.
+    ``POSTERIOR`` that of ``q(x_{k−1} | x_0, x_k)``: right for stationary data, and for data that are one point.
 
     Args:
         variance: of the noise.
@@ -239,6 +241,7 @@ class AncestralSampler(Sampler):
             law = process.transition(times[k - 1], times[k])
             moved = x - law.offset.to(x) + law.covariance.to(x)(checked_score(score, times[k], x))
             x = law.map.inverse().to(x)(moved) + self._root(process, times[k - 1], times[k]).to(x)(noise.step(j))
+            require_finite(x, "the state", j + 1, times[k - 1])
         return Sampled(x, len(times) - 1)
 
     def _root(self, process: LinearProcess, s: float, t: float) -> LinearMap:
@@ -265,7 +268,7 @@ class DDIMSampler(Sampler):
     def _descend(self, bridge: Bridge, x: Tensor, knots: Tensor, grid: TimeGrid, seed: int) -> Sampled:
         process, score = linear_reference(bridge, "DDIM"), score_of(bridge)
         times = knots.flip(0).tolist()
-        for t, s in pairwise(times):
+        for j, (t, s) in enumerate(pairwise(times)):
             values, law = checked_score(score, t, x), process.transition(0.0, s)
             if law.root.dense or law.map.dense:
                 raise UnsupportedError(
@@ -274,6 +277,7 @@ class DDIMSampler(Sampler):
                 )
             start, noise = start_from_score(process, t, x, values), noise_from_score(process, t, values)
             x = law.mean(start) + law.root.to(x)(noise)
+            require_finite(x, "the state", j + 1, s)
         return Sampled(x, len(times) - 1)
 
 
@@ -296,6 +300,7 @@ def langevin(
 
     Raises:
         InvalidInputError: for a step size or a time outside its range.
+        NonFiniteError: if the states stop being finite.
     """
     _check_step(step_size, steps)
     if not 0.0 < t <= process.horizon * (1 + 1e-12):
@@ -304,6 +309,7 @@ def langevin(
     drift, root = (law.covariance * (0.5 * step_size)).to(x), (law.root * step_size**0.5).to(x)
     for k in range(steps):
         x = x + drift(checked_score(score, t, x)) + root(noise.step(k))
+        require_finite(x, "the state of Langevin dynamics", k + 1, t)
     return x
 
 
@@ -338,6 +344,7 @@ class PredictorCorrector(Sampler):
         for j, s in enumerate(times[1:]):
             u = measure.control(times[j], x) if measure.control is not None else None
             x = x + chain.move(j, x, u) + chain.root(j)(noise.step(j))
+            require_finite(x, "the state", j + 1, s)
             if s > 0:
                 key = derive(seed, "corrector", j)
                 x = langevin(process, score, s, x, step_size=self.step_size, steps=self.corrections, seed=key)

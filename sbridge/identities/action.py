@@ -13,34 +13,27 @@ from torch import Tensor
 
 from sbridge.diffusion.conversions import Score, ScoreControl
 from sbridge.diffusion.reverse import end_law
-from sbridge.functionals import PathValues, action_difference
+from sbridge.functionals import PathValues, action_difference, streamed
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.draws import (
     Noised,
+    Remembered,
+    chi_squares,
+    combined,
     explicit,
+    judged,
     matched_grid,
-    noising_paths,
+    noising,
     precise,
     read_backwards,
+    target_mean,
+    trace_probes,
     with_few_points,
 )
-from sbridge.identities.settings import Perturbed, Setting
-from sbridge.laws import Samples
-from sbridge.measures import Direction, Estimate, PathMeasure, log_ratio
+from sbridge.identities.settings import Setting
+from sbridge.measures import Direction, Estimate, PathMeasure, Paths, log_ratio
 from sbridge.objectives import score_matching as losses
 from sbridge.random import generator
-
-GAP = 10.0
-"""Nats of the fixed perturbation, where noise that does not depend on it has to be small beside it."""
-_EXACT_TRACE = 8  # dimensions up to which divergences are exact traces
-_BINS = 8
-
-
-def judged(setting: Setting, gap: float = GAP) -> Iterator[tuple[str, Score]]:
-    """The fixed perturbation, sized for ``gap`` nats, and the trained network if there is one."""
-    yield f"fixed perturbation of {gap:g} nats", Perturbed.sized(setting, gap)
-    if setting.network is not None:
-        yield "trained network", setting.network
 
 
 @identity(
@@ -54,19 +47,20 @@ def judged(setting: Setting, gap: float = GAP) -> Iterator[tuple[str, Score]]:
 def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """The gap of the action is explicit score matching."""
     setting, few = with_few_points(setting)
-    best = ScoreControl(setting.process, setting.exact)
-    paths = noising_paths(setting, 40, setting.samples * 3 // 2)
-    for note, score in judged(setting, 1.0):
-        control = ScoreControl(setting.process, score)
-        left = action_difference(paths, control, best, _log_field(setting), start_time=setting.s_min)
-        yield _outcome(left.estimate, explicit(setting, score, note), note + few, left.allowance)
+    exact, measure = Remembered(setting.exact), noising(setting, 40)
 
-
-def _log_field(setting: Setting):  # noqa: ANN202
     def field(t: float | Tensor, x: Tensor) -> Tensor:
         return -setting.exact.log_density(t, x)
 
-    return field
+    for note, score in judged(setting, 1.0, exact):
+        controls = (ScoreControl(setting.process, one) for one in (score, exact))
+        u, best = controls
+
+        def gap(paths: Paths, u: ScoreControl = u, best: ScoreControl = best) -> PathValues:
+            return action_difference(paths, u, best, field, start_time=setting.s_min)
+
+        left = streamed(measure, setting.samples * 3 // 2, gap, seed=setting.seed_of("action gap"))
+        yield _outcome(left.estimate, explicit(setting, score, "action", note), note + few, left.allowance)
 
 
 @identity(
@@ -80,15 +74,18 @@ def _log_field(setting: Setting):  # noqa: ANN202
 def path_kl_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """The pathwise KL is explicit score matching."""
     setting, few = with_few_points(setting)
-    best = ScoreControl(setting.process, setting.exact)
-    paths = noising_paths(setting, 80, 2 * setting.samples)
-    levels = [read_backwards(paths, every) for every in (1, 2, 4)]
-    for note, score in judged(setting):
-        control = ScoreControl(setting.process, score)
-        with torch.no_grad():
-            one, two, four = (log_ratio(level, best, control).double() for level in levels)
-        left = PathValues(2.0 * one - two, 2.0 * two - four)  # the chains' error is of first order in the step
-        yield _outcome(left.estimate, explicit(setting, score, note), note + few, left.allowance)
+    exact, measure = Remembered(setting.exact), noising(setting, 80)
+    for note, score in judged(setting, exact=exact):
+        u, best = (Remembered(ScoreControl(setting.process, one)) for one in (score, exact))
+
+        def kl(paths: Paths, u: Remembered = u, best: Remembered = best) -> PathValues:
+            with torch.no_grad():
+                levels = [read_backwards(paths, every) for every in (1, 2, 4)]
+                one, two, four = (log_ratio(level, best, u).double() for level in levels)
+            return PathValues(2.0 * one - two, 2.0 * two - four)  # the chains' error is of first order in the step
+
+        left = streamed(measure, 5 * setting.samples // 2, kl, seed=setting.seed_of("path KL"))
+        yield _outcome(left.estimate, explicit(setting, score, "path KL", note), note + few, left.allowance)
 
 
 @identity(
@@ -106,7 +103,7 @@ def denoising_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
         trained = score is setting.network
 
         def rows(one: Noised, score: Score = score, trained: bool = trained) -> Tensor:  # noqa: FBT001
-            # For a network, whose gap may be small, C as it is estimated with least noise: the value at the true score.
+            # For a network, whose gap may be small, C as it is estimated with least noise: the loss of the true score.
             true = exact(one.t, one.x)
             if trained:
                 constant = losses.denoising(process, one.t, true, one.noise)
@@ -114,8 +111,12 @@ def denoising_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
                 constant = losses.denoising_constant(process, one.t, one.noise, true)
             return one.weight * (losses.denoising(process, one.t, score(one.t, one.x), one.noise) - constant)
 
-        left = precise(setting, lambda one, rows=rows: 0.5 * (rows(one) + rows(one.opposite)), "denoising", note)
-        yield _outcome(left, explicit(setting, score, note), note + (", C as the loss of the true score" * trained))
+        def both(one: Noised, rows=rows) -> Tensor:  # noqa: ANN001
+            return 0.5 * (rows(one) + rows(one.opposite))
+
+        left = precise(setting, both, "denoising", note)
+        note = note + (", C as the loss of the true score" if trained else "")
+        yield _outcome(left, explicit(setting, score, "denoising", note), note)
 
 
 @identity(
@@ -136,8 +137,8 @@ def denoising_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcom
     def constant(one: Noised) -> Tensor:
         return one.weight * (target_mean(setting, one) - losses.implicit_constant(process, one.t, exact(one.t, one.x)))
 
-    left = precise(setting, loss, "loss", resolution=0.0, controls=implicit_controls(setting))
-    return _outcome(left, precise(setting, constant, "constant", resolution=0.0, controls=implicit_controls(setting)))
+    left = precise(setting, loss, "loss", resolution=0.0, controls=chi_squares(setting))
+    return _outcome(left, precise(setting, constant, "constant", resolution=0.0, controls=chi_squares(setting)))
 
 
 @identity(
@@ -158,7 +159,8 @@ def implicit_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
             of_score = losses.implicit(process, one.t, one.x, score, probes)
             return one.weight * (of_score - losses.implicit(process, one.t, one.x, exact, probes))
 
-        yield _outcome(precise(setting, rows, "implicit", note), explicit(setting, score, note), note)
+        left = precise(setting, rows, "implicit", note)
+        yield _outcome(left, explicit(setting, score, "implicit", note), note)
 
 
 @identity(
@@ -179,8 +181,8 @@ def implicit_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome
     def square(one: Noised) -> Tensor:
         return one.weight * losses.implicit_constant(process, one.t, exact(one.t, one.x))
 
-    controls = implicit_controls(setting)
-    left = precise(setting, loss, "loss", resolution=0.0, controls=controls)
+    controls = chi_squares(setting)
+    left = precise(setting, loss, "implicit loss", resolution=0.0, controls=controls)
     return _outcome(left, precise(setting, square, "square", resolution=0.0, controls=controls))
 
 
@@ -195,58 +197,30 @@ def implicit_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome
 def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
     """Girsanov's exponential has mean one, at any step size."""
     setting, few = with_few_points(setting)
-    process = setting.process
-    best = ScoreControl(process, setting.exact)
-    grid = matched_grid(setting, 20)
-    reversal = PathMeasure(process, best, end_law(process, setting.data), Direction.BACKWARD, grid)
-    for note, score in judged(setting, 0.5):
+    process, exact = setting.process, Remembered(setting.exact)
+    best = Remembered(ScoreControl(process, exact))
+    start = end_law(process, setting.data)
+    reversal = PathMeasure(process, best, start, Direction.BACKWARD, matched_grid(setting, 20))
+    law = process.transition(0.0, setting.horizon)
+    for note, score in judged(setting, 0.5, exact):
         control = ScoreControl(process, score)
 
         def weights(n: int, stream: str, control: ScoreControl = control, note: str = note) -> Estimate:
-            g = generator(setting.seed_of("ends", stream, note))
-            law, start = process.transition(0.0, setting.horizon), setting.data.sample(n, g).double()
-            ends = law.mean(start) + law.root(torch.randn(start.shape, generator=g, dtype=torch.float64))
-            paths = reversal.simulate(ends, seed=setting.seed_of("weights", stream, note))
-            with torch.no_grad():
-                return Estimate.of((-log_ratio(paths, best, control)).exp())
+            g, found = generator(setting.seed_of("ends", stream, note)), []
+            for part in range(-(-n // 4096)):
+                first = setting.data.sample(min(4096, n - 4096 * part), g).double()
+                ends = law.mean(first) + law.root(torch.randn(first.shape, generator=g, dtype=torch.float64))
+                paths = reversal.simulate(ends, seed=setting.seed_of("weights", stream, note, part))
+                with torch.no_grad():
+                    found.append((-log_ratio(paths, best, control)).exp())
+            return Estimate.of(torch.cat(found))
 
         found = weights(setting.samples, "pilot")
         if found.standard_error > 0.009:
-            n = min(int(1.2 * setting.samples * (found.standard_error / 0.009) ** 2), 10 * setting.samples)
-            found = weights(n, "main")
+            wanted = 1.2 * setting.samples * (found.standard_error / 0.009) ** 2
+            found = weights(int(min(wanted, 20 * setting.samples)), "main")
         yield Outcome(found.value, 1.0, found.standard_error, note=note + few)
-
-
-def combined(*parts: Estimate) -> Estimate:
-    """The sum of independent estimates."""
-    error = sum(part.standard_error**2 for part in parts) ** 0.5
-    return Estimate(sum(part.value for part in parts), error, min(part.samples for part in parts))
 
 
 def _outcome(left: Estimate, right: Estimate, note: str = "", allowance: float = 0.0) -> Outcome:
     return Outcome(left.value, right.value, combined(left, right).standard_error, allowance, note)
-
-
-def trace_probes(setting: Setting, one: Noised) -> Tensor | None:
-    """Hutchinson's probes where an exact trace would take long: many dimensions, or many points to sum over."""
-    few = setting.dim <= (2 if isinstance(setting.data, Samples) else _EXACT_TRACE)
-    return None if few else losses.rademacher(one.x, 1, one.generator)
-
-
-def target_mean(setting: Setting, one: Noised) -> Tensor:
-    """``½ E|σᵀL^{−ᵀ}ε|² = ½ tr(σσᵀQ⁻¹)``."""
-    root = setting.process.transition(0.0, one.t).root
-    return 0.5 * setting.dim * (root.inverse() @ setting.process.scale(one.t)).mean_square(setting.dim)
-
-
-def implicit_controls(setting: Setting):
-    """Control variates: ``½|σᵀL^{−ᵀ}ε|²`` less its mean, apart for eight ranges of time."""
-
-    def controls(one: Noised) -> Tensor:
-        target = losses.denoising_target(setting.process, one.t, one.noise)
-        excess = 0.5 * losses.likelihood_units(setting.process, one.t, target).square().sum(1)
-        excess = one.weight * (excess - target_mean(setting, one))
-        order = torch.argsort(torch.argsort(one.t))
-        return excess[:, None] * torch.nn.functional.one_hot(order * _BINS // len(order), _BINS)
-
-    return controls

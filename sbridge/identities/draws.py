@@ -26,7 +26,7 @@ GAP = 10.0
 RELATIVE, ABSOLUTE = 0.01, 0.01
 """A standard error is at most one percent of the value, or .01 nat, where draws can bring it there."""
 _ROWS = 8192
-_EVALUATIONS = 3_000_000_000  # of a component or a point, times coordinates, in all of the draws of one side
+_EVALUATIONS = 5_000_000_000  # of a component or a point, times coordinates, in all of the draws of one side
 _PATH_POINTS = 256
 _EXACT_TRACE = 8  # dimensions up to which divergences are exact traces
 _BINS = 8
@@ -91,6 +91,7 @@ def precise(
     resolution: float = 0.3,
     target: float = 0.7,
     controls: RowValues | None = None,
+    beside: float | None = None,
 ) -> Estimate:
     """The mean of ``values`` over noised rows, of as many as its standard error needs.
 
@@ -104,13 +105,14 @@ def precise(
         resolution: as for :func:`noised`.
         target: the standard error wanted, in parts of ``max(1 %, .01)``.
         controls: numbers of mean zero, shape ``(n, m)``, whose linear regression is taken out.
+        beside: the value of which it is a part, if it is: then one percent is one percent of that.
     """
     found = _mean(setting, values, controls, resolution, setting.samples, "pilot", *stream)
-    wanted = target * max(RELATIVE * abs(found.value), ABSOLUTE)
+    wanted = target * max(RELATIVE * abs(found.value if beside is None else beside), ABSOLUTE)
     if found.standard_error <= wanted:
         return found
     points = len(setting.data.rows) if isinstance(setting.data, Samples) else 8
-    most = max(setting.samples, min(_EVALUATIONS // (points * (setting.dim + 10)), 100 * setting.samples))
+    most = max(setting.samples, min(_EVALUATIONS // (points * (setting.dim + 10)), 200 * setting.samples))
     n = math.ceil(1.2 * setting.samples * (found.standard_error / wanted) ** 2)
     return _mean(setting, values, controls, resolution, min(n, most), "main", *stream)
 

@@ -39,20 +39,23 @@ class Well:
         k: such that about one nat is lost.
         centre: ``c``, shape ``(dim,)``.
         horizon: ``T``.
+        pull: the rate at which the control of the checks, a linear one, draws back to the centre.
     """
 
     sigma: float
     k: float
     centre: Tensor
     horizon: float
+    pull: float
 
     @classmethod
-    def of(cls, setting: Setting) -> Well:
-        """The well of a setting."""
+    def of(cls, setting: Setting, strength: float = 1.0) -> Well:
+        """The well of a setting, and a control of the given part of the strength that is optimal at ``T → ∞``."""
         mean, _ = moments(setting.data)
         sigma = width(setting) / math.sqrt(setting.horizon)
         depth = min(1.0, math.sqrt(2.0 / setting.dim))
-        return cls(sigma, depth / (sigma * setting.horizon), mean.double(), setting.horizon)
+        k = depth / (sigma * setting.horizon)
+        return cls(sigma, k, mean.double(), setting.horizon, strength * k * sigma)
 
     @property
     def process(self) -> BrownianMotion:
@@ -69,13 +72,8 @@ class Well:
         square = (x - self.centre).square().sum(1)
         return -0.5 * dim * math.log(math.cosh(angle)) - 0.5 * self.k / self.sigma * math.tanh(angle) * square
 
-    @property
-    def pull(self) -> float:
-        """The rate at which the control of the checks draws back to the centre."""
-        return 1.0 / self.horizon
-
     def control(self, t: Time, x: Tensor) -> Tensor:
-        """A linear control that is not the optimal one."""
+        """``−(pull/σ)(x − c)``: not the optimal one."""
         return -self.pull / self.sigma * (x - self.centre)
 
     def mean_integral(self, x: Tensor) -> Tensor:
@@ -96,7 +94,8 @@ class Well:
 )
 def killing_adds_to_the_path_kl(setting: Setting) -> Outcome:
     """Path KL with killing."""
-    well, (fine, coarse, coarser) = Well.of(setting), _ratios(setting)
+    well = Well.of(setting)
+    fine, coarse, coarser = _ratios(setting, well)
     start = fine.starts
     expected = 0.5 * (well.k**2 + (well.pull / well.sigma) ** 2) * well.mean_integral(start)
     one, two, four = (level.values for level in (fine, coarse, coarser))
@@ -116,7 +115,8 @@ def killing_adds_to_the_path_kl(setting: Setting) -> Outcome:
 )
 def killed_ratio_has_the_mean_of_the_surviving_mass(setting: Setting) -> Outcome:
     """Not one, but what is left of the killed process."""
-    well, (fine, coarse, _) = Well.of(setting), _ratios(setting)
+    well = Well.of(setting, 0.4)
+    fine, coarse, _ = _ratios(setting, well)
     mass = well.log_mass(fine.starts).exp()
     gap = Estimate.of((-fine.values).exp() - mass)
     allowance = abs(float(((-fine.values).exp() - (-coarse.values).exp()).mean()))
@@ -134,7 +134,8 @@ def killed_ratio_has_the_mean_of_the_surviving_mass(setting: Setting) -> Outcome
 )
 def free_energy_bounds_the_killed_path_kl(setting: Setting) -> Outcome:
     """The log transform solves the control problem."""
-    well, (fine, coarse, _) = Well.of(setting), _ratios(setting)
+    well = Well.of(setting)
+    fine, coarse, _ = _ratios(setting, well)
     least = -well.log_mass(fine.starts)
     slack = Estimate.of(fine.values - least)
     allowance = abs(float((fine.values - coarse.values).mean()))
@@ -173,10 +174,9 @@ class _Ratios:
     values: Tensor
 
 
-def _ratios(setting: Setting) -> tuple[_Ratios, _Ratios, _Ratios]:
+def _ratios(setting: Setting, well: Well) -> tuple[_Ratios, _Ratios, _Ratios]:
     """Log ratios with killing of the controlled paths, at a step, twice and four times it, from the same noise."""
-    well, n = Well.of(setting), 2 * setting.samples
-    process = well.process
+    n, process = 2 * setting.samples, well.process
     start = PathMeasure(process, None, setting.data).starts(n, seed=setting.seed_of("killed")).double()
     seed = derive(setting.seed_of("killed"), "noise")
     noise = NormalNoise(seed, _STEPS, *start.shape, dtype=torch.float64).stored()

@@ -106,7 +106,7 @@ def elbo_is_below_the_log_likelihood(setting: Setting) -> Iterator[Outcome]:
     yield Outcome(value + slack.value, value, slack.standard_error, bound.allowance, "a Gaussian model")
     for note, score in judged(setting, 1.0):
         right, end = _end_entropies(setting, note)
-        left = combined(_bulk(setting, score, note, target=3.0), end)
+        left = combined(_bulk(setting, score, note, right.value, target=3.0), end)
         yield Outcome(left.value, right.value, combined(left, right).standard_error, note=f"{note}, prior ρ_T")
 
 
@@ -121,7 +121,7 @@ def elbo_is_below_the_log_likelihood(setting: Setting) -> Iterator[Outcome]:
 def elbo_of_the_true_score_is_the_log_likelihood(setting: Setting) -> Outcome:
     """With the true score and the true prior nothing is lost."""
     density, end = _end_entropies(setting, "elbo")
-    left = combined(_bulk(setting, setting.exact, "elbo"), end)
+    left = combined(_bulk(setting, setting.exact, "elbo", density.value), end)
     return Outcome(left.value, density.value, combined(left, density).standard_error)
 
 
@@ -171,7 +171,7 @@ def entropy_balance(setting: Setting) -> Outcome:
     return Outcome(density.value - end.value, right.value, error)
 
 
-def _bulk(setting: Setting, score: Score, note: str, target: float = 0.7) -> Estimate:
+def _bulk(setting: Setting, score: Score, note: str, value: float, target: float = 0.7) -> Estimate:
     """``∫ E∇·b − E[½|σᵀ(s − τ)|² − ½|σᵀτ|²] ds``: the bound on ``E log p`` but for its end, ``E log π(X_T)``."""
     process = setting.process
 
@@ -183,7 +183,7 @@ def _bulk(setting: Setting, score: Score, note: str, target: float = 0.7) -> Est
     def both(one: Noised) -> Tensor:
         return 0.5 * (rows(one) + rows(one.opposite))
 
-    return precise(setting, both, "bound", note, target=target, controls=chi_squares(setting))
+    return precise(setting, both, "bound", note, target=target, controls=chi_squares(setting), beside=value)
 
 
 def _drift_divergence(setting: Setting, t: Tensor) -> Tensor:

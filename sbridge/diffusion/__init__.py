@@ -11,6 +11,7 @@ from sbridge.diffusion.guidance import (
     conditioned,
 )
 from sbridge.diffusion.likelihood import LogLikelihood, log_likelihood
+from sbridge.diffusion.monitor import GapRecorder
 from sbridge.diffusion.networks import NetworkScore
 from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
 from sbridge.diffusion.parts import is_reverse_diffusion, score_of
@@ -28,6 +29,7 @@ from sbridge.diffusion.samplers import (
     StepToZero,
     StochasticSampler,
     StopEarly,
+    denoised,
     generate,
     langevin,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "DiscreteNoise",
     "ExactScore",
     "FlowSampler",
+    "GapRecorder",
     "GuidedScore",
     "Implicit",
     "IsotropicCovariance",
@@ -66,6 +69,7 @@ __all__ = [
     "StopEarly",
     "TweedieCovariance",
     "conditioned",
+    "denoised",
     "end_law",
     "generate",
     "is_reverse_diffusion",

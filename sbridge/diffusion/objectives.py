@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sbridge.diffusion.conversions import Score, ScoreControl
 from sbridge.diffusion.reverse import reverse_grid
-from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes, check_start
+from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes, check_start, noised
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Samples
 from sbridge.measures import PathMeasure
@@ -106,7 +106,7 @@ class Denoising:
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
     ) -> Tensor:
         """The loss at one random time per row."""
-        t, density, x, noise = _noised(process, self.weighting.times, start, s_min, generator)
+        t, density, x, noise = noised(process, self.weighting.times, start, s_min, generator)
         values = checked_score(score, t, x)
         return (denoising(process, t, values, noise, self.weighting.residual) / density).mean()
 
@@ -159,15 +159,5 @@ class Implicit:
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
     ) -> Tensor:
         """The loss at one random time per row; it differs from that of :class:`Denoising` by a constant."""
-        t, density, x, _ = _noised(process, self.times, start, s_min, generator)
+        t, density, x, _ = noised(process, self.times, start, s_min, generator)
         return (implicit(process, t, x, score, rademacher(x, 1, generator)) / density).mean()
-
-
-def _noised(
-    process: LinearProcess, times: Times, start: Tensor, s_min: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Times, their densities, noised rows and their noise. Rows are in random order, so sorted times do no harm."""
-    t, density = times.draw(process, s_min, len(start), generator)
-    noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=generator.device).to(start.device)
-    law = process.transition(0.0, t)
-    return t, density.to(start), law.mean(start) + law.root.to(start)(noise), noise

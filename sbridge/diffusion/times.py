@@ -110,6 +110,24 @@ def check_start(process: LinearProcess, s_min: float) -> None:
         )
 
 
+def noised(
+    process: LinearProcess, times: Times, start: Tensor, s_min: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Times, their densities, noised rows and their noise: each of half the rows with some noise and its opposite.
+
+    At small times the target is almost the noise, whose share in the gradient cancels between the two. Rows are in
+    random order, so sorted times do no harm.
+    """
+    half = start[: (len(start) + 1) // 2]
+    t, density = times.draw(process, s_min, len(half), generator)
+    noise = torch.randn(half.shape, generator=generator, dtype=start.dtype, device=generator.device).to(start.device)
+    law = process.transition(0.0, t)
+    mean, shift = law.mean(half), law.root.to(start)(noise)
+    pairs = ((t, t), (density.to(start), density.to(start)), (mean + shift, mean - shift), (noise, -noise))
+    t, density, x, noise = (torch.cat(pair)[: len(start)] for pair in pairs)
+    return t, density, x, noise
+
+
 def _stratified(n: int, generator: torch.Generator) -> Tensor:
     """One uniform number in each of ``n`` equal cells of ``[0, 1]``, in order."""
     cells = torch.arange(n, dtype=torch.float64)

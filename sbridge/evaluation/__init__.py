@@ -1,6 +1,7 @@
 """How good a bridge is on rows it has not seen: distances with errors, floors and baselines; path measures.
 
 :func:`evaluate` judges both ends, :func:`score_at` a prediction at a time in between. Both return a :class:`Report`.
+:func:`certify` bounds how far a bridge is from the best one.
 """
 
 from sbridge.evaluation.baselines import (
@@ -10,6 +11,7 @@ from sbridge.evaluation.baselines import (
     ExactTransport,
     GaussianTransport,
 )
+from sbridge.evaluation.certificate import Certificate, certify
 from sbridge.evaluation.control import (
     ControlReport,
     control_error,
@@ -26,6 +28,7 @@ __all__ = [
     "SCHEMA",
     "STANDARD_BASELINES",
     "Baseline",
+    "Certificate",
     "Column",
     "ControlReport",
     "EntropicTransport",
@@ -36,6 +39,7 @@ __all__ = [
     "Report",
     "Score",
     "Task",
+    "certify",
     "control_error",
     "evaluate",
     "evaluate_control",

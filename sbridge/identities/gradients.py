@@ -37,7 +37,8 @@ def gradients_agree(setting: Setting) -> Iterator[Outcome]:
 
     def denoising(one: Noised, score: Score) -> Tensor:
         pair = (one, one.opposite)
-        return 0.5 * sum(losses.denoising(setting.process, o.t, score(o.t, o.x), o.noise) for o in pair)
+        both = [losses.denoising(setting.process, o.t, score(o.t, o.x), o.noise) for o in pair]
+        return 0.5 * (both[0] + both[1])
 
     def implicit(one: Noised, score: Score) -> Tensor:
         return losses.implicit(setting.process, one.t, one.x, score, trace_probes(setting, one))

@@ -48,8 +48,21 @@ def log_ratio(paths: Paths, control_p: Control | None, control_q: Control | None
 
 def energy(paths: Paths) -> Estimate:
     """``½ E Σ_j Δ_j |v_j|²``: the path KL of the measure that made ``paths`` to its reference from the same start."""
+    return Estimate.of(energies(paths))
+
+
+def martingale(paths: Paths, control: Control | None) -> Tensor:
+    """``Σ_j √Δ_j p_j · ξ_j`` for a control at the states of the paths, shape ``(batch,)``: its mean is zero."""
+    total, chain = torch.zeros((), dtype=torch.float64, device=paths.x.device), paths.chain
+    for j, width in enumerate(chain.root_durations):
+        total = total + width * (control_value(control, chain.moments[j], paths.x[j]) * paths.noise[j]).sum(1).double()
+    return total.to(paths.x.dtype)
+
+
+def energies(paths: Paths) -> Tensor:
+    """``½ Σ_j Δ_j |v_j|²`` of each path, shape ``(batch,)``."""
     spans = paths.chain.visited.diff().abs().to(paths.v)
-    return Estimate.of(0.5 * torch.einsum("j,jbd->b", spans, paths.v.detach().square()))
+    return 0.5 * torch.einsum("j,jbd->b", spans, paths.v.detach().square())
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from sbridge.training import Flat, Info, flat_number, flat_tensor
 from sbridge.transport import Cloud
 
 _RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
+_PRODUCTS = 1_000_000
 _NAMES = ("logits", "means", "spreads")
 
 
@@ -51,17 +52,18 @@ class MixtureBridge(Solver["MixtureState"]):
     bound on the value of the problem that is reached by the bridge itself. Here on all rows at once: from clusters of
     the target every component is matched, again and again, to the bridge between the Gaussians that it claims of
     either end; then L-BFGS. Numbers of components are tried in rising order as long as the likelihood of held-out rows
-    rises by more than its standard error. Plan, marginals and forward control are closed forms. The backward
+    rises. Plan, marginals and forward control are closed forms. The backward
     process is exact for the model and the source rows: its start points are source rows.
 
     Args:
         components: numbers of components to try, rising; one number is taken as it is.
         covariance: of the components: FULL, or DIAGONAL along the axes of the data.
-        rows: rows a side on which numbers of components are compared.
+        rows: rows a side on which numbers of components are compared; in few dimensions as many more as fill no more
+            memory than a million products of coordinates.
         held_out: the share of these rows on which they are compared.
         max_rows: rows a side of the last fit; of larger sets a random subset.
         matchings: largest number of matchings of components to what they claim, before L-BFGS.
-        rounds: rounds of L-BFGS.
+        rounds: rounds of L-BFGS; a number of components is given up after one that leaves held-out rows less likely.
         iterations: iterations of L-BFGS in a round.
         tolerance: gain of the mean log likelihood per matching, or by a round, that ends either, in nats.
         grid: time grid on which the solution is simulated.
@@ -136,6 +138,7 @@ class MixtureBridge(Solver["MixtureState"]):
         else:
             value, parts = climb_by_quasi_newton(likelihood, state.parts, self.iterations, self.tolerance)
             over = state.round == self.rounds or value - state.value < 10.0 * self.tolerance
+            over = over or not (state.last or state.improves(parts))
         state.parts, state.value, state.round, state.step = parts, value, state.round + 1, state.step + 1
         info = {"log likelihood": value, "components": float(len(parts.logits))}
         if over:
@@ -210,7 +213,7 @@ class MixtureState:
         if self.last:
             self.done = True
             return
-        better = self.best is None or _is_better(self.judge, self.parts, self.best)
+        better = self.improves(self.parts)
         if better:
             self.best = self.parts
         following = solver.components[self.rung + 1 : self.rung + 2]
@@ -219,6 +222,10 @@ class MixtureState:
             self.parts = self.start(following[0])
         else:
             self.last, self.parts = True, self.best or self.parts
+
+    def improves(self, parts: Parts) -> bool:
+        """Whether held-out rows are likelier under ``parts`` than under the best number of components so far."""
+        return self.best is None or self.judge.claims(parts)[0] > self.judge.claims(self.best)[0]
 
     def flat(self) -> Flat:
         """Components, best components, counters, seed."""
@@ -253,7 +260,8 @@ class MixtureState:
             )
 
     def _part(self, *, held_out: bool) -> Likelihood:
-        most, share = self._share
+        (least, share), dim = self._share, len(self.coordinates.n)
+        most = max(least, 2 * _PRODUCTS // (dim * (dim + 3)))
         sides = []
         for rows, weights in self._chosen:
             count = min(most, len(rows))
@@ -295,15 +303,3 @@ def _check_resolution(coordinates: Coordinates, like: Tensor) -> None:
             f"in variance, and at most {_RESOLUTION / eps:.1e} can be resolved; {remedy}take a σ at least "
             f"{math.sqrt(largest * eps / _RESOLUTION):.2g} times as large."
         )
-
-
-def _is_better(judge: Likelihood, parts: Parts, than: Parts) -> bool:
-    """Whether held-out rows are likelier, by more than the standard error of the difference."""
-    gains = [a - b for a, b in zip(judge.terms(parts), judge.terms(than), strict=True)]
-    means, errors = [], []
-    for gain, weights in zip(gains, (judge.source.weights, judge.target.weights), strict=True):
-        share = torch.full_like(gain, 1.0 / len(gain)) if weights is None else weights
-        mean = float(share @ gain)
-        means.append(mean)
-        errors.append(float(share.square() @ (gain - mean).square()))
-    return means[1] - means[0] > math.sqrt(sum(errors))

@@ -105,7 +105,7 @@ def test_trained_control_finds_a_gaussian(dtype):
 def test_nine_modes_are_all_found_and_weighed():
     target = nine_modes(log_normaliser=2.0)
     problem = sampling_problem(target.law, BrownianMotion(5.0), Point(torch.zeros(2)))
-    solver = LogVariance(updates=2500, annealing=Annealing(0.01, 0.7), grid=TimeGrid.uniform(50))
+    solver = LogVariance(updates=2500, annealing=Annealing(0.01, 0.7), grid=TimeGrid.refined(50))
     found = log_normaliser(solve(problem, solver, seed=0), 30_000, seed=1)
     assert found.log_normaliser.value == pytest.approx(2.0, abs=0.05)
     shares = target.mean_observables(found.x, found.weights.values)

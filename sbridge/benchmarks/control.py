@@ -55,8 +55,11 @@ SOLVERS: dict[str, ControlSolver] = {
     "CrossEntropy": CrossEntropy(),
 }
 """One set of options for all problems."""
-SAMPLER = LogVariance(updates=2500, annealing=Annealing(0.01, 0.7), grid=TimeGrid.uniform(50))
-"""For densities, which have modes to be found and weighed: annealed, with a loss that sees the weights of modes."""
+SAMPLER = LogVariance(updates=2500, annealing=Annealing(0.01, 0.7), grid=TimeGrid.refined(50))
+"""For densities, which have modes to be found and weighed: annealed, with a loss that sees the weights of modes.
+
+Steps shrink towards the end, where modes are narrower than a step of σ√Δ: the exact control has an effective sample
+size of 71 % on the nine modes with this grid, and of 40 % with 50 equal steps."""
 WARM = "LogVariance, Riccati start"
 """A warm start, which for quadratic costs is the optimum itself: what the network adds is its noise."""
 
@@ -211,7 +214,7 @@ def _options(solver: str) -> ControlSolver:
 
 def _density_row(problem: str, seed: int, divisor: int) -> Row:
     make, sigma = TARGETS[problem]
-    target, n = make(), max(2, 2 * _PATHS // divisor)
+    target, n = make(), max(2, 4 * _PATHS // divisor)
     options = dataclasses.replace(SAMPLER, updates=max(1, SAMPLER.updates // divisor))
     steered = sampling_problem(target.law, BrownianMotion(sigma), Point(torch.zeros(target.dim)))
     solution, seconds = _timed(lambda: solve(steered, options, seed=seed))

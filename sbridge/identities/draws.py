@@ -13,6 +13,7 @@ from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import Score
 from sbridge.diffusion.reverse import moments
 from sbridge.diffusion.times import NoiseTimes
+from sbridge.functionals import PathValues
 from sbridge.identities.settings import Perturbed, Setting
 from sbridge.laws import Samples
 from sbridge.measures import Direction, Estimate, PathMeasure, Paths
@@ -137,11 +138,35 @@ def _mean(
 
 def explicit(setting: Setting, score: Score, *stream: str | int, target: float = 0.5) -> Estimate:
     """``½ ∫ E|σᵀ(s − ∇log ρ_t)|² dt`` with the closed-form score, at random times: without steps in time."""
+    # The fixed perturbation is as large as the score of a Gaussian, a network errs where scores are large.
+    resolution = resolved(setting) if score is setting.network else 1.0
 
     def rows(one: Noised) -> Tensor:
         return one.weight * losses.explicit(setting.process, one.t, score(one.t, one.x), setting.exact(one.t, one.x))
 
-    return precise(setting, rows, "explicit", *stream, resolution=1.0, target=target)
+    return precise(setting, rows, "explicit", *stream, resolution=resolution, target=target)
+
+
+def resolved(setting: Setting) -> float:
+    """The resolution at which all of a setting's scores vary slowly from knot to knot."""
+    return 0.03 if isinstance(setting.data, Samples) else 0.2
+
+
+def enough(setting: Setting, run: Callable[[int, str], PathValues]) -> PathValues:
+    """Path values whose mean has a standard error of .8 of the wanted one, if tenfold ``samples`` suffice for that.
+
+    Args:
+        setting: where.
+        run: makes ``n`` values from a named stream.
+    """
+    found = run(setting.samples, "pilot")
+    estimate = found.estimate
+    wanted = 0.8 * max(RELATIVE * abs(estimate.value), ABSOLUTE)
+    if estimate.standard_error <= wanted:
+        return found
+    most = (4 if isinstance(setting.data, Samples) else 10) * setting.samples
+    n = math.ceil(1.15 * setting.samples * (estimate.standard_error / wanted) ** 2)
+    return run(min(n, most), "main")
 
 
 def combined(*parts: Estimate) -> Estimate:
@@ -220,13 +245,14 @@ class Remembered:
         return kept[1]
 
 
-def matched_grid(setting: Setting, steps: int, resolution: float = 0.3) -> TimeGrid:
+def matched_grid(setting: Setting, steps: int, resolution: float | None = None) -> TimeGrid:
     """``0``, then ``steps`` steps from ``s_min`` to ``T``, in each of which scores change alike."""
+    resolution = resolved(setting) if resolution is None else resolution
     times = NoiseTimes(resolution * width(setting)).quantiles(setting.process, setting.s_min, steps)
     return TimeGrid((0.0, *(times[:-1] / setting.horizon).tolist(), 1.0))
 
 
-def noising(setting: Setting, steps: int, resolution: float = 0.3) -> PathMeasure:
+def noising(setting: Setting, steps: int, resolution: float | None = None) -> PathMeasure:
     """The noising process from the data, exact at the knots of :func:`matched_grid`."""
     return PathMeasure(setting.process, None, setting.data, grid=matched_grid(setting, steps, resolution))
 

@@ -9,7 +9,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sbridge.controls import MLP as MLP
+    from sbridge.controls import (
+        MLP as MLP,
+        FourierMLP as FourierMLP,
+    )
     from sbridge.coupling import (
         EntropicCoupling as EntropicCoupling,
         IndependentCoupling as IndependentCoupling,
@@ -17,14 +20,25 @@ if TYPE_CHECKING:
     )
     from sbridge.diffusion import (
         ExactScore as ExactScore,
+        FlowSampler as FlowSampler,
         ScoreMatching as ScoreMatching,
+        StochasticSampler as StochasticSampler,
         end_law as end_law,
         generate as generate,
+        log_likelihood as log_likelihood,
         reverse_diffusion as reverse_diffusion,
         score_of as score_of,
     )
-    from sbridge.errors import SbridgeError as SbridgeError
-    from sbridge.evaluation import evaluate as evaluate
+    from sbridge.errors import (
+        SbridgeError as SbridgeError,
+    )
+    from sbridge.evaluation import (
+        Certificate as Certificate,
+        ControlReport as ControlReport,
+        certify as certify,
+        evaluate as evaluate,
+        evaluate_control as evaluate_control,
+    )
     from sbridge.fitting import (
         choose_noising as choose_noising,
         choose_sigma as choose_sigma,
@@ -34,11 +48,15 @@ if TYPE_CHECKING:
         fit_course as fit_course,
         solve as solve,
     )
+    from sbridge.identities import (
+        verify as verify,
+    )
     from sbridge.laws import (
         Density as Density,
         Gaussian as Gaussian,
         GaussianMixture as GaussianMixture,
         Law as Law,
+        Point as Point,
         Samples as Samples,
     )
     from sbridge.measures import (
@@ -50,7 +68,18 @@ if TYPE_CHECKING:
         log_ratio as log_ratio,
         path_kl as path_kl,
     )
-    from sbridge.problems import BridgeProblem as BridgeProblem
+    from sbridge.pde import (
+        solve_schroedinger as solve_schroedinger,
+    )
+    from sbridge.potentials import (
+        MixturePotential as MixturePotential,
+    )
+    from sbridge.problems import (
+        BridgeCorrection as BridgeCorrection,
+        BridgeProblem as BridgeProblem,
+        ControlProblem as ControlProblem,
+        StoppingSet as StoppingSet,
+    )
     from sbridge.processes import (
         BrownianMotion as BrownianMotion,
         DriftProcess as DriftProcess,
@@ -61,22 +90,48 @@ if TYPE_CHECKING:
         VariancePreserving as VariancePreserving,
         check_process as check_process,
     )
-    from sbridge.registry import register as register
+    from sbridge.registry import (
+        register as register,
+    )
+    from sbridge.sampling import (
+        log_normaliser as log_normaliser,
+        sampling_problem as sampling_problem,
+    )
     from sbridge.scaling import (
         CommonScale as CommonScale,
         NoScaling as NoScaling,
         PerCoordinate as PerCoordinate,
     )
-    from sbridge.solutions import Bridge as Bridge, load as load
+    from sbridge.solutions import (
+        Bridge as Bridge,
+        ControlSolution as ControlSolution,
+        load as load,
+        load_control as load_control,
+    )
     from sbridge.solvers import (
         IMF as IMF,
+        AdjointMatching as AdjointMatching,
+        Annealing as Annealing,
+        CrossEntropy as CrossEntropy,
+        EarlierStart as EarlierStart,
         GaussianBridge as GaussianBridge,
+        LogVariance as LogVariance,
+        MixtureBridge as MixtureBridge,
+        Moment as Moment,
+        ReciprocalAdjointMatching as ReciprocalAdjointMatching,
+        RelativeEntropy as RelativeEntropy,
+        Replay as Replay,
+        RiccatiStart as RiccatiStart,
         SinkhornBridge as SinkhornBridge,
         Solver as Solver,
         check_solver as check_solver,
     )
-    from sbridge.time import TimeGrid as TimeGrid
-    from sbridge.training import Optimisation as Optimisation
+    from sbridge.time import (
+        TimeGrid as TimeGrid,
+    )
+    from sbridge.training import (
+        Optimisation as Optimisation,
+    )
 
 __version__ = "0.1.0"
 
@@ -93,13 +148,39 @@ _HOME = {
     "generate": "sbridge.diffusion",
     "evaluate": "sbridge.evaluation",
     "load": "sbridge.solutions",
+    "certify": "sbridge.evaluation",
+    "verify": "sbridge.identities",
     # problem, solver, solution
     "BridgeProblem": "sbridge.problems",
     "Solver": "sbridge.solvers",
     "GaussianBridge": "sbridge.solvers",
     "SinkhornBridge": "sbridge.solvers",
     "IMF": "sbridge.solvers",
+    "MixtureBridge": "sbridge.solvers",
+    "MixturePotential": "sbridge.potentials",
+    "Certificate": "sbridge.evaluation",
+    "solve_schroedinger": "sbridge.pde",
     "Bridge": "sbridge.solutions",
+    # stochastic optimal control
+    "ControlProblem": "sbridge.problems",
+    "StoppingSet": "sbridge.problems",
+    "BridgeCorrection": "sbridge.problems",
+    "AdjointMatching": "sbridge.solvers",
+    "ReciprocalAdjointMatching": "sbridge.solvers",
+    "RelativeEntropy": "sbridge.solvers",
+    "LogVariance": "sbridge.solvers",
+    "Moment": "sbridge.solvers",
+    "CrossEntropy": "sbridge.solvers",
+    "Replay": "sbridge.solvers",
+    "Annealing": "sbridge.solvers",
+    "EarlierStart": "sbridge.solvers",
+    "RiccatiStart": "sbridge.solvers",
+    "ControlSolution": "sbridge.solutions",
+    "load_control": "sbridge.solutions",
+    "evaluate_control": "sbridge.evaluation",
+    "ControlReport": "sbridge.evaluation",
+    "sampling_problem": "sbridge.sampling",
+    "log_normaliser": "sbridge.sampling",
     # reference processes
     "Process": "sbridge.processes",
     "LinearProcess": "sbridge.processes",
@@ -114,9 +195,13 @@ _HOME = {
     "end_law": "sbridge.diffusion",
     "reverse_diffusion": "sbridge.diffusion",
     "score_of": "sbridge.diffusion",
+    "log_likelihood": "sbridge.diffusion",
+    "StochasticSampler": "sbridge.diffusion",
+    "FlowSampler": "sbridge.diffusion",
     # end laws
     "Law": "sbridge.laws",
     "Samples": "sbridge.laws",
+    "Point": "sbridge.laws",
     "Gaussian": "sbridge.laws",
     "GaussianMixture": "sbridge.laws",
     "Density": "sbridge.laws",
@@ -134,6 +219,7 @@ _HOME = {
     "CommonScale": "sbridge.scaling",
     "PerCoordinate": "sbridge.scaling",
     "MLP": "sbridge.controls",
+    "FourierMLP": "sbridge.controls",
     "Optimisation": "sbridge.training",
     "EntropicCoupling": "sbridge.coupling",
     "IndependentCoupling": "sbridge.coupling",

@@ -19,6 +19,7 @@ from sbridge.solvers.control import (
 )
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "GaussianBridge",
     "LogVariance",
     "Method",
+    "MixtureBridge",
     "Moment",
     "ReciprocalAdjointMatching",
     "RelativeEntropy",

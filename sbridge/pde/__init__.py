@@ -1,0 +1,44 @@
+"""Grids in one and two dimensions: evolution equations, the action, and the Schrödinger system.
+
+Independent of every simulation and every solver, so that these can be judged by it.
+"""
+
+from sbridge.pde.action import Action, SpaceTime
+from sbridge.pde.densities import Histogram, KernelDensity, SampleDensity, density_on, grid_around, log_density_on
+from sbridge.pde.equations import FokkerPlanckSolution, backward_kolmogorov, fokker_planck, hamilton_jacobi_bellman
+from sbridge.pde.grids import Field, Grid
+from sbridge.pde.heat import amplification, heat_kernel, heat_spectral, wavenumbers
+from sbridge.pde.propagator import CRANK_NICOLSON, IMPLICIT_EULER, L_STABLE, Propagator, StateCost, TimeScheme
+from sbridge.pde.schroedinger import FortetSinkhorn, GridBridge, HalfStep, half_steps, solve_schroedinger
+
+__all__ = [
+    "CRANK_NICOLSON",
+    "IMPLICIT_EULER",
+    "L_STABLE",
+    "Action",
+    "Field",
+    "FokkerPlanckSolution",
+    "FortetSinkhorn",
+    "Grid",
+    "GridBridge",
+    "HalfStep",
+    "Histogram",
+    "KernelDensity",
+    "Propagator",
+    "SampleDensity",
+    "SpaceTime",
+    "StateCost",
+    "TimeScheme",
+    "amplification",
+    "backward_kolmogorov",
+    "density_on",
+    "fokker_planck",
+    "grid_around",
+    "half_steps",
+    "hamilton_jacobi_bellman",
+    "heat_kernel",
+    "heat_spectral",
+    "log_density_on",
+    "solve_schroedinger",
+    "wavenumbers",
+]

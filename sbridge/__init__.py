@@ -15,11 +15,21 @@ if TYPE_CHECKING:
         IndependentCoupling as IndependentCoupling,
         ReferenceCoupling as ReferenceCoupling,
     )
+    from sbridge.diffusion import (
+        ExactScore as ExactScore,
+        ScoreMatching as ScoreMatching,
+        end_law as end_law,
+        generate as generate,
+        reverse_diffusion as reverse_diffusion,
+        score_of as score_of,
+    )
     from sbridge.errors import SbridgeError as SbridgeError
     from sbridge.evaluation import evaluate as evaluate
     from sbridge.fitting import (
+        choose_noising as choose_noising,
         choose_sigma as choose_sigma,
         choose_solver as choose_solver,
+        diffuse as diffuse,
         fit as fit,
         fit_course as fit_course,
         solve as solve,
@@ -78,6 +88,9 @@ _HOME = {
     "solve": "sbridge.fitting",
     "choose_solver": "sbridge.fitting",
     "choose_sigma": "sbridge.fitting",
+    "choose_noising": "sbridge.fitting",
+    "diffuse": "sbridge.fitting",
+    "generate": "sbridge.diffusion",
     "evaluate": "sbridge.evaluation",
     "load": "sbridge.solutions",
     # problem, solver, solution
@@ -95,6 +108,12 @@ _HOME = {
     "VariancePreserving": "sbridge.processes",
     "VarianceExploding": "sbridge.processes",
     "DriftProcess": "sbridge.processes",
+    # reverse diffusion
+    "ExactScore": "sbridge.diffusion",
+    "ScoreMatching": "sbridge.diffusion",
+    "end_law": "sbridge.diffusion",
+    "reverse_diffusion": "sbridge.diffusion",
+    "score_of": "sbridge.diffusion",
     # end laws
     "Law": "sbridge.laws",
     "Samples": "sbridge.laws",

@@ -20,7 +20,7 @@ from sbridge.processes.base import check_horizon
 from sbridge.random import Seed, as_seed, derive, generator
 from sbridge.scaling import AffineScaling, CommonScale, ScalingRecipe
 from sbridge.solutions import Bridge
-from sbridge.solvers.base import Solver
+from sbridge.solvers.base import Method, P, R, S, Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
 from sbridge.training import Callback, Flat, minimise
@@ -102,17 +102,18 @@ def choose_solver(problem: BridgeProblem) -> Solver:
 
 
 def solve(
-    problem: BridgeProblem,
-    solver: Solver,
+    problem: P,
+    solver: Method[P, S, R],
     *,
     seed: Seed,
     callbacks: Sequence[Callback] = (),
     resume_from: Flat | None = None,
-) -> Bridge:
-    """Runs ``solver`` on ``problem`` in the units it stands in.
+) -> R:
+    """Runs ``solver`` on ``problem`` in the units it stands in; returns what the solver makes.
 
     Args:
-        problem: what to solve.
+        problem: what to solve: a :class:`~sbridge.problems.BridgeProblem` gives a :class:`~sbridge.solutions.Bridge`, a
+            :class:`~sbridge.problems.ControlProblem` a :class:`~sbridge.solutions.ControlSolution`.
         solver: with its hyperparameters.
         seed: of everything random in the fit.
         callbacks: called after every step.
@@ -364,7 +365,12 @@ def _check_options(reference: object, solver: object, scaling: object) -> None:
             raise InvalidInputError(f"{name} must be an object such as {example}, or None; got {value!r}.")
 
 
-def _check_treatable(problem: BridgeProblem, solver: Solver) -> None:
+def _check_treatable(problem: P, solver: Method[P, S, R]) -> None:
+    if not isinstance(problem, solver.treats):
+        raise UnsupportedError(
+            f"{type(solver).__name__} solves a {solver.treats.__name__}, got a {type(problem).__name__}; use a solver "
+            "for that kind, such as IMF() for bridges and AdjointMatching() for control."
+        )
     reason = solver.refusal(problem)
     if reason is not None:
         raise UnsupportedError(reason)

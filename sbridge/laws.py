@@ -1,4 +1,4 @@
-"""What stands at an end of a bridge: samples, a closed-form law, or an unnormalised density."""
+"""What stands at an end of a bridge: samples, a point, a closed-form law, or an unnormalised density."""
 
 from __future__ import annotations
 
@@ -167,6 +167,36 @@ class GaussianMixture(Law):
         """``log Σ_k w_k N(x; μ_k, Σ_k)``, shape ``(batch,)``."""
         parts = [Gaussian(m, c).log_density(x) for m, c in zip(self.means, self.covariances, strict=True)]
         return torch.logsumexp(torch.stack(parts, -1) + self.weights.log(), -1)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Point(Law):
+    """A Dirac law: every draw is ``position``, of shape ``(dim,)``.
+
+    Raises:
+        InvalidInputError: for another shape or dtype, NaN or infinities.
+    """
+
+    position: Tensor
+
+    def __post_init__(self) -> None:
+        if self.position.ndim != 1:
+            raise InvalidInputError(f"a Point needs a position of shape (dim,), got {tuple(self.position.shape)}.")
+        check_rows(self.position.unsqueeze(0), "position", least=1)
+
+    @property
+    def dim(self) -> int:
+        """The length of the position."""
+        return self.position.shape[0]
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """``n`` times the position; the generator is left as it is."""
+        return self.position.repeat(n, 1)
+
+    def rescaled(self, scaling: AffineScaling) -> Point:
+        """The scaled position."""
+        return Point(scaling.to_model(self.position))
 
 
 @dataclass(frozen=True, eq=False)

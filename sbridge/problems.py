@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Law, Samples, check_same_kind, check_same_space
+from sbridge.laws import Density, Law, Samples, check_same_kind, check_same_space
+from sbridge.objectives.costs import Costs, RunningCost, TerminalCost
+from sbridge.objectives.stopping import BridgeCorrection, StoppingSet
 from sbridge.processes import LinearProcess, Process, rescale
+from sbridge.random import generator
 from sbridge.scaling import AffineScaling
+
+__all__ = ["BridgeCorrection", "BridgeProblem", "ControlProblem", "StoppingSet"]
+
+_PROBE_ROWS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,3 +67,62 @@ class BridgeProblem:
         return BridgeProblem(
             self.source.rescaled(scaling), self.target.rescaled(scaling), rescale(self.reference, scaling)
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ControlProblem:
+    """Stochastic optimal control: ``min_u E[∫ f(t, X) + ½|u|² dt + g(X_T)]``, ``dX = (b + σu) dt + σ dW``.
+
+    Equivalently ``min KL(P ‖ P*)`` over controlled laws with this start, ``dP*/dR ∝ exp(−∫ f dt − g)`` given ``X_0``.
+
+    Args:
+        process: the uncontrolled process ``R``, with its horizon ``T``.
+        start: law at ``t = 0``; one that can be sampled, such as :class:`~sbridge.laws.Point`.
+        running_cost: ``f(t, x) → (batch,)`` per unit time, called step by step with one ``t``; ``None``: zero.
+        terminal_cost: ``g(x) → (batch,)``; ``None``: zero.
+        stopping: paths end when they first enter this set, as seen on the stored path; ``None``: never.
+
+    Raises:
+        InvalidInputError: if dimensions do not agree, or a cost is no function or returns another shape.
+        NonFiniteError: if a cost is NaN or infinite at start states.
+        UnsupportedError: if the start cannot be sampled.
+    """
+
+    process: Process
+    start: Law
+    running_cost: RunningCost | None = None
+    terminal_cost: TerminalCost | None = None
+    stopping: StoppingSet | None = None
+
+    def __post_init__(self) -> None:
+        if self.process.dim not in (None, self.start.dim):
+            raise InvalidInputError(
+                f"the process is made for dimension {self.process.dim}, the start law has {self.start.dim}."
+            )
+        for name in ("running_cost", "terminal_cost"):
+            cost = getattr(self, name)
+            if cost is not None and not callable(cost):
+                raise InvalidInputError(f"{name} must be a function or None, got {cost!r}.")
+        if isinstance(self.start, Density):
+            raise UnsupportedError("a control problem starts from a law that can be sampled; a Density cannot.")
+        x = self.probe
+        self.costs.rate(0.0, x)
+        self.costs.end(x)
+        if self.stopping is not None and bool((self.stopping.level(x) >= 0).all()):
+            raise InvalidInputError("every start state lies in the stopping set: there is nothing to control.")
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the state."""
+        return self.start.dim
+
+    @property
+    def costs(self) -> Costs:
+        """Both costs and the stopping set, in the form that the losses take."""
+        return Costs(self.running_cost, self.terminal_cost, self.stopping)
+
+    @property
+    def probe(self) -> Tensor:
+        """A few start states, always the same, with the dtype and device of all states."""
+        with torch.no_grad():
+            return self.start.sample(_PROBE_ROWS, generator(0))

@@ -152,7 +152,7 @@ class RunReport:
     def text(self) -> str:
         """For people."""
         lines = ["Schrödinger bridge: report of the run", ""]
-        for time, item in zip(self.config["times"], self.config["inputs"], strict=True):
+        for time, item in zip(self.config["times"], self.config["inputs"], strict=False):  # a prior is no input
             columns = item["columns"] if isinstance(item["columns"], int) else len(item["columns"])
             lines.append(
                 f"t = {time:g}: {item['name']}: {item['rows_fitted']} rows fitted, {item['rows_held_out']} held out, "

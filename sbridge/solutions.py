@@ -1,4 +1,4 @@
-"""A solved Schrödinger bridge: a forward and a backward process, and what people ask of them."""
+"""What solvers return: a bridge, as a forward and a backward process, or a controlled process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from sbridge import files
-from sbridge.controls.base import Control, ScaledControl, Time
+from sbridge.controls.base import Control, ScaledControl, Time, ZeroControl
 from sbridge.errors import FileFormatError, InvalidInputError
 from sbridge.laws import Law, as_rows
-from sbridge.measures import Direction, EndKernel, PathMeasure
-from sbridge.problems import BridgeProblem
+from sbridge.measures import Direction, EndKernel, PathMeasure, Paths
+from sbridge.problems import BridgeProblem, ControlProblem
 from sbridge.processes.base import Process
 from sbridge.random import Seed
 from sbridge.registry import Json, decode, encode, register, registered
 from sbridge.scaling import AffineScaling
 
 FORMAT = "sbridge.bridge/1"
+CONTROL_FORMAT = "sbridge.control/1"
 
 
 @register
@@ -112,10 +113,7 @@ class Bridge:
         """
         tree, tensors = encode(self)
         document = {"format": FORMAT, "contains_training_rows": contains_training_rows(tree), "bridge": tree}
-        path = Path(path)
-        files.write_tensors(path.with_name(path.name + ".safetensors"), tensors)
-        text = json.dumps(document, indent=1, ensure_ascii=False)
-        files.write_text(path.with_name(path.name + ".json"), text + "\n")
+        _write(Path(path), document, tensors)
 
     def rescaled(self, scaling: AffineScaling, problem: BridgeProblem) -> Bridge:
         """This bridge of scaled data as the bridge of the data, whose ``problem`` stands in units of the data."""
@@ -131,17 +129,78 @@ class Bridge:
         return rows
 
 
+@dataclass(frozen=True, eq=False)
+class ControlSolution:
+    """A control problem and the controlled process that a solver found for it.
+
+    Attributes:
+        problem: what was solved.
+        measure: the process from the problem's start under the learned control, on the solver's grid.
+    """
+
+    problem: ControlProblem
+    measure: PathMeasure
+
+    @property
+    def control(self) -> Control:
+        """``u(t, x)``, in noise units."""
+        return ZeroControl() if self.measure.control is None else self.measure.control
+
+    @property
+    def horizon(self) -> float:
+        """``T``."""
+        return self.problem.process.horizon
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the state."""
+        return self.problem.dim
+
+    def sample(self, n: int, *, seed: Seed) -> Paths:
+        """``n`` controlled paths, kept whole; beyond a stopping time too, which ``problem.stopping`` marks."""
+        return self.measure.sample(n, seed=seed)
+
+    def save(self, path: str | Path) -> None:
+        """Writes control, grid and step rule to ``PATH.json`` and ``PATH.safetensors``; not the problem.
+
+        The costs of a problem are functions, which files cannot hold: :func:`load_control` takes the problem again.
+
+        Raises:
+            UnsupportedError: if the control contains a plain function or an unregistered class.
+        """
+        measure = self.measure
+        parts = {"control": measure.control, "grid": measure.grid, "rule": measure.rule}
+        tree, tensors = encode(parts)
+        _write(Path(path), {"format": CONTROL_FORMAT, "dim": self.dim, "horizon": self.horizon, **tree}, tensors)
+
+
+def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
+    """The solution of ``problem`` that ``ControlSolution.save(path)`` wrote.
+
+    Raises:
+        FileFormatError: if a file is missing, truncated, or not of this format.
+        InvalidInputError: if the problem has another dimension or horizon than the one that was solved.
+    """
+    document, tensors = _read(Path(path), CONTROL_FORMAT, "mapping")
+    found = (document.get("dim"), document.get("horizon"))
+    if found != (problem.dim, problem.process.horizon):
+        raise InvalidInputError(
+            f"{path} was saved for dimension {found[0]} and horizon {found[1]}, the problem has {problem.dim} and "
+            f"{problem.process.horizon:g}."
+        )
+    parts = decode({"mapping": document["mapping"]}, tensors)
+    grid, rule = parts["grid"], parts["rule"]
+    return ControlSolution(problem, PathMeasure(problem.process, parts["control"], problem.start, grid=grid, rule=rule))
+
+
 def load(path: str | Path) -> Bridge:
     """The bridge that ``Bridge.save(path)`` wrote. Only registered classes are made; nothing is executed.
 
     Raises:
         FileFormatError: if a file is missing, truncated, or not of this format.
     """
-    path = Path(path)
-    document = files.read_json(path.with_name(path.name + ".json"))
-    if not isinstance(document, dict) or document.get("format") != FORMAT or "bridge" not in document:
-        raise FileFormatError(f"{path}.json is not a saved bridge (expected format {FORMAT!r}).")
-    bridge = decode(document["bridge"], files.read_tensors(path.with_name(path.name + ".safetensors")))
+    document, tensors = _read(Path(path), FORMAT, "bridge")
+    bridge = decode(document["bridge"], tensors)
     if not isinstance(bridge, Bridge):
         raise FileFormatError(f"{path}.json holds a {type(bridge).__name__}, not a Bridge.")
     return bridge
@@ -162,3 +221,17 @@ def _in_data_units(measure: PathMeasure, scaling: AffineScaling, reference: Proc
     control: Control | None = None if measure.control is None else ScaledControl(measure.control, scaling)
     kernel = None if measure.end_kernel is None else ScaledKernel(measure.end_kernel, scaling)
     return replace(measure, process=reference, control=control, start=start, end_kernel=kernel)
+
+
+def _write(path: Path, document: dict[str, Json], tensors: dict[str, Tensor]) -> None:
+    files.write_tensors(path.with_name(path.name + ".safetensors"), tensors)
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    files.write_text(path.with_name(path.name + ".json"), text + "\n")
+
+
+def _read(path: Path, form: str, key: str) -> tuple[dict[str, Json], dict[str, Tensor]]:
+    document = files.read_json(path.with_name(path.name + ".json"))
+    if not isinstance(document, dict) or document.get("format") != form or key not in document:
+        kind = "bridge" if form == FORMAT else "control"
+        raise FileFormatError(f"{path}.json is not a saved {kind} (expected format {form!r}).")
+    return document, files.read_tensors(path.with_name(path.name + ".safetensors"))

@@ -18,6 +18,7 @@ from sbridge import datasets
 from sbridge.cli import run
 from sbridge.controls import MLP
 from sbridge.coupling import IndependentCoupling
+from sbridge.diffusion import generate
 from sbridge.fitting import Course, fit, fit_course
 from sbridge.inputs import split
 from sbridge.processes import BrownianMotion
@@ -63,6 +64,50 @@ def finished(tmp_path_factory):
 
 def names(folder):
     return sorted(path.name for path in Path(folder).iterdir())
+
+
+DIFFUSE = ["diffuse", "a.npy", "--solver.updates", "30", "--solver.network.width", "16", "--no-figures"]
+DIFFUSE += ["--solver.optimisation.batch", "64", "--solver.grid", "reverse:6"]
+
+
+def test_a_diffusion_is_learned_and_generates(here, capsys):
+    assert run([*DIFFUSE, "--out", "run"]) == 0
+    told = capsys.readouterr().out
+    assert "backward: 40 target rows, scored against 40 source rows" in told
+    assert run(["sample", "run", "--direction", "backward", "--n", "50", "--out", "new.npy"]) == 0
+    bridge = load(here / "run" / "bridge")
+    seed = derive(0, "start", 0)
+    prior = bridge.backward.start.sample(50, torch.Generator().manual_seed(seed))
+    expected = generate(bridge, prior, seed=derive(derive(0, "block", 0), 0))
+    assert torch.equal(torch.from_numpy(np.load("new.npy")), expected)
+    assert run(["plot", "run", "--rows", "50", "--out", "figures"]) == 0
+
+
+def test_a_diffusion_killed_and_resumed_ends_in_the_same_model(here):
+    assert run([*DIFFUSE, "--out", "whole", "--held-out", "0"]) == 0
+    arguments = [sys.executable, "-m", "sbridge", *DIFFUSE, "--out", "run", "--held-out", "0", "--resume"]
+    arguments += ["--checkpoint-every", "0"]
+    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (here / "run" / "checkpoint.safetensors").exists():
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert run([*DIFFUSE, "--out", "run", "--held-out", "0", "--resume"]) == 0
+    for name in MODEL[:3]:
+        assert (here / "run" / name).read_bytes() == (here / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--reference", "variance-preservin"], "Did you mean 'variance-preserving'"),
+        (["--solver.start-time", "0"], "strictly between 0 and 1"),
+        (["--horizon", "-1"], "--horizon must be a positive number"),
+        (["--solver.updates", "0"], "updates must be positive"),
+    ],
+)
+def test_a_diffusion_refuses_bad_options(here, capsys, more, message):
+    refused(capsys, [*DIFFUSE, "--out", "run", *more], message)
 
 
 def refused(capsys, arguments, message, code=2):
@@ -571,7 +616,7 @@ def test_the_options_of_a_solver_stand_in_its_help(capsys):
         "--solver.start {independent,reference,entropic}",
         "--solver.network.width INT",
         "--solver.optimisation.learning-rate FLOAT the largest rate",
-        "--solver.grid {uniform,cosine,refined}:STEPS",
+        "--solver.grid {uniform,cosine,refined,reverse}:STEPS",
         "default: cosine:50",
     ):
         assert words in text

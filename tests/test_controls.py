@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sbridge.controls import MLP, NetworkControl, ScaledControl, ZeroControl, seeded_control
+from sbridge.controls import MLP, FourierMLP, NetworkControl, ScaledControl, ZeroControl, seeded_control
 from sbridge.controls.networks import TIME_FEATURES, time_features
 from sbridge.errors import InvalidInputError
 from sbridge.registry import decode, encode, register
@@ -172,3 +172,20 @@ def test_controls_do_not_change_under_a_change_of_units(dtype):
 def test_no_control_is_zero(dtype):
     x = states(dtype=dtype)
     assert torch.equal(ZeroControl()(0.5, x), torch.zeros_like(x))
+
+
+def test_fourier_features_let_a_network_bend(dtype):
+    """A pull towards two wells is linear in them, and has no linear part that a plain network would see."""
+    recipe = FourierMLP(8, 2, harmonics=3, frequency=1.5)
+    net = seeded_control(recipe, 2, 1.0, 1.0, seeded()).to(dtype)
+    x = torch.randn(5, 2, generator=seeded(1), dtype=dtype)
+    assert not bool(net(0.3, x).any())
+    seen = []
+    net.network.inner.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
+    net(0.3, x)
+    waves = [f(1.5 * j * x) for j in (1, 2, 3) for f in (torch.sin, torch.cos)]
+    torch.testing.assert_close(seen[0], torch.cat([x, *waves], 1))
+    with pytest.raises(InvalidInputError, match="must be positive"):
+        FourierMLP(frequency=0.0)
+    again = decode(*encode(net))
+    torch.testing.assert_close(again(0.3, x), net(0.3, x))

@@ -1,21 +1,26 @@
 """Learned scores: losses with known minimisers, times with known densities, and the solver's laws."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sbridge.controls import MLP
-from sbridge.diffusion.conversions import ControlScore
+from sbridge.diffusion.conversions import ControlScore, ScoreControl
 from sbridge.diffusion.exact import ExactScore
 from sbridge.diffusion.networks import NetworkScore, seeded_score
-from sbridge.diffusion.objectives import Denoising, Implicit, Likelihood, Simple
-from sbridge.diffusion.reverse import end_law
+from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
+from sbridge.diffusion.parts import score_of
+from sbridge.diffusion.reverse import end_law, reverse_diffusion, reverse_grid
+from sbridge.diffusion.samplers import generate
 from sbridge.diffusion.times import NoiseTimes, UniformTimes
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.fitting import choose_noising, diffuse, fit
 from sbridge.laws import Density, Gaussian, GaussianMixture, Samples
+from sbridge.measures import kernel_log_ratio
+from sbridge.objectives.reversal import reversal_action
 from sbridge.problems import BridgeProblem
 from sbridge.processes import (
     BrownianMotion,
@@ -75,7 +80,8 @@ def test_noise_times_follow_the_rate_of_the_denoising_target(process):
 
 
 @pytest.mark.parametrize(
-    "objective", [Denoising(), Denoising(Simple()), Denoising(Likelihood(UniformTimes())), Implicit()]
+    "objective",
+    [Denoising(), Denoising(Simple()), Denoising(Likelihood(UniformTimes())), Implicit(), Action(100, paths=600)],
 )
 def test_the_true_score_is_the_minimum_of_every_objective(process, objective):
     law = mixture()
@@ -86,7 +92,7 @@ def test_the_true_score_is_the_minimum_of_every_objective(process, objective):
         def score(t, x):
             return exact(t, x) + size * (0.2 + torch.sin(x @ weight))
 
-        return float(objective(process, score, start, 0.05, generator(2)))
+        return float(objective(process, score, start, 0.05, generator(2)).detach())
 
     values = [loss(size) for size in (-0.5, -0.25, 0.0, 0.25, 0.5)]
     curvature = values[0] - 2 * values[2] + values[4]
@@ -152,7 +158,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_state():
     assert not torch.equal(first[0], first[2])
 
 
-@pytest.mark.parametrize("objective", [Denoising(), Implicit()])
+@pytest.mark.parametrize("objective", [Denoising(), Implicit(), Action(4, paths=3)])
 def test_the_solver_keeps_every_law_of_solvers(objective):
     rows = mixture().sample(30, generator())
     process = VariancePreserving()
@@ -164,7 +170,7 @@ def test_the_solver_keeps_every_law_of_solvers(objective):
 def test_diffusion_of_a_data_set_learns_its_score(dtype):
     law = mixture()
     rows = law.sample(4000, generator(4)).to(dtype)
-    bridge = diffuse(rows, solver=ScoreMatching(updates=400, network=MLP(64, 2)), seed=1)
+    bridge = diffuse(rows, solver=ScoreMatching(updates=800, network=MLP(96, 2)), seed=1)
     process = bridge.reference
     score, exact = ControlScore(process, bridge.backward.control), ExactScore(process, law)
     t = 0.1
@@ -177,6 +183,49 @@ def test_diffusion_of_a_data_set_learns_its_score(dtype):
     assert made.dtype == dtype
     assert torch.allclose(made.mean(0).double(), law.weights @ law.means, atol=0.1)
     assert torch.allclose(made.T.cov().double(), rows.T.cov().double(), atol=0.15)
+
+
+def test_the_action_is_the_log_ratio_of_step_kernels(process):
+    """With the exact score: what `kernel_log_ratio` sums, less its determinants, which do not depend on the control."""
+    law = mixture()
+    control = ScoreControl(process, ExactScore(process, law))
+    grid = reverse_grid(20, 0.05)
+    bridge = reverse_diffusion(process, law, control.score, grid=grid)
+    paths = bridge.forward.sample(50, seed=1)
+    gaps = kernel_log_ratio(paths, bridge.forward, bridge.backward) - reversal_action(paths, control)
+    assert torch.allclose(gaps, gaps[:1].expand(50), rtol=1e-9, atol=1e-9)
+    without_first = reversal_action(paths, control, first=1)
+    assert not torch.allclose(without_first, reversal_action(paths, control))
+
+
+def test_learning_by_the_action_learns_the_score():
+    rows = mixture().sample(4000, generator(4)).float()
+    solver = ScoreMatching(Action(steps=40), updates=150, network=MLP(64, 2), start_time=0.02)
+    bridge = diffuse(rows, solver=solver, seed=1)
+    exact, process, t = ExactScore(bridge.reference, mixture()), bridge.reference, 0.3
+    step = process.transition(0.0, t)
+    x = step.mean(mixture().sample(1000, generator(5)))
+    x = (x + step.root.to(x)(torch.randn(x.shape, generator=generator(6), dtype=x.dtype))).float()
+    start = NetworkScore(MLP(8, 1), process, 2, rows.mean(0).double(), float(rows.var(0).mean().sqrt()))
+    error, at_first = ((s(t, x) - exact(t, x)).square().sum(1).mean() for s in (score_of(bridge), start))
+    assert error < 0.25 * at_first
+
+
+def test_generated_rows_carry_no_noise_of_the_last_step():
+    """Data at two points: the exact score ends on them to rounding, an ordinary last step leaves noise."""
+    points = torch.tensor([[1.0, 0.0], [-1.0, 2.0]], dtype=torch.float64)
+    process = VariancePreserving()
+    bridge = reverse_diffusion(process, Samples(points), ExactScore(process, Samples(points)))
+    made = generate(bridge, 300, seed=1)
+    assert float(torch.cdist(made, points).min(1).values.max()) < 1e-9
+    left = bridge.backward.transport(bridge.backward.start.sample(300, generator(7)), seed=2)
+    assert float(torch.cdist(left, points).min(1).values.median()) > 1e-3
+    assert torch.allclose(made.mean(0), points.mean(0), atol=4 * 1.5 / math.sqrt(300))
+    assert torch.equal(made, generate(bridge, 300, seed=1))
+    assert torch.equal(made, generate(bridge.reversed(), 300, seed=1))
+    controlled = replace(bridge, forward=replace(bridge.forward, control=lambda t, x: x))
+    with pytest.raises(UnsupportedError, match="only reverse diffusion shows"):
+        generate(controlled, 3, seed=1)
 
 
 def test_a_diffusion_survives_saving(tmp_path):
@@ -221,7 +270,11 @@ def test_bad_input_is_told():
     drift = DriftProcess(lambda t, x: -x, 1.0)
     with pytest.raises(UnsupportedError, match="closed form"):
         fit(rows, rows, reference=drift, solver=TINY)
-    with pytest.raises(UnsupportedError, match="unnormalised density"):
-        fit(rows, Density(lambda x: -x.square().sum(1), 2), reference=VariancePreserving(), solver=TINY)
+    density = Density(lambda x: -x.square().sum(1), 2)
+    assert "unnormalised density" in TINY.refusal(BridgeProblem(Samples(rows), density, VariancePreserving()))
+    with pytest.raises(InvalidInputError, match="paths ≥ 1"):
+        Action(steps=1)
+    with pytest.raises(InvalidInputError, match="reverse grid"):
+        reverse_grid(100, 1.0)
     with pytest.raises(InvalidInputError, match="s_min must lie"):
         NoiseTimes().draw(VariancePreserving(), 0.0, 4, generator())

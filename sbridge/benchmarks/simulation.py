@@ -8,18 +8,16 @@ wall-clock time, memory is the peak resident size of a fresh process. On a machi
 from __future__ import annotations
 
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sbridge.benchmarks import memory
 from sbridge.controls import MLP, Control, seeded_control
 from sbridge.errors import InvalidInputError
 from sbridge.processes import BrownianMotion, Chain, Direction, ExactTransition
@@ -114,9 +112,8 @@ def gradient_step(gradient: Gradient, batch: int, dim: int, steps: int, *, recip
 
 def peak_memory(gradient: str, steps: int) -> tuple[float, float]:
     """Peak resident MB of a fresh process that takes one :func:`gradient_step`: in all, and beyond its imports."""
-    command = [sys.executable, "-m", "sbridge.benchmarks.simulation", "memory", gradient, str(steps)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    total, before = (float(word) for word in done.stdout.split())
+    printed = memory.in_fresh_process("sbridge.benchmarks.simulation", ["memory", gradient, str(steps)])
+    total, before = (float(word) for word in printed.split())
     return total, total - before
 
 
@@ -130,21 +127,12 @@ def noise(batch: int, dim: int, steps: int) -> Tensor:
     return NormalNoise(0, steps, batch, dim).stored()
 
 
-def _peak() -> float:
-    """Peak resident size in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent had when it started this process
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
-
-
 def _report_memory(gradient: str, steps: int) -> None:
     batch, dim = MEMORY_SHAPE
     gradient_step(GRADIENTS[gradient], 2, dim, 2, recipe=MLP(64, 2))  # loads what is loaded on first use
-    before = _peak()
+    before = memory.peak_memory()
     gradient_step(GRADIENTS[gradient], batch, dim, steps, recipe=MLP(64, 2))
-    _say(f"{_peak()} {before}")
+    _say(f"{memory.peak_memory()} {before}")
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` and typing e
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Generic, Literal, Protocol, TypeVar, Union, runtime_checkable
@@ -126,6 +127,44 @@ class Fit(Generic[SolverOptions, ReferenceOptions]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Diffuse(Generic[SolverOptions, ReferenceOptions]):
+    """Learn to generate a data set: reverse diffusion with a trained score.
+
+    New rows then come from: sbridge sample RUN --direction backward --n N --out FILE.
+    """
+
+    input: Annotated[Positional[str], arg(metavar="DATA", help_behavior_hint="")]
+    """File, rows × columns, or a built-in data set, as for fit."""
+    out: Annotated[Path, arg(metavar="RUN")]
+    """Run folder to write: model, report, history, figures."""
+    reference: Literal["variance-preserving", "variance-exploding"] = "variance-preserving"
+    """Noising process. Its own options: --reference NAME --help."""
+    horizon: Annotated[float, arg(metavar="T")] = 1.0
+    """Duration of the noising, in units of time."""
+    reference_options: Annotated[ReferenceOptions, arg(name="reference")]
+    solver_options: Annotated[SolverOptions, arg(name="solver")]
+    held_out: Annotated[float, arg(metavar="FRACTION")] = 0.1
+    """Fraction of the rows kept from training, for the report; 0: score nothing."""
+    seed: int = 0
+    """Seed of everything random. Equal seeds and threads give equal models."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+    figures: bool = True
+    """Draw figures."""
+    checkpoint_every: Annotated[float, arg(metavar="SECONDS")] = 10.0
+    """Time between checkpoints."""
+    resume: Flag = False
+    """Go on with an interrupted run in the same folder; everything else on the command line as before."""
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+    def run(self, console: Console) -> int:
+        """Trains, scores, draws."""
+        from sbridge.cli.fit import run_diffuse
+
+        return run_diffuse(self, console)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Carry rows through a fitted bridge, from file to file, in little memory."""
 
@@ -203,6 +242,96 @@ class Plot:
         return run_plot(self, console)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verify(Generic[ReferenceOptions]):
+    """Check the identities of the theory numerically, on built-in problems or on your data, process and network.
+
+    Every identity is computed by two routes; a row says by how many standard errors they differ. Exit code 0 if all
+    hold, 1 if one fails. Without --data: Gaussian mixtures in 1, 2 and 8 dimensions under three noising processes.
+    """
+
+    data: Annotated[str | None, arg(metavar="FILE"), _default("Gaussian mixtures; with --model, the data it keeps")] = (
+        None
+    )
+    """Your rows, as for fit: a file, or a built-in data set. Their empirical law has an exact score."""
+    model: Annotated[Path | None, arg(metavar="RUN"), _default("a small network, trained for a few seconds")] = None
+    """Run folder of a diffusion model, whose score is judged under its own noising process."""
+    process: Literal["auto", "brownian", "ornstein-uhlenbeck", "variance-preserving", "variance-exploding"] = "auto"
+    """Noising process; auto: three on built-in problems, variance-preserving on your data, the model's with --model."""
+    process_options: Annotated[ReferenceOptions, arg(name="process")]
+    only: Annotated[tuple[str, ...], arg(metavar="NAME|GROUP ..."), _default("all")] = ()
+    """Identities to check, or groups of them: see --list."""
+    max_rows: int = 500
+    """Rows of your data that make the empirical law, at most; larger sets are thinned at random."""
+    samples: int = 4000
+    """Paths or points of every Monte Carlo mean."""
+    seed: int = 0
+    """Seed of everything random."""
+    json: Annotated[str | None, arg(metavar="FILE|-"), _default("none")] = None
+    """Also write the rows to this .json file; -: to standard output, in place of the table."""
+    list: Flag = False
+    """List the identities and stop."""
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+    def run(self, console: Console) -> int:
+        """Checks."""
+        from sbridge.cli.verify import run_verify
+
+        return run_verify(self, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Solve a control problem given as a small Python file.
+
+    The file defines `problem`, a ControlProblem, and if you like `solver`, a control solver, and `known`, the optimal
+    control where you have it. The file is run as it is: use files that you trust.
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE.py")]
+    """The file."""
+    out: Annotated[Path | None, arg(metavar="RUN"), _default("none: only print")] = None
+    """Folder to write: control, report, history, and a copy of the file."""
+    updates: Annotated[int | None, arg(metavar="N"), _default("those of the solver")] = None
+    """Number of updates, in place of the solver's."""
+    paths: int = 4096
+    """Fresh paths for the diagnostics."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def run(self, console: Console) -> int:
+        """Solves and judges."""
+        from sbridge.cli.control import run_control
+
+        return run_control(self, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Measure solvers against problems with exact answers.
+
+    control: optimal control, and sampling from unnormalised densities. Each row is a solver on a problem, trained in a
+    process of its own; all of them together take an hour or two on two cores.
+    """
+
+    name: Annotated[Positional[Literal["control"]], arg(metavar="control", help_behavior_hint="")]
+    """Which benchmark."""
+    only: Annotated[tuple[str, ...], arg(metavar="NAME ..."), _default("all")] = ()
+    """Problems, by name."""
+    quick: Flag = False
+    """A fortieth of the work: whether everything runs, not how good it is."""
+    seed: int = 0
+    """Seed of everything random."""
+    json: Annotated[str | None, arg(metavar="FILE|-"), _default("none")] = None
+    """Also write the rows to this .json file; -: to standard output, in place of the table."""
+
+    def run(self, console: Console) -> int:
+        """Measures."""
+        from sbridge.cli.benchmark import run_benchmark
+
+        return run_benchmark(self, console)
+
+
 def parse(arguments: list[str]) -> Command:
     """The command that ``arguments`` spell.
 
@@ -210,21 +339,37 @@ def parse(arguments: list[str]) -> Command:
         UnknownNameError: for an unknown subcommand, solver or reference, with the nearest known.
         SystemExit: from tyro, after ``--help`` or an option that it cannot make sense of.
     """
-    from sbridge.cli.options import REFERENCES, SOLVERS, constructors, solver_class
+    from sbridge.cli.options import (
+        NOISING,
+        PROCESSES,
+        REFERENCES,
+        SCORE_MATCHING,
+        SOLVERS,
+        Automatic,
+        constructors,
+        load_class,
+        solver_class,
+    )
 
-    kinds = {"demo": Demo, "fit": Fit, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
+    kinds = {"demo": Demo, "fit": Fit, "diffuse": Diffuse, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
+    kinds |= {"verify": Verify, "control": Control, "benchmark": Benchmark}
     first = next((word for word in arguments if not word.startswith("-")), None)
     if first is not None and first not in kinds:
         raise unknown_name("command", first, kinds)
-    if first == "fit":
-        solver = _value(arguments, "--solver", "auto")
-        reference = _value(arguments, "--reference", "brownian")
-        for kind, name, known in (("solver", solver, SOLVERS), ("reference", reference, REFERENCES)):
-            if name not in known:
-                raise unknown_name(kind, name, known)
-        kinds["fit"] = Fit[solver_class(solver), REFERENCES[reference]]  # type: ignore[misc]
-    else:
-        kinds["fit"] = Fit[solver_class("auto"), REFERENCES["brownian"]]  # type: ignore[misc]
+
+    def chosen(command: str, option: str, default: str, known: Collection[str]) -> str:
+        """What ``option`` names, of the command that is asked for; its default for the other commands."""
+        name = _value(arguments, f"--{option}", default) if first == command else default
+        if name not in known:
+            raise unknown_name(option, name, known)
+        return name
+
+    solver = solver_class(chosen("fit", "solver", "auto", SOLVERS))
+    kinds["fit"] = Fit[solver, REFERENCES[chosen("fit", "reference", "brownian", REFERENCES)]]  # type: ignore[misc]
+    learner = load_class(SCORE_MATCHING) if first == "diffuse" else Automatic  # not loaded for the others' sake
+    noising = chosen("diffuse", "reference", "variance-preserving", NOISING)
+    kinds["diffuse"] = Diffuse[learner, NOISING[noising]]  # type: ignore[misc]
+    kinds["verify"] = Verify[PROCESSES[chosen("verify", "process", "auto", PROCESSES)]]  # type: ignore[misc]
     choices = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())
     with constructors():
         return tyro.cli(Union[choices], args=arguments, prog="sbridge")  # type: ignore[arg-type, return-value]  # noqa: UP007

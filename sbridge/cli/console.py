@@ -46,6 +46,11 @@ class Console:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
+    def renew(self, text: str) -> None:
+        """A line on stderr, a terminal, in place of the last one; an empty one wipes it."""
+        sys.stderr.write(f"\r\x1b[K{text[:_WIDTH]}")
+        sys.stderr.flush()
+
     def complain(self, message: str) -> None:
         """An error, on stderr, wrapped."""
         self.remark(_wrapped(f"sbridge: {message}"))

@@ -1,4 +1,4 @@
-"""``sbridge fit``: plan, train, score, draw, report."""
+"""``sbridge fit`` and ``sbridge diffuse``: plan, train, score, draw, report."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from sbridge import files
-from sbridge.cli.commands import Fit
+from sbridge.cli.commands import Diffuse, Fit
 from sbridge.cli.console import Console, Progress, duration, peak_memory
 from sbridge.cli.figures import draw
-from sbridge.cli.plan import Plan, make_plan
+from sbridge.cli.plan import Plan, Training, make_diffusion_plan, make_plan
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.evaluation import evaluate
 from sbridge.fitting import Course
@@ -45,6 +45,15 @@ class Clock:
 
 def run_fit(command: Fit[Any, Any], console: Console) -> int:
     """The whole command; returns the exit code."""
+    return _run(command, lambda: make_plan(command), console)
+
+
+def run_diffuse(command: Diffuse[Any, Any], console: Console) -> int:
+    """The whole command; returns the exit code."""
+    return _run(command, lambda: make_diffusion_plan(command), console)
+
+
+def _run(command: Training, planned: Callable[[], Plan], console: Console) -> int:
     folder, clock = RunFolder(command.out), Clock()
     resumed = command.resume and folder.config_file.exists()
     if resumed and folder.finished:
@@ -53,7 +62,7 @@ def run_fit(command: Fit[Any, Any], console: Console) -> int:
     if not resumed:
         check_vacant(command.out)
     with clock.measured("reading"):
-        plan = make_plan(command)
+        plan = planned()
     config = plan.config(command, shlex.join(["sbridge", *console.arguments]))
     if resumed:
         folder = RunFolder.reopen(command.out, config)
@@ -73,7 +82,7 @@ def run_fit(command: Fit[Any, Any], console: Console) -> int:
     return 0
 
 
-def _complete(command: Fit[Any, Any], plan: Plan, folder: RunFolder, console: Console, clock: Clock) -> None:
+def _complete(command: Training, plan: Plan, folder: RunFolder, console: Console, clock: Clock) -> None:
     """Everything between a claimed folder and a finished one."""
     watchers = _Watchers(plan, command.checkpoint_every, console)
     try:
@@ -137,7 +146,7 @@ class _Watchers:
 
 
 def _introduce(plan: Plan, console: Console) -> None:
-    for moment, table, kept, held in zip(plan.times, plan.inputs.tables, plan.kept, plan.held_out, strict=True):
+    for moment, table, kept, held in zip(plan.times, plan.inputs.tables, plan.kept, plan.held_out, strict=False):
         shape = f"{len(table.rows)} × {table.dim} {str(kept.dtype)[6:]}"
         console.say(f"t = {moment:g}: {table.name}, {shape}, {len(held)} rows held out")
     for note in plan.notes:

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from sbridge.scaling import AffineScaling
 
 
-_LIBRARY = ("sbridge.solvers", "sbridge.controls", "sbridge.training", "sbridge.transport", "sbridge.cli.options")
+_LIBRARY = (
+    "sbridge.solvers",
+    "sbridge.diffusion",
+    "sbridge.controls",
+    "sbridge.training",
+    "sbridge.transport",
+    "sbridge.cli.options",
+)
 
 
 class RefusedOption(SbridgeError):
@@ -38,7 +45,7 @@ class RefusedOption(SbridgeError):
 
 @dataclass(frozen=True)
 class Automatic:
-    """The solver is chosen from the data, with its default options."""
+    """The solver or process is chosen by the program, with its default options."""
 
 
 SOLVERS = {
@@ -46,6 +53,7 @@ SOLVERS = {
     "gaussian": "sbridge.solvers.gaussian:GaussianBridge",
     "sinkhorn": "sbridge.solvers.sinkhorn:SinkhornBridge",
     "imf": "sbridge.solvers.imf:IMF",
+    "mixture": "sbridge.solvers.mixture:MixtureBridge",
 }
 
 
@@ -167,10 +175,19 @@ REFERENCES = {
     "variance-exploding": Exploding,
 }
 
+NOISING = {name: REFERENCES[name] for name in ("variance-preserving", "variance-exploding")}
+PROCESSES = {"auto": Automatic, **REFERENCES}
+SCORE_MATCHING = "sbridge.diffusion.training:ScoreMatching"
+
 
 def solver_class(name: str) -> type:
     """The class behind a solver's name."""
-    module, _, attribute = SOLVERS[name].partition(":")
+    return load_class(SOLVERS[name])
+
+
+def load_class(place: str) -> type:
+    """The class at ``module:name``."""
+    module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
@@ -202,9 +219,15 @@ def _coupling(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 def _grid(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if getattr(info.type, "__qualname__", "") != "TimeGrid":
         return None
+    from sbridge.diffusion import reverse_grid
     from sbridge.time import TimeGrid
 
-    kinds = {"uniform": TimeGrid.uniform, "cosine": TimeGrid.cosine, "refined": TimeGrid.refined}
+    kinds = {
+        "uniform": TimeGrid.uniform,
+        "cosine": TimeGrid.cosine,
+        "refined": TimeGrid.refined,
+        "reverse": reverse_grid,
+    }
 
     def read(word: str) -> TimeGrid:
         kind, colon, steps = word.rpartition(":")
@@ -218,7 +241,7 @@ def _grid(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="{uniform,cosine,refined}:STEPS",
+        metavar="{uniform,cosine,refined,reverse}:STEPS",
         instance_from_str=lambda words: read(words[0]),
         is_instance=lambda value: isinstance(value, TimeGrid),
         str_from_instance=lambda value: [spell(value)],

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbridge.cli.commands import Fit, Reading
+from sbridge.cli.commands import Diffuse, Fit, Reading
 from sbridge.cli.options import Automatic, Noise
+from sbridge.diffusion import end_law
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.fitting import Preparation, choose_sigma, prepare
-from sbridge.inputs import Inputs, ReadOptions, read_inputs, split
-from sbridge.random import derive
+from sbridge.inputs import Inputs, ReadOptions, read_inputs, read_table, split
+from sbridge.laws import Samples
+from sbridge.random import derive, generator
 from sbridge.registry import Json, encode
 from sbridge.runs import RUN_FORMAT
 from sbridge.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
@@ -34,14 +36,19 @@ _SCALINGS: dict[str, ScalingRecipe | None] = {
 }
 
 
+Training = Fit[Any, Any] | Diffuse[Any, Any]
+"""The commands that train something in a run folder."""
+_PRIOR_ROWS = 2000
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A checked fit.
 
     Attributes:
         inputs: the snapshots as read.
-        kept: for each snapshot the rows to fit, on the device of the fit.
-        held_out: for each snapshot the rows to score with; empty if none are held out.
+        kept: for each time the rows to fit, on the device of the fit; draws where no data stand.
+        held_out: for each time the rows to score with; empty if none are held out.
         times: of the snapshots; ``(0, T)`` if the user gave none.
         legs: a prepared fit for each pair of neighbouring snapshots.
         notes: one sentence for each choice that the user did not make.
@@ -54,9 +61,9 @@ class Plan:
     legs: tuple[Preparation, ...]
     notes: tuple[str, ...]
 
-    def config(self, command: Fit[Any, Any], line: str) -> Json:
+    def config(self, command: Training, line: str) -> Json:
         """What ``config.json`` holds: all that decides the result, and what it was made with."""
-        tables = zip(self.inputs.tables, self.kept, self.held_out, strict=True)
+        tables = zip(self.inputs.tables, self.kept, self.held_out, strict=False)
         return {
             "format": RUN_FORMAT,
             "command": line,
@@ -117,6 +124,30 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     return Plan(inputs, kept, held_out, times, tuple(legs), tuple(notes))
 
 
+def make_diffusion_plan(command: Diffuse[Any, Any]) -> Plan:
+    """Reads and checks everything; the target of the one leg is the law in which the noising process ends.
+
+    Raises:
+        InvalidInputError, UnsupportedError: for whatever cannot work, before a file is written.
+    """
+    _check_numbers(command)
+    device = check_device(command.device)
+    table = read_table(command.input, read_options(command.reading, command.seed))
+    kept, held = (side.to(device) for side in split(table.rows, command.held_out, command.seed, table.name))
+    noise = Noise(None, command.horizon, lambda: CommonScale()(kept, kept))
+    process, about = command.reference_options.build(noise)
+    source = Samples(kept)
+    prior = end_law(process, source)
+    leg = prepare(source, prior, reference=process, solver=command.solver_options, seed=command.seed)
+    draws = prior.sample(max(len(held), _PRIOR_ROWS), generator(derive(command.seed, "prior"), device))
+    notes = (
+        f"noising: {command.reference}, {about}",
+        f"solver: {type(leg.solver).__name__}; its options are in config.json",
+    )
+    ends = (kept, draws[:_PRIOR_ROWS]), (held, draws[: len(held)])
+    return Plan(Inputs((table,), None), *ends, (0.0, command.horizon), (leg,), notes)
+
+
 def read_options(reading: Reading, seed: int) -> ReadOptions:
     """The options of the library for those of the command line."""
     return ReadOptions(
@@ -141,11 +172,14 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def _check_numbers(command: Fit[Any, Any]) -> None:
-    for name, value in (("--sigma", command.sigma), ("--epsilon", command.epsilon), ("--horizon", command.horizon)):
+def _check_numbers(command: Training) -> None:
+    sizes = {"--horizon": command.horizon}
+    if isinstance(command, Fit):
+        sizes |= {"--sigma": command.sigma, "--epsilon": command.epsilon}
+    for name, value in sizes.items():
         if value is not None and not 0 < value < float("inf"):
             raise InvalidInputError(f"{name} must be a positive number, got {value:g}.")
-    if command.sigma is not None and command.epsilon is not None:
+    if sizes.get("--sigma") is not None and sizes["--epsilon"] is not None:
         raise InvalidInputError("--sigma and --epsilon were given; ε = σ² T follows from σ: give one of them.")
     if not command.checkpoint_every >= 0:
         raise InvalidInputError(f"--checkpoint-every must be a number of seconds, got {command.checkpoint_every:g}.")

@@ -12,6 +12,7 @@ from torch import Tensor
 from sbridge.cli.commands import Sample
 from sbridge.cli.console import Console
 from sbridge.cli.plan import read_options
+from sbridge.diffusion import generate, is_reverse_diffusion
 from sbridge.errors import InvalidInputError
 from sbridge.fitting import Course
 from sbridge.inputs import BLOCK_ROWS, open_rows
@@ -59,8 +60,11 @@ class Journey:
             return self.course.interpolate(rows, self.start, self.stop, seed=seed)
         times, leg = self.course.times, self.course.times.index(self.start) - 1
         while leg >= 0 and times[leg + 1] > self.stop:
-            t = max(self.stop - times[leg], 0.0)
-            rows = self.course.bridges[leg].reversed().interpolate(rows, t, seed=derive(seed, leg))
+            t, bridge = max(self.stop - times[leg], 0.0), self.course.bridges[leg]
+            if t == 0.0 and is_reverse_diffusion(bridge):
+                rows = generate(bridge, rows, seed=derive(seed, leg))
+            else:
+                rows = bridge.reversed().interpolate(rows, t, seed=derive(seed, leg))
             leg -= 1
         return rows
 

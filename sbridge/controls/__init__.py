@@ -1,14 +1,22 @@
 """Controls: the one thing that every method of this field chooses."""
 
-from sbridge.controls.base import Control, ScaledControl, ZeroControl
-from sbridge.controls.networks import MLP, NetworkControl, NetworkRecipe, seeded_control
+from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroControl
+from sbridge.controls.divergence import Divergence, ExactTrace, Hutchinson, ProbeLaw, Probes
+from sbridge.controls.networks import MLP, FourierMLP, NetworkControl, NetworkRecipe, seeded_control
 
 __all__ = [
     "MLP",
     "Control",
+    "Divergence",
+    "ExactTrace",
+    "FourierMLP",
+    "Hutchinson",
     "NetworkControl",
     "NetworkRecipe",
+    "ProbeLaw",
+    "Probes",
     "ScaledControl",
+    "SumControl",
     "ZeroControl",
     "seeded_control",
 ]

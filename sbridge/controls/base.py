@@ -47,3 +47,16 @@ class ScaledControl:
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """The inner control at the scaled state."""
         return self.control(t, self.scaling.to_model(x))
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class SumControl:
+    """``u(t, x) = Σ_i u_i(t, x)``: a known control and what is learned on top of it."""
+
+    terms: tuple[Control, ...]
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The sum at ``(t, x)``."""
+        first, *others = (control(t, x) for control in self.terms)
+        return sum(others, first)

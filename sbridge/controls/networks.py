@@ -61,18 +61,18 @@ class MLP:
 
     def __call__(self, dim: int) -> nn.Module:
         """The network."""
-        return _Perceptron(dim, self.width, self.depth)
+        return _Perceptron(dim, self.width, self.depth, dim)
 
 
 class _Perceptron(nn.Module):
     """The network of :class:`MLP`; time has a matrix of its own, so that one time for a whole batch costs one row."""
 
-    def __init__(self, dim: int, width: int, depth: int) -> None:
+    def __init__(self, dim: int, width: int, depth: int, out: int) -> None:
         super().__init__()
         self.time = nn.Linear(TIME_FEATURES, width)
         self.state = nn.Linear(dim, width, bias=False)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
-        self.last = nn.Linear(width, dim)
+        self.last = nn.Linear(width, out)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -81,6 +81,46 @@ class _Perceptron(nn.Module):
         for layer in self.hidden:
             h = nn.functional.silu(layer(h))
         return self.last(h)
+
+
+@register
+@dataclass(frozen=True)
+class FourierMLP:
+    """Recipe: an :class:`MLP` that sees ``sin(jωx_i)`` and ``cos(jωx_i)``, ``j = 1 … harmonics``, beside ``x_i``.
+
+    A plain network learns functions that bend within the range of the data, such as the pull towards several wells,
+    after a long plateau only; these features hold them. They repeat beyond half a period ``π/ω``: fit ω to the data.
+
+    Raises:
+        InvalidInputError: if a number is not positive.
+    """
+
+    width: int = 128
+    depth: int = 3
+    harmonics: int = 4
+    frequency: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.harmonics, self.frequency) <= 0:
+            raise InvalidInputError(f"width, depth, harmonics and frequency must be positive, got {self}.")
+
+    def __call__(self, dim: int) -> nn.Module:
+        """The network."""
+        return _FourierPerceptron(dim, self)
+
+
+class _FourierPerceptron(nn.Module):
+    """The network of :class:`FourierMLP`."""
+
+    def __init__(self, dim: int, recipe: FourierMLP) -> None:
+        super().__init__()
+        self.frequencies = [recipe.frequency * (j + 1) for j in range(recipe.harmonics)]
+        self.inner = _Perceptron(dim * (1 + 2 * recipe.harmonics), recipe.width, recipe.depth, dim)
+
+    def forward(self, features: Tensor, x: Tensor) -> Tensor:
+        angles = [frequency * x for frequency in self.frequencies]
+        waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
+        return self.inner(features, torch.cat([x, *waves], -1))
 
 
 @register

@@ -1,16 +1,81 @@
 """Reverse diffusion: a bridge whose reference is the noising process and whose backward control is the score."""
 
 from sbridge.diffusion.conversions import ControlScore, Score, ScoreControl
+from sbridge.diffusion.ddpm import DiscreteDenoising, DiscreteNoise, StepVariance
 from sbridge.diffusion.exact import ExactScore
+from sbridge.diffusion.guidance import (
+    GuidedScore,
+    IsotropicCovariance,
+    LinearObservation,
+    TweedieCovariance,
+    conditioned,
+)
+from sbridge.diffusion.likelihood import LogLikelihood, log_likelihood
+from sbridge.diffusion.monitor import GapRecorder
 from sbridge.diffusion.networks import NetworkScore
-from sbridge.diffusion.reverse import end_law, reverse_diffusion
+from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
+from sbridge.diffusion.parts import is_reverse_diffusion, score_of
+from sbridge.diffusion.reverse import end_law, reverse_diffusion, reverse_grid
+from sbridge.diffusion.samplers import (
+    AncestralSampler,
+    AnnealedLangevin,
+    DDIMSampler,
+    Denoise,
+    FlowSampler,
+    LastStep,
+    PredictorCorrector,
+    Sampled,
+    Sampler,
+    StepToZero,
+    StochasticSampler,
+    StopEarly,
+    denoised,
+    generate,
+    langevin,
+)
+from sbridge.diffusion.training import ScoreMatching
 
 __all__ = [
+    "Action",
+    "AncestralSampler",
+    "AnnealedLangevin",
     "ControlScore",
+    "DDIMSampler",
+    "Denoise",
+    "Denoising",
+    "DiscreteDenoising",
+    "DiscreteNoise",
     "ExactScore",
+    "FlowSampler",
+    "GapRecorder",
+    "GuidedScore",
+    "Implicit",
+    "IsotropicCovariance",
+    "LastStep",
+    "Likelihood",
+    "LinearObservation",
+    "LogLikelihood",
     "NetworkScore",
+    "PredictorCorrector",
+    "Sampled",
+    "Sampler",
     "Score",
     "ScoreControl",
+    "ScoreMatching",
+    "Simple",
+    "StepToZero",
+    "StepVariance",
+    "StochasticSampler",
+    "StopEarly",
+    "TweedieCovariance",
+    "conditioned",
+    "denoised",
     "end_law",
+    "generate",
+    "is_reverse_diffusion",
+    "langevin",
+    "log_likelihood",
     "reverse_diffusion",
+    "reverse_grid",
+    "score_of",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sbridge.controls.base import Control, Time
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.objectives.score_matching import checked_score, denoising_target
 from sbridge.processes import LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import spread
 from sbridge.registry import register
@@ -65,18 +66,6 @@ class ControlScore:
         return self.process.scale(t).T.inverse().to(x)(self.control(t, x))
 
 
-def checked_score(score: Score, t: Time, x: Tensor) -> Tensor:
-    """``score(t, x)``; InvalidInputError unless it has the shape of ``x``."""
-    values = score(t, x)
-    if not isinstance(values, Tensor) or values.shape != x.shape:
-        said = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise InvalidInputError(
-            f"a score must return the shape of its states, {tuple(x.shape)}; it returned {said}. A time of shape "
-            "(batch,) meets x as t.unsqueeze(-1)."
-        )
-    return values
-
-
 def noise_from_score(process: LinearProcess, t: Time, score: Tensor) -> Tensor:
     """``E[ε | x] = −Lᵀ s``."""
     return -process.transition(0.0, t).root.T.to(score)(score)
@@ -84,7 +73,7 @@ def noise_from_score(process: LinearProcess, t: Time, score: Tensor) -> Tensor:
 
 def score_from_noise(process: LinearProcess, t: Time, noise: Tensor) -> Tensor:
     """``s = −L^{−ᵀ} ε``, ``t > 0``."""
-    return -process.transition(0.0, t).root.T.inverse().to(noise)(noise)
+    return denoising_target(process, t, noise)
 
 
 def start_from_score(process: LinearProcess, t: Time, x: Tensor, score: Tensor) -> Tensor:

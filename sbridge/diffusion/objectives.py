@@ -11,9 +11,23 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sbridge.diffusion.conversions import Score, checked_score
-from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes
+from sbridge.diffusion.conversions import Score, ScoreControl
+from sbridge.diffusion.reverse import reverse_grid
+from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes, check_start, noised
+from sbridge.errors import InvalidInputError
+from sbridge.laws import Samples
+from sbridge.measures import PathMeasure
+from sbridge.objectives.reversal import reversal_action
+from sbridge.objectives.score_matching import (
+    checked_score,
+    denoising,
+    implicit,
+    likelihood_units,
+    noise_units,
+    rademacher,
+)
 from sbridge.processes import LinearProcess
+from sbridge.processes.base import Time
 from sbridge.registry import register
 
 
@@ -37,7 +51,7 @@ class Weighting(Protocol):
         """How times are drawn for it."""
         ...
 
-    def residual(self, process: LinearProcess, t: Tensor, error: Tensor) -> Tensor:
+    def residual(self, process: LinearProcess, t: Time, error: Tensor) -> Tensor:
         """The error, one row per time, in the units in which it is squared."""
         ...
 
@@ -55,9 +69,9 @@ class Likelihood:
 
     times: Times = field(default_factory=NoiseTimes)
 
-    def residual(self, process: LinearProcess, t: Tensor, error: Tensor) -> Tensor:
+    def residual(self, process: LinearProcess, t: Time, error: Tensor) -> Tensor:
         """``σᵀ error``."""
-        return process.scale(t).T.to(error)(error)
+        return likelihood_units(process, t, error)
 
 
 @register
@@ -71,9 +85,9 @@ class Simple:
 
     times: Times = field(default_factory=UniformTimes)
 
-    def residual(self, process: LinearProcess, t: Tensor, error: Tensor) -> Tensor:
+    def residual(self, process: LinearProcess, t: Time, error: Tensor) -> Tensor:
         """``Lᵀ error``."""
-        return process.transition(0.0, t).root.T.to(error)(error)
+        return noise_units(process, t, error)
 
 
 @register
@@ -92,11 +106,40 @@ class Denoising:
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
     ) -> Tensor:
         """The loss at one random time per row."""
-        t, density, x, noise = _noised(process, self.weighting.times, start, s_min, generator)
-        root = process.transition(0.0, t).root
-        target = -root.T.inverse().to(x)(noise)  # ∇ log p(x | x_0) = −Q⁻¹ L ε, without the difference x − m
-        residual = self.weighting.residual(process, t, checked_score(score, t, x) - target)
-        return (0.5 * residual.square().sum(1) / density).mean()
+        t, density, x, noise = noised(process, self.weighting.times, start, s_min, generator)
+        values = checked_score(score, t, x)
+        return (denoising(process, t, values, noise, self.weighting.residual) / density).mean()
+
+
+@register
+@dataclass(frozen=True)
+class Action:
+    """The action itself on simulated paths of the noising chain: ``KL(P ‖ P^û)`` with ``û = σᵀ s`` (eq. (3.36), ibid.).
+
+    No target, no transition density and no derivative of the score is needed, only steps of the chain and the noise
+    that would undo them (:func:`~sbridge.objectives.reversal.reversal_action`). The price is variance: the noise of
+    every step enters the gradient, where a denoising target has averaged over them.
+
+    Args:
+        steps: of the chain, on :func:`~sbridge.diffusion.reverse_grid`; what is learned is off by ``O(Δ)``.
+        paths: how many of a batch's rows are made paths; the rest is left aside.
+    """
+
+    steps: int = 100
+    paths: int = 32
+
+    def __post_init__(self) -> None:
+        if self.paths < 1 or self.steps < 2:
+            raise InvalidInputError(f"paths ≥ 1 and steps ≥ 2 are needed, got {self.paths} and {self.steps}.")
+
+    def __call__(
+        self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
+    ) -> Tensor:
+        """The loss on fresh paths; its mean is that of :class:`Implicit` up to ``O(Δ)`` and a constant."""
+        check_start(process, s_min)
+        measure = PathMeasure(process, None, Samples(start), grid=reverse_grid(self.steps, s_min / process.horizon))
+        paths = measure.simulate(start[: self.paths], seed=generator)
+        return reversal_action(paths, ScoreControl(process, score), first=1).mean()
 
 
 @register
@@ -116,21 +159,5 @@ class Implicit:
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
     ) -> Tensor:
         """The loss at one random time per row; it differs from that of :class:`Denoising` by a constant."""
-        t, density, x, _ = _noised(process, self.times, start, s_min, generator)
-        x = x.requires_grad_()
-        values = checked_score(score, t, x)
-        scale = process.scale(t).to(x)
-        probe = 2.0 * torch.randint(0, 2, x.shape, generator=generator).to(x) - 1.0
-        (pulled,) = torch.autograd.grad((scale(scale.T(values)) * probe).sum(), x, create_graph=True)
-        integrand = 0.5 * scale.T(values).square().sum(1) + (pulled * probe).sum(1)
-        return (integrand / density).mean()
-
-
-def _noised(
-    process: LinearProcess, times: Times, start: Tensor, s_min: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Times, their densities, noised rows and their noise. Rows are in random order, so sorted times do no harm."""
-    t, density = times.draw(process, s_min, len(start), generator)
-    noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=generator.device).to(start.device)
-    law = process.transition(0.0, t)
-    return t, density.to(start), law.mean(start) + law.root.to(start)(noise), noise
+        t, density, x, _ = noised(process, self.times, start, s_min, generator)
+        return (implicit(process, t, x, score, rademacher(x, 1, generator)) / density).mean()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 
 from sbridge.diffusion.conversions import Score, ScoreControl
-from sbridge.errors import UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.measures import Direction, PathMeasure
 from sbridge.processes import LinearProcess, Process
@@ -13,8 +13,26 @@ from sbridge.processes.chain import StepRule
 from sbridge.solutions import Bridge
 from sbridge.time import TimeGrid
 
-REVERSE_GRID = TimeGrid(tuple((k / 200) ** 2 for k in range(201)))
-"""Finer towards the data, where scores change fastest."""
+START_TIME = 1e-3
+"""``s_min`` as a fraction of the horizon, below which scores are not asked for."""
+
+
+def reverse_grid(steps: int, start_time: float = START_TIME) -> TimeGrid:
+    """``0``, then ``√τ`` in equal steps from ``start_time`` to 1: finer towards the data, where scores change fastest.
+
+    Raises:
+        InvalidInputError: unless ``steps ≥ 2`` and ``0 < start_time < 1``.
+    """
+    if not (steps >= 2 and 0.0 < start_time < 1.0):
+        raise InvalidInputError(
+            f"a reverse grid needs steps ≥ 2 and start_time strictly between 0 and 1, got {steps} and {start_time}."
+        )
+    first = start_time**0.5
+    roots = (first + (1.0 - first) * k / (steps - 1) for k in range(1, steps - 1))
+    return TimeGrid((0.0, start_time, *(root**2 for root in roots), 1.0))
+
+
+REVERSE_GRID = reverse_grid(200)
 
 
 def reverse_diffusion(
@@ -55,6 +73,8 @@ def end_law(process: Process, data: Law) -> Gaussian:
             f"the law at the end of a {type(process).__name__} has no closed form; pass prior=, for example Samples of "
             "simulated ends."
         )
+    if process.dim not in (None, data.dim):
+        raise InvalidInputError(f"the process has dimension {process.dim}, the data {data.dim}; they must agree.")
     mean, covariance = moments(data)
     law = process.transition(0.0, process.horizon)
     phi = law.map.expanded(data.dim).to(mean)
@@ -62,7 +82,7 @@ def end_law(process: Process, data: Law) -> Gaussian:
     return Gaussian(law.mean(mean[None])[0], 0.5 * (spread + spread.mT))
 
 
-def moments(data: Law) -> tuple[torch.Tensor, torch.Tensor]:
+def moments(data: Law) -> tuple[Tensor, Tensor]:
     """Mean ``(dim,)`` and covariance ``(dim, dim)`` of a law given by points or Gaussians."""
     if isinstance(data, Gaussian):
         return data.mean, data.covariance

@@ -12,7 +12,7 @@ from torch import Tensor
 from sbridge.controls import MLP, NetworkRecipe
 from sbridge.diffusion.networks import NetworkScore, seeded_score
 from sbridge.diffusion.objectives import Denoising, ScoreObjective
-from sbridge.diffusion.reverse import REVERSE_GRID, reverse_diffusion
+from sbridge.diffusion.reverse import REVERSE_GRID, START_TIME, reverse_diffusion
 from sbridge.diffusion.times import check_start
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Density
@@ -45,14 +45,14 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
         network: recipe of the network inside :class:`~sbridge.diffusion.NetworkScore`.
         optimisation: how it is trained.
         start_time: ``s_min`` as a fraction of the horizon: scores are learned from there on.
-        grid: time grid on which the solution is simulated.
+        grid: time grid on which the solution is simulated; its first knot should not lie before ``start_time``.
     """
 
     objective: ScoreObjective = field(default_factory=Denoising)
     updates: int = 5000
     network: NetworkRecipe = field(default_factory=MLP)
-    optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=512))
-    start_time: float = 1e-3
+    optimisation: Optimisation = field(default_factory=lambda: Optimisation(learning_rate=2e-3, batch=512))
+    start_time: float = START_TIME
     grid: TimeGrid = REVERSE_GRID
 
     scaling: ClassVar[ScalingRecipe] = NoScaling()

@@ -1,6 +1,7 @@
 """How good a bridge is on rows it has not seen: distances with errors, floors and baselines; path measures.
 
 :func:`evaluate` judges both ends, :func:`score_at` a prediction at a time in between. Both return a :class:`Report`.
+:func:`certify` bounds how far a bridge is from the best one.
 """
 
 from sbridge.evaluation.baselines import (
@@ -10,6 +11,15 @@ from sbridge.evaluation.baselines import (
     ExactTransport,
     GaussianTransport,
 )
+from sbridge.evaluation.certificate import Certificate, certify
+from sbridge.evaluation.control import (
+    ControlReport,
+    control_error,
+    evaluate_control,
+    fixed_point_residual,
+    objective_and_value,
+    signal_to_noise,
+)
 from sbridge.evaluation.evaluate import evaluate, score_at
 from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.report import SCHEMA, Column, Quantity, Report, Score, Task
@@ -18,7 +28,9 @@ __all__ = [
     "SCHEMA",
     "STANDARD_BASELINES",
     "Baseline",
+    "Certificate",
     "Column",
+    "ControlReport",
     "EntropicTransport",
     "ExactTransport",
     "GaussianTransport",
@@ -27,6 +39,12 @@ __all__ = [
     "Report",
     "Score",
     "Task",
+    "certify",
+    "control_error",
     "evaluate",
+    "evaluate_control",
+    "fixed_point_residual",
+    "objective_and_value",
     "score_at",
+    "signal_to_noise",
 ]

@@ -78,7 +78,7 @@ def evaluate(
         InvalidInputError: for rows of another dimension, fewer than two, or with NaN.
     """
     seed, limits = as_seed(seed), limits or Limits()
-    rows0, rows1 = _checked(bridge, {"x0": x0, "x1": x1})
+    rows0, rows1 = checked_rows(bridge, {"x0": x0, "x1": x1})
     source = end_of(rows0, x0_fit, bridge.forward.start, name="x0", most=limits.rows, seed=seed)
     target = end_of(rows1, x1_fit, bridge.backward.start, name="x1", most=limits.rows, seed=seed)
     setting = _Setting(dict(zip(columns_of(metrics), metrics, strict=True)), tuple(baselines), limits, seed)
@@ -121,7 +121,7 @@ def score_at(
         InvalidInputError: for rows that do not fit, or a time outside ``[0, T]``.
     """
     seed, limits = as_seed(seed), limits or Limits()
-    rows, seen = _checked(bridge, {"x0": x0, "held_out": held_out})
+    rows, seen = checked_rows(bridge, {"x0": x0, "held_out": held_out})
     t = float(check_time(t, bridge.horizon))
     if len(seen) < 4:
         raise InvalidInputError(f"held_out has {len(seen)} rows; a floor between its halves needs at least four.")
@@ -259,7 +259,7 @@ def _then(found: _S | str, use: Callable[[_S], _T]) -> _T | str:
     return found if isinstance(found, str) else _attempt(lambda: use(found))
 
 
-def _checked(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
+def checked_rows(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
     """All rows as tensors of one dtype, the widest of theirs."""
     checked = {name: as_rows(x, name) for name, x in given.items()}
     for name, rows in checked.items():

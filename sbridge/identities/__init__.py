@@ -1,6 +1,32 @@
 """The theory's equations as checks: each identity computed by two routes, judged in standard errors."""
 
-from sbridge.identities.base import Check, Identity, Kind, Outcome, identities, identity, run
+from sbridge.identities import (  # noqa: F401  (each enters its identities)
+    action,
+    equilibrium,
+    flows,
+    generalisation,
+    gradients,
+    kernels,
+    killing,
+    likelihood,
+    reversal,
+)
+from sbridge.identities.base import Check, Identity, Kind, Outcome, confirmed, identities, identity, run
 from sbridge.identities.settings import Setting, standard_settings
+from sbridge.identities.verification import Verification, listing, verify
 
-__all__ = ["Check", "Identity", "Kind", "Outcome", "Setting", "identities", "identity", "run", "standard_settings"]
+__all__ = [
+    "Check",
+    "Identity",
+    "Kind",
+    "Outcome",
+    "Setting",
+    "Verification",
+    "confirmed",
+    "identities",
+    "identity",
+    "listing",
+    "run",
+    "standard_settings",
+    "verify",
+]

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sbridge.controls import MLP
 from sbridge.controls.base import Time
-from sbridge.diffusion.conversions import Score
+from sbridge.diffusion.conversions import ControlScore, Score
 from sbridge.diffusion.exact import ExactScore
+from sbridge.diffusion.reverse import end_law, moments
+from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError
+from sbridge.fitting import solve
 from sbridge.laws import GaussianMixture, Law, Samples
 from sbridge.measures import PathMeasure, Paths
+from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess, OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
 from sbridge.random import derive, generator
 from sbridge.time import TimeGrid
+from sbridge.training import Optimisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,18 +96,78 @@ class Setting:
             yield "trained network", self.network
 
     def grid(self, refinement: int = 1) -> TimeGrid:
-        """``0``, then ``refinement · steps`` steps from ``s_min`` to ``T``, geometric: finer towards the data."""
-        count = refinement * self.steps
-        return TimeGrid((0.0, *(self.start_time ** (1.0 - k / count) for k in range(count)), 1.0))
+        """``0``, then ``refinement · steps`` steps from ``s_min`` to ``T``, equal in :attr:`_clock`, nested."""
+        fractions, clock = self._clock
+        wanted = torch.linspace(0.0, 1.0, refinement * self.steps + 1, dtype=torch.float64)[1:-1]
+        knots = np.interp(wanted.numpy(), clock.numpy(), fractions.numpy())
+        return TimeGrid((0.0, self.start_time, *knots.tolist(), 1.0))
+
+    @cached_property
+    def _clock(self) -> tuple[Tensor, Tensor]:
+        """Fractions of the horizon, and a clock from 0 to 1 that runs fast where scores change fast.
+
+        The mean of two: ``log t``, for the approach to the data; and ``∫ tr σσᵀ/tr Cov(X_t) dt``, for the rate at which
+        noise replaces what is there.
+        """
+        fractions = self.start_time ** torch.linspace(1.0, 0.0, 2049, dtype=torch.float64)
+        fractions[-1] = 1.0
+        middle = self.horizon * 0.5 * (fractions[1:] + fractions[:-1])
+        step, spread = self.process.transition(0.0, middle), self.spread
+        width = spread * step.map.mean_square(self.dim) + step.root.mean_square(self.dim)
+        noise = self.process.scale(middle).mean_square(self.dim) / width * fractions.diff()
+        rates = fractions.log().diff() / -math.log(self.start_time) + noise / noise.sum()
+        clock = torch.cat([rates.new_zeros(1), rates.cumsum(0)])
+        return fractions, clock / clock[-1]
+
+    @cached_property
+    def spread(self) -> float:
+        """The variance of the data per coordinate."""
+        mean, covariance = moments(self.data)
+        variance = float(covariance.diagonal().mean())
+        if not variance > 1e-24 * float(mean.square().sum()):
+            raise InvalidInputError("every row of the data is the same: noise alone is left to check.")
+        return variance
 
     def noising(self, refinement: int = 1, *, stream: str = "noising") -> Paths:
         """Paths of the noising process from the data: exact at the knots of :meth:`grid`."""
         measure = PathMeasure(self.process, None, self.data, grid=self.grid(refinement))
         return measure.sample(self.samples, seed=self.seed_of(stream))
 
+    def again(self) -> Setting:
+        """The same world with other, independent draws, four times as many."""
+        return replace(self, seed=derive(self.seed, "again"), samples=4 * self.samples)
+
+    def trained(self, updates: int = 300) -> Setting:
+        """The same world with a small network in it, trained for a few seconds as soon as it is asked."""
+        return replace(self, network=TrainedScore(self, updates))
+
     def seed_of(self, *stream: str | int) -> int:
         """The seed of a named stream of draws."""
         return derive(self.seed, self.name, *stream)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedScore:
+    """A small network, trained by denoising score matching when it is first called."""
+
+    setting: Setting
+    updates: int
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The learnt score."""
+        return self.score(t, x)
+
+    @cached_property
+    def score(self) -> Score:
+        """The network."""
+        setting, process = self.setting, self.setting.process
+        solver = ScoreMatching(updates=self.updates, network=MLP(64, 2), optimisation=Optimisation(learning_rate=3e-3))
+        problem = BridgeProblem(setting.data, end_law(process, setting.data), process)
+        with torch.enable_grad():  # whoever calls first may need none
+            control = solve(problem, solver, seed=setting.seed_of("network")).backward.control
+        if control is None:
+            raise InvalidInputError("training returned no control.")
+        return ControlScore(process, control)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +182,7 @@ class Perturbed:
     inner: Tensor
     outer: Tensor
     shift: Tensor
-    widths: Tensor
+    spread: float
 
     @classmethod
     def sized(cls, setting: Setting, gap: float = 1.0) -> Perturbed:
@@ -125,7 +192,7 @@ class Perturbed:
         inner = torch.randn(dim, dim, generator=g, dtype=torch.float64) / math.sqrt(dim)
         outer = torch.randn(dim, dim, generator=g, dtype=torch.float64) / math.sqrt(dim)
         shift = 0.5 * torch.randn(dim, generator=g, dtype=torch.float64)
-        spread = rows.var(0).mean().clamp_min(1e-6)
+        spread = setting.spread
         unit = cls(setting.exact, 1.0, inner, outer, shift, spread)
         total, times = 0.0, [setting.horizon * f for f in setting.grid().fractions[1:]]
         for before, after in pairwise(times):
@@ -143,7 +210,7 @@ class Perturbed:
         """The field added, for size 1."""
         step = self.exact.process.transition(0.0, t)
         dim = x.shape[1]
-        square = self.widths * step.map.mean_square(dim) + step.root.mean_square(dim)
+        square = self.spread * step.map.mean_square(dim) + step.root.mean_square(dim)
         width = square.sqrt().reshape(-1, 1).to(x)
         field = torch.sin((x / width) @ self.inner.to(x).mT) @ self.outer.to(x).mT
         return (field + self.shift.to(x)) / width

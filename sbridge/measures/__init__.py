@@ -2,7 +2,7 @@
 
 from sbridge.measures.estimates import Estimate, ImportanceWeights, effective_sample_size, importance_weights
 from sbridge.measures.measure import EndKernel, PathMeasure, Paths
-from sbridge.measures.ratios import energy, jeffreys, kernel_log_ratio, log_ratio, path_kl
+from sbridge.measures.ratios import energies, energy, jeffreys, kernel_log_ratio, log_ratio, martingale, path_kl
 from sbridge.processes.chain import Direction
 
 __all__ = [
@@ -13,10 +13,12 @@ __all__ = [
     "PathMeasure",
     "Paths",
     "effective_sample_size",
+    "energies",
     "energy",
     "importance_weights",
     "jeffreys",
     "kernel_log_ratio",
     "log_ratio",
+    "martingale",
     "path_kl",
 ]

@@ -17,6 +17,7 @@ from sbridge.errors import InvalidInputError
 from sbridge.laws import Density, Law
 from sbridge.measures.estimates import Estimate, effective_sample_size
 from sbridge.measures.measure import PathMeasure, Paths, pieces
+from sbridge.processes.base import Time
 from sbridge.processes.chain import Chain, Direction, default_rule
 from sbridge.random import NormalNoise, Seed, as_seed, derive
 from sbridge.simulation import propagate
@@ -40,15 +41,28 @@ def log_ratio(paths: Paths, control_p: Control | None, control_q: Control | None
     chain, total = paths.chain, torch.zeros((), dtype=torch.float64, device=paths.x.device)
     for j, width in enumerate(chain.root_durations):
         t, x = chain.moments[j], paths.x[j]
-        p, q = _value(control_p, t, x), _value(control_q, t, x)
+        p, q = control_value(control_p, t, x), control_value(control_q, t, x)
         total = total + ((p - q) * (paths.noise[j] + width * (paths.v[j] - 0.5 * (p + q)))).sum(1).double() * width
     return total.to(paths.x.dtype)
 
 
 def energy(paths: Paths) -> Estimate:
     """``½ E Σ_j Δ_j |v_j|²``: the path KL of the measure that made ``paths`` to its reference from the same start."""
+    return Estimate.of(energies(paths))
+
+
+def martingale(paths: Paths, control: Control | None) -> Tensor:
+    """``Σ_j √Δ_j p_j · ξ_j`` for a control at the states of the paths, shape ``(batch,)``: its mean is zero."""
+    total, chain = torch.zeros((), dtype=torch.float64, device=paths.x.device), paths.chain
+    for j, width in enumerate(chain.root_durations):
+        total = total + width * (control_value(control, chain.moments[j], paths.x[j]) * paths.noise[j]).sum(1).double()
+    return total.to(paths.x.dtype)
+
+
+def energies(paths: Paths) -> Tensor:
+    """``½ Σ_j Δ_j |v_j|²`` of each path, shape ``(batch,)``."""
     spans = paths.chain.visited.diff().abs().to(paths.v)
-    return Estimate.of(0.5 * torch.einsum("j,jbd->b", spans, paths.v.detach().square()))
+    return 0.5 * torch.einsum("j,jbd->b", spans, paths.v.detach().square())
 
 
 @torch.no_grad()
@@ -82,7 +96,7 @@ def path_kl(p: PathMeasure, q: PathMeasure, n: int, *, seed: Seed, chunk: int | 
         def add(j: int, x: Tensor, u: Tensor | None, rows: slice = rows, noise: NormalNoise = noise) -> None:
             if j == chain.length:
                 return
-            other = _value(q.control, chain.moments[j], x)
+            other = control_value(q.control, chain.moments[j], x)
             gap = chain.root_durations[j] * (-other if u is None else u - other)
             cost[rows] += 0.5 * gap.square().sum(1)
             martingale[rows] += (gap * noise.step(j)).sum(1)
@@ -113,7 +127,7 @@ def kernel_log_ratio(paths: Paths, forward: PathMeasure, backward: PathMeasure) 
     total = torch.zeros((), dtype=torch.float64, device=paths.x.device)
     for j, width in enumerate(chain.root_durations):
         x = paths.x[j]
-        own_noise = paths.noise[j] + width * (paths.v[j] - _value(own.control, chain.moments[j], x))
+        own_noise = paths.noise[j] + width * (paths.v[j] - control_value(own.control, chain.moments[j], x))
         total = total + _kernel_gap(other, opposite.control, j, x, own_noise, paths.x[j + 1])
     return (chain.direction.value * (total + _log_det_gap(chain, other))).to(paths.x.dtype)
 
@@ -173,7 +187,7 @@ def _stream_kernel_log_ratio(own: PathMeasure, opposite: PathMeasure, n: int, se
 def _kernel_gap(other: Chain, control: Control | None, j: int, x: Tensor, own_noise: Tensor, y: Tensor) -> Tensor:
     """``½|ξ_other|² − ½|ξ_own|²`` for step ``j`` from ``x`` to ``y``, which the other chain takes back."""
     k = other.length - 1 - j
-    other_noise = other.shift(k, y, x) - other.root_durations[k] * _value(control, other.moments[k], y)
+    other_noise = other.shift(k, y, x) - other.root_durations[k] * control_value(control, other.moments[k], y)
     return 0.5 * ((other_noise - own_noise) * (other_noise + own_noise)).sum(1).double()
 
 
@@ -186,7 +200,8 @@ def _log_det_gap(own: Chain, other: Chain) -> float:
     return sums[0] - sums[1]
 
 
-def _value(control: Control | None, t: float, x: Tensor) -> Tensor:
+def control_value(control: Control | None, t: Time, x: Tensor) -> Tensor:
+    """``u(t, x)``, zeros for ``None``; InvalidInputError unless it is a tensor like ``x``."""
     if control is None:
         return torch.zeros_like(x)
     u = control(t, x)

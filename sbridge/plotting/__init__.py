@@ -9,6 +9,7 @@ principal components of both ends (:class:`Projection`), one-dimensional data ag
 from sbridge.plotting.clouds import marginals
 from sbridge.plotting.couplings import coupling
 from sbridge.plotting.courses import trajectories
+from sbridge.plotting.diffusion import action_gap, densities, reversals, score_field
 from sbridge.plotting.fields import drift_field, velocity_field
 from sbridge.plotting.histories import history
 from sbridge.plotting.projection import Projection
@@ -16,10 +17,14 @@ from sbridge.plotting.standard import standard_figures
 
 __all__ = [
     "Projection",
+    "action_gap",
     "coupling",
+    "densities",
     "drift_field",
     "history",
     "marginals",
+    "reversals",
+    "score_field",
     "standard_figures",
     "trajectories",
     "velocity_field",

@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 
 from sbridge.errors import InvalidInputError
+from sbridge.measures import Direction
 from sbridge.plotting.ends import end_rows, states_at
 from sbridge.plotting.projection import Projection
 from sbridge.plotting.style import BACKDROP, INK, TIME, axes, cloud, color_bar, limits, panels, plane, shape, tidy
@@ -61,7 +62,7 @@ def marginals(
     host, inner = panels(ax, len(times), shape(low, high), per_row=_PER_ROW)
     for k, (t, points, panel) in enumerate(zip(times, states, inner, strict=True)):
         plane(panel, projection.labels)
-        for end, rows in ((0.0, first), (bridge.horizon, last)):
+        for end, rows in zip(_end_times(bridge), (first, last), strict=True):
             if t == end:
                 cloud(panel, rows, BACKDROP, zorder=1)
         cloud(panel, points, TIME(t / bridge.horizon))
@@ -72,6 +73,12 @@ def marginals(
             panel.set_ylabel("")
             panel.tick_params(labelleft=False)
     return host
+
+
+def _end_times(bridge: Bridge) -> tuple[float, float]:
+    """When the forward process of ``bridge`` starts and ends: a reversed bridge starts at the horizon."""
+    forward = bridge.forward.direction is Direction.FORWARD
+    return (0.0, bridge.horizon) if forward else (bridge.horizon, 0.0)
 
 
 def _density(bridge: Bridge, times: Sequence[float], projection: Projection, ax: Axes, *, n: int, seed: int) -> Axes:

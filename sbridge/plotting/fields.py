@@ -95,17 +95,27 @@ def _draw(
     points = projection(states)
     if projection.columns == 1:
         return _draw_line(times, bridge.horizon, points[..., 0], arrows[..., 0], axes(ax, (6.0, 3.8)), projection)
-    return _draw_plane(times, bridge.horizon, points, arrows, ax, projection)
+    return draw_arrows(times, bridge.horizon, (points, arrows), ax, projection, "drift")
 
 
-def _draw_plane(
+def draw_arrows(
     times: Sequence[float],
     horizon: float,
-    points: np.ndarray,
-    arrows: np.ndarray,
+    field: tuple[np.ndarray, np.ndarray],
     ax: Axes | None,
     projection: Projection,
+    name: str,
 ) -> Axes:
+    """Mean arrows in the cells of a plane, one panel per time.
+
+    Args:
+        times, horizon: one time per panel.
+        field: points and arrows, each of shape ``(times, n, 2)``.
+        ax: where to draw; a new figure if ``None``.
+        projection: the plane, for its labels.
+        name: of the field, for the titles.
+    """
+    points, arrows = field
     low, high = limits(points)
     side = float((high - low).max()) / _CELLS
     host, inner = panels(ax, len(times), shape(low, high), per_row=_PER_ROW)
@@ -120,7 +130,7 @@ def _draw_plane(
         )  # fmt: skip
         panel.set_xlim(low[0], high[0])
         panel.set_ylim(low[1], high[1])
-        panel.set_title(f"$t$ = {t:.3g}   (arrow: drift × {span:g})", fontsize=9, color=INK)
+        panel.set_title(f"$t$ = {t:.3g}   (arrow: {name} × {span:g})", fontsize=9, color=INK)
         if k % _PER_ROW:
             panel.set_ylabel("")
             panel.tick_params(labelleft=False)

@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sbridge import files
+from sbridge.diffusion import is_reverse_diffusion
 from sbridge.laws import as_rows
 from sbridge.plotting.clouds import marginals
 from sbridge.plotting.couplings import coupling
 from sbridge.plotting.courses import trajectories
+from sbridge.plotting.diffusion import reversals, score_field
 from sbridge.plotting.fields import drift_field
 from sbridge.plotting.histories import history as draw_history
 from sbridge.plotting.projection import Projection
@@ -26,6 +28,7 @@ from sbridge.solutions import Bridge
 _DOTS_PER_INCH = 150
 _PATHS = 150
 _PAIRS = 300
+_DIFFUSION_TIMES = (0.0, 0.02, 0.1, 0.3, 1.0)  # most happens near the data
 
 
 def standard_figures(
@@ -39,7 +42,9 @@ def standard_figures(
 ) -> tuple[Path, ...]:
     """Writes ``trajectories``, ``marginals``, ``drift``, ``coupling`` and ``history`` as PNG files, each atomically.
 
-    All share one plane, fitted to ``x0`` and ``x1``. ``history.png`` is left out if no step reported a number.
+    Of a reverse diffusion: ``reversal`` (trajectories with and without the score), ``marginals`` of the noising,
+    ``generation`` (those of the reversal), ``score`` and ``history``. All share one plane, fitted to ``x0`` and ``x1``.
+    ``history.png`` is left out if no step reported a number.
 
     Args:
         bridge: the solution.
@@ -54,9 +59,18 @@ def standard_figures(
     """
     seed, x0, x1 = as_seed(seed), as_rows(x0, "x0", least=1), as_rows(x1, "x1", least=1)
     plane = Projection.fit(x0, x1)
+    draw = _diffusion_drawings if is_reverse_diffusion(bridge) else _bridge_drawings
+    drawings = draw(bridge, x0, plane, seed)
+    quantity = _quantity(history)
+    if quantity is not None:
+        drawings["history"] = lambda: draw_history(history, quantity=quantity)
+    return tuple(_write(draw(), Path(folder) / f"{name}.png") for name, draw in drawings.items())
+
+
+def _bridge_drawings(bridge: Bridge, x0: Tensor, plane: Projection, seed: int) -> dict[str, Callable[[], Axes]]:
     few, starts = (x0[spaced(len(x0), most)] for most in (_PATHS, _PAIRS))
     times = [bridge.horizon * share for share in _field_times(plane)]
-    drawings: dict[str, Callable[[], Axes]] = {
+    return {
         "trajectories": lambda: trajectories(
             bridge.forward.simulate(few, seed=derive(seed, "paths")), projection=plane
         ),
@@ -64,10 +78,17 @@ def standard_figures(
         "drift": lambda: drift_field(bridge, times, seed=derive(seed, "drift"), projection=plane),
         "coupling": lambda: coupling(starts, bridge.transport(starts, seed=derive(seed, "coupling")), projection=plane),
     }
-    quantity = _quantity(history)
-    if quantity is not None:
-        drawings["history"] = lambda: draw_history(history, quantity=quantity)
-    return tuple(_write(draw(), Path(folder) / f"{name}.png") for name, draw in drawings.items())
+
+
+def _diffusion_drawings(bridge: Bridge, x0: Tensor, plane: Projection, seed: int) -> dict[str, Callable[[], Axes]]:
+    times = [bridge.horizon * share for share in _DIFFUSION_TIMES]
+    back = bridge.reversed()
+    return {
+        "reversal": lambda: reversals(bridge, seed=derive(seed, "paths"), projection=plane),
+        "marginals": lambda: marginals(bridge, times, seed=derive(seed, "marginals"), projection=plane),
+        "generation": lambda: marginals(back, times[::-1], seed=derive(seed, "generation"), projection=plane),
+        "score": lambda: score_field(bridge, times[1:-1], seed=derive(seed, "score"), projection=plane),
+    }
 
 
 def _field_times(plane: Projection) -> list[float]:

@@ -221,7 +221,7 @@ def check_horizon(horizon: float | int) -> float:
 
 def check_time(t: Time, horizon: float) -> Time:
     """``t`` itself; InvalidInputError unless it lies in ``[0, horizon]``."""
-    low, high = (float(t.min()), float(t.max())) if isinstance(t, Tensor) else (t, t)
+    low, high = (float(t.detach().min()), float(t.detach().max())) if isinstance(t, Tensor) else (t, t)
     if not (low >= 0.0 and high <= horizon * (1 + 1e-12)):
         raise InvalidInputError(
             f"time must lie in [0, {horizon:g}], got {low:g}" + (f" … {high:g}." if high > low else ".")

@@ -128,21 +128,22 @@ class _NodeEquation:
 
 def _parameters(value: object) -> tuple[Tensor, ...]:
     """The tensors in ``value`` that want a gradient and can be seen from outside, each once."""
-    found = {id(tensor): tensor for tensor in _visible(value) if tensor.requires_grad}
+    found = {id(tensor): tensor for tensor in visible_tensors(value) if tensor.requires_grad}
     return tuple(found.values())
 
 
-def _visible(value: object) -> Iterator[Tensor]:
+def visible_tensors(value: object) -> Iterator[Tensor]:
+    """The tensors that ``value`` shows: itself, a module's parameters, what tuples and dataclasses hold."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, nn.Module):
         yield from value.parameters()
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _visible(item)
+            yield from visible_tensors(item)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from _visible(getattr(value, field.name))
+            yield from visible_tensors(getattr(value, field.name))
 
 
 def _check_all_seen(equation: _NodeEquation, start: Tensor, parameters: tuple[Tensor, ...], steps: int) -> None:

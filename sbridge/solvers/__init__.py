@@ -1,9 +1,44 @@
 """Solvers, one file per method."""
 
-from sbridge.solvers.base import Solver
+from sbridge.solvers.base import Method, Solver
 from sbridge.solvers.conformance import check_solver
+from sbridge.solvers.control import (
+    AdjointMatching,
+    Annealing,
+    ControlSolver,
+    CrossEntropy,
+    EarlierStart,
+    LogVariance,
+    Moment,
+    ReciprocalAdjointMatching,
+    RelativeEntropy,
+    Replay,
+    RiccatiStart,
+    WarmStart,
+    ZeroStart,
+)
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
-__all__ = ["IMF", "GaussianBridge", "SinkhornBridge", "Solver", "check_solver"]
+__all__ = [
+    "IMF",
+    "AdjointMatching",
+    "Annealing",
+    "ControlSolver",
+    "CrossEntropy",
+    "EarlierStart",
+    "GaussianBridge",
+    "LogVariance",
+    "Method",
+    "Moment",
+    "ReciprocalAdjointMatching",
+    "RelativeEntropy",
+    "Replay",
+    "RiccatiStart",
+    "SinkhornBridge",
+    "Solver",
+    "WarmStart",
+    "ZeroStart",
+    "check_solver",
+]

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from sbridge.controls import Control
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Density, Gaussian, Law, Samples
 from sbridge.measures import Direction, PathMeasure
-from sbridge.problems import BridgeProblem
-from sbridge.processes import DriftProcess
+from sbridge.problems import BridgeProblem, ControlProblem, StoppingSet
+from sbridge.processes import BrownianMotion, DriftProcess
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.registry import decode, encode
-from sbridge.solutions import Bridge
-from sbridge.solvers.base import Solver
+from sbridge.solutions import Bridge, ControlSolution
+from sbridge.solvers.base import Method
 from sbridge.training import Flat, State
 
 _ROWS = 5
@@ -27,14 +28,17 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def check_solver(solver: Solver[Any], problem: BridgeProblem, *, generator: torch.Generator) -> None:
-    """Raises if ``solver`` breaks a law of :class:`~sbridge.solvers.base.Solver` on ``problem``.
+def check_solver(
+    solver: Method[Any, Any, Any], problem: BridgeProblem | ControlProblem, *, generator: torch.Generator
+) -> None:
+    """Raises if ``solver`` breaks a law of :class:`~sbridge.solvers.base.Method` on ``problem``.
 
     A solver is a frozen dataclass; ``refusal`` answers any problem with ``None`` or a sentence; the run ends within
     ``length`` steps, each of which counts one and reports finite numbers; a state's ``flat`` form is tensors and JSON
     scalars that later steps leave alone, with the counter under ``step``; equal seeds give equal bits; a state
     restored from its flat form goes on bit for bit; the bridge runs between the problem's ends in both directions,
-    keeps dtype, can be saved, and does not change when its state is trained on; the global random state, dtype and
+    keeps dtype, can be saved, and does not change when its state is trained on (the same is asked of the controlled
+    process that solves a control problem); the global random state, dtype and
     number of threads stay as they were.
 
     The solver is run to the end three times, so give it few steps.
@@ -53,7 +57,7 @@ def check_solver(solver: Solver[Any], problem: BridgeProblem, *, generator: torc
     before = _surroundings()
     last = _run(trial, trial.begin(), checked=_check_step)
     _check_repeats(trial, last)
-    _check_bridge(trial, trial.finish(last))
+    _check_solution(trial, trial.finish(last))
     law = "the global random state, default dtype and number of threads stay as they were"
     after = _surroundings()
     touched = [name for name, value in before.items() if after[name] != value]
@@ -62,8 +66,8 @@ def check_solver(solver: Solver[Any], problem: BridgeProblem, *, generator: torc
 
 @dataclass(frozen=True)
 class _Trial:
-    solver: Solver[Any]
-    problem: BridgeProblem
+    solver: Method[Any, Any, Any]
+    problem: BridgeProblem | ControlProblem
     seed: int
 
     def begin(self) -> State:
@@ -93,11 +97,12 @@ class _Trial:
                 f"{type(self.solver).__name__} breaks the law “{law}”: it raised {name}: {said}."
             ) from error
 
-    def finish(self, state: State) -> Bridge:
-        bridge = self.call("finish returns", self.solver.finish, self.problem, state)
-        found = f"it returned a {type(bridge).__name__}"
-        self.require(law="finish returns a Bridge", holds=isinstance(bridge, Bridge), found=found)
-        return bridge
+    def finish(self, state: State) -> Bridge | ControlSolution:
+        solution = self.call("finish returns", self.solver.finish, self.problem, state)
+        kind = Bridge if isinstance(self.problem, BridgeProblem) else ControlSolution
+        found = f"it returned a {type(solution).__name__}"
+        self.require(law=f"finish returns a {kind.__name__}", holds=isinstance(solution, kind), found=found)
+        return solution
 
     def flat(self, state: State) -> Flat:
         """The flat form, checked."""
@@ -122,23 +127,42 @@ def _check_kind(trial: _Trial) -> None:
 
 
 def _check_refusals(trial: _Trial) -> None:
-    dim, own = trial.problem.dim, trial.problem
-    foreign: list[Law] = [
+    own = trial.problem
+    others = _other_bridges(own) if isinstance(own, BridgeProblem) else _other_controls(own)
+    for problem in (own, *others):
+        answer = trial.call("refusal answers", trial.solver.refusal, problem)
+        sentence = isinstance(answer, str) and answer[:1].isupper() and answer.endswith(".") and " " in answer
+        law = "refusal answers with None or with a sentence"
+        trial.require(law=law, holds=answer is None or sentence, found=f"it said {answer!r}")
+        if problem is own:
+            law = "the problem of a trial is one that the solver can treat"
+            trial.require(law=law, holds=answer is None, found=f"it said {answer!r}")
+
+
+def _other_bridges(own: BridgeProblem) -> list[BridgeProblem]:
+    dim = own.dim
+    laws: list[Law] = [
         Samples(torch.eye(dim + 1)[:, :dim]),
         Gaussian(torch.zeros(dim), torch.eye(dim)),
         Density(lambda x: -x.square().sum(1), dim),
     ]
     curved = DriftProcess(lambda t, x: -x.sin(), 1.0, own.reference.horizon)
-    ends = [(own.source, own.target), *((law, law) for law in foreign)]
-    for reference in (own.reference, curved):
-        for source, target in ends:
-            answer = trial.call("refusal answers", trial.solver.refusal, BridgeProblem(source, target, reference))
-            sentence = isinstance(answer, str) and answer[:1].isupper() and answer.endswith(".") and " " in answer
-            law = "refusal answers with None or with a sentence"
-            trial.require(law=law, holds=answer is None or sentence, found=f"it said {answer!r}")
-            if reference is own.reference and source is own.source:
-                law = "the problem of a trial is one that the solver can treat"
-                trial.require(law=law, holds=answer is None, found=f"it said {answer!r}")
+    ends = [(own.source, own.target), *((law, law) for law in laws)]
+    pairs = [(reference, source, target) for reference in (own.reference, curved) for source, target in ends]
+    return [BridgeProblem(source, target, reference) for reference, source, target in pairs[1:]]
+
+
+def _other_controls(own: ControlProblem) -> list[ControlProblem]:
+    dim, horizon = own.dim, own.process.horizon
+    curved = DriftProcess(lambda t, x: -x.sin(), 1.0, horizon)
+    gaussian = Gaussian(torch.zeros(dim), torch.eye(dim))
+    far = StoppingSet(lambda x: x[:, 0] - 10.0)
+    return [
+        ControlProblem(curved, own.start, None, lambda x: x.square().sum(1)),
+        ControlProblem(BrownianMotion(1.0, horizon), gaussian, lambda t, x: x.square().sum(1)),
+        ControlProblem(own.process, own.start, own.running_cost, lambda x: (x > 0).any(1).to(x.dtype)),
+        ControlProblem(own.process, own.start, own.running_cost, own.terminal_cost, far),
+    ]
 
 
 def _run(
@@ -191,19 +215,38 @@ def _check_repeats(trial: _Trial, last: State) -> None:
     trial.equal(f"a restored state goes on bit for bit {when}", trial.flat(other), end)
 
 
-def _check_bridge(trial: _Trial, bridge: Bridge) -> None:
-    for name, measure, direction, start in (
-        ("forward", bridge.forward, Direction.FORWARD, trial.problem.source),
-        ("backward", bridge.backward, Direction.BACKWARD, trial.problem.target),
-    ):
-        law = f"the bridge's {name} measure runs {name} from the problem's own end under its reference"
-        holds = measure.direction is direction and measure.start is start and measure.process is trial.problem.reference
+def _check_solution(trial: _Trial, solution: Bridge | ControlSolution) -> None:
+    problem = trial.problem
+    process = problem.reference if isinstance(problem, BridgeProblem) else problem.process
+    kind = "bridge" if isinstance(solution, Bridge) else "solution"
+    for name, (measure, direction, start) in _measures(trial, solution).items():
+        law = f"the {kind}'s {name} measure runs {name} from the problem's own end under its reference"
+        holds = measure.direction is direction and measure.start is start and measure.process is process
         found = f"it runs {measure.direction.name.lower()} from {type(measure.start).__name__}"
         trial.require(law=law, holds=holds, found=found)
         _check_measure(trial, name, measure)
-    again = trial.call("the bridge can be saved", lambda: decode(*encode(bridge)))
-    same = all(torch.equal(a, b) for a, b in zip(_draws(trial, bridge), _draws(trial, again), strict=True))
-    trial.require(law="a saved bridge draws the same", holds=same, found="its draws differ")
+    if isinstance(solution, Bridge):
+        again = trial.call("the bridge can be saved", lambda: decode(*encode(solution)))
+    else:
+        again = replace(solution, measure=replace(solution.measure, control=_saved(trial, solution.control)))
+    same = all(torch.equal(a, b) for a, b in zip(_draws(trial, solution), _draws(trial, again), strict=True))
+    trial.require(law=f"a saved {kind} draws the same", holds=same, found="its draws differ")
+
+
+def _saved(trial: _Trial, control: Control) -> Control:
+    return trial.call("the control can be saved", lambda: decode(*encode(control)))
+
+
+def _measures(trial: _Trial, solution: Bridge | ControlSolution) -> dict[str, tuple[PathMeasure, Direction, Law]]:
+    """The measures of a solution, with the direction and the start that they must have."""
+    if isinstance(solution, Bridge) and isinstance(trial.problem, BridgeProblem):
+        return {
+            "forward": (solution.forward, Direction.FORWARD, trial.problem.source),
+            "backward": (solution.backward, Direction.BACKWARD, trial.problem.target),
+        }
+    measure = solution.forward if isinstance(solution, Bridge) else solution.measure
+    start = trial.problem.source if isinstance(trial.problem, BridgeProblem) else trial.problem.start
+    return {"forward": (measure, Direction.FORWARD, start)}
 
 
 def _check_measure(trial: _Trial, name: str, measure: PathMeasure) -> None:
@@ -230,11 +273,10 @@ def _rows(trial: _Trial, measure: PathMeasure) -> Tensor:
     return measure.start.sample(_ROWS, generator_of(derive(trial.seed, "rows")))
 
 
-def _draws(trial: _Trial, bridge: Bridge) -> list[Tensor]:
-    measures = {"forward": bridge.forward, "backward": bridge.backward}
+def _draws(trial: _Trial, solution: Bridge | ControlSolution) -> list[Tensor]:
     return [
         trial.call(f"the {name} measure draws ends", measure.transport, _rows(trial, measure), seed=0)
-        for name, measure in measures.items()
+        for name, (measure, _, _) in _measures(trial, solution).items()
     ]
 
 

@@ -154,7 +154,7 @@ def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
     weights = None if law.weights is None else law.weights.double() / law.weights.double().sum()
     covariance = rows.mT.cov(aweights=weights).reshape(law.dim, law.dim)
     mean = rows.mean(0) if weights is None else weights @ rows
-    if _is_singular(mean, covariance):
+    if is_singular(mean, covariance):
         raise InvalidInputError(
             f"the {len(rows)} rows of the {name} span fewer than their {law.dim} dimensions, so they have no "
             "Gaussian density; reduce the dimension (PCA), add rows, or use SinkhornBridge()."
@@ -162,7 +162,7 @@ def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
     return mean, covariance
 
 
-def _is_singular(mean: Tensor, covariance: Tensor) -> bool:
+def is_singular(mean: Tensor, covariance: Tensor) -> bool:
     """Whether a column is constant, or the correlations have an eigenvalue 0, to rounding.
 
     A Cholesky root is no test: half of the covariances that are singular have one, since pivots round too.

@@ -1,0 +1,33 @@
+"""Peak memory, of this process and of fresh ones."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sbridge.errors import NotConvergedError
+
+
+def peak_memory() -> float:
+    """Peak resident size of this process in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent had when it started this process
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+
+
+def in_fresh_process(module: str, arguments: Sequence[str]) -> str:
+    """What ``python -m MODULE ARGUMENTS …`` writes on standard output.
+
+    Raises:
+        NotConvergedError: with the last line of its errors, if it fails.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = done.stderr.strip().rsplit("\n", 1)[-1]
+        raise NotConvergedError(f"the measurement {' '.join(arguments)} failed: {last}")
+    return done.stdout

@@ -1,0 +1,95 @@
+"""``sbridge control``: a control problem from a Python file, solved and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from pathlib import Path
+from typing import Any
+
+from sbridge import files
+from sbridge.cli.commands import Control
+from sbridge.cli.console import Console, Progress
+from sbridge.errors import InvalidInputError
+from sbridge.evaluation import evaluate_control
+from sbridge.fitting import solve
+from sbridge.problems import ControlProblem
+from sbridge.registry import Json
+from sbridge.runs.folder import dumps
+from sbridge.solvers import AdjointMatching, ControlSolver, LogVariance
+from sbridge.training import Info, State
+
+
+def run_control(command: Control, console: Console) -> int:
+    """The whole command."""
+    if command.out is not None and command.out.exists():
+        raise InvalidInputError(f"{command.out} exists. Choose another --out.")
+    if command.paths < 2:
+        raise InvalidInputError(f"--paths must be at least 2, got {command.paths}.")
+    names = read_file(command.file)
+    problem, solver = names["problem"], names.get("solver")
+    if solver is None:
+        solver, why = choose(problem)
+        console.tell(f"Solver: {type(solver).__name__}, {why}. To choose another, define `solver` in {command.file}.")
+    if command.updates is not None:
+        solver = dataclasses.replace(solver, updates=command.updates)
+    history: list[Info] = []
+    bar = Progress(
+        console, type(solver).__name__, solver.updates, open_ended=False, advice="Fewer --updates take less."
+    )
+
+    def follow(state: State, info: Info) -> None:
+        history.append(info)
+        bar(state, info)
+
+    solution = solve(problem, solver, seed=command.seed, callbacks=[follow])
+    bar.close()
+    report = evaluate_control(solution, n=command.paths, seed=command.seed, known=names.get("known"))
+    console.say(str(report))
+    if command.out is not None:
+        command.out.mkdir(parents=True)
+        solution.save(command.out / "control")
+        files.write_text(command.out / "problem.py", command.file.read_text(encoding="utf-8"))
+        files.write_text(command.out / "report.json", dumps(_document(report)))
+        files.write_text(command.out / "history.json", dumps(history))
+        console.tell(
+            f"Written: {command.out}. Load it with sbridge.load_control({str(command.out / 'control')!r}, problem)."
+        )
+    return 0
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """What the file defines, checked.
+
+    Raises:
+        InvalidInputError: if there is no such file, it is no Python, or its names are not what they should be.
+    """
+    if not path.is_file():
+        raise InvalidInputError(f"there is no file {path}.")
+    try:
+        names = runpy.run_path(str(path))
+    except SyntaxError as error:
+        raise InvalidInputError(f"{path} is not Python: {error}.") from error
+    if not isinstance(names.get("problem"), ControlProblem):
+        raise InvalidInputError(
+            f"{path} has to define `problem`, a ControlProblem: problem = sbridge.ControlProblem(process, start, "
+            f"running_cost, terminal_cost). Found: {type(names.get('problem')).__name__}."
+        )
+    solver = names.get("solver")
+    if solver is not None and not isinstance(solver, ControlSolver):
+        raise InvalidInputError(
+            f"`solver` in {path} has to be a control solver such as AdjointMatching(), found {type(solver).__name__}."
+        )
+    return names
+
+
+def choose(problem: ControlProblem) -> tuple[ControlSolver, str]:
+    """A solver that treats the problem, and why it."""
+    solver = AdjointMatching()
+    if solver.refusal(problem) is None:
+        return solver, "since the costs are differentiable"
+    return LogVariance(), "which needs no gradient of the costs and allows paths to stop"
+
+
+def _document(report: object) -> Json:
+    return dataclasses.asdict(report)  # type: ignore[call-overload]

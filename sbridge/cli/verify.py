@@ -1,0 +1,183 @@
+"""``sbridge verify``: the identities of the theory, on built-in problems or on the user's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sbridge import files
+from sbridge.cli.commands import Verify
+from sbridge.cli.console import Console
+from sbridge.cli.options import Automatic, Noise, Preserving, Reverting
+from sbridge.cli.plan import read_options
+from sbridge.diffusion.parts import is_reverse_diffusion, score_of
+from sbridge.diffusion.reverse import moments
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.identities import Setting, listing, standard_settings, verify
+from sbridge.identities.base import chosen
+from sbridge.inputs import read_table
+from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
+from sbridge.processes import LinearProcess, Process
+from sbridge.random import derive, generator
+from sbridge.runs import RunFolder
+from sbridge.scaling import AffineScaling
+from sbridge.solutions import Bridge
+
+FAILED = 1
+_STANDARD = {"ornstein-uhlenbeck": "OU", "variance-preserving": "VP", "variance-exploding": "VE"}
+
+
+def run_verify(command: Verify[Any], console: Console) -> int:
+    """The whole command; exit code 1 if an identity does not hold."""
+    if command.list:
+        console.say(listing())
+        return 0
+    _check(command)
+    settings = make_settings(command, console)
+    if command.model is None:
+        console.remark(
+            "no --model: where a trained network is judged, it is a small one, trained here for a few seconds"
+        )
+        settings = [setting.trained() for setting in settings]
+    result = verify(settings, command.only, lambda done, total, what: _progress(console, done, total, what))
+    if console.interactive:
+        console.renew("")
+    document = {"seed": command.seed, "samples": command.samples, "settings": [s.name for s in settings]}
+    text = json.dumps(document | result.to_json(), indent=1, ensure_ascii=False)
+    if command.json == "-":
+        console.say(text)
+    else:
+        console.say(result.text())
+        if command.json is not None:
+            files.write_text(Path(command.json), text + "\n")
+    return FAILED if result.failed else 0
+
+
+def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
+    """The worlds that the command asks for; what was chosen for the user is told.
+
+    Raises:
+        InvalidInputError, UnsupportedError: for data, a model or a process that do not fit together.
+    """
+    if command.data is None and command.model is None:
+        return _standard(command)
+    bridge = None if command.model is None else _diffusion(command.model)
+    if command.data is not None:
+        rows = read_table(command.data, read_options(command.reading, command.seed)).rows
+        law, name = _at_most(Samples(rows.double()), command, console), command.data
+    else:
+        law, name = _at_most(_law_of(bridge), command, console), f"data of {command.model}"  # type: ignore[arg-type]
+    if bridge is None:
+        process, about = _noising(command, law)
+        return [Setting(f"{name}, {about}", process, law, command.seed, command.samples)]
+    if bridge.dim != law.dim:
+        raise InvalidInputError(
+            f"{command.data} has {law.dim} columns, the model {command.model} lives in {bridge.dim} dimensions. Give "
+            "the data that it was trained on, or others in the same coordinates."
+        )
+    process = _linear(bridge.reference, str(command.model))
+    setting = Setting(f"{name}, {type(process).__name__}", process, law, command.seed, command.samples)
+    return [replace(setting, network=score_of(bridge))]
+
+
+def _check(command: Verify[Any]) -> None:
+    """InvalidInputError for options that cannot work, before anything is read or trained."""
+    chosen(command.only)
+    for name, value, least in (("--samples", command.samples, 100), ("--max-rows", command.max_rows, 2)):
+        if value < least:
+            raise InvalidInputError(f"{name} must be at least {least}, got {value}.")
+    if not 0 <= command.seed < 2**63:
+        raise InvalidInputError(f"--seed must be an integer from 0 to 2**63 − 1, got {command.seed}.")
+    if command.model is not None and command.process != "auto":
+        raise InvalidInputError("--model brings its own noising process; leave out --process.")
+    if command.json not in (None, "-") and Path(command.json).exists():
+        raise InvalidInputError(f"{command.json} exists. Choose another --json.")
+    if command.json not in (None, "-") and not Path(command.json).parent.is_dir():
+        raise InvalidInputError(f"the folder {Path(command.json).parent} does not exist. Make it first.")
+
+
+def _standard(command: Verify[Any]) -> list[Setting]:
+    """The built-in problems, under one process if the user says which."""
+    settings = standard_settings(seed=command.seed, samples=command.samples)
+    if command.process == "auto":
+        return settings
+    if command.process not in _STANDARD or command.process_options != type(command.process_options)():
+        raise InvalidInputError(
+            f"the built-in problems have the processes {', '.join(_STANDARD)}, with fixed options; give --data for "
+            "others."
+        )
+    return [setting for setting in settings if setting.name.endswith(_STANDARD[command.process])]
+
+
+def _noising(command: Verify[Any], law: Law) -> tuple[LinearProcess, str]:
+    """The process about the data, and its name."""
+    options = Preserving() if isinstance(command.process_options, Automatic) else command.process_options
+    name = "variance-preserving" if command.process == "auto" else command.process
+    mean, covariance = moments(law)
+    spread = covariance.diagonal().mean().sqrt().reshape(1)
+    if not float(spread) > 1e-12 * float(mean.norm()):
+        raise InvalidInputError(f"every row of {command.data} is the same: there is no score to check.")
+    sigma = None
+    if name == "brownian":
+        sigma = float(spread)
+    elif isinstance(options, Reverting):  # its stationary spread is then that of the data
+        sigma = float(spread) * (2.0 * abs(options.rate) or 1.0) ** 0.5
+    process, _ = options.build(Noise(sigma, 1.0, lambda: AffineScaling(mean, spread)))
+    return _linear(process, f"--process {name}"), name
+
+
+def _linear(process: Process, origin: str) -> LinearProcess:
+    if not isinstance(process, LinearProcess):
+        raise UnsupportedError(
+            f"the noising process of {origin} is a {type(process).__name__}, whose transitions have no closed form, so "
+            "there is no exact score to compare with. Take a linear process."
+        )
+    return process
+
+
+def _diffusion(path: Path) -> Bridge:
+    """The bridge of a run that is a reverse diffusion: forward control zero, so that the backward one is a score."""
+    bridges = RunFolder(path).course().bridges
+    if len(bridges) != 1:
+        raise UnsupportedError(f"{path} is a chain of {len(bridges)} bridges; a diffusion model has one.")
+    if not is_reverse_diffusion(bridges[0]):
+        raise UnsupportedError(
+            f"{path} is a Schrödinger bridge with a control in both directions, not a reverse diffusion: its backward "
+            "control is no score. Train a diffusion model: sbridge diffuse DATA --out RUN."
+        )
+    return bridges[0]
+
+
+def _law_of(bridge: Bridge) -> Law:
+    """The data that the model keeps, in float64."""
+    law = bridge.forward.start
+    if isinstance(law, Samples):
+        return Samples(law.rows.double(), None if law.weights is None else law.weights.double())
+    if isinstance(law, Gaussian):
+        return Gaussian(law.mean.double(), law.covariance.double())
+    if isinstance(law, GaussianMixture):
+        return GaussianMixture(law.weights.double(), law.means.double(), law.covariances.double())
+    raise UnsupportedError(f"the model keeps a {type(law).__name__} in place of data; give --data.")
+
+
+def _at_most(law: Law, command: Verify[Any], console: Console) -> Law:
+    """A set of points thinned to ``--max-rows``."""
+    if not isinstance(law, Samples) or len(law.rows) <= command.max_rows:
+        return law
+    console.remark(f"{command.max_rows} of {len(law.rows)} rows, drawn at random, make the empirical law (--max-rows).")
+    g = generator(derive(command.seed, "thinning"))
+    if law.weights is not None:
+        return Samples(law.sample(command.max_rows, g))
+    return Samples(law.rows[torch.randperm(len(law.rows), generator=g)[: command.max_rows]])
+
+
+def _progress(console: Console, done: int, total: int, what: str) -> None:
+    """A line that renews itself on a terminal; elsewhere a line at every tenth."""
+    if console.interactive:
+        console.renew(f"{done + 1} of {total}  {what}")
+    elif done * 10 // total != (done - 1) * 10 // total:
+        console.remark(f"{done} of {total} done; next {what}")

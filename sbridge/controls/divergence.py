@@ -1,0 +1,112 @@
+"""The divergence ``∇·v`` of a field ``v(t, x)``: the exact trace of its derivative, or Hutchinson's estimate."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sbridge.controls.base import Control, Time
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.random import Seed, generator
+from sbridge.registry import register
+
+
+class Divergence(ABC):
+    """How a divergence is computed: a rule that makes :class:`Probes`."""
+
+    @abstractmethod
+    def probes(self, like: Tensor, seed: Seed) -> Probes:
+        """Probes for states like ``like``, to be kept along the paths of those states."""
+
+
+@register
+@dataclass(frozen=True)
+class ExactTrace(Divergence):
+    """``Σ_i ∂_i v_i``: one reverse derivative per coordinate."""
+
+    def probes(self, like: Tensor, seed: Seed) -> Probes:
+        """The unit vectors; nothing is drawn."""
+        dim = like.shape[-1]
+        return Probes(torch.eye(dim, dtype=like.dtype, device=like.device).unsqueeze(1), 1.0)
+
+
+@register
+class ProbeLaw(enum.Enum):
+    """What Hutchinson's probes are drawn from, and the variance of one, ``J`` being the derivative of the field."""
+
+    RADEMACHER = "rademacher"
+    """Independent signs: ``½ Σ_{i≠j} (J + Jᵀ)_ij²``."""
+    GAUSSIAN = "gaussian"
+    """Standard normal numbers: ``½ ‖J + Jᵀ‖²_F``."""
+
+
+@register
+@dataclass(frozen=True)
+class Hutchinson(Divergence):
+    """``ηᵀ (∂v/∂x) η`` with ``E ηηᵀ = I``: unbiased, one reverse derivative a probe (Hutchinson 1989).
+
+    Args:
+        count: probes a row, whose estimates are averaged.
+        law: of the probes.
+    """
+
+    count: int = 1
+    law: ProbeLaw = ProbeLaw.RADEMACHER
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InvalidInputError(f"the number of probes must be positive, got {self.count}.")
+
+    def probes(self, like: Tensor, seed: Seed) -> Probes:
+        """Fresh probes, ``count`` for each row."""
+        g, shape = generator(seed, like.device), (self.count, *like.shape)
+        if self.law is ProbeLaw.RADEMACHER:
+            signs = torch.randint(0, 2, shape, generator=g, device=like.device)
+            return Probes(2.0 * signs.to(like) - 1.0, 1.0 / self.count)
+        return Probes(torch.randn(shape, generator=g, dtype=like.dtype, device=like.device), 1.0 / self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """``∇·v ≈ weight · Σ_p η_pᵀ (∂v/∂x) η_p``.
+
+    Args:
+        directions: ``η``, shape ``(count, batch | 1, dim)``.
+        weight: of each.
+    """
+
+    directions: Tensor
+    weight: float
+
+    def __call__(self, field: Control, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``v(t, x)``, shape ``(batch, dim)``, and its divergence, shape ``(batch,)``.
+
+        Row ``i`` of the field may depend on row ``i`` of the states only. Both results are differentiable if the
+        ambient grad mode is on.
+
+        Raises:
+            UnsupportedError: if the field cannot be differentiated by torch.
+        """
+        recorded = torch.is_grad_enabled()
+        with torch.enable_grad():
+            states = x if recorded and x.requires_grad else x.detach().requires_grad_()
+            values = field(t, states)
+            if not values.requires_grad:
+                raise UnsupportedError(
+                    "the divergence of a field takes its derivative, and torch cannot differentiate what this one "
+                    "returns. Compute it with torch from x, without detach() or no_grad()."
+                )
+            total = x.new_zeros(len(x))
+            for k, probe in enumerate(self.directions):
+                more = recorded or k + 1 < len(self.directions)
+                (pulled,) = torch.autograd.grad(
+                    (values * probe).sum(), states, retain_graph=more, create_graph=recorded, materialize_grads=True
+                )
+                total = total + (pulled * probe).sum(1)
+        if not recorded:
+            values, total = values.detach(), total.detach()
+        return values, self.weight * total

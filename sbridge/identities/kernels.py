@@ -1,0 +1,248 @@
+"""The kernels of the reverse process, and what discrete steps make of the score-matching objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbridge.diffusion.conversions import checked_score, start_from_score
+from sbridge.diffusion.ddpm import DiscreteNoise, StepVariance
+from sbridge.diffusion.pinned import draw_earlier, log_pinned_kernel, pinned_kl
+from sbridge.diffusion.samplers import AncestralSampler, StopEarly
+from sbridge.errors import UnsupportedError
+from sbridge.identities.base import Kind, Outcome, identity
+from sbridge.identities.settings import Setting
+from sbridge.identities.trails import (
+    POINTS,
+    bridge_until,
+    direction,
+    divergence,
+    gradient,
+    span_note,
+    spans,
+    trail,
+    wave,
+)
+from sbridge.measures import Estimate
+from sbridge.processes import VariancePreserving
+from sbridge.random import generator
+from sbridge.time import TimeGrid
+
+GROUP = "reversal"
+
+
+@identity(
+    group=GROUP,
+    statement="the pinned kernel is Bayes' formula: q(x_s|x_0,x_t) = p(x_t|x_s) p(x_s|x_0)/p(x_t|x_0)",
+    equation="Premkumar 2023, eq. (4.1)",
+    kind=Kind.RESIDUAL,
+    left="largest difference of log densities: Gaussian conditioning against three transitions",
+    right="0",
+)
+def pinned_kernel_is_bayes(setting: Setting) -> Iterator[Outcome]:
+    """At points of the noising process."""
+    for s, t in spans(setting):
+        x_start, x_s, x_t = (x[:POINTS] for x in trail(setting, (s, t), "pinned"))
+        gap = log_pinned_kernel(setting.process, s, t, x_start, x_s, x_t) - _bayes(setting, s, t, x_start, x_s, x_t)
+        yield Outcome(float(gap.abs().max()), allowance=1e-6, note=span_note(setting, s, t))
+
+
+@identity(
+    group=GROUP,
+    statement="the pinned kernel solves the Fokker–Planck equation of the drift −b + σσᵀ∇log p(x_s|x_0)",
+    equation="Premkumar 2023, eq. (4.2)–(4.4)",
+    kind=Kind.RESIDUAL,
+    left="largest residual at points, relative to the terms: Bayes' formula differentiated",
+    right="0",
+)
+def pinned_kernel_flows_back(setting: Setting) -> Iterator[Outcome]:
+    """``∂_τ log q = −∇·β − β·∇log q + ½ tr(σσᵀ∇²log q) + ½|σᵀ∇log q|²`` in reversed time ``τ``."""
+    process, h = setting.process, 2e-3
+    for s, t in spans(setting):
+        x_start, x, x_t = (x[:POINTS] for x in trail(setting, (s, t), "pinned"))
+
+        def log_q(s: float, x: Tensor, x_start: Tensor = x_start, x_t: Tensor = x_t, t: float = t) -> Tensor:
+            return _bayes(setting, s, t, x_start, x, x_t)
+
+        step = h * min(s, t - s)
+        far, near = (log_q(s - k * step, x) - log_q(s + k * step, x) for k in (2, 1))
+        change = (8.0 * near - far) / (12.0 * step)
+        x = x.requires_grad_()
+        slope = gradient(log_q(s, x), x)
+        push = gradient(process.log_transition(0.0, x_start, s, x), x)
+        a = process.scale(s) @ process.scale(s).T
+        drift = a(push) - process.drift(s, x)
+        terms = [
+            divergence(drift, x),
+            (drift * slope).sum(1),
+            -0.5 * divergence(a(slope), x),
+            -0.5 * (a(slope) * slope).sum(1),
+        ]
+        size = change.abs().mean() + sum(term.abs().mean() for term in terms)
+        gap = (change + torch.stack(terms).sum(0)).abs().max() / size
+        yield Outcome(float(gap.detach()), allowance=1e-6, note=span_note(setting, s, t))
+
+
+@identity(
+    group=GROUP,
+    statement="the pinned kernel averaged over x_0|x_t reverses the noising in one step of any length",
+    equation="Premkumar 2023, eq. (4.5)",
+    kind=Kind.EQUALITY,
+    left="draws of X_s: a start from its posterior given X_t, then the pinned kernel",
+    right="mean square 1 of the noising's own noise between them; mean log density of exact draws",
+)
+def averaged_kernels_reverse(setting: Setting) -> Iterator[Outcome]:
+    """The law of ``X_s`` and its joint law with ``X_t``."""
+    for s, t in spans(setting):
+        x_t = trail(setting, (t,), "averaged", 8)[1]
+        x_s = draw_earlier(setting.exact, s, t, x_t, seed=setting.seed_of("earlier", str(s)))
+        step, note = setting.process.transition(s, t), span_note(setting, s, t)
+        noise = Estimate.of(step.root.inverse()(x_t - step.mean(x_s)).square().mean(1))
+        yield Outcome(noise.value, 1.0, noise.standard_error, note=f"mean square, {note}")
+        left = Estimate.of(setting.exact.log_density(s, x_s))
+        right = Estimate.of(setting.exact.log_density(s, trail(setting, (s,), "exact", 8)[1]))
+        error = math.hypot(left.standard_error, right.standard_error)
+        yield Outcome(left.value, right.value, error, note=f"log density, {note}")
+
+
+@identity(
+    group=GROUP,
+    statement="KL of averaged kernels ≤ mean KL of pinned kernels",
+    equation="Premkumar 2023, eq. (4.6)–(4.7)",
+    kind=Kind.INEQUALITY,
+    left="E log p(x_s|x_t) − log q(x_s|x̂_0,x_t) along the noising, with x̂_0 by a perturbed score",
+    right="E ½|Γ^{−½}L(x_0 − x̂_0)|²",
+)
+def kernel_bound(setting: Setting) -> Iterator[Outcome]:
+    """The model is one pinned kernel to a predicted start; the truth is their mean over the posterior."""
+    process, exact = setting.process, setting.exact
+    for s, t in spans(setting):
+        x_start, x_s, x_t = trail(setting, (s, t), "bound")
+        predicted = start_from_score(process, t, x_t, checked_score(setting.perturbed, t, x_t))
+        truth = process.log_transition(s, x_s, t, x_t) + exact.log_density(s, x_s) - exact.log_density(t, x_t)
+        model = process.log_transition(s, x_s, t, x_t) + process.log_transition(0.0, predicted, s, x_s)
+        model = model - process.log_transition(0.0, predicted, t, x_t)
+        left, right = truth - model, pinned_kl(process, s, t, x_start, predicted)
+        gap = Estimate.of(left - right)
+        yield Outcome(
+            float(left.mean()), float(right.mean()), gap.standard_error, note=f"perturbed, {span_note(setting, s, t)}"
+        )
+
+
+@identity(
+    group=GROUP,
+    statement="the mean of an ancestral step is E[X_s|X_t] for steps of any length",
+    equation="Ho et al. 2020, eq. (11); Efron 2011",
+    kind=Kind.EQUALITY,
+    left="E[x_s·e ψ(x_t)] along the noising",
+    right="the same with Φ⁻¹(x_t − c + Qs) of the sampler for x_s",
+)
+def ancestral_mean_is_exact(setting: Setting) -> Iterator[Outcome]:
+    """In the weak form, for waves ``ψ``; the two sides share ``x_t``."""
+    for s, t in spans(setting):
+        _, x_s, x_t = trail(setting, (s, t), "ancestral", 4)
+        step = AncestralSampler(grid=TimeGrid((0.0, s / t, 1.0)), last=StopEarly())
+        # the sampler's own noise has mean zero: it only adds to the error
+        moved = step(bridge_until(setting, t), x_t, seed=setting.seed_of("ancestral noise", str(s)))
+        test, e = wave(setting, x_t), direction(setting)
+        gap = Estimate.of(((x_s - moved) @ e) * test)
+        right = float(((moved @ e) * test).mean())
+        yield Outcome(right + gap.value, right, gap.standard_error, note=span_note(setting, s, t))
+
+
+def _is_ddpm(setting: Setting) -> bool:
+    process = setting.process
+    return isinstance(process, VariancePreserving) and bool(process.stationary_std == 1.0) and bool(process.mean == 0.0)
+
+
+@identity(
+    group=GROUP,
+    statement="the discrete objective tends to denoising score matching as β → 0",
+    equation="Premkumar 2023, eq. (4.16) and (3.43)",
+    kind=Kind.EQUALITY,
+    left="Σ_k β_k²/(2σ_k²α_k(1−ᾱ_k)) E|ε − ε_θ|², σ_k² = β_k",
+    right="½∫β(s) E|s_θ − ∇log p(x_s|x_0)|² ds by Gauss–Legendre nodes, independent draws",
+    applies=_is_ddpm,
+)
+def ddpm_objective_is_score_matching(setting: Setting) -> Outcome:
+    """For the perturbed score, with fresh noise at every time; the discrete side is extrapolated to β = 0."""
+    x, other = (trail(setting, (), f"objective {i}", 2)[0] for i in (1, 2))
+    coarse, fine = (
+        _discrete_objective(setting, n, x, _fresh(setting, x, str(n))) for n in (setting.steps, 2 * setting.steps)
+    )
+    left, right = (
+        Estimate.of(2.0 * fine - coarse),
+        Estimate.of(_score_matching(setting, other, _fresh(setting, other, "score matching"))),
+    )
+    error, allowance = math.hypot(left.standard_error, right.standard_error), abs(float((fine - coarse).mean()))
+    return Outcome(left.value, right.value, error, allowance, "fixed perturbation, from s_min; extrapolated")
+
+
+@identity(
+    group=GROUP,
+    statement="the discrete objective differs from denoising score matching by O(β)",
+    equation="Premkumar 2023, eq. (4.16) and (3.43)",
+    kind=Kind.ORDER,
+    left="order of the difference in the step, from steps and steps/2, on the same draws",
+    right="1",
+    applies=_is_ddpm,
+)
+def ddpm_objective_order(setting: Setting) -> Outcome:
+    """The same draws at all times make both sides smooth functions of the step, whose orders are extrapolated."""
+    x = trail(setting, (), "order")[0][:250]
+    noise = _fresh(setting, x, "order")(0)
+    exact = float(_score_matching(setting, x, lambda k: noise).mean())
+    gaps = [
+        float(_discrete_objective(setting, n * setting.steps, x, lambda k: noise).mean()) - exact for n in (2, 4, 8)
+    ]
+    first, second = (math.log2(abs(a / b)) for a, b in pairwise(gaps))
+    return Outcome(2.0 * second - first, 1.0, allowance=0.15, note=f"difference {gaps[2]:.3g} nat at last")
+
+
+def _bayes(setting: Setting, s: float, t: float, x_start: Tensor, x_s: Tensor, x_t: Tensor) -> Tensor:
+    """``log p(x_t|x_s) + log p(x_s|x_0) − log p(x_t|x_0)``."""
+    process = setting.process
+    there = process.log_transition(0.0, x_start, s, x_s) + process.log_transition(s, x_s, t, x_t)
+    return there - process.log_transition(0.0, x_start, t, x_t)
+
+
+def _fresh(setting: Setting, x: Tensor, stream: str) -> Callable[[int], Tensor]:
+    """``k ↦`` standard normal noise like ``x``."""
+    return lambda k: torch.randn(
+        x.shape, generator=generator(setting.seed_of("kernels", "noise", stream, k)), dtype=torch.float64
+    )
+
+
+def _discrete_objective(setting: Setting, steps: int, x: Tensor, noise_of: Callable[[int], Tensor]) -> Tensor:
+    """``Σ_k w_k |ε_k − ε_θ|²`` for each row, over steps that grow geometrically from ``s_min``."""
+    process = setting.process
+    if not isinstance(process, VariancePreserving):
+        raise UnsupportedError(f"a discrete chain needs a VariancePreserving process, got {type(process).__name__}.")
+    grid = TimeGrid((0.0, *(setting.start_time ** (1.0 - k / steps) for k in range(steps)), 1.0))
+    chain = DiscreteNoise.of(process, grid)
+    total = x.new_zeros(len(x))
+    for k in range(2, steps + 2):
+        noise = noise_of(k)
+        noised = chain.noised(k, x, noise)
+        predicted = -chain.variances[k].sqrt() * setting.perturbed(float(chain.times[k]), noised)
+        total += chain.weights(StepVariance.FORWARD)[k - 1] * (predicted - noise).square().sum(1)
+    return total
+
+
+def _score_matching(setting: Setting, x: Tensor, noise_of: Callable[[int], Tensor]) -> Tensor:
+    """``½∫ |σᵀ(s_θ − ∇log p(x_s|x_0))|² ds`` from ``s_min`` for each row; nodes in the logarithm of time."""
+    process, total = setting.process, x.new_zeros(len(x))
+    places, weights = np.polynomial.legendre.leggauss(48)
+    half = -0.5 * math.log(setting.start_time)
+    for k, (place, weight) in enumerate(zip(places, weights, strict=True)):
+        noise, t = noise_of(k), setting.horizon * math.exp(half * (place - 1.0))
+        law = process.transition(0.0, t)
+        target = -law.root.T.inverse()(noise)
+        error = setting.perturbed(t, law.mean(x) + law.root(noise)) - target
+        total += 0.5 * half * t * weight * process.scale(t).T(error).square().sum(1)
+    return total

@@ -1,0 +1,270 @@
+"""The reverse process: its marginals, its law at two times, and what does not reverse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sbridge.controls.base import Time
+from sbridge.diffusion.conversions import ScoreControl, mean_field_drift
+from sbridge.identities.base import Kind, Outcome, identity
+from sbridge.identities.components import Components, Waves
+from sbridge.identities.reversed import Reversal, exactly_reversed, flowed, noised, run_back, times_seen
+from sbridge.identities.settings import Setting
+from sbridge.measures import Estimate
+from sbridge.random import generator
+
+GROUP = "reversal"
+_ANDERSON = "Anderson 1982; Premkumar 2023, eq. (3.35)"
+_CAO = "Cao et al. 2025"
+
+
+@identity(
+    group=GROUP,
+    statement="the reverse SDE has the marginals of the noising process",
+    equation=_ANDERSON,
+    kind=Kind.EQUALITY,
+    left="means over simulated reverse paths",
+    right="characteristic function of the noised data; mean log density of exact draws",
+)
+def reverse_sde_marginals(setting: Setting) -> Iterator[Outcome]:
+    """At ``T/2``, ``T/10`` and ``s_min``."""
+    return _marginals(setting, *exactly_reversed(setting))
+
+
+@identity(
+    group=GROUP,
+    statement="the probability-flow ODE has the marginals of the noising process",
+    equation="Song et al. 2021; Nelson 1966",
+    kind=Kind.EQUALITY,
+    left="means over the flow of exact draws of X_T",
+    right="characteristic function of the noised data; mean log density of exact draws",
+)
+def ode_marginals(setting: Setting) -> Iterator[Outcome]:
+    """At ``T/2``, ``T/10`` and ``s_min``."""
+    return _marginals(setting, *flowed(setting))
+
+
+@identity(
+    group=GROUP,
+    statement="the reverse SDE has the noising process's law at two times",
+    equation="Anderson 1982, for path laws",
+    kind=Kind.EQUALITY,
+    left="whitened increments of simulated reverse paths",
+    right="mean square 1; characteristic function of the state beside independent noise",
+)
+def two_times_of_the_sde(setting: Setting) -> Iterator[Outcome]:
+    """``L⁻¹(X_t − Φ X_s − k)`` is standard normal, and independent of ``X_s``."""
+    coarse, fine = exactly_reversed(setting)
+    pairs = [_increments(setting, one) for one in (coarse, fine)]
+    squares = [noise.square().mean(1) for _, noise in pairs]
+    yield _against(squares, 1.0, "mean square of increments, T/10 → T/2")
+    before = Components.of(setting.data).moved(setting.process.transition(0.0, coarse.times[2]))
+    joint, waves = before.rescaled(1.0 / before.width).beside_noise(), Waves.drawn(2 * setting.dim, 1.0)
+    seen = [waves(torch.cat([x / before.width, noise], 1)) for x, noise in pairs]
+    yield _against(seen, joint.expected(waves), "waves in state and increment")
+
+
+@identity(
+    group=GROUP,
+    statement="the probability-flow ODE has another law at two times",
+    equation="Song et al. 2021: marginals only",
+    kind=Kind.DIFFERENCE,
+    left="mean square of whitened increments along the flow",
+    right="1, as for the noising process",
+)
+def two_times_of_the_ode(setting: Setting) -> Outcome:
+    """Same marginals, no noise in between."""
+    _, noise = _increments(setting, flowed(setting)[1])
+    found = Estimate.of(noise.square().mean(1))
+    return Outcome(found.value, 1.0, found.standard_error, note="mean square of increments, T/10 → T/2")
+
+
+@identity(
+    group=GROUP,
+    statement="running the noising SDE back without the score does not return the data",
+    equation=f"Premkumar 2023, eq. (3.35) without its last term; {_CAO}",
+    kind=Kind.DIFFERENCE,
+    left="share of the ends of naively reversed paths in the least likely twentieth of the law at s_min",
+    right="the same of exact draws",
+)
+def naive_reversal(setting: Setting) -> Iterator[Outcome]:
+    """With drift ``−b`` and with drift ``+b``."""
+    start, process = noised(setting, setting.horizon, "start"), setting.process
+
+    def forward_drift(t: Time, x: Tensor) -> Tensor:
+        return 2.0 * process.scale(t).inverse().to(x)(process.drift(t, x))
+
+    for control, note in ((None, "drift −b"), (forward_drift, "drift +b")):
+        back = run_back(setting, control, start, note)[1]
+        yield _unlikely(setting, back.states[-1], noised(setting, setting.s_min, "control"), note)
+
+
+@identity(
+    group=GROUP,
+    statement="P(X_s = x | X_t = y) of the past is the reverse process's transition density",
+    equation=f"{_CAO}, theorem 1",
+    kind=Kind.EQUALITY,
+    left="mean over reverse paths from y",
+    right="Bayes' formula for the noising process",
+)
+def past_is_future(setting: Setting) -> Iterator[Outcome]:
+    """From two states ``y`` at ``T/2`` back to ``T/10``."""
+    control, (t, s) = ScoreControl(setting.process, setting.exact), times_seen(setting)[1:3]
+    before = Components.of(setting.data).moved(setting.process.transition(0.0, s))
+    for place, y in enumerate(noised(setting, t, "y")[:2]):
+        law = before.given(setting.process.transition(s, t), y)
+        waves, rows = Waves.drawn(setting.dim, law.width), y.expand(setting.samples, -1)
+        ends = [one.states[1] for one in run_back(setting, control, rows, f"past {place}", first=1)]
+        note = f"y number {place + 1}, T/2 → T/10"
+        yield _against([waves(x) for x in ends], law.expected(waves), f"waves, {note}")
+        squares = [(x - law.mean()).square().mean(1) / law.width**2 for x in ends]
+        yield _against(squares, 1.0, f"spread about the mean, {note}")
+
+
+@identity(
+    group=GROUP,
+    statement="the reverse drift by the score is the one by the mean of the starts",
+    equation=f"{_CAO}; Efron 2011",
+    kind=Kind.RESIDUAL,
+    left="largest difference of −b + σσᵀ∇log ρ (log density differentiated) and the mean-field form (Bayes), relative",
+    right="0",
+)
+def score_form_is_mean_field_form(setting: Setting) -> Iterator[Outcome]:
+    """At three times, at points of the noised law."""
+    process, data = setting.process, Components.of(setting.data)
+    for t in times_seen(setting)[1:]:
+        x = noised(setting, t, "points")[:32].requires_grad_()
+        (gradient,) = torch.autograd.grad(setting.exact.log_density(t, x).sum(), x)
+        x, scale, step = x.detach(), process.scale(t), process.transition(0.0, t)
+        by_score = (scale @ scale.T)(gradient) - process.drift(t, x)
+        starts = torch.stack([data.given(step, row).mean() for row in x])
+        gap = mean_field_drift(process, t, x, starts) - by_score
+        relative = float(gap.norm(dim=1).max() / by_score.norm(dim=1).mean())
+        yield Outcome(relative, allowance=1e-6, note=f"t = {t / setting.horizon:g} T")
+
+
+@identity(
+    group=GROUP,
+    statement="along the reverse SDE log φ(0, y) = log φ(T, Y) − ∫(½|u|² + ∇·b) − ∫u·dW, path by path",
+    equation="Premkumar 2023, eq. (3.24)–(3.26), Itô's formula",
+    kind=Kind.EQUALITY,
+    left="mean of the right-hand side along simulated reverse paths",
+    right="mean of log ρ_T at their starts",
+)
+def pathwise_value(setting: Setting) -> Outcome:
+    """The two sides share their paths, so the error is that of their difference."""
+    coarse, fine = (_pathwise_gap(setting, back) for back in exactly_reversed(setting))
+    start = float(setting.exact.log_density(setting.horizon, exactly_reversed(setting)[1].states[0]).mean())
+    found = Estimate.of(2.0 * fine - coarse)  # the error of either is of first order in the step
+    allowance = abs(float((fine - coarse).mean()))
+    return Outcome(start + found.value, start, found.standard_error, allowance, "φ at T is ρ at s_min; extrapolated")
+
+
+@identity(
+    group=GROUP,
+    statement="the variance of that identity vanishes with the time step",
+    equation="Premkumar 2023, eq. (3.24)–(3.26), Itô's formula",
+    kind=Kind.ORDER,
+    left="order of the standard deviation in the step, from steps and steps/2",
+    right="½: Itô integrals of a smooth control",
+)
+def pathwise_variance(setting: Setting) -> Outcome:
+    """The standard deviation of the two sides' difference falls like the root of the step."""
+    coarse, fine = (float(_pathwise_gap(setting, back).std()) for back in exactly_reversed(setting))
+    return Outcome(math.log2(coarse / fine), 0.5, allowance=0.25, note=f"standard deviation {fine:.3g} nat at last")
+
+
+def _has_equilibrium(setting: Setting) -> bool:
+    return _equilibrium(setting) is not None
+
+
+@identity(
+    group=GROUP,
+    statement="the equilibrium of the noising process is none of the reverse dynamics",
+    equation=_CAO,
+    kind=Kind.DIFFERENCE,
+    left="share of the ends of reverse paths from the equilibrium in the least likely twentieth of the law at s_min",
+    right="the same of draws of the equilibrium",
+    applies=_has_equilibrium,
+)
+def equilibrium_is_left(setting: Setting) -> Iterator[Outcome]:
+    """Reverse dynamics begun in the equilibrium, such as ``N(0, I)``, at ``T/2``, end elsewhere."""
+    law = _equilibrium(setting)
+    if law is None:
+        return
+    mean, std = law
+    g = generator(setting.seed_of("equilibrium"))
+    draws = mean + std * torch.randn(2, setting.samples, setting.dim, generator=g, dtype=torch.float64)
+    control = ScoreControl(setting.process, setting.exact)
+    back = run_back(setting, control, draws[0], "equilibrium", first=1)[1]
+    yield _unlikely(setting, back.states[-1], draws[1], "N(m, κ² I) from T/2 to s_min")
+
+
+def _equilibrium(setting: Setting) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviations of the law that every transition keeps, if there is one with independent axes."""
+    whole, half = (setting.process.transition(0.0, f * setting.horizon) for f in (1.0, 0.5))
+    if whole.map.dense or whole.covariance.dense:
+        return None
+    phi = whole.map.values
+    if not bool((phi.abs() < 1.0).all()):
+        return None
+    mean, variance = whole.offset / (1.0 - phi), whole.covariance.values / (1.0 - phi.square())
+    kept = half.map.values * mean + half.offset, half.map.values.square() * variance + half.covariance.values
+    if not (torch.allclose(kept[0], mean) and torch.allclose(kept[1], variance)):
+        return None
+    return mean, variance.sqrt()
+
+
+def _marginals(setting: Setting, coarse: Reversal, fine: Reversal) -> Iterator[Outcome]:
+    data = Components.of(setting.data)
+    for place, t in list(enumerate(coarse.times))[1:]:
+        label = f"t = {t / setting.horizon:g} T"
+        law = data.moved(setting.process.transition(0.0, t))
+        waves = Waves.drawn(setting.dim, law.width)
+        states = coarse.states[place], fine.states[place]
+        yield _against([waves(x) for x in states], law.expected(waves), f"waves, {label}")
+        allowance = abs(float((_log_density(setting, states[0], t) - _log_density(setting, states[1], t)).mean()))
+        yield _log_densities(setting, states[1], t, f"log density, {label}", allowance)
+
+
+def _log_density(setting: Setting, x: Tensor, t: float) -> Tensor:
+    return setting.exact.log_density(t, x)
+
+
+def _log_densities(setting: Setting, x: Tensor, t: float, note: str, allowance: float = 0.0) -> Outcome:
+    """``E log ρ_t`` over ``x`` against the same over many exact draws."""
+    left = Estimate.of(_log_density(setting, x, t))
+    right = Estimate.of(_log_density(setting, noised(setting, t, "exact draws", multiple=4), t))
+    error = math.hypot(left.standard_error, right.standard_error)
+    return Outcome(left.value, right.value, error, allowance, note)
+
+
+def _unlikely(setting: Setting, left: Tensor, right: Tensor, note: str) -> Outcome:
+    """The shares of two sets of points whose ``log ρ`` at ``s_min`` is below its 5 % quantile: bounded, in any law."""
+    t = setting.s_min
+    level = setting.exact.log_density(t, noised(setting, t, "exact draws", multiple=4)).quantile(0.05)
+    shares = [Estimate.of((setting.exact.log_density(t, x) < level).double()) for x in (left, right)]
+    error = math.hypot(*(one.standard_error for one in shares))
+    return Outcome(shares[0].value, shares[1].value, error, note=note)
+
+
+def _against(values: list[Tensor], expected: float, note: str) -> Outcome:
+    """A mean over paths of the fine grid against an exact number; the coarse grid tells what steps may cost."""
+    coarse, fine = (Estimate.of(one) for one in values)
+    return Outcome(fine.value, expected, fine.standard_error, abs(coarse.value - fine.value), note)
+
+
+def _increments(setting: Setting, back: Reversal) -> tuple[Tensor, Tensor]:
+    """States at ``T/10``, and the standard normal noise that would lead from there to the states at ``T/2``."""
+    (t, s), (y, x) = back.times[1:3], back.states[1:3]
+    step = setting.process.transition(s, t)
+    return x, step.root.inverse()(y - step.mean(x))
+
+
+def _pathwise_gap(setting: Setting, back: Reversal) -> Tensor:
+    end = setting.exact.log_density(setting.s_min, back.states[-1])
+    return end - back.work - setting.exact.log_density(setting.horizon, back.states[0])

@@ -1,0 +1,109 @@
+"""Draws of the noising process at chosen times, and derivatives, for the identities of kernels and flows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sbridge.controls.base import Time
+from sbridge.diffusion.reverse import reverse_diffusion
+from sbridge.identities.settings import Setting
+from sbridge.linear import LinearMap
+from sbridge.processes import LinearProcess, Transition
+from sbridge.random import derive, generator
+from sbridge.solutions import Bridge
+
+POINTS = 32
+"""How many points a residual is looked for at."""
+SPANS = ((0.1, 0.5), (0.25, 0.3))
+"""A long and a short step back, as fractions of the horizon."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Until(LinearProcess):
+    """A process stopped at an earlier horizon, so that samplers start there."""
+
+    process: LinearProcess
+    horizon: float
+
+    @property
+    def dim(self) -> int | None:
+        return self.process.dim
+
+    def linear(self, t: Time) -> LinearMap:
+        return self.process.linear(t)
+
+    def offset(self, t: Time) -> Tensor:
+        return self.process.offset(t)
+
+    def scale(self, t: Time) -> LinearMap:
+        return self.process.scale(t)
+
+    def transition(self, s: Time, t: Time) -> Transition:
+        return self.process.transition(s, t)
+
+
+def bridge_until(setting: Setting, horizon: float) -> Bridge:
+    """Reverse diffusion by the true score from ``horizon`` down; its prior is the true law where that has a form."""
+    process = _Until(setting.process, horizon)
+    prior = setting.exact.marginal(horizon) if setting.exact_data else None
+    return reverse_diffusion(process, setting.data, setting.exact, prior=prior)
+
+
+def spans(setting: Setting) -> list[tuple[float, float]]:
+    """:data:`SPANS` in the unit of the process."""
+    return [(s * setting.horizon, t * setting.horizon) for s, t in SPANS]
+
+
+def span_note(setting: Setting, s: float, t: float) -> str:
+    """The span in words."""
+    return f"from {t / setting.horizon:g} T to {s / setting.horizon:g} T"
+
+
+def trail(setting: Setting, times: tuple[float, ...], stream: str, multiple: int = 1) -> list[Tensor]:
+    """States of the noising process at 0 and at ``times``, float64: exact draws, ``multiple · samples`` rows."""
+    g = generator(setting.seed_of("kernels", stream, *map(str, times)))
+    x = setting.data.sample(multiple * setting.samples, g).double()
+    states, before = [x], 0.0
+    for t in times:
+        step = setting.process.transition(before, t)
+        x = step.mean(x) + step.root(torch.randn(x.shape, generator=g, dtype=torch.float64))
+        states.append(x)
+        before = t
+    return states
+
+
+def gradient(values: Tensor, x: Tensor) -> Tensor:
+    """``∇`` of each row's value, itself differentiable."""
+    return torch.autograd.grad(values.sum(), x, create_graph=True)[0]
+
+
+def divergence(field: Tensor, x: Tensor) -> Tensor:
+    """``Σ_i ∂_i field_i`` of a field recorded from ``x``, zero where it does not depend on it."""
+    parts = [
+        torch.autograd.grad(one.sum(), x, retain_graph=True, materialize_grads=True, allow_unused=True)[0][:, i]
+        for i, one in enumerate(field.unbind(1))
+    ]
+    return torch.stack(parts).sum(0)
+
+
+def direction(setting: Setting) -> Tensor:
+    """A fixed unit vector."""
+    g = generator(derive(20_261, "direction", setting.dim))
+    e = torch.randn(setting.dim, generator=g, dtype=torch.float64)
+    return e / e.norm()
+
+
+def wave(setting: Setting, x: Tensor, number: int = 1) -> Tensor:
+    """``cos(k·x/w + ¼π)`` with a fixed vector ``k`` of length 1 or 2 and the width ``w`` of the states."""
+    width = x.detach().var(0).mean().sqrt()
+    return torch.cos(number * (x @ direction(setting)) / width + 0.25 * math.pi)
+
+
+def is_scalar(setting: Setting) -> bool:
+    """Whether noise moves and spreads every coordinate alike."""
+    law = setting.process.transition(0.0, setting.horizon)
+    return law.map.dim is None and law.covariance.dim is None

@@ -1,0 +1,172 @@
+"""All chosen identities in all settings, as one result: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sbridge.identities.base import SIGMAS, Check, Identity, Kind, confirmed, identities, planned
+from sbridge.identities.settings import Setting
+from sbridge.registry import Json
+
+FORMAT = "sbridge.verification/1"
+_CHANCE = math.erfc(SIGMAS / math.sqrt(2.0))
+_WIDTH = 110
+
+Watcher = Callable[[int, int, str], None]
+"""Told how many of how many identities are done, and what comes next."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of a verification.
+
+    Args:
+        checks: in the order of identities, then of settings.
+        seconds: wall time of each identity, over all settings.
+    """
+
+    checks: Sequence[Check]
+    seconds: dict[str, float]
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that do not hold."""
+        return [check for check in self.checks if not check.holds]
+
+    @property
+    def repeated(self) -> list[Check]:
+        """The checks that were repeated because they missed at first."""
+        return [check for check in self.checks if check.first is not None]
+
+    @property
+    def misses_expected(self) -> float:
+        """How many rows chance alone makes miss at first, at most: those judged by three standard errors."""
+        judged = [check for check in self.checks if check.outcome.standard_error > 0]
+        sides = {Kind.EQUALITY: 1.0, Kind.INEQUALITY: 0.5}
+        return _CHANCE * sum(sides.get(check.identity.kind, 0.0) for check in judged)
+
+    def to_json(self) -> Json:
+        """Everything; wall times stand under ``made``, all the rest depends on settings and seed alone."""
+        return {
+            "format": FORMAT,
+            "holds": not self.failed,
+            "rows": len(self.checks),
+            "failed": len(self.failed),
+            "repeated": len(self.repeated),
+            "repetitions_expected": round(self.misses_expected, 3),
+            "checks": [check.to_json() for check in self.checks],
+            "made": {"seconds": {name: round(value, 3) for name, value in self.seconds.items()}},
+        }
+
+    def text(self) -> str:
+        """A block for every identity, a line for every check, and a summary."""
+        blocks = []
+        for one in identities():
+            rows = [check for check in self.checks if check.identity is one]
+            if rows:
+                blocks.append(f"{_heading(one)}\n{_table(rows)}")
+        return "\n\n".join([*blocks, self.summary()])
+
+    def summary(self) -> str:
+        """How many rows hold, which do not, and what was repeated."""
+        names = {check.identity.name for check in self.checks}
+        settings = {check.setting for check in self.checks}
+        counted = f"{len(self.checks)} rows of {len(names)} identities in {len(settings)} setting(s)"
+        lines = [f"{counted}: {f'{len(self.failed)} FAIL' if self.failed else 'all hold'}."]
+        if self.repeated:
+            lines += textwrap.wrap(
+                f"{len(self.repeated)} missed at first (chance alone: about {self.misses_expected:.1f}) and were "
+                "judged by a repetition with independent draws, four times as many; they are marked ².",
+                _WIDTH,
+            )
+        for check in self.failed:
+            lines += textwrap.wrap(f"FAILS: {_sentence(check)}", _WIDTH, subsequent_indent="  ")
+        return "\n".join(lines)
+
+
+def verify(settings: Iterable[Setting], only: Iterable[str] = (), watch: Watcher | None = None) -> Verification:
+    """Checks every chosen identity in every setting that it applies to; misses are repeated (:func:`confirmed`).
+
+    Args:
+        settings: the worlds to check in.
+        only: names of identities or groups; all if empty.
+        watch: told of progress.
+
+    Raises:
+        UnknownNameError: for a name that is neither.
+        NonFiniteError: if a side is not finite, with the identity and the setting.
+    """
+    plan, found = planned(settings, only), list[Check]()
+    seconds: dict[str, float] = {}
+    for done, (setting, one) in enumerate(plan):
+        if watch is not None:
+            watch(done, len(plan), f"{setting.name}: {one.name}")
+        begun = time.perf_counter()
+        found += confirmed(one, setting)
+        seconds[one.name] = seconds.get(one.name, 0.0) + time.perf_counter() - begun
+    order = {one.name: place for place, one in enumerate(identities())}
+    return Verification(sorted(found, key=lambda check: order[check.identity.name]), seconds)
+
+
+def listing() -> str:
+    """Names, kinds, statements and sources of all identities, group by group."""
+    lines, group = list[str](), ""
+    for one in identities():
+        if one.group != group:
+            group = one.group
+            lines += ["", group.upper()] if lines else [group.upper()]
+        lines += [f"  {one.name}  [{one.kind.name.lower()}]"]
+        lines += textwrap.wrap(
+            f"{one.statement}. {one.equation}.", _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return "\n".join(lines)
+
+
+def _heading(one: Identity) -> str:
+    routes = f"left: {one.left};  right: {one.right}"
+    lines = [f"{one.group} · {one.name} · {one.kind.name.lower()}"]
+    for text in (f"{one.statement}  ({one.equation})", routes):
+        lines += textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _table(checks: Sequence[Check]) -> str:
+    header = ("setting", "of", "left", "right", "s.e.", "allowance", "(l−r)/s.e.", "")
+    rows = [header, *(_row(check) for check in checks)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  "
+        + "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(pairs)
+        )
+        for pairs in ([*zip(row, widths, strict=True)] for row in rows)
+    )
+
+
+def _cell(column: int, text: str, width: int) -> str:
+    return text.rjust(width) if 2 <= column <= 6 else text.ljust(width)
+
+
+def _sentence(check: Check) -> str:
+    o = check.outcome
+    return (
+        f"{check.identity.name} in {check.setting}{f' ({o.note})' if o.note else ''}: left {_number(o.left)}, right "
+        f"{_number(o.right)}, standard error {_number(o.standard_error)}, allowance {_number(o.allowance)}."
+    )
+
+
+def _row(check: Check) -> tuple[str, ...]:
+    o = check.outcome
+    error = _number(o.standard_error) if o.standard_error else "–"
+    deviation = f"{check.standard_errors:.1f}" if o.standard_error else "–"
+    verdict = ("holds" if check.holds else "FAILS") + ("²" if check.first is not None else "")
+    allowance = _number(o.allowance) if o.allowance else "–"
+    return (check.setting, o.note, _number(o.left), _number(o.right), error, allowance, deviation, verdict)
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.4g}" if abs(value) >= 1e-4 else f"{value:.1e}"

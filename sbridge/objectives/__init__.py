@@ -1,0 +1,35 @@
+"""Differentiable losses: over one bundle of paths, whose ``v`` says how they were sampled, or over noised rows."""
+
+from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, matching_loss, terminal_gradient
+from sbridge.objectives.control import (
+    action,
+    control_values,
+    cross_entropy,
+    log_variance,
+    log_weight,
+    moment,
+    relative_entropy,
+    residual,
+)
+from sbridge.objectives.costs import Costs, RunningCost, TerminalCost
+from sbridge.objectives.stopping import BridgeCorrection, StoppingSet
+
+__all__ = [
+    "BridgeCorrection",
+    "Costs",
+    "RunningCost",
+    "StoppingSet",
+    "TerminalCost",
+    "action",
+    "adjoint_targets",
+    "control_values",
+    "cross_entropy",
+    "lean_adjoint",
+    "log_variance",
+    "log_weight",
+    "matching_loss",
+    "moment",
+    "relative_entropy",
+    "residual",
+    "terminal_gradient",
+]

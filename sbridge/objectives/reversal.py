@@ -1,0 +1,43 @@
+"""The action of a reversal on simulated paths: how far a backward measure is from the forward one read backwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sbridge.controls import Control
+from sbridge.measures import Paths
+from sbridge.processes import Direction
+from sbridge.simulation.engine import check_control
+
+
+def reversal_action(paths: Paths, control: Control, first: int = 0) -> Tensor:
+    """``Σ_k ½|ξ'_k|² − ½|ξ_k|²`` for each path, shape ``(batch,)``: the backward control's part of the path KL.
+
+    ``ξ'_k`` is the noise with which the backward chain, under ``û``, steps from ``x_{k+1}`` back to ``x_k``. The mean
+    over paths is ``KL(P ‖ P^û)`` up to what does not depend on ``û``, exactly for the chain at any step size (the
+    kernel form of Premkumar 2023, eqs. (3.18) and (3.36)); as the steps shrink its minimiser tends to
+    ``û = σᵀ∇log p − u``. It asks for simulated paths alone: no transition density, no score of one.
+
+    Args:
+        paths: of a forward measure, any process; taken as constants.
+        control: ``û``, called once with all states: ``t`` of shape ``(steps · batch,)``.
+        first: the first interval that counts; 1 leaves out the one next to the data.
+    """
+    chain = paths.chain
+    back = replace(chain, direction=Direction.BACKWARD)
+    later = paths.x[first + 1 :].detach()
+    steps, batch, dim = later.shape
+    states = later.reshape(-1, dim)
+    times = chain.times[first + 1 :].to(states.device).repeat_interleave(batch)
+    controls = control(times, states)
+    check_control(controls, states)
+    total = later.new_zeros(batch, dtype=torch.float64)
+    for k, u in enumerate(controls.reshape(steps, batch, dim).unbind(0), start=first):
+        j = chain.length - 1 - k
+        needed = back.shift(j, paths.x[k + 1].detach(), paths.x[k].detach())
+        xi, taken = paths.noise[k], needed - back.root_durations[j] * u
+        total = total + 0.5 * ((taken - xi) * (taken + xi)).sum(1).double()
+    return total.to(paths.x.dtype)

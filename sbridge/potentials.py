@@ -1,0 +1,368 @@
+"""Gaussian-mixture potentials under a linear reference: tilt, plan and control in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sbridge.controls.base import Time
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.laws import GaussianMixture
+from sbridge.linear import LinearMap
+from sbridge.processes import LinearProcess, Transition
+from sbridge.processes.base import check_time
+from sbridge.registry import register
+
+_CHUNK = 2**21  # numbers (rows × components × dim) that are looked at together, 16 MB in float64
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class MixturePotential:
+    """``e^{g(y)} = Σ_k exp(b_k + η_k·y − ½ yᵀ Λ_k y)``, and all that tilting a linear process by it gives.
+
+    With ``Φ, k, Q`` of ``X_T | X_t = x ~ N(m, Q)``, ``m = Φx + k``, and ``M_k = (I + QΛ_k)⁻¹``::
+
+        φ(t, x) = E[e^{g(X_T)} | X_t = x] = Σ_k exp(b_k(t) + η_k(t)·m − ½ mᵀ Λ_k(t) m)
+        Λ_k(t) = Λ_k M_k      η_k(t) = M_kᵀ η_k      b_k(t) = b_k − ½ log det(I + QΛ_k) + ½ η_kᵀ M_k Q η_k
+        u*(t, x) = σᵀ Φᵀ Σ_k r_k (η_k(t) − Λ_k(t) m)      r_k: share of the k-th term in φ
+        X_T | X_t = x ~ Σ_k r_k N(M_k (m + Q η_k), M_k Q)
+
+    regular up to ``t = T``. For a Brownian reference this is the parametrisation of Korotin et al. 2024
+    (arXiv:2310.01174, eqs. 8–10), whose ``v(y)`` is ``e^{g(y) − |y|²/2ε}``. A precision ``Λ_k`` need not be positive:
+    a plan that spreads more than its reference needs negative ones. What is needed is ``Λ_k + Q_T⁻¹ > 0``, so that
+    ``c(x) = φ(0, x)`` is finite. Numbers are float64; results take dtype and device of the states. Times are floats,
+    or tensors ``()`` or ``(batch,)``.
+
+    Args:
+        process: the reference.
+        logits: ``b``, shape ``(K,)``.
+        shifts: ``η``, shape ``(K, dim)``.
+        precisions: ``Λ``, diagonals ``(K, dim)`` or symmetric matrices ``(K, dim, dim)``.
+
+    Raises:
+        UnsupportedError: if the process is not linear.
+        InvalidInputError: for other shapes, numbers that are not finite, or a tilt with an infinite ``c``.
+    """
+
+    process: LinearProcess
+    logits: Tensor
+    shifts: Tensor
+    precisions: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.process, LinearProcess):
+            raise UnsupportedError(
+                f"a mixture potential needs a LinearProcess such as BrownianMotion, got {type(self.process).__name__}."
+            )
+        for name in ("logits", "shifts", "precisions"):
+            value = getattr(self, name).detach().to(dtype=torch.float64, device="cpu")
+            object.__setattr__(self, name, value)
+        count, dim = self.shifts.shape if self.shifts.ndim == 2 else (-1, -1)
+        shape = tuple(self.precisions.shape)
+        if self.logits.shape != (count,) or shape not in ((count, dim), (count, dim, dim)) or count < 1:
+            raise InvalidInputError(
+                "a mixture potential needs logits (K,), shifts (K, dim) and precisions (K, dim) or (K, dim, dim), got "
+                f"{tuple(self.logits.shape)}, {tuple(self.shifts.shape)} and {shape}."
+            )
+        if self.process.dim not in (None, dim):
+            raise InvalidInputError(f"the process has dimension {self.process.dim}, the potential {dim}.")
+        if not all(bool(getattr(self, n).isfinite().all()) for n in ("logits", "shifts", "precisions")):
+            raise InvalidInputError("the numbers of a mixture potential must be finite.")
+        self._check_finite_tilt()
+
+    @classmethod
+    def of(cls, process: LinearProcess, mixture: GaussianMixture) -> MixturePotential:
+        """``e^g`` = the density ``Σ_k w_k N(·; μ_k, Σ_k)``."""
+        means = mixture.means.double()
+        roots = torch.linalg.cholesky(mixture.covariances.double())
+        precisions = torch.cholesky_inverse(roots)
+        shifts = (precisions @ means.unsqueeze(-1)).squeeze(-1)
+        volume = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * mixture.dim * math.log(2.0 * math.pi)
+        logits = mixture.weights.double().log() - volume - 0.5 * (means * shifts).sum(-1)
+        return cls(process, logits, shifts, precisions)
+
+    @classmethod
+    def low_rank(
+        cls, process: LinearProcess, weights: Tensor, means: Tensor, diagonals: Tensor, factors: Tensor
+    ) -> MixturePotential:
+        """The density of a mixture with ``Σ_k = diag(D_k) + U_k U_kᵀ``.
+
+        Args:
+            process: the reference.
+            weights: ``(K,)``, positive.
+            means: ``(K, dim)``.
+            diagonals: ``D``, ``(K, dim)``, positive.
+            factors: ``U``, ``(K, dim, rank)``.
+        """
+        covariances = torch.diag_embed(diagonals) + factors @ factors.mT
+        return cls.of(process, GaussianMixture(weights, means, covariances))
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the states."""
+        return self.shifts.shape[1]
+
+    @property
+    def components(self) -> int:
+        """``K``."""
+        return len(self.logits)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """``g(y)``, shape ``(batch,)``."""
+        return self.log_potential(self.process.horizon, y)
+
+    def log_normaliser(self, x: Tensor) -> Tensor:
+        """``log c(x) = log E_R[e^{g(X_T)} | X_0 = x]``, shape ``(batch,)``."""
+        return self.log_potential(0.0, x)
+
+    def log_potential(self, t: Time, x: Tensor) -> Tensor:
+        """``log φ(t, x)``, shape ``(batch,)``."""
+        return torch.cat([torch.logsumexp(part.exponents, 1) for part in self._parts(t, x)]).to(x)
+
+    def gradient(self, t: Time, x: Tensor) -> Tensor:
+        """``∇_x log φ(t, x)``, shape ``(batch, dim)``."""
+        return torch.cat([part.gradient for part in self._parts(t, x)]).to(x)
+
+    def far_mean(self, t: Time, x: Tensor) -> Tensor:
+        """``E[X_T | X_t = x]`` under the tilted process, shape ``(batch, dim)``."""
+        return torch.cat([part.far.mean() for part in self._parts(t, x)]).to(x)
+
+    def conditional(self, x: Tensor, t: Time = 0.0) -> ConditionalMixture:
+        """The law of ``X_T`` given ``X_t = x`` under the tilted process for each row; at ``t = 0`` the plan."""
+        parts = [part.far for part in self._parts(t, x)]
+        covariances = parts[0].covariances
+        if covariances.shape[0] > 1 and len(parts) > 1:
+            covariances = torch.cat([part.covariances for part in parts])
+        logits, means = (torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "means"))
+        return ConditionalMixture(logits, means, covariances, x.dtype)
+
+    @cached_property
+    def _whole(self) -> Transition:
+        return self.process.transition(0.0, self.process.horizon)
+
+    @property
+    def _maps(self) -> LinearMap:
+        return LinearMap(self.precisions, dense=self.precisions.ndim == 3)
+
+    def _check_finite_tilt(self) -> None:
+        """``I + LᵀΛL > 0`` with ``Q_T = LLᵀ``."""
+        root = self._whole.root
+        inner = root.T @ self._maps @ root + LinearMap(torch.ones(1, dtype=torch.float64))
+        failed = torch.linalg.cholesky_ex(inner.values).info != 0 if inner.dense else (inner.values <= 0).any(-1)
+        if bool(failed.any()):
+            raise InvalidInputError(
+                f"components {failed.nonzero().flatten().tolist()[:10]} tilt the reference by more than its own "
+                "Gaussian tails: their precision Λ must exceed −Q_T⁻¹, else E[exp g(X_T)] is infinite."
+            )
+
+    def _parts(self, t: Time, x: Tensor) -> Iterator[_Part]:
+        """The rows of ``x`` in pieces of bounded size."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise InvalidInputError(f"x must have shape (rows, {self.dim}), got {tuple(x.shape)}.")
+        check_time(t, self.process.horizon)
+        times = t if isinstance(t, Tensor) and t.ndim else None
+        if times is not None and times.shape != x.shape[:1]:
+            raise InvalidInputError(f"times must be one number or one per row ({len(x)}), got {tuple(times.shape)}.")
+        matrices = self.components * self.dim * (self.dim if times is not None and self.precisions.ndim == 3 else 1)
+        size = max(1, _CHUNK // matrices)
+        moved = self._moved(t, x.device) if times is None else None
+        for start in range(0, max(len(x), 1), size):
+            rows = slice(start, start + size)
+            yield _Part(moved or self._moved(t if times is None else times[rows], x.device), x[rows].double())
+
+    def _moved(self, t: Time, device: torch.device) -> _Moved:
+        ahead = self.process.transition(t, self.process.horizon)
+        one, q = LinearMap(torch.ones(1, dtype=torch.float64)), _over_components(ahead.covariance)
+        stretched = one + q @ self._maps
+        shrink = stretched.inverse()
+        reach = _symmetric(shrink @ q)
+        precision = _symmetric(self._maps @ shrink)
+        pushed = _apply(reach, self.shifts)
+        logits = self.logits - 0.5 * stretched.log_abs_det(self.dim) + 0.5 * (self.shifts * pushed).sum(-1)
+        parts = (logits, _apply(shrink.T, self.shifts), precision.values, pushed, shrink.values, reach.values)
+        return _Moved(ahead, *(part.to(device) for part in parts), dense=precision.dense)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class MixtureControl:
+    """``u*(t, x) = σᵀ ∇ log φ(t, x)``, regular on all of ``[0, T]``."""
+
+    potential: MixturePotential
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The control at ``(t, x)``."""
+        return self.potential.process.scale(t).T.to(x)(self.potential.gradient(t, x))
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class MixtureKernel:
+    """The plan ``π(y | x)`` of a mixture potential: the law of ``X_T`` given ``X_0 = x``."""
+
+    potential: MixturePotential
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One far end per row."""
+        return self.potential.conditional(x).sample(generator)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Conditional mean per row."""
+        return self.potential.far_mean(0.0, x)
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalMixture:
+    """One Gaussian mixture for each of ``n`` rows.
+
+    Args:
+        logits: logarithms of the weights, up to a constant per row, ``(n, K)``.
+        means: ``(n, K, dim)``.
+        covariances: ``(1 | n, K, dim)`` (diagonals) or ``(1 | n, K, dim, dim)``.
+        dtype: of results; the numbers themselves are float64.
+    """
+
+    logits: Tensor
+    means: Tensor
+    covariances: Tensor
+    dtype: torch.dtype
+
+    @property
+    def weights(self) -> Tensor:
+        """``(n, K)``, rows with sum 1, float64."""
+        return torch.softmax(self.logits, 1)
+
+    def mean(self) -> Tensor:
+        """``(n, dim)``."""
+        return torch.einsum("nk,nkd->nd", self.weights, self.means).to(self.dtype)
+
+    def covariance(self) -> Tensor:
+        """``(n, dim, dim)``: within the components and between them."""
+        weights = self.weights
+        centred = self.means - torch.einsum("nk,nkd->nd", weights, self.means).unsqueeze(1)
+        full = self.covariances if self._dense else torch.diag_embed(self.covariances)
+        within = torch.einsum("nk,nkde->nde", weights, full.expand(len(weights), *full.shape[1:]))
+        return (within + torch.einsum("nk,nkd,nke->nde", weights, centred, centred)).to(self.dtype)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """One draw a row: a component by one uniform number, then a point by one normal vector; ``(n, dim)``."""
+        device = self.means.device
+        uniform = torch.rand(len(self.means), 1, dtype=torch.float64, generator=generator, device=generator.device)
+        noise = torch.randn(
+            len(self.means), self.means.shape[2], dtype=torch.float64, generator=generator, device=generator.device
+        ).to(device)
+        cumulative = self.weights.cumsum(1)
+        which = torch.searchsorted(cumulative, uniform.to(device) * cumulative[:, -1:], right=True)[:, 0]
+        which = which.clamp_(max=self.means.shape[1] - 1)
+        drawn = self.means[torch.arange(len(which), device=device), which]
+        if len(self.covariances) > 1:
+            own = LinearMap(self.covariances[torch.arange(len(which), device=device), which], self._dense)
+            return (drawn + own.cholesky()(noise)).to(self.dtype)
+        for k, root in enumerate(LinearMap(self.covariances[0], self._dense).cholesky().unbind()):
+            drawn[which == k] += root(noise[which == k])  # one matrix a component, not one a row
+        return drawn.to(self.dtype)
+
+    def log_density(self, y: Tensor) -> Tensor:
+        """The log density of row ``i``'s mixture at ``y_i``, shape ``(n,)``."""
+        root = LinearMap(self.covariances, self._dense).cholesky()
+        gaps = y.to(self.means).unsqueeze(1) - self.means
+        white = (root.inverse().values @ gaps.unsqueeze(-1)).squeeze(-1) if self._dense else gaps / root.values
+        dim = self.means.shape[2]
+        volume = root.log_abs_det(dim) + 0.5 * dim * math.log(2.0 * math.pi)
+        exponents = torch.log_softmax(self.logits, 1) - 0.5 * white.square().sum(-1) - volume
+        return torch.logsumexp(exponents, 1).to(self.dtype)
+
+    @property
+    def _dense(self) -> bool:
+        return self.covariances.ndim == 4
+
+
+@dataclass(frozen=True, eq=False)
+class _Moved:
+    """A potential brought back from ``T`` to one time, or to one time a row (then with a leading axis).
+
+    Args:
+        ahead: the transition.
+        logits: ``b_k(t)``.
+        shifts: ``η_k(t)``.
+        precisions: ``Λ_k(t)``.
+        pushed: ``M_k Q η_k``.
+        shrink: ``M_k``.
+        reach: ``M_k Q``, the covariances of the far end.
+        dense: whether the maps are matrices.
+    """
+
+    ahead: Transition
+    logits: Tensor
+    shifts: Tensor
+    precisions: Tensor
+    pushed: Tensor
+    shrink: Tensor
+    reach: Tensor
+    dense: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Rows looked at together."""
+
+    moved: _Moved
+    x: Tensor
+
+    @cached_property
+    def _ahead(self) -> Tensor:
+        return self.moved.ahead.mean(self.x)
+
+    @cached_property
+    def _tilts(self) -> Tensor:
+        """``Λ_k(t) m``, shape ``(batch, K, dim)``."""
+        return self._act(self.moved.precisions)
+
+    @cached_property
+    def exponents(self) -> Tensor:
+        """Logarithms of the terms of φ, shape ``(batch, K)``."""
+        slope = self.moved.shifts - 0.5 * self._tilts
+        return self.moved.logits + (slope * self._ahead.unsqueeze(1)).sum(-1)
+
+    @property
+    def gradient(self) -> Tensor:
+        """``Φᵀ Σ_k r_k (η_k(t) − Λ_k(t) m)``."""
+        weights = torch.softmax(self.exponents, 1)
+        slope = (weights.unsqueeze(2) * (self.moved.shifts - self._tilts)).sum(1)
+        return self.moved.ahead.map.T.to(slope)(slope)
+
+    @property
+    def far(self) -> ConditionalMixture:
+        """The law of the far end for each row."""
+        reach = self.moved.reach
+        single = reach.ndim == (3 if self.moved.dense else 2)
+        means = self.moved.pushed + self._act(self.moved.shrink)
+        return ConditionalMixture(self.exponents, means, reach.unsqueeze(0) if single else reach, torch.float64)
+
+    def _act(self, maps: Tensor) -> Tensor:
+        """Every component's map on ``m``, shape ``(batch, K, dim)``."""
+        if not self.moved.dense:
+            return maps * self._ahead.unsqueeze(1)
+        if maps.ndim == 3:
+            return torch.einsum("kde,be->bkd", maps, self._ahead)
+        return (maps @ self._ahead[:, None, :, None]).squeeze(-1)
+
+
+def _over_components(one: LinearMap) -> LinearMap:
+    """A map for one time or for each row, with an axis for the components put in."""
+    return LinearMap(one.values.unsqueeze(-3 if one.dense else -2), one.dense)
+
+
+def _apply(maps: LinearMap, vectors: Tensor) -> Tensor:
+    """Maps ``(..., K, …)`` on vectors ``(K, dim)``."""
+    return (maps.values @ vectors.unsqueeze(-1)).squeeze(-1) if maps.dense else maps.values * vectors
+
+
+def _symmetric(one: LinearMap) -> LinearMap:
+    return LinearMap(0.5 * (one.values + one.values.mT), dense=True) if one.dense else one

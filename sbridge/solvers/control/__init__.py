@@ -1,0 +1,26 @@
+"""Solvers of control problems: one network, one loop, one loss each."""
+
+from sbridge.solvers.control.adjoint import AdjointMatching, Replay
+from sbridge.solvers.control.base import ControlSolver, ControlState
+from sbridge.solvers.control.entropy import RelativeEntropy
+from sbridge.solvers.control.ratios import CrossEntropy, LogVariance, Moment
+from sbridge.solvers.control.reciprocal import ReciprocalAdjointMatching
+from sbridge.solvers.control.riccati_start import RiccatiStart
+from sbridge.solvers.control.starts import Annealing, EarlierStart, WarmStart, ZeroStart
+
+__all__ = [
+    "AdjointMatching",
+    "Annealing",
+    "ControlSolver",
+    "ControlState",
+    "CrossEntropy",
+    "EarlierStart",
+    "LogVariance",
+    "Moment",
+    "ReciprocalAdjointMatching",
+    "RelativeEntropy",
+    "Replay",
+    "RiccatiStart",
+    "WarmStart",
+    "ZeroStart",
+]

@@ -1,0 +1,180 @@
+"""What all control solvers share: network, start, simulation, states."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sbridge.controls import MLP, Control, NetworkControl, NetworkRecipe, SumControl, seeded_control
+from sbridge.errors import InvalidInputError
+from sbridge.measures import PathMeasure, Paths
+from sbridge.objectives.costs import Costs
+from sbridge.problems import ControlProblem
+from sbridge.processes import StepRule, default_rule
+from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.simulation import Detached, Gradient
+from sbridge.solutions import ControlSolution
+from sbridge.solvers.base import Method
+from sbridge.solvers.control.door import check_steps
+from sbridge.solvers.control.starts import Annealing, WarmStart, ZeroStart
+from sbridge.time import TimeGrid
+from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
+
+PATHS_OPTIMISATION = Optimisation(learning_rate=5e-3, batch=128, ema_decay=0.99)
+"""For losses on whole paths: an update sees the control at every step of every path, so it may go far."""
+
+
+@dataclass(frozen=True)
+class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
+    """Base of all control solvers: ``u = warm start + network``, trained on paths that the solver samples.
+
+    Args:
+        updates: number of updates.
+        network: recipe of the network; zero output at first.
+        optimisation: how it is trained.
+        grid: time grid of the chain that is controlled.
+        rule: how its steps are made; ``None``: exactly for linear processes, by Euler–Maruyama for others.
+        start: a known control to begin from.
+        annealing: brings the terminal cost in little by little; ``None``: at once.
+    """
+
+    updates: int = 1500
+    network: NetworkRecipe = field(default_factory=MLP)
+    optimisation: Optimisation = PATHS_OPTIMISATION
+    grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(100))
+    rule: StepRule | None = None
+    start: WarmStart = field(default_factory=ZeroStart)
+    annealing: Annealing | None = None
+
+    treats = ControlProblem
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise InvalidInputError(f"updates must be positive, got {self.updates}.")
+
+    def length(self, problem: ControlProblem) -> int:
+        """The number of updates."""
+        return self.updates
+
+    def init(self, problem: ControlProblem, generator: torch.Generator) -> ControlState:
+        """A network whose output is zero on top of the warm start."""
+        check_steps(problem, self.grid, self.step_rule(problem))
+        state = ControlState(self, problem, as_seed(generator))
+        state.learner = self.learner(problem, state, self.scales(problem, state))
+        return state
+
+    def restore(self, problem: ControlProblem, flat: Flat) -> ControlState:
+        """The state of an interrupted run."""
+        state = ControlState(self, problem, int(flat_number(flat, "seed")))
+        scales = {key: float(flat_number(flat, f"scale.{key}")) for key in _names(flat, "scale.")}
+        state.learner = self.learner(problem, state, scales)
+        state.learner.load(flat, "control")
+        state.memory = {key: flat_tensor(flat, f"memory.{key}") for key in _names(flat, "memory.")}
+        state.generator.set_state(flat_tensor(flat, "generator"))
+        state.step = int(flat_number(flat, "step"))
+        return state
+
+    def step(self, problem: ControlProblem, state: ControlState) -> tuple[ControlState, Info]:
+        """One update."""
+        costs = problem.costs
+        if self.annealing is not None:
+            costs = self.annealing.costs(costs, state.step / self.updates)
+        loss, info = self.loss(problem, costs, state)
+        info = {"loss": state.learner.update(loss), **info}
+        state.step += 1
+        return state, info
+
+    def finish(self, problem: ControlProblem, state: ControlState) -> ControlSolution:
+        """The averaged network on top of the warm start; a copy, so that the state can be trained on."""
+        network = copy.deepcopy(state.network(averaged=True)).eval().requires_grad_(requires_grad=False)
+        return ControlSolution(problem, self.measure(problem, state.on_top(network)))
+
+    @abstractmethod
+    def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
+        """The loss of one update, and numbers to report."""
+
+    def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
+        """Numbers fixed before the first update; ``output`` is the size that controls are expected to have."""
+        return {"output": 1.0 / math.sqrt(problem.process.horizon)}
+
+    def learner(self, problem: ControlProblem, state: ControlState, scales: dict[str, float]) -> Learner:
+        """The network under training; keeps ``scales`` in the state."""
+        state.scales = scales
+        return Learner(self.module(state.new_network(self, problem), scales), self.optimisation, self.updates)
+
+    def module(self, network: NetworkControl, scales: dict[str, float]) -> nn.Module:
+        """What is trained: the network itself unless a loss has parameters of its own."""
+        return network
+
+    def step_rule(self, problem: ControlProblem) -> StepRule:
+        """``rule``, or the process's default."""
+        return self.rule or default_rule(problem.process)
+
+    def measure(self, problem: ControlProblem, control: Control | None) -> PathMeasure:
+        """The controlled chain."""
+        return PathMeasure(problem.process, control, problem.start, grid=self.grid, rule=self.step_rule(problem))
+
+    def sample(
+        self,
+        problem: ControlProblem,
+        state: ControlState,
+        control: Control | None,
+        n: int,
+        gradient: Gradient = Detached(),
+    ) -> tuple[Paths, Tensor | None]:
+        """``n`` fresh paths of ``control``, and the mask of steps before their stopping time, if there is one."""
+        measure, seed = self.measure(problem, control), as_seed(state.generator)
+        paths = measure.simulate(measure.starts(n, seed=seed), seed=seed, gradient=gradient)
+        if problem.stopping is None:
+            return paths, None
+        return paths, problem.stopping.alive(paths, derive(seed, "stopping"))
+
+
+class ControlState:
+    """Network, optimiser, generator, and what a solver keeps between updates."""
+
+    learner: Learner
+
+    def __init__(self, solver: ControlSolver, problem: ControlProblem, seed: int) -> None:
+        self.step, self.seed = 0, seed
+        self.generator = generator_of(derive(seed, "training"))
+        self.base = solver.start.control(problem, solver.grid, solver.step_rule(problem))
+        self.scales: dict[str, float] = {}
+        self.memory: dict[str, Tensor] = {}
+
+    def new_network(self, solver: ControlSolver, problem: ControlProblem) -> NetworkControl:
+        """A network with its initial weights."""
+        scale, horizon = self.scales["output"], problem.process.horizon
+        weights = generator_of(derive(self.seed, "weights"))
+        return seeded_control(solver.network, problem.dim, horizon, scale, weights).to(problem.probe)
+
+    def network(self, *, averaged: bool) -> nn.Module:
+        """The network alone, under training or with averaged weights."""
+        module = self.learner.averaged if averaged else self.learner.module
+        inner = getattr(module, "control", module)
+        return inner if isinstance(inner, nn.Module) else module
+
+    def on_top(self, network: nn.Module) -> Control:
+        """Warm start plus ``network``."""
+        return network if self.base is None else SumControl((self.base, network))
+
+    @property
+    def control(self) -> Control:
+        """The control under training."""
+        return self.on_top(self.network(averaged=False))
+
+    def flat(self) -> Flat:
+        """Everything that goes on, as data."""
+        flat: Flat = {"step": self.step, "seed": self.seed, "generator": self.generator.get_state()}
+        flat |= {f"scale.{key}": value for key, value in self.scales.items()}
+        flat |= {f"memory.{key}": value.clone() for key, value in self.memory.items()}
+        return flat | self.learner.flat("control")
+
+
+def _names(flat: Flat, prefix: str) -> list[str]:
+    return [key.removeprefix(prefix) for key in flat if key.startswith(prefix)]

@@ -1,0 +1,118 @@
+"""Reciprocal adjoint matching: ends are simulated, what lies between is drawn from pinned bridges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.laws import Point
+from sbridge.measures import Paths
+from sbridge.objectives.adjoint import adjoint_targets, terminal_gradient
+from sbridge.objectives.costs import Costs
+from sbridge.problems import ControlProblem
+from sbridge.processes import ExactTransition, LinearProcess
+from sbridge.random import generator
+from sbridge.registry import register
+from sbridge.solvers.control.adjoint import MatchingSolver
+from sbridge.solvers.control.base import ControlState
+
+_MEMORY = 1e-3
+_PROBE_ROWS = 1024
+
+
+@register
+@dataclass(frozen=True)
+class ReciprocalAdjointMatching(MatchingSolver):
+    """Adjoint matching on pinned bridges (adjoint sampling, Havens et al. 2025, arXiv:2504.11713), for a terminal cost.
+
+    From ends ``(X_0, X_T)`` of the current control, states ``X_t`` are drawn from bridges of the uncontrolled process
+    and the control is regressed on ``−σᵀ Φ(T, t)ᵀ ∇g(X_T)``, with ``L_k/√Δ_k`` and ``Φ(T, t_{k+1})`` of the chain. One
+    simulation serves many draws, and costs are differentiated at ends only.
+
+    Needs a linear process with exact steps, no running cost, and a start that is a point or forgotten by the end: only
+    then is the optimum the only fixed point.
+
+    Args:
+        draws: bridges drawn from the ends of one simulation, one every ``replay.updates`` updates.
+    """
+
+    draws: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.draws < 1:
+            raise InvalidInputError(f"draws must be positive, got {self.draws}.")
+
+    def refusal(self, problem: ControlProblem) -> str | None:
+        """Needs what the class says."""
+        process = problem.process
+        if not isinstance(process, LinearProcess) or not isinstance(self.step_rule(problem), ExactTransition):
+            return (
+                "ReciprocalAdjointMatching needs pinned bridges in closed form: take a LinearProcess such as "
+                "BrownianMotion with exact steps, or AdjointMatching for any process."
+            )
+        if problem.running_cost is not None:
+            return (
+                "ReciprocalAdjointMatching draws states between the ends from the uncontrolled process, which a "
+                "running cost changes: use AdjointMatching."
+            )
+        if not isinstance(problem.start, Point) and remembered(problem, process) > _MEMORY:
+            return (
+                "ReciprocalAdjointMatching needs a start that is a Point, or that the process forgets by its end: use "
+                "AdjointMatching."
+            )
+        return super().refusal(problem)
+
+    def refresh(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
+        """New bridges if it is time, between new ends if they have served."""
+        round_, within = divmod(state.step, self.replay.updates)
+        if within:
+            return
+        if round_ % self.draws == 0:
+            super().refresh(problem, costs, state)
+            return
+        kept = state.memory
+        x, targets = self.bridges(problem, state, kept["start"], kept["end"], kept["gradient"])
+        self.remember(state, self.measure(problem, None).chain(x), x, targets)
+
+    def regression(
+        self, problem: ControlProblem, costs: Costs, paths: Paths, state: ControlState
+    ) -> tuple[Tensor, Tensor]:
+        """Bridges between the ends of the paths, which are kept."""
+        start, end = paths.x[0].clone(), paths.x[-1].clone()
+        gradient = terminal_gradient(end, costs)
+        state.memory |= {"start": start, "end": end, "gradient": gradient}
+        return self.bridges(problem, state, start, end, gradient)
+
+    def bridges(
+        self, problem: ControlProblem, state: ControlState, start: Tensor, end: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """States on bridges at the knots of the grid, independent of each other given their ends, and targets there."""
+        process = _linear(problem)
+        chain = self.measure(problem, None).chain(start)
+        noise = generator(state.generator, start.device)
+        states, adjoint = [], [gradient]
+        for t in chain.times[:-1]:
+            xi = torch.randn(start.shape, generator=noise, dtype=start.dtype, device=start.device)
+            states.append(process.pinned(t).sample(start, end, xi))
+            adjoint.append(process.transition(t, process.horizon).map.T.to(start)(gradient))
+        # a_k = Φ(T, t_k)ᵀ ∇g for k = 0 … N, the last with Φ = 1.
+        return torch.stack(states), adjoint_targets(chain, torch.stack([*adjoint[1:], adjoint[0]]))
+
+
+def remembered(problem: ControlProblem, process: LinearProcess) -> float:
+    """``tr(Φ Cov(X_0) Φᵀ)/tr Q_T``: the share of the uncontrolled end that comes from the start."""
+    with torch.no_grad():
+        rows = problem.start.sample(_PROBE_ROWS, generator(0)).double()
+    law = process.transition(0.0, process.horizon)
+    carried = law.map.to(rows)(rows - rows.mean(0)).square().sum(1).mean()
+    return float(carried / (law.root.mean_square(problem.dim) * problem.dim).to(carried))
+
+
+def _linear(problem: ControlProblem) -> LinearProcess:
+    if not isinstance(problem.process, LinearProcess):
+        raise UnsupportedError(f"a LinearProcess is needed, got {type(problem.process).__name__}.")
+    return problem.process

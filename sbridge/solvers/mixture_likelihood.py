@@ -1,0 +1,358 @@
+"""The likelihood of a Gaussian-mixture plan given unpaired rows of both ends, and how it is climbed.
+
+The mean log likelihood of rows ``y`` given rows ``x`` is, up to a constant, ``D = E log v(ỹ) − E log Z(x̃)`` (Korotin et
+al. 2024, arXiv:2310.01174, eq. 15; notation of :mod:`sbridge.solvers.mixture_plan`). Both are logarithms of sums of
+exponentials of quadratic forms, so the moments of what each component claims of the rows carry all of the gradient::
+
+    E[q_k (1, ỹ, ỹỹᵀ)]   q_k(ỹ): share of component k in v         E[r_k (1, x̃, x̃x̃ᵀ)]   r_k(x̃): its share in Z
+
+``D`` is stationary where each component is the bridge between the Gaussians with the moments of its two claims, and
+claims as much of one end as of the other. :func:`match` makes it so for the claims as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import minimize as scipy_minimise
+from torch import Tensor
+
+from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
+
+_CHUNK = 2**20  # numbers in the largest array that a chunk of rows makes
+_LEAST_SPREAD = 1e-6  # smallest variance of a claim, in units of that of all rows
+_CLUSTER_ROWS, _CLUSTER_ROUNDS = 20_000, 20
+
+
+@dataclass(frozen=True, eq=False)
+class Claims:
+    """What the components claim of one end: ``E[q_k]``, ``E[q_k z]``, ``E[q_k zzᵀ]`` (or its diagonal), float64."""
+
+    masses: Tensor
+    firsts: Tensor
+    seconds: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each claim, ``(K, dim)``."""
+        return self.firsts / self.masses.unsqueeze(1)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of each claim: matrices, or diagonals."""
+        mean = self.mean
+        if self.seconds.ndim == 2:
+            return self.seconds / self.masses.unsqueeze(1) - mean.square()
+        return self.seconds / self.masses.reshape(-1, 1, 1) - mean.unsqueeze(2) * mean.unsqueeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of one end in the coordinates above, with optional weights (sum 1)."""
+
+    rows: Tensor
+    weights: Tensor | None = None
+
+    def log_sums(self, forms: Quadratics) -> Tensor:
+        """``log Σ_k exp(form_k(z))`` of each row, float64."""
+        return torch.cat([torch.logsumexp(evaluate(), 1).double() for _, _, evaluate in self._chunks(forms)])
+
+    def claims(self, forms: Quadratics) -> tuple[float, Claims]:
+        """The mean of :meth:`log_sums`, and the claims."""
+        (count, dim), total = forms.linear.shape, 0.0
+        dense = forms.quadratic.ndim == 3
+        sums = torch.zeros(count, 1 + dim + (dim * dim if dense else dim), dtype=torch.float64)
+        for rows, gather, evaluate in self._chunks(forms):
+            exponents = evaluate()
+            top = exponents.amax(1, keepdim=True)
+            shares = (exponents - top).exp_()
+            norm = shares.sum(1, keepdim=True)
+            values = (top + norm.log())[:, 0].double()
+            weights = None if self.weights is None else self.weights[rows]
+            shares /= norm if weights is None else norm / weights.to(norm).unsqueeze(1)
+            total += float(values.sum() if weights is None else (values * weights).sum())
+            sums += gather(shares).double().cpu()
+        if self.weights is None:
+            total, sums = total / len(self.rows), sums / len(self.rows)
+        seconds = sums[:, 1 + dim :].reshape(count, dim, dim) if dense else sums[:, 1 + dim :]
+        return total, Claims(sums[:, 0], sums[:, 1 : 1 + dim], seconds)
+
+    def claimed(self, shares: Tensor, *, diagonal: bool) -> Claims:
+        """The claims for given shares ``(n, K)`` of the rows."""
+        weighted = shares / len(shares) if self.weights is None else shares * self.weights.to(shares).unsqueeze(1)
+        z, q = self.rows.double(), weighted.double()
+        if diagonal:
+            seconds = q.mT @ z.square()
+        else:
+            seconds = torch.stack([(q[:, k : k + 1] * z).mT @ z for k in range(q.shape[1])])
+        return Claims(q.sum(0).cpu(), (q.mT @ z).cpu(), seconds.cpu())
+
+    def _chunks(self, forms: Quadratics) -> Iterator[tuple[slice, _Gather, _Evaluate]]:
+        """Slices of the rows, each with how shares become sums of ``(1, z, zzᵀ)`` and how the forms are evaluated."""
+        (count, dim), dense = forms.linear.shape, forms.quadratic.ndim == 3
+        features = 1 + dim + dim * (dim + 1) // 2 if dense else 1 + 2 * dim
+        packed = not dense or features <= count * dim
+        size = max(64, _CHUNK // (features if packed else count * dim))
+        prepared = _Packed.of(forms, self.rows) if packed else _Blocked.of(forms, self.rows)
+        for start in range(0, len(self.rows), size):
+            rows = slice(start, start + size)
+            yield rows, *prepared(self.rows[rows])
+
+
+_Gather = Callable[[Tensor], Tensor]
+_Evaluate = Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """Forms as one product with the monomials ``(1, z, z_i z_j)``: for few coordinates."""
+
+    coefficients: Tensor
+    pairs: Tensor | None
+    places: Tensor | None
+
+    @classmethod
+    def of(cls, forms: Quadratics, like: Tensor) -> _Packed:
+        ends = [forms.constants.unsqueeze(1), forms.linear]
+        if forms.quadratic.ndim == 2:
+            return cls(torch.cat([*ends, forms.quadratic], 1).mT.to(like), None, None)
+        dim = forms.linear.shape[1]
+        pairs = torch.triu_indices(dim, dim)
+        i, j = pairs
+        twice = torch.where(i == j, 1.0, 2.0).to(forms.quadratic)
+        places = torch.empty(dim, dim, dtype=torch.int64)
+        places[i, j] = places[j, i] = torch.arange(len(i))
+        quadratic = forms.quadratic[:, i, j] * twice
+        return cls(torch.cat([*ends, quadratic], 1).mT.to(like), pairs.to(like.device), places.reshape(-1))
+
+    def __call__(self, z: Tensor) -> tuple[_Gather, _Evaluate]:
+        products = z.square() if self.pairs is None else z[:, self.pairs[0]] * z[:, self.pairs[1]]
+        features = torch.cat([torch.ones_like(z[:, :1]), z, products], 1)
+
+        def gather(shares: Tensor) -> Tensor:
+            sums = shares.mT @ features
+            first = 1 + z.shape[1]
+            return sums if self.places is None else torch.cat([sums[:, :first], sums[:, first:][:, self.places]], 1)
+
+        return gather, lambda: features @ self.coefficients
+
+
+@dataclass(frozen=True, eq=False)
+class _Blocked:
+    """Forms by one product with all matrices side by side: for many coordinates."""
+
+    constants: Tensor
+    linear: Tensor
+    side: Tensor
+
+    @classmethod
+    def of(cls, forms: Quadratics, like: Tensor) -> _Blocked:
+        dim = forms.linear.shape[1]
+        side = forms.quadratic.permute(1, 0, 2).reshape(dim, -1)
+        return cls(*(part.to(like) for part in (forms.constants, forms.linear, side)))
+
+    def __call__(self, z: Tensor) -> tuple[_Gather, _Evaluate]:
+        count, dim = self.linear.shape
+
+        def gather(shares: Tensor) -> Tensor:
+            claimed = (shares.unsqueeze(2) * z.unsqueeze(1)).reshape(len(z), -1)
+            return torch.cat([shares.sum(0).unsqueeze(1), shares.mT @ z, (claimed.mT @ z).reshape(count, -1)], 1)
+
+        def evaluate() -> Tensor:
+            turned = (z @ self.side).reshape(len(z), count, dim) + self.linear
+            return self.constants + (turned @ z.unsqueeze(2)).squeeze(2)
+
+        return gather, evaluate
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """``D`` on rows ``x̃`` and ``ỹ``.
+
+    Args:
+        coordinates: those of the rows.
+        source: ``x̃``.
+        target: ``ỹ``.
+    """
+
+    coordinates: Coordinates
+    source: Rows
+    target: Rows
+
+    def claims(self, parts: Parts) -> tuple[float, Claims, Claims]:
+        """``D`` and the claims on source and target."""
+        s = self.coordinates.s
+        below, claims_x = self.source.claims(parts.source_forms(s))
+        above, claims_y = self.target.claims(parts.target_forms(s))
+        return above - below, claims_x, claims_y
+
+    def terms(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """``log Z(x̃)`` and ``log v(ỹ)`` of every row, up to terms that are the same for all ``parts``."""
+        s = self.coordinates.s
+        return self.source.log_sums(parts.source_forms(s)), self.target.log_sums(parts.target_forms(s))
+
+    def start(self, count: int, generator: torch.Generator) -> Parts:
+        """``count`` clusters of the target rows, each joined to the whole source."""
+        coordinates, device = self.coordinates, self.target.rows.device
+        unit = self.target.rows / coordinates.n.sqrt().to(self.target.rows)
+        nearest = torch.cdist(unit, _cluster_centres(unit, count, generator)).argmin(1)
+        shares = torch.nn.functional.one_hot(nearest, count).double().to(device)
+        everything = torch.full((len(self.source.rows), count), 1.0 / count, dtype=torch.float64, device=device)
+        dim = len(coordinates.n)
+        spreads = coordinates.s if coordinates.diagonal else torch.diag(coordinates.s)
+        flat = Parts(
+            torch.zeros(count, dtype=torch.float64),
+            torch.zeros(count, dim, dtype=torch.float64),
+            spreads.expand(count, *spreads.shape),
+        )
+        claims_x = self.source.claimed(everything, diagonal=coordinates.diagonal)
+        return match(flat, claims_x, self.target.claimed(shares, diagonal=coordinates.diagonal), coordinates)
+
+
+def match(parts: Parts, source: Claims, target: Claims, coordinates: Coordinates) -> Parts:
+    """Every component as the bridge between the Gaussians of its claims, and its mass scaled by their ratio.
+
+    ``S`` solves ``S A S + S = B`` for the covariances ``A, B`` of the two claims, ``m = ȳ − S x̄`` for their means;
+    ``a_k`` changes by ``log E q_k / E r_k`` and so that the mean of the exponent over the claimed source rows stays.
+    Components that claim next to nothing of an end are left as they are.
+    """
+    floor = _LEAST_SPREAD * coordinates.n
+    held = torch.minimum(source.masses, target.masses) > 1e-12
+    safe_x, safe_y = (Claims(torch.where(held, c.masses, 1.0), c.firsts, c.seconds) for c in (source, target))
+    ax, by, a, b = safe_x.mean, safe_y.mean, safe_x.covariance, safe_y.covariance
+    if coordinates.diagonal:
+        a, b = a.clamp_min(0.0) + floor, b.clamp_min(0.0) + floor
+        spreads = 2.0 * b / (1.0 + (1.0 + 4.0 * a * b).sqrt())
+    else:
+        root_a, root_b = (_root(one, floor) for one in (a, b))
+        u, n, _ = torch.linalg.svd(root_b.mT @ root_a)
+        side = root_b @ u
+        spreads = (side * (2.0 / (1.0 + (1.0 + 4.0 * n.square()).sqrt())).unsqueeze(1)) @ side.mT
+    means = by - _apply(spreads, ax)
+    found = Parts(parts.logits, means, spreads)
+    logits = parts.logits + (target.masses / source.masses).log() + _exponent(parts, ax, a) - _exponent(found, ax, a)
+    wide = held.reshape(-1, *([1] * (spreads.ndim - 1)))
+    return Parts(
+        torch.where(held, logits, parts.logits),
+        torch.where(held.unsqueeze(1), means, parts.means),
+        torch.where(wide, spreads, parts.spreads),
+    )
+
+
+def climb_by_matching(likelihood: Likelihood, parts: Parts, steps: int, tolerance: float) -> tuple[float, Parts]:
+    """:func:`match` as long as ``D`` rises by more than ``tolerance``; the best ``D`` and its components."""
+    best, found = -torch.inf, parts
+    for _ in range(steps):
+        value, *claims = likelihood.claims(parts)
+        gain = value - best
+        if not gain > 0:
+            break
+        best, found = value, parts
+        if gain <= tolerance:
+            break
+        parts = match(parts, *claims, likelihood.coordinates)
+    return float(best), found
+
+
+def climb_by_quasi_newton(likelihood: Likelihood, parts: Parts, steps: int, tolerance: float) -> tuple[float, Parts]:
+    """At most ``steps`` iterations of L-BFGS, in parameters whose second derivatives are of one size."""
+    chart = _Chart(likelihood.coordinates, len(parts.logits))
+
+    def objective(flat: object) -> tuple[float, object]:
+        point = torch.as_tensor(flat, dtype=torch.float64).requires_grad_()
+        here = chart.parts(point)
+        s = likelihood.coordinates.s
+        forms = here.source_forms(s), here.target_forms(s)
+        with torch.no_grad():
+            value, *claims = likelihood.claims(here)
+        (gradient,) = torch.autograd.grad(_linearised(forms[0], claims[0]) - _linearised(forms[1], claims[1]), point)
+        return -value, gradient.numpy()
+
+    options = {"maxiter": steps, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7}
+    result = scipy_minimise(objective, chart.point(parts).numpy(), jac=True, method="L-BFGS-B", options=options)
+    with torch.no_grad():
+        return -float(result.fun), chart.parts(torch.as_tensor(result.x, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class _Chart:
+    """Components as one flat vector: ``a``, ``m/√s``, and the logarithmic Cholesky root of ``s^{−½} S s^{−½}``.
+
+    The last is divided by the root of the second derivative that ``D`` has for one Gaussian, ``½(1 + s_i n_i +
+    s_j n_j)``.
+    """
+
+    coordinates: Coordinates
+    count: int
+
+    @property
+    def _scales(self) -> Tensor:
+        h = self.coordinates.s * self.coordinates.n
+        return (0.5 * (1.0 + 2.0 * h if self.coordinates.diagonal else 1.0 + h.unsqueeze(1) + h)).rsqrt()
+
+    def point(self, parts: Parts) -> Tensor:
+        s, scales = self.coordinates.s, self._scales
+        if self.coordinates.diagonal:
+            shape = (parts.spreads / s).log() / scales
+        else:
+            low = torch.linalg.cholesky(parts.spreads / (s.unsqueeze(1) * s).sqrt())
+            diagonal = low.diagonal(dim1=1, dim2=2)
+            i, j = torch.tril_indices(len(s), len(s))
+            shape = ((low - torch.diag_embed(diagonal - 2.0 * diagonal.log())) / scales)[:, i, j]
+        return torch.cat([parts.logits, (parts.means / s.sqrt()).reshape(-1), shape.reshape(-1)])
+
+    def parts(self, point: Tensor) -> Parts:
+        s, scales, k, dim = self.coordinates.s, self._scales, self.count, len(self.coordinates.s)
+        logits, means, shape = point[:k], point[k : k + k * dim].reshape(k, dim), point[k + k * dim :].reshape(k, -1)
+        if self.coordinates.diagonal:
+            return Parts(logits, means * s.sqrt(), s * (shape * scales).exp())
+        i, j = torch.tril_indices(dim, dim)
+        low = torch.zeros(k, dim, dim, dtype=point.dtype)
+        low[:, i, j] = shape * scales[i, j]
+        root = low.tril(-1) + torch.diag_embed((0.5 * low.diagonal(dim1=1, dim2=2)).exp())
+        root = s.sqrt().unsqueeze(1) * root
+        return Parts(logits, means * s.sqrt(), root @ root.mT)
+
+
+def _linearised(forms: Quadratics, claims: Claims) -> Tensor:
+    """What has the same gradient as the mean of ``log Σ_k exp(form_k)``."""
+    linear = (forms.constants * claims.masses).sum() + (forms.linear * claims.firsts).sum()
+    return linear + (forms.quadratic * claims.seconds).sum()
+
+
+def _exponent(parts: Parts, mean: Tensor, covariance: Tensor) -> Tensor:
+    """Mean of ``m_k·x̃ + ½x̃ᵀS_k x̃`` over Gaussian ``x̃``, without ``a_k``."""
+    straight = ((parts.means + 0.5 * _apply(parts.spreads, mean)) * mean).sum(1)
+    return straight + 0.5 * (parts.spreads * covariance).flatten(1).sum(1)
+
+
+def _apply(maps: Tensor, vectors: Tensor) -> Tensor:
+    return maps * vectors if maps.ndim == 2 else (maps @ vectors.unsqueeze(-1)).squeeze(-1)
+
+
+def _root(covariance: Tensor, floor: Tensor) -> Tensor:
+    """Cholesky root, eigenvalues kept above ``floor`` where rounding has made them negative."""
+    root, failed = torch.linalg.cholesky_ex(covariance + torch.diag(floor))
+    if bool(failed.any()):
+        scale = floor.sqrt()
+        values, vectors = torch.linalg.eigh(covariance / (scale.unsqueeze(1) * scale))
+        kept = (vectors * values.clamp_min(1.0).unsqueeze(-2)) @ vectors.mT
+        root = torch.linalg.cholesky(kept * (scale.unsqueeze(1) * scale))
+    return root
+
+
+def _cluster_centres(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """k-means on at most 20 000 rows from k-means++ seeds (Arthur & Vassilvitskii 2007)."""
+    order = torch.randperm(len(rows), generator=generator, device=generator.device)[:_CLUSTER_ROWS]
+    rows = rows[order.to(rows.device)]
+    centres = rows[:1]
+    for _ in range(count - 1):
+        squares = torch.cdist(rows, centres).square().amin(1).double().cpu() + 1e-30
+        centres = torch.cat([centres, rows[torch.multinomial(squares, 1, generator=generator).to(rows.device)]])
+    for _ in range(_CLUSTER_ROUNDS):
+        members = torch.nn.functional.one_hot(torch.cdist(rows, centres).argmin(1), count).to(rows)
+        sizes = members.sum(0).unsqueeze(1)
+        centres = torch.where(sizes > 0, (members.mT @ rows) / sizes.clamp_min(1.0), centres)
+    return centres

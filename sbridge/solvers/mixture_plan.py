@@ -1,0 +1,137 @@
+"""Gaussian-mixture plans in the coordinates in which they are fitted.
+
+In coordinates ``x̃, ỹ`` that keep ``x̃·ỹ`` (up to terms of one end alone) a plan of this family is::
+
+    π(y | x) = v(ỹ) e^{x̃·ỹ} / Z(x̃)      v = Σ_k e^{a_k} N(ỹ; m_k, S_k)      Z = Σ_k exp(a_k + m_k·x̃ + ½ x̃ᵀS_k x̃)
+
+(Korotin et al. 2024, arXiv:2310.01174, eqs. 8–11): component ``k`` sends ``x`` to ``N(m_k + S_k x̃, S_k)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sbridge.linear import LinearMap
+from sbridge.potentials import MixturePotential
+from sbridge.processes import LinearProcess
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """``x̃ = M(x̄ − c_x)``, ``ỹ = M^{−T}(ȳ − c_y)``, whitened by the reference: ``x̄ = Q^{−½}m(T|0,x)``, ``ȳ = Q^{−½}y``.
+
+    ``M`` gives both ends one diagonal covariance ``diag(n)``: the singular values of ``L_Bᵀ L_A``, where the bridge of
+    the Gaussians with the moments of the ends is diagonal too, ``S = diag(s)`` with ``s²n + s = n``. For diagonal
+    components, ``M`` is diagonal and the coordinates keep their axes.
+
+    Args:
+        process: the reference.
+        centres: ``c_x, c_y``.
+        matrix: ``M``.
+        n: variances ``(dim,)``.
+        diagonal: whether components are diagonal.
+    """
+
+    process: LinearProcess
+    centres: tuple[Tensor, Tensor]
+    matrix: Tensor
+    n: Tensor
+    diagonal: bool
+
+    @classmethod
+    def of(cls, process: LinearProcess, x: Tensor, y: Tensor, *, diagonal: bool) -> Coordinates:
+        """The coordinates for rows ``x, y`` of the two ends, whose covariances must be positive definite."""
+        whole, dim = process.transition(0.0, process.horizon), x.shape[1]
+        white = whole.root.inverse()
+        x_bar, y_bar = white.to(x)(whole.mean(x)).double(), white.to(y)(y).double()
+        a, b = (rows.mT.cov().reshape(dim, dim) for rows in (x_bar, y_bar))
+        centres = (x_bar.mean(0).cpu(), y_bar.mean(0).cpu())
+        if diagonal:
+            variances = a.diagonal().cpu(), b.diagonal().cpu()
+            n = (variances[0] * variances[1]).sqrt()
+            return cls(process, centres, torch.diag((n / variances[0]).sqrt()), n, diagonal)
+        root_a, root_b = (torch.linalg.cholesky(one.cpu()) for one in (a, b))
+        _, n, vt = torch.linalg.svd(root_b.mT @ root_a)
+        matrix = torch.linalg.solve_triangular(root_a, n.sqrt().unsqueeze(1) * vt, upper=False, left=False)
+        return cls(process, centres, matrix, n, diagonal)
+
+    @cached_property
+    def s(self) -> Tensor:
+        """Conditional variances of the Gaussian bridge, ``(dim,)``."""
+        return 2.0 * self.n / (1.0 + (1.0 + 4.0 * self.n.square()).sqrt())
+
+    @cached_property
+    def _inverse(self) -> Tensor:
+        return torch.linalg.inv(self.matrix)
+
+    @cached_property
+    def _root(self) -> LinearMap:
+        return self.process.transition(0.0, self.process.horizon).root
+
+    def source(self, x: Tensor) -> Tensor:
+        """``x̃`` of rows ``x``, in their dtype."""
+        moved = self.process.transition(0.0, self.process.horizon).mean(x)
+        centred = self._root.inverse().to(x)(moved).double() - self.centres[0].to(x.device)
+        return (centred @ self.matrix.mT.to(centred)).to(x.dtype)
+
+    def target(self, y: Tensor) -> Tensor:
+        """``ỹ`` of rows ``y``, in their dtype."""
+        centred = self._root.inverse().to(y)(y).double() - self.centres[1].to(y.device)
+        return (centred @ self._inverse.to(centred)).to(y.dtype)
+
+    def potential(self, parts: Parts) -> MixturePotential:
+        """The potential of the plan, in the user's coordinates: ``g(y) = log v(ỹ) + ½|ȳ|² − c_x·ȳ``."""
+        dim, (c_x, c_y) = len(self.n), self.centres
+        full = torch.diag_embed(parts.spreads) if self.diagonal else parts.spreads
+        precision = torch.cholesky_inverse(torch.linalg.cholesky(full))
+        shift = (precision @ parts.means.unsqueeze(-1)).squeeze(-1)
+        logits = parts.logits - 0.5 * (torch.logdet(full) + (shift * parts.means).sum(1))
+        precision, shift = self._inverse @ precision @ self._inverse.mT, shift @ self._inverse.mT
+        moved = precision @ c_y
+        logits = logits - shift @ c_y - 0.5 * moved @ c_y
+        shift, precision = shift + moved - c_x, precision - torch.eye(dim, dtype=torch.float64)
+        back = self._root.inverse().expanded(dim)
+        precision = back.mT @ (0.5 * (precision + precision.mT)) @ back
+        if self.diagonal and not self._root.dense:
+            precision = precision.diagonal(dim1=1, dim2=2)
+        return MixturePotential(self.process, logits - logits.logsumexp(0), shift @ back, precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The components: ``a`` of shape ``(K,)``, ``m`` ``(K, dim)``, ``S`` ``(K, dim)`` or ``(K, dim, dim)``, float64."""
+
+    logits: Tensor
+    means: Tensor
+    spreads: Tensor
+
+    def source_forms(self, s: Tensor) -> Quadratics:
+        """``log Z_k(x̃) − ½ x̃ᵀ diag(s) x̃``; what is taken away is the same for all, and most of it at small ε."""
+        base = s if self.spreads.ndim == 2 else torch.diag(s)
+        return Quadratics(self.logits, self.means, 0.5 * (self.spreads - base))
+
+    def target_forms(self, s: Tensor) -> Quadratics:
+        """``log v_k(ỹ) + ½ ỹᵀ diag(1/s) ỹ``, without ``−½ dim log 2π``."""
+        if self.spreads.ndim == 2:
+            precision, base, volume = 1.0 / self.spreads, 1.0 / s, self.spreads.log().sum(1)
+            slope = precision * self.means
+        else:
+            root = torch.linalg.cholesky(self.spreads)
+            precision, base = torch.cholesky_inverse(root), torch.diag(1.0 / s)
+            volume = 2.0 * root.diagonal(dim1=1, dim2=2).log().sum(1)
+            slope = (precision @ self.means.unsqueeze(-1)).squeeze(-1)
+        constants = self.logits - 0.5 * (volume + (slope * self.means).sum(1))
+        return Quadratics(constants, slope, -0.5 * (precision - base))
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratics:
+    """``K`` functions ``α_k + β_k·z + zᵀ Γ_k z``; Γ as diagonals ``(K, dim)`` or matrices ``(K, dim, dim)``."""
+
+    constants: Tensor
+    linear: Tensor
+    quadratic: Tensor

@@ -1,0 +1,176 @@
+"""The certificate: bounds against closed forms, the gap by two routes, and that what is wrong shows."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sbridge.benchmarks.pairs import GaussianPair, MixturePair
+from sbridge.controls import ZeroControl
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.evaluation import Limits, certify
+from sbridge.fitting import fit
+from sbridge.laws import Samples
+from sbridge.measures import Estimate, PathMeasure, path_kl
+from sbridge.potentials import MixtureControl, MixturePotential
+from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck
+from sbridge.registry import register
+from sbridge.solutions import Bridge
+from sbridge.solvers.gaussian import GaussianBridge
+from sbridge.solvers.mixture import MixtureBridge
+from sbridge.time import TimeGrid
+
+QUICK = MixtureBridge(components=(2, 5), rounds=1, grid=TimeGrid.cosine(40))
+LIMITS = Limits(rows=1000, paths=64)
+DENSE = OrnsteinUhlenbeck(
+    rate=torch.tensor([[1.0, 0.6], [-0.4, 0.3]]), sigma=torch.tensor([[0.8, 0.0], [0.5, 1.1]]), mean=0.2
+)
+
+
+@register
+class Shifted(torch.nn.Module):
+    """A control with a constant added."""
+
+    def __init__(self, control, shift):
+        super().__init__()
+        self.control, self.shift = control, shift
+
+    def forward(self, t, x):
+        return self.control(t, x) + self.shift
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return MixturePair(2, 1.0)
+
+
+@pytest.fixture(scope="module")
+def bridge(pair):
+    x, y = pair.sample(1500, seed=1)
+    return fit(x, y, reference=pair.reference, solver=QUICK, seed=0)
+
+
+@pytest.fixture(scope="module")
+def rows(pair):
+    return pair.sample(3000, seed=2)
+
+
+@pytest.fixture(scope="module")
+def good(bridge, rows):
+    return certify(bridge, *rows, seed=3, solver=QUICK, limits=LIMITS)
+
+
+def with_control(bridge, control):
+    return Bridge(replace(bridge.forward, control=control, end_kernel=None), bridge.backward)
+
+
+def test_gap_is_half_the_mean_square_of_the_difference_of_controls(pair, bridge, rows):
+    """``gap(u, g*) = ½ E∫|u − u*|² dt``, by end values and by Girsanov."""
+    control, grid = Shifted(bridge.forward.control, 0.3), TimeGrid.uniform(200)
+    shifted = with_control(bridge, control)
+    shifted = Bridge(*(replace(m, grid=grid) for m in (shifted.forward, shifted.backward)))
+    small = replace(LIMITS, rows=1000)
+    found = certify(shifted, *rows, seed=3, potential=pair.potential, limits=small).gap
+    start = Samples(rows[0])
+    own = PathMeasure(pair.reference, control, start, grid=grid)
+    best = replace(own, control=MixtureControl(pair.potential))
+    expected = path_kl(own, best, 2000, seed=9)
+    error = math.hypot(found.standard_error, expected.standard_error)
+    assert abs(found.value - expected.value) < 3 * error
+    assert found.value > 5 * found.standard_error
+
+
+MANY = pytest.param(40, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("fits", [4, MANY])
+@pytest.mark.parametrize("reference", [BrownianMotion(1.0), DENSE], ids=["brownian", "dense"])
+def test_lower_bound_against_the_closed_form(reference, fits):
+    """``V* − .05 nat < D(g) ≤ V* + 2 s.e.``; of forty seeded fits two may miss by chance."""
+    pair = GaussianPair(reference, 2)
+    exact, misses = pair.coupling.value, 0
+    solver, small = replace(QUICK, components=(1, 2)), Limits(rows=32, paths=32)
+    for seed in range(fits):
+        x, y = pair.sample(1000, seed=10 + seed)
+        bridge = fit(x, y, reference=reference, solver=GaussianBridge(TimeGrid.uniform(10)), seed=seed)
+        bound = certify(bridge, *pair.sample(3000, seed=500 + seed), seed=seed, solver=solver, limits=small).lower_bound
+        misses += bound.value > exact + 2 * bound.standard_error
+        assert bound.value > exact - 0.05 - 2 * bound.standard_error
+        assert bound.value < exact + 4 * bound.standard_error
+    assert misses <= 2
+
+
+def test_a_good_bridge_is_close_to_its_bounds(pair, good):
+    assert abs(good.gap.value) < 0.05 + 3 * good.gap.standard_error
+    error, spread, floor = good.end_error("forward")
+    assert error < 3 * floor + 3 * spread
+    assert good.lower_bound.value < good.energy.value + 3 * good.energy.standard_error
+    assert abs(good.jeffreys.value) < 2.0  # rows that stand for the source are resolved at its end
+
+
+@pytest.mark.parametrize(
+    ("fault", "n"), [("zero", 800), ("half", 800), pytest.param("shifted", 6000, marks=pytest.mark.slow)]
+)
+def test_a_wrong_control_shows(pair, bridge, fault, n):
+    right, rows, many = bridge.forward.control, pair.sample(n, seed=4), replace(LIMITS, rows=n)
+    good = certify(bridge, *rows, seed=3, potential=pair.potential, limits=many)
+    wrong = {"zero": ZeroControl(), "shifted": Shifted(right, 0.1), "half": lambda t, x: 0.5 * right(t, x)}[fault]
+    judged = certify(with_control(bridge, wrong), *rows, seed=3, potential=pair.potential, limits=many)
+    gap = judged.gap.value - good.gap.value
+    gap_error = math.hypot(judged.gap.standard_error, good.gap.standard_error)
+    end, spread, _ = judged.end_error("forward")
+    end_shift = end - good.end_error("forward")[0]
+    end_error = math.hypot(spread, good.end_error("forward")[1])
+    assert gap > 3 * gap_error or end_shift > 3 * end_error
+    if fault == "zero":
+        assert judged.energy == Estimate(0.0, 0.0, judged.energy.samples)
+
+
+def test_a_wrong_judge_widens_the_gap_and_lowers_the_bound(bridge, rows, good):
+    judge = good.judge
+    worse = MixturePotential(judge.process, judge.logits, judge.shifts + 0.5, judge.precisions)
+    judged = certify(bridge, *rows, seed=3, potential=worse, limits=LIMITS)
+    error = math.hypot(judged.gap.standard_error, good.gap.standard_error)
+    assert judged.gap.value > good.gap.value + 3 * error
+    error = math.hypot(judged.lower_bound.standard_error, good.lower_bound.standard_error)
+    assert judged.lower_bound.value < good.lower_bound.value - 3 * error
+
+
+def test_a_bridge_does_not_judge_itself(bridge, rows):
+    own = bridge.forward.control.potential
+    for judge in (own, MixturePotential(own.process, own.logits + 1.0, own.shifts, own.precisions)):
+        with pytest.raises(InvalidInputError, match="the bridge's own control is made of"):
+            certify(bridge, *rows, seed=0, potential=judge)
+
+
+def test_a_scaled_bridge_is_judged_in_units_of_the_data(pair, rows):
+    from sbridge.scaling import CommonScale
+
+    x, y = pair.sample(1000, seed=1)
+    scaled = fit(x, y, reference=pair.reference, solver=QUICK, scaling=CommonScale(), seed=0)
+    judged = certify(scaled, *rows, seed=3, solver=QUICK, limits=LIMITS)
+    assert abs(judged.gap.value) < 0.15 + 3 * judged.gap.standard_error
+
+
+def test_equal_seeds_give_equal_certificates_and_all_of_it_is_told(bridge, rows, good):
+    again = certify(bridge, *rows, seed=3, solver=QUICK, limits=LIMITS)
+    assert again.to_json() == good.to_json()
+    assert json.loads(json.dumps(good.to_json()))["gap"]["value"] == good.gap.value
+    told = good.text()
+    for words in ("lower bound", "suboptimality gap", "energy", "Jeffreys", "end law, forward", "end law, backward"):
+        assert words in told
+    assert certify(bridge.reversed(), *rows, seed=3, solver=QUICK, limits=LIMITS).gap == good.gap
+
+
+def test_bad_input_is_told(bridge, rows):
+    x, y = rows
+    with pytest.raises(InvalidInputError, match="x1 has 1 columns"):
+        certify(bridge, x, y[:, :1], seed=0)
+    with pytest.raises(InvalidInputError, match="at least 64 held-out rows"):
+        certify(bridge, x[:50], y, seed=0)
+    curved = DriftProcess(lambda t, x: -x.sin(), 1.0)
+    other = Bridge(*(replace(m, process=curved) for m in (bridge.forward, bridge.backward)))
+    with pytest.raises(UnsupportedError, match="linear reference"):
+        certify(other, x, y, seed=0)

@@ -1,0 +1,322 @@
+"""Control solvers: they keep the laws of solvers, reach the chain's optimum, and say what they cannot do."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from quadratic import Feedback, small
+from torch import Tensor
+
+from sbridge.controls import MLP, SumControl
+from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError
+from sbridge.evaluation import (
+    control_error,
+    evaluate_control,
+    fixed_point_residual,
+    objective_and_value,
+    signal_to_noise,
+)
+from sbridge.fitting import solve
+from sbridge.laws import Gaussian, Point
+from sbridge.measures import PathMeasure
+from sbridge.objectives import Costs, StoppingSet
+from sbridge.problems import BridgeProblem, ControlProblem
+from sbridge.processes import BrownianMotion, DriftProcess, EulerMaruyama, OrnsteinUhlenbeck, VariancePreserving
+from sbridge.random import generator
+from sbridge.simulation import Backprop, Detached, ReversibleAdjoint
+from sbridge.solutions import ControlSolution, load_control
+from sbridge.solvers import (
+    IMF,
+    AdjointMatching,
+    Annealing,
+    ControlSolver,
+    CrossEntropy,
+    EarlierStart,
+    LogVariance,
+    Moment,
+    ReciprocalAdjointMatching,
+    RelativeEntropy,
+    Replay,
+    check_solver,
+)
+from sbridge.time import TimeGrid
+from sbridge.training import Optimisation
+
+GRID = TimeGrid.uniform(10)
+PATHS = Optimisation(learning_rate=5e-3, batch=128, ema_decay=0.99, warm_up=20)
+SOLVERS: dict[str, Callable[..., ControlSolver]] = {
+    "adjoint matching": AdjointMatching,
+    "relative entropy": RelativeEntropy,
+    "relative entropy, adjoint": lambda **options: RelativeEntropy(gradient=ReversibleAdjoint(), **options),
+    "log-variance": LogVariance,
+    "moment": Moment,
+    "cross-entropy": CrossEntropy,
+}
+TERMINAL = ControlProblem(
+    OrnsteinUhlenbeck([[1.0, 0.3], [-0.2, 0.5]], [0.8, 1.2]),
+    Point(torch.tensor([0.5, -1.0])),
+    None,
+    lambda x: (x - 1.0).square().sum(1),
+)
+
+
+def tiny(make: Callable[..., ControlSolver], **options: object) -> ControlSolver:
+    """Eight updates that touch everything."""
+    settings: dict[str, object] = {"updates": 8, "network": MLP(8, 2), "grid": GRID}
+    settings["optimisation"] = Optimisation(batch=16, warm_up=2)
+    solver = make(**(settings | options))
+    if isinstance(solver, (AdjointMatching, ReciprocalAdjointMatching)):
+        solver = dataclasses.replace(solver, replay=Replay(paths=8, updates=3, kept=2))
+    return solver
+
+
+# --- the laws of solvers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", SOLVERS.values(), ids=SOLVERS)
+def test_every_solver_keeps_the_laws(make: Callable[..., ControlSolver], dtype: torch.dtype) -> None:
+    problem = small(dtype=dtype).problem
+    start = EarlierStart(Feedback(torch.full((10, 2, 2), -0.1)))
+    solver = tiny(make, start=start) if dtype is torch.float32 else tiny(make, annealing=Annealing(0.1, 0.5))
+    if dtype is torch.float32:
+        solver = dataclasses.replace(solver, start=EarlierStart(_registered()))
+    check_solver(solver, problem, generator=generator(3))
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_reciprocal_matching_keeps_the_laws(draws: int) -> None:
+    check_solver(tiny(ReciprocalAdjointMatching, draws=draws), TERMINAL, generator=generator(1))
+
+
+def test_likelihood_ratio_solvers_keep_the_laws_with_a_stopping_set() -> None:
+    problem = dataclasses.replace(small().problem, stopping=StoppingSet(lambda x: x[:, 0] - 1.5))
+    for make in (LogVariance, Moment, CrossEntropy):
+        check_solver(tiny(make), problem, generator=generator(1))
+
+
+def _registered() -> SumControl:
+    return SumControl((solve(small().problem, tiny(LogVariance), seed=9).control,))
+
+
+# --- they solve
+
+
+@pytest.mark.parametrize(
+    ("name", "updates", "error"),
+    [
+        ("adjoint matching", 400, 0.02),
+        ("relative entropy", 150, 0.03),
+        ("log-variance", 200, 0.03),
+        ("moment", 200, 0.03),
+        ("cross-entropy", 200, 0.1),
+    ],
+)
+def test_from_zero_to_the_optimum_of_the_chain(name: str, updates: int, error: float) -> None:
+    case = small(dtype=torch.float32)
+    options: dict[str, object] = {"updates": updates, "network": MLP(16, 2), "grid": GRID, "optimisation": PATHS}
+    if name == "adjoint matching":
+        options["optimisation"] = Optimisation(learning_rate=5e-3, batch=512, ema_decay=0.99, warm_up=20)
+    solution = solve(case.problem, SOLVERS[name](**options), seed=1)
+    found = control_error(solution, case.optimal, 4000, seed=2)
+    assert found.value < error, found
+    top, value = objective_and_value(solution, 4000, seed=3)
+    _, best, tilted = case.riccati()
+    assert best - 4 * top.standard_error < top.value < best + 0.03
+    assert abs(value.value - tilted) < 4 * value.standard_error + 1e-4
+
+
+def test_the_reversible_adjoint_trains_too() -> None:
+    case = small(dtype=torch.float32)
+    solver = RelativeEntropy(
+        updates=120, network=MLP(16, 2), grid=GRID, optimisation=PATHS, gradient=ReversibleAdjoint()
+    )
+    found = control_error(solve(case.problem, solver, seed=1), case.optimal, 2000, seed=2)
+    assert found.value < 0.15, found  # its optimum is that of another scheme with as few steps
+
+
+def test_reciprocal_matching_finds_the_control_of_a_quadratic_terminal_cost() -> None:
+    """Brownian motion, ``g = ½q|x − c|²``: ``u* = −q (x − c)/(1 + q(1 − t))``."""
+    q, c = 3.0, 1.0
+    problem = ControlProblem(
+        BrownianMotion(1.0), Point(torch.tensor([0.0, -0.5])), None, lambda x: 0.5 * q * (x - c).square().sum(1)
+    )
+
+    def known(t: float | Tensor, x: Tensor) -> Tensor:
+        left = 1.0 - torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1)
+        return -q * (x - c) / (1.0 + q * left)
+
+    options = Optimisation(learning_rate=5e-3, batch=512, ema_decay=0.99, warm_up=20)
+    grid, net = TimeGrid.uniform(20), MLP(16, 2)
+    solver = ReciprocalAdjointMatching(
+        updates=400, grid=grid, network=net, optimisation=options, replay=Replay(paths=512, updates=5), draws=1
+    )
+    found = control_error(solve(problem, solver, seed=0), known, 4000, seed=1)
+    assert found.value < 0.01, found
+    # With ends of the optimal law, which is Gaussian, the targets' conditional means are the optimal control.
+    n, start = 40_000, problem.start.sample(40_000, generator(0)).double()
+    end = (start + q * c) / (1 + q) + torch.randn(n, 2, generator=generator(1), dtype=torch.float64) / (1 + q) ** 0.5
+    state = solver.init(problem, generator(2))
+    x, targets = solver.bridges(problem, state, start, end, q * (end - c))
+    for k in (5, 12, 19):
+        t, gap = k / 20, targets[k] - known(k / 20, x[k])
+        spread = 4.0 * gap.std(0) / n**0.5
+        assert bool((gap.mean(0).abs() < spread).all()), t
+        assert bool(((gap * x[k]).mean(0).abs() < spread * x[k].square().mean(0).sqrt()).all()), t
+
+
+def test_a_stopped_problem_is_learned_from_likelihood_ratios() -> None:
+    """Half of the excess of zero control, and more, in a hundred updates."""
+    process = DriftProcess(lambda t, x: -4.0 * x * (x.square() - 1.0), 1.0, 1.0, 1)
+    problem = ControlProblem(
+        process,
+        Point(torch.tensor([-1.0])),
+        lambda t, x: torch.ones_like(x[:, 0]),
+        None,
+        StoppingSet(lambda x: x[:, 0]),
+    )
+    grid = TimeGrid.uniform(50)
+    zero = ControlSolution(problem, PathMeasure(process, None, problem.start, grid=grid))
+    before, _ = objective_and_value(zero, 20_000, seed=1)
+    solver = LogVariance(updates=100, grid=grid, network=MLP(16, 2), optimisation=PATHS)
+    after, value = objective_and_value(solve(problem, solver, seed=0), 20_000, seed=1)
+    # −log E α lies below the best objective, so the excess over it is an upper bound.
+    assert after.value - value.value < 0.5 * (before.value - value.value)
+
+
+def test_a_warm_start_at_the_optimum_stays_there() -> None:
+    case = small(dtype=torch.float32)
+    solver = AdjointMatching(updates=20, network=MLP(8, 2), grid=GRID, start=EarlierStart(case.optimal))
+    solution = solve(case.problem, solver, seed=0)
+    assert isinstance(solution.control, SumControl)
+    assert control_error(solution, case.optimal, 2000, seed=1).value < 1e-2
+
+
+def test_annealing_raises_the_terminal_cost_to_itself() -> None:
+    annealing = Annealing(first=0.01, share=0.5)
+    assert [annealing.factor(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.01, 0.1, 1.0, 1.0])
+    costs = Costs(None, lambda x: x.sum(1))
+    x = torch.ones(3, 2)
+    torch.testing.assert_close(annealing.costs(costs, 0.25).end(x), 0.1 * costs.end(x))
+    assert annealing.costs(costs, 0.6) is costs
+    for wrong in ({"first": 0.0}, {"share": 1.5}):
+        with pytest.raises(InvalidInputError, match=r"\(0, 1\]"):
+            Annealing(**wrong)
+
+
+# --- diagnostics
+
+
+def test_diagnostics_at_the_optimum_and_away_from_it() -> None:
+    case = small()
+    near = ControlSolution(case.problem, PathMeasure(case.problem.process, case.optimal, case.problem.start, grid=GRID))
+    far = dataclasses.replace(
+        near, measure=dataclasses.replace(near.measure, control=Feedback(0.6 * case.optimal.gains))
+    )
+    report = evaluate_control(near, n=2000, seed=0, known=case.optimal)
+    assert report.control_error is not None
+    assert report.control_error.value == 0.0
+    assert report.signal_to_noise is None
+    assert 0.0 < report.gap < 0.2
+    assert "effective" in str(report)
+    assert "signal" not in str(report)
+    assert report.fixed_point_residual is not None
+    assert abs(report.fixed_point_residual.value) < 4 * report.fixed_point_residual.standard_error
+    residual = fixed_point_residual(far, seed=1)
+    assert residual.value > 0.05 + 4 * residual.standard_error
+    assert control_error(far, case.optimal, 2000, seed=1).value == pytest.approx(0.16, rel=1e-6)
+
+
+def test_the_signal_of_the_gradient_sinks_with_training() -> None:
+    case = small(dtype=torch.float32)
+    options = {"network": MLP(16, 2), "grid": GRID, "optimisation": PATHS}
+    early, late = (
+        signal_to_noise(solve(case.problem, LogVariance(updates=n, **options), seed=1), seed=2) for n in (5, 150)
+    )
+    assert early is not None
+    assert late is not None
+    assert early > 10 * abs(late)
+    assert early > 1
+
+
+# --- what they refuse
+
+
+def test_solvers_that_differentiate_refuse_stopping_and_costs_without_gradients() -> None:
+    case = small().problem
+    stopped = dataclasses.replace(case, stopping=StoppingSet(lambda x: x[:, 0] - 1.0))
+    stepped = dataclasses.replace(case, terminal_cost=lambda x: (x > 0).any(1).double())
+    for make in (AdjointMatching, RelativeEntropy, ReciprocalAdjointMatching):
+        for problem in (stopped, stepped):
+            if make is ReciprocalAdjointMatching:
+                problem = dataclasses.replace(problem, process=BrownianMotion(1.0), running_cost=None)
+            with pytest.raises(UnsupportedError, match="LogVariance, Moment or CrossEntropy"):
+                solve(problem, make(), seed=0)
+
+
+def test_reciprocal_matching_says_what_it_needs() -> None:
+    solver = ReciprocalAdjointMatching()
+    running = dataclasses.replace(TERMINAL, running_cost=lambda t, x: x.square().sum(1))
+    wide = dataclasses.replace(TERMINAL, start=Gaussian(torch.zeros(2), torch.eye(2)))
+    assert "running cost changes: use AdjointMatching" in str(solver.refusal(running))
+    assert "a start that is a Point" in str(solver.refusal(wide))
+    assert "closed form" in str(solver.refusal(small().problem))
+    assert "exact steps" in str(dataclasses.replace(solver, rule=EulerMaruyama()).refusal(TERMINAL))
+    forgetful = dataclasses.replace(wide, process=VariancePreserving())
+    assert solver.refusal(forgetful) is None
+
+
+def test_a_step_too_large_for_the_drift_is_named_with_one_that_would_do() -> None:
+    process = DriftProcess(lambda t, x: -300.0 * x, 1.0, 1.0, 2)
+    problem = ControlProblem(process, Point(torch.ones(2)), None, lambda x: x.square().sum(1))
+    said = r"contracts at rate 300 .* Euler steps of 0.01 are unstable beyond a rate of 200. TimeGrid.uniform\(300\)"
+    with pytest.raises(InvalidInputError, match=said):
+        solve(problem, LogVariance(), seed=0)
+    assert solve(problem, tiny(LogVariance, grid=TimeGrid.uniform(300)), seed=0).dim == 2
+
+
+def test_problems_and_solvers_of_different_kinds_do_not_meet() -> None:
+    gaussian = Gaussian(torch.zeros(2), torch.eye(2))
+    bridge = BridgeProblem(gaussian, gaussian, BrownianMotion(1.0))
+    with pytest.raises(UnsupportedError, match="LogVariance solves a ControlProblem, got a BridgeProblem"):
+        solve(bridge, LogVariance(), seed=0)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="IMF solves a BridgeProblem, got a ControlProblem"):
+        solve(TERMINAL, IMF(), seed=0)  # type: ignore[arg-type]
+
+
+def test_options_out_of_range() -> None:
+    for make in (
+        lambda: LogVariance(updates=0),
+        lambda: Replay(paths=0),
+        lambda: ReciprocalAdjointMatching(draws=0),
+        lambda: RelativeEntropy(gradient=Detached()),
+    ):
+        with pytest.raises(InvalidInputError):
+            make()
+    assert RelativeEntropy(gradient=Backprop()) == RelativeEntropy()
+
+
+# --- files
+
+
+def test_a_solution_is_saved_without_its_problem(tmp_path: Path) -> None:
+    problem = small().problem
+    solution = solve(problem, tiny(AdjointMatching), seed=0)
+    solution.save(tmp_path / "control")
+    again = load_control(tmp_path / "control", problem)
+    assert torch.equal(again.sample(5, seed=1).x, solution.sample(5, seed=1).x)
+    with pytest.raises(InvalidInputError, match="saved for dimension 2 and horizon 1"):
+        load_control(tmp_path / "control", ControlProblem(BrownianMotion(1.0), Point(torch.zeros(3))))
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(FileFormatError, match="not a saved control"):
+        load_control(tmp_path / "other", problem)
+
+
+def test_equal_seeds_and_an_earlier_control_leave_the_objective_finite() -> None:
+    problem = small().problem
+    first = solve(problem, tiny(Moment), seed=4)
+    second = solve(problem, tiny(LogVariance, start=EarlierStart(first.control)), seed=4)
+    assert math.isfinite(objective_and_value(second, 64, seed=0)[0].value)

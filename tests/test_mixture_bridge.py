@@ -1,0 +1,266 @@
+"""The mixture bridge: likelihood against autograd, recovery of known plans, both directions, resumption, refusals."""
+
+import math
+
+import pytest
+import torch
+
+from sbridge.benchmarks.light import LightRecipe
+from sbridge.benchmarks.pairs import GaussianPair, MixturePair
+from sbridge.bures import conditional_uvp, marginal_uvp
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.fitting import fit, solve
+from sbridge.laws import Density, Gaussian, Samples
+from sbridge.measures import PathMeasure
+from sbridge.metrics import BuresUVP
+from sbridge.potentials import MixtureControl, MixtureKernel
+from sbridge.problems import BridgeProblem
+from sbridge.processes import BrownianMotion, Direction, DriftProcess, OrnsteinUhlenbeck, VariancePreserving
+from sbridge.solvers.conformance import check_solver
+from sbridge.solvers.gaussian import GaussianBridge
+from sbridge.solvers.mixture import Covariance, MixtureBridge
+from sbridge.solvers.mixture_likelihood import Likelihood, Rows, climb_by_matching, climb_by_quasi_newton, match
+from sbridge.solvers.mixture_plan import Coordinates, Parts
+
+DENSE = OrnsteinUhlenbeck(
+    rate=torch.tensor([[1.0, 0.3], [-0.2, 0.7]]), sigma=torch.tensor([[1.0, 0.4], [0.0, 0.6]]), mean=0.3
+)
+REFERENCES = {"brownian": BrownianMotion(0.9), "dense": DENSE, "vp": VariancePreserving()}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def measure_of(pair, potential):
+    control, kernel = MixtureControl(potential), MixtureKernel(potential)
+    return PathMeasure(pair.reference, control, pair.source, end_kernel=kernel)
+
+
+def excess(pair, measure, conditions=60, draws=400):
+    x = pair.source.sample(conditions, seeded(5)).float()
+    moments, variance = pair.moments(x), float(pair.end_moments[1].trace())
+    scores = [conditional_uvp(m, x, moments, variance, seed=3, draws=draws) for m in (measure, pair.truth)]
+    return scores[0].mean(), scores[1].mean(), (scores[0] - scores[1]).std() / math.sqrt(conditions)
+
+
+def likelihood(dim, diagonal, reference=REFERENCES["brownian"], dtype=torch.float64):
+    x, y = randn(300, dim, seed=1).to(dtype), (1.4 * randn(400, dim, seed=2) + randn(400, 1, seed=3).sign()).to(dtype)
+    c = Coordinates.of(reference, x, y, diagonal=diagonal)
+    weights = torch.rand(300, generator=seeded(4), dtype=torch.float64)
+    return Likelihood(c, Rows(c.source(x), weights / weights.sum()), Rows(c.target(y))), x, y, weights / weights.sum()
+
+
+def parts(c, count):
+    dim = len(c.n)
+    roots = 0.4 * randn(count, dim, dim, seed=5) + torch.eye(dim, dtype=torch.float64)
+    full = roots @ roots.mT
+    spreads = full.diagonal(dim1=1, dim2=2) if c.diagonal else full
+    return Parts(randn(count, seed=6), 0.5 * randn(count, dim, seed=7), spreads)
+
+
+# The likelihood ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_likelihood_is_the_dual_of_the_potential(name, diagonal):
+    """``D`` equals ``E g − E log c`` of the potential in the user's coordinates, up to what all components share."""
+    found, x, y, weights = likelihood(2, diagonal, REFERENCES[name])
+    c = found.coordinates
+    gaps = []
+    for candidate in (parts(c, 3), parts(c, 1)):
+        g = c.potential(candidate)
+        gaps.append(found.claims(candidate)[0] - float(g(y).mean() - weights @ g.log_normaliser(x)))
+    assert abs(gaps[0] - gaps[1]) < 1e-9
+
+
+@pytest.mark.parametrize(("dim", "count", "diagonal"), [(2, 5, False), (7, 2, False), (3, 4, True)])
+def test_claims_are_the_gradient(dim, count, diagonal):
+    """Both ways of evaluating the forms (monomials, blocks) against autograd, weights included."""
+    found, *_ = likelihood(dim, diagonal)
+    given = parts(found.coordinates, count)
+    forms = given.target_forms(found.coordinates.s), given.source_forms(found.coordinates.s)
+    for rows, form in zip((found.target, found.source), forms, strict=True):
+        leaves = [part.clone().requires_grad_() for part in (form.constants, form.linear, form.quadratic)]
+        z = rows.rows
+        full = torch.diag_embed(leaves[2]) if diagonal else leaves[2]
+        quadratic = torch.einsum("nd,kde,ne->nk", z, full, z)
+        sums = torch.logsumexp(leaves[0] + z @ leaves[1].mT + quadratic, 1)
+        value = sums.mean() if rows.weights is None else rows.weights @ sums
+        gradients = torch.autograd.grad(value, leaves)
+        total, claims = rows.claims(form)
+        assert total == pytest.approx(float(value.detach()), rel=1e-12)
+        assert torch.allclose(rows.log_sums(form), sums.detach())
+        for mine, theirs in zip((claims.masses, claims.firsts, claims.seconds), gradients, strict=True):
+            assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_matching_stands_still_where_the_likelihood_does(diagonal):
+    found, *_ = likelihood(2, diagonal)
+    given = found.start(2, seeded())
+    value, given = climb_by_matching(found, given, 400, 1e-13)
+    better, moved = climb_by_quasi_newton(found, given, 200, 1e-15)
+    assert better - value < 1e-6
+    again = match(moved, *found.claims(moved)[1:], found.coordinates)
+    assert torch.allclose(again.means, moved.means, atol=1e-2)
+    assert torch.allclose(again.spreads, moved.spreads, atol=1e-2)
+
+
+def test_one_component_is_the_gaussian_bridge_in_one_matching():
+    pair = GaussianPair(DENSE, 2)
+    x, y = (rows.double() for rows in pair.sample(3000, seed=1))
+    solver = MixtureBridge(components=(1,))
+    bridge = fit(x, y, reference=DENSE, solver=solver, seed=0)
+    closed, probe = fit(x, y, reference=DENSE, solver=GaussianBridge(), seed=0), randn(5, 2, seed=9)
+    for t in (0.0, 0.5, 1.0):
+        assert torch.allclose(bridge.forward.control(t, probe), closed.forward.control(t, probe), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(bridge.conditional_mean(probe, seed=0), closed.conditional_mean(probe, seed=0), atol=1e-3)
+
+
+# Known plans -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 10.0])
+def test_it_recovers_a_mixture_plan(epsilon):
+    pair = MixturePair(2, epsilon)
+    x, y = pair.sample(10_000, seed=1)
+    bridge = fit(x, y, reference=pair.reference, solver=MixtureBridge(), seed=0)
+    score, floor, error = excess(pair, bridge.forward)
+    assert score - floor < 0.1 + 3 * error
+    assert bridge.forward.control.potential.components >= 2
+    rows = bridge.transport(pair.source.sample(20_000, seeded(6)).float(), seed=1)
+    assert marginal_uvp(rows, *pair.end_moments) < 0.15
+
+
+@pytest.mark.slow
+def test_it_recovers_a_mixture_plan_in_sixteen_dimensions():
+    pair = MixturePair(16, 1.0)
+    x, y = pair.sample(50_000, seed=1)
+    bridge = fit(x, y, reference=pair.reference, solver=MixtureBridge(), seed=0)
+    score, floor, error = excess(pair, bridge.forward)
+    assert score - floor < 0.1 + 3 * error
+    assert bridge.forward.control.potential.components == 5
+
+
+def test_both_directions_are_one_process():
+    """Rows pulled back and pushed forward again have the joint law of the plan: both cross covariances agree."""
+    pair = MixturePair(2, 1.0)
+    x, y = pair.sample(2000, seed=1)
+    bridge = fit(x, y, reference=pair.reference, solver=MixtureBridge(components=(5,)), seed=0)
+    there = torch.cat([x, bridge.transport(x, seed=2)], 1).double().mT.cov()
+    back = torch.cat([bridge.reversed().transport(y, seed=3), y], 1).double().mT.cov()
+    assert (there - back).abs().max() < 0.25
+    assert (there[:2, 2:] - back[:2, 2:]).abs().max() < 0.12
+    stepped = PathMeasure(
+        pair.reference, bridge.backward.control, bridge.backward.start, Direction.BACKWARD, bridge.backward.grid
+    )
+    simulated = torch.cat([stepped.transport(y, seed=4), y], 1).double().mT.cov()
+    assert (simulated - back).abs().max() < 0.15
+
+
+def test_it_beats_the_published_recipe_of_few_steps():
+    pair = MixturePair(2, 1.0)
+    x, y = pair.sample(5000, seed=1)
+    light = LightRecipe(steps=300).fit(x, y, 1.0, seed=0)
+    bridge = fit(x, y, reference=pair.reference, solver=MixtureBridge(), seed=0)
+    own, published = (excess(pair, m)[0] for m in (bridge.forward, measure_of(pair, light)))
+    assert own < published
+    longer = LightRecipe(steps=1500).fit(x, y, 1.0, seed=0)
+    assert excess(pair, measure_of(pair, longer))[0] < published
+
+
+def test_perfect_draws_score_the_floor():
+    pair = MixturePair(3, 1.0)
+    x = pair.source.sample(300, seeded(1)).float()
+    moments, variance = pair.moments(x), float(pair.end_moments[1].trace())
+    score = conditional_uvp(pair.truth, x, moments, variance, seed=0, draws=200)
+    # BW² of n draws of N(m, S): ½ tr S/n + (d + 1) tr S/8n + O(n⁻²) for S near a multiple of the identity
+    traces = moments[1].diagonal(dim1=1, dim2=2).sum(1)
+    expected = 200.0 / variance * traces * (0.5 + 4 / 8) / 200
+    assert float(score.mean() / expected.mean()) == pytest.approx(1.0, abs=0.15)
+    y = pair.truth.transport(x, seed=1)
+    other = BuresUVP()(y, pair.truth.transport(x, seed=2), seeded())
+    assert other > 0
+    assert marginal_uvp(y, y.double().mean(0), y.double().mT.cov()) < 1e-8
+
+
+# The solver --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("covariance", list(Covariance))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_solver_keeps_the_laws(covariance, weighted, dtype):
+    x, y = (rows.to(dtype) for rows in MixturePair(2, 1.0).sample(300, seed=1))
+    weights = torch.rand(300, generator=seeded(1), dtype=dtype) if weighted else None
+    source = Samples(x, None if weights is None else weights / weights.sum())
+    solver = MixtureBridge(components=(1, 3), rows=200, iterations=4, covariance=covariance)
+    check_solver(solver, BridgeProblem(source, Samples(y), DENSE), generator=seeded())
+
+
+def test_laws_in_closed_form_are_drawn_from():
+    pair = GaussianPair(BrownianMotion(1.0), 2)
+    problem = BridgeProblem(pair.source, pair.target, pair.reference)
+    solver = MixtureBridge(components=(1, 2), max_rows=20_000, rows=4000)
+    bridge = solve(problem, solver, seed=0)
+    assert bridge.forward.start is problem.source
+    x = randn(50, 2, seed=2)
+    assert torch.allclose(bridge.conditional_mean(x, seed=0), pair.coupling.end_given_start(x)[0], atol=0.1)
+    assert bridge.forward.control.potential.components == 1
+
+
+def test_held_out_rows_choose_the_number_of_components():
+    pair = MixturePair(2, 0.1)
+    x, y = pair.sample(4000, seed=1)
+    found = []
+    solve(
+        BridgeProblem(Samples(x), Samples(y), pair.reference),
+        MixtureBridge(),
+        seed=0,
+        callbacks=[lambda state, info: found.append(info["components"])],
+    )
+    assert found[0] == 1.0
+    assert max(found) > 2.0
+    assert found[-1] >= 2.0
+    assert found[-1] < 50.0
+
+
+def test_far_ends_and_different_scales_change_nothing_but_units():
+    """``x ↦ 1000 + 30 x`` with σ scaled alike: the same bridge."""
+    pair = MixturePair(2, 1.0)
+    x, y = (rows.double() for rows in pair.sample(2000, seed=1))
+    solver = MixtureBridge(components=(3,))
+    one = fit(x, y, reference=pair.reference, solver=solver, seed=0)
+    other = fit(1000 + 30 * x, 1000 + 30 * y, reference=BrownianMotion(30.0), solver=solver, seed=0)
+    probe = randn(8, 2, seed=3)
+    found = (other.conditional_mean(1000 + 30 * probe, seed=0) - 1000) / 30
+    assert torch.allclose(found, one.conditional_mean(probe, seed=0), atol=1e-4)
+
+
+def test_what_it_refuses():
+    normal, x = Gaussian(torch.zeros(2), torch.eye(2)), torch.randn(40, 2, generator=seeded())
+    solver, brownian = MixtureBridge(), BrownianMotion(1.0)
+    density = Density(lambda x: -x.square().sum(1), 2)
+    with pytest.raises(UnsupportedError, match="linear reference such as BrownianMotion, got DriftProcess"):
+        solve(BridgeProblem(normal, normal, DriftProcess(lambda t, x: -x, 1.0)), solver, seed=0)
+    with pytest.raises(UnsupportedError, match="can be sampled"):
+        solve(BridgeProblem(normal, density, brownian), solver, seed=0)
+    with pytest.raises(InvalidInputError, match=r"20 component\(s\) in 2 dimensions need 20 × 3 rows"):
+        fit(x, x, reference=brownian, solver=MixtureBridge(components=(20,)))
+    with pytest.raises(InvalidInputError, match="40 rows of an end span fewer than their 2 dimensions"):
+        fit(x, x[:, :1].expand(40, 2).contiguous(), reference=brownian, solver=solver)
+    with pytest.raises(InvalidInputError, match=r"too small for torch.float32.*give the rows in float64, or take a σ"):
+        fit(x, x + 1, reference=BrownianMotion(1e-4), solver=solver)
+    fit(x.double(), x.double() + 1, reference=BrownianMotion(1e-4), solver=MixtureBridge(components=(1,)))
+    with pytest.raises(InvalidInputError, match="has 2 columns, x1 has 1"):
+        fit(x, x[:, :1], reference=brownian, solver=solver)
+    for options in ({"components": (5, 2)}, {"components": ()}, {"rows": 2}, {"held_out": 1.0}, {"iterations": 0}):
+        with pytest.raises(InvalidInputError):
+            MixtureBridge(**options)
+    with pytest.raises(InvalidInputError, match="50 components start in as many target rows"):
+        LightRecipe().fit(x, x, 1.0, seed=0)

@@ -19,8 +19,8 @@ class SpaceTime:
     """Grid × ``nodes`` Chebyshev points of ``[0, T]``, both ends among them.
 
     Fields on it have shape ``(nodes, *grid.shape)``, vector fields ``(dim, nodes, *grid.shape)``. Derivatives in time
-    are those of the interpolating polynomial (Trefethen 2000, ch. 6), integrals those of Clenshaw & Curtis, so smooth
-    fields are treated to 1e-10 with some twenty nodes; derivatives in space are differences of order 8.
+    are those of the interpolating polynomial (Trefethen 2000, ch. 6) and integrals those of Clenshaw & Curtis, so
+    smooth fields are treated to 1e-10 with some twenty nodes; derivatives in space are differences of order 8.
     """
 
     grid: Grid
@@ -93,7 +93,10 @@ class Action:
         return self.space.integrate(p * self._running_cost(u) - multiplier * residual)
 
     def adjoint_form(self, p: np.ndarray, u: np.ndarray, multiplier: np.ndarray) -> float:
-        """``∫∫ p (½|u|² + V + ∂_t J + (b + σu)·∇J + ½σσᵀ:∇²J) + ∫p_0 J_0 − ∫p_T J_T``, eq. (3.22)."""
+        """``∫∫ p (½|u|² + V + ∂_t J + (b + σu)·∇J + ½σσᵀ:∇²J) + ∫p_0 J_0 − ∫p_T J_T``, eq. (3.22).
+
+        Equal to :meth:`constraint_form`, with derivatives on ``J`` instead of ``p``.
+        """
         moved = self.space.time_derivative(multiplier) + self._generator(multiplier, u)
         boundary = (p[0] * multiplier[0]).sum() - (p[-1] * multiplier[-1]).sum()
         return self.space.integrate(p * (self._running_cost(u) + moved)) + float(boundary) * self.space.grid.volume

@@ -16,7 +16,7 @@ def wavenumbers(grid: Grid) -> np.ndarray:
     return 2.0 * math.pi * np.fft.rfftfreq(grid.cells[0], grid.widths[0])
 
 
-def amplification(wavenumber: float | np.ndarray, sigma: float, duration: float) -> np.ndarray | np.floating:
+def amplification(wavenumber: float | np.ndarray, sigma: float, duration: float) -> float | np.ndarray:
     """``e^{−σ²k²t/2}``: what a mode is multiplied by in a time ``t``; for ``t < 0``, backward, it grows with ``k``."""
     with np.errstate(over="ignore"):
         return np.exp(-0.5 * sigma**2 * np.square(wavenumber) * duration)
@@ -26,23 +26,20 @@ def heat_spectral(grid: Grid, field: Field, sigma: float, duration: float, highe
     """The solution at time ``duration`` on the circle that the interval closes to: every Fourier mode by its factor.
 
     Exact for a periodic field with no modes above those of the grid. A negative ``duration`` runs the equation
-    backward, where rounding errors in high modes grow without bound: modes of wavenumber above ``highest`` are dropped.
+    backward, where rounding errors in high modes grow without bound; ``highest`` drops the modes with larger ``k``.
 
     Raises:
         NonFiniteError: if a mode overflows.
     """
     _check_sigma(sigma)
-    low = wavenumbers(grid)[wavenumbers(grid) <= highest]
-    modes = np.fft.rfft(grid.check(field))
-    modes[len(low) :] = 0.0
-    with np.errstate(invalid="ignore"):  # infinity times a mode is told below
-        modes[: len(low)] *= amplification(low, sigma, duration)
-    if not np.isfinite(modes).all():
+    k = wavenumbers(grid)
+    factors = np.where(k <= highest, amplification(np.minimum(k, highest), sigma, duration), 0.0)
+    if not np.isfinite(factors).all():
         raise NonFiniteError(
-            f"the backward heat equation amplifies the highest mode by e^(σ²k²t/2) with k = {wavenumbers(grid)[-1]:.3g}"
-            f" and t = {-duration:.3g}: beyond floating point. Cut high modes with highest=, or go back less far."
+            f"the backward heat equation amplifies the highest mode by e^(σ²k²t/2) with k = {k[-1]:.3g}"
+            f" and t = {-duration:.3g}: beyond floating point. Drop high modes by highest=, or go back less far."
         )
-    return np.fft.irfft(modes, grid.cells[0])
+    return np.fft.irfft(factors * np.fft.rfft(grid.check(field)), grid.cells[0])
 
 
 def heat_kernel(grid: Grid, field: Field, sigma: float, duration: float) -> Field:

@@ -131,8 +131,8 @@ def resolved_kernel(law: Transition, grid: Grid) -> LogKernel:
     if not (resolved_in_end(law, grid) and resolved_in_start(law, grid)):
         spread = np.sqrt(np.diagonal(_matrix(law, grid)[1]))
         raise InvalidInputError(
-            f"the reference spreads by {', '.join(f'{s:.3g}' for s in spread)} in this time, less (seen from one end) "
-            f"than {RESOLVED} cells of widths {', '.join(f'{h:.3g}' for h in grid.widths)}: use more cells."
+            f"the reference spreads by {', '.join(f'{s:.3g}' for s in spread)} in this time, less than {RESOLVED} "
+            f"cells of widths {', '.join(f'{h:.3g}' for h in grid.widths)} (seen from one of the ends): use more cells."
         )
     return gaussian_kernel(law, grid)
 

@@ -59,15 +59,15 @@ class HalfStep:
 
 
 def half_steps(kernel: LogKernel, log_start: Field, log_end: Field) -> Iterator[HalfStep]:
-    """Potentials after each half-step of Fortet (1940) and Sinkhorn (1964), in logarithms, without end.
+    """The iteration of Fortet (1940) and Sinkhorn (1964) in logarithms, without end.
 
     ::
 
         φ(T, y) = p_T(y) / ∫ G(y | x) φ̂(0, x) dx
         φ̂(0, x) = p_0(x) / ∫ G(y | x) φ(T, y) dy        (Premkumar 2023, eq. (3.28))
 
-    from ``φ̂(0) = p_0``, the reference itself. In path space it is iterative proportional fitting, one half-bridge a
-    half-step.
+    It begins with ``φ̂(0) = p_0``, the reference itself. In path space it is iterative proportional fitting, one
+    half-bridge a half-step.
     """
     phi_hat, end, reached = log_start, None, kernel.forward(log_start)
     while True:
@@ -149,7 +149,7 @@ class GridBridge:
 
     @cached_property
     def end_moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """``E[X_T | X_0 = x]``, shape ``(dim, *grid.shape)``, and ``Cov``, ``(dim, dim, *grid.shape)``."""
+        """``E[X_T | X_0 = x]``, ``(dim, *grid.shape)``, and covariance, ``(dim, dim, *grid.shape)``, at all ``x``."""
         return self._moments(self.reference.whole.backward, self.log_phi_end, self._log_phi_start)
 
     @cached_property
@@ -190,7 +190,7 @@ class GridBridge:
 
     @cached_property
     def _log_phi_start(self) -> Field:
-        return self.log_start - self.log_phi_hat_start
+        return self.reference.whole.backward(self.log_phi_end)
 
     def _gradient(self, potential: Callable[[float], Field], t: Time, x: Tensor) -> Tensor:
         check_time(t, self.process.horizon)

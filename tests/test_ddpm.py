@@ -88,6 +88,20 @@ def test_objective_is_its_sum_and_tends_to_denoising():
     assert continuous == pytest.approx(1.5 * float(torch.trapezoid(rate, fine)), rel=0.1)
 
 
+def test_objective_asks_the_score_at_the_time_of_the_step():
+    """For s(t, x) = −t x and standard normal data, E|ε − ε_θ|² = d (v t² − 2 v t + 1)."""
+    process, start = VariancePreserving(), torch.randn(40_000, 2, generator=generator(1), dtype=torch.float64)
+    chain = DiscreteNoise.of(process, TimeGrid.uniform(4))
+    v, t = chain.variances[1:], chain.times[1:]
+    exact = 2.0 * float((chain.weights(StepVariance.FORWARD) * (v * t.square() - 2.0 * v * t + 1.0)).sum())
+
+    def score(t, x):
+        return -t.unsqueeze(-1) * x
+
+    value = float(DiscreteDenoising(TimeGrid.uniform(4))(process, score, start, 1e-3, generator(2)))
+    assert value == pytest.approx(exact, rel=0.02)
+
+
 def test_the_true_score_minimises_the_objective():
     process = VariancePreserving()
     data = Gaussian(torch.tensor([0.5, 0.0]).double(), 0.2 * torch.eye(2).double())

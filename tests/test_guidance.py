@@ -103,6 +103,13 @@ def test_conditioned_mixtures_and_points():
     mean = weights @ rows
     spread = (weights @ (rows - mean).square()).sqrt()
     assert ((law.weights @ law.means - mean).abs() < 4.5 * spread / size**0.5).all()
+    seen = torch.stack(
+        [
+            Gaussian(MIXED.matrix @ m, MIXED.matrix @ c @ MIXED.matrix.mT + MIXED.noise).log_density(Y[None])[0]
+            for m, c in zip(mixture.means, mixture.covariances, strict=True)
+        ]
+    )
+    assert torch.allclose(law.weights, torch.softmax(mixture.weights.log() + seen, 0), rtol=1e-9)
     few = Samples(rows[:500])
     points = conditioned(few, MIXED, Y)
     assert torch.allclose(points.rows, few.rows)

@@ -59,6 +59,29 @@ def test_adaptive_method_meets_tolerance_inside_the_interval(ends):
     assert loose.evaluations < found.evaluations
 
 
+def test_the_velocity_is_not_asked_for_beyond_the_end():
+    """Neither by the look ahead that sizes the first step, which a slow start makes long, nor by the last step."""
+    x, seen = torch.ones(1, 1, dtype=torch.float64), []
+
+    def slow(t, y):
+        seen.append(t)
+        return 1e-4 * y
+
+    flow(slow, x, torch.tensor([0.5, 0.7], dtype=torch.float64), DormandPrince())
+    assert min(seen) >= 0.5
+    assert max(seen) <= 0.7
+    seen.clear()
+    ends = torch.tensor([0.0, 1.4], dtype=torch.float64)
+    flow(lambda t, y: (seen.append(t), swirl(t, y))[1], torch.ones(1, 2).double(), ends, DormandPrince())
+    assert seen.count(max(seen)) <= 3  # the last two stages of the last step, no stage cut short
+
+
+def test_heun_looks_at_knots_only():
+    seen, knots = [], uneven(0.2, 1.4, 5)
+    flow(lambda t, y: (seen.append(t), swirl(t, y))[1], torch.ones(1, 2).double(), knots, Heun())
+    assert sorted(set(seen)) == pytest.approx(knots.tolist())
+
+
 def test_single_precision_stays_single():
     x = torch.tensor([[1.0, 0.5]])
     for method in (Euler(), Heun(), RungeKutta4(), DormandPrince()):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sbridge.controls import MLP
-from sbridge.diffusion import ExactScore, NetworkScore, reverse_diffusion
+from sbridge.diffusion import ExactScore, NetworkScore, reverse_diffusion, score_of
 from sbridge.diffusion.ddpm import DiscreteNoise, StepVariance
 from sbridge.diffusion.samplers import (
     AncestralSampler,
@@ -288,6 +288,12 @@ def test_any_bridge_and_any_process():
     assert StochasticSampler(last=StepToZero())(both, 3, seed=0).shape == (3, 2)
     with pytest.raises(UnsupportedError, match="forward control is None"):
         DDIMSampler()(both, 3, seed=0)
+    wide = OrnsteinUhlenbeck(rate=1.0, sigma=2.0)  # û = σᵀs, so the same control is another score
+    spread = Bridge(
+        PathMeasure(wide, None, DATA, Direction.FORWARD, GRID),
+        PathMeasure(wide, lambda t, y: 2.0 * score(t, y), DATA, Direction.BACKWARD, GRID),
+    )
+    assert torch.allclose(score_of(spread)(0.5, x), score(0.5, x))
     saved = decode(*encode(exact))
     assert torch.equal(DDIMSampler()(saved, x, seed=0), DDIMSampler()(exact, x, seed=0))
 

@@ -129,11 +129,18 @@ def middle(setting: Setting, share: float) -> tuple[float, float]:
 
 
 def spacious(setting: Setting, fineness: float) -> Grid:
-    """An interval that holds the data and their noised law, with ``fineness`` cells in the narrowest deviation."""
+    """An interval that holds the data and their noised law, with ``fineness`` cells in the narrowest deviation.
+
+    Of a component of the data, or of a third of the noising, seen from either end.
+    """
     (start, narrow), (centre, width) = middle(setting, 0.0), middle(setting, 1.0)
     reach = 7.0 * max(width, narrow) + abs(start - centre)
-    finest = float(Components.of(setting.data).covariances.diagonal(dim1=-2, dim2=-1).min().sqrt())
-    return Grid.of(centre - reach, centre + reach, min(1200, math.ceil(2.0 * reach * fineness / finest)))
+    component = float(Components.of(setting.data).covariances.diagonal(dim1=-2, dim2=-1).min().sqrt())
+    knots = setting.horizon * torch.linspace(0.0, 1.0, 4, dtype=torch.float64)
+    third = setting.process.transition(knots[:-1], knots[1:])
+    noise = float(third.root.values.min() / third.map.values.abs().max().clamp_min(1.0))
+    cells = math.ceil(2.0 * reach * fineness / min(component, noise))
+    return Grid.of(centre - reach, centre + reach, min(1200, cells))
 
 
 def unreached(setting: Setting) -> Gaussian:

@@ -2,6 +2,8 @@
 
 from sbridge.identities import (  # noqa: F401  (each enters its identities)
     action,
+    duality,
+    equations,
     equilibrium,
     flows,
     generalisation,
@@ -10,6 +12,8 @@ from sbridge.identities import (  # noqa: F401  (each enters its identities)
     killing,
     likelihood,
     reversal,
+    schroedinger,
+    stationarity,
 )
 from sbridge.identities.base import Check, Identity, Kind, Outcome, confirmed, identities, identity, run
 from sbridge.identities.settings import Setting, standard_settings

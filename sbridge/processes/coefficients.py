@@ -215,7 +215,7 @@ def integrate(
 
 def panels_for(rate: float, duration: Tensor) -> int:
     """Enough panels for a factor ``e^{±2·rate·(t − r)}`` in the integrand: at most ``e^{±8}`` on each."""
-    return max(1, math.ceil(rate * float(duration.max()) / 4.0))
+    return max(1, math.ceil(rate * float(duration.detach().max()) / 4.0))
 
 
 @lru_cache(maxsize=16)

@@ -170,7 +170,7 @@ class OrnsteinUhlenbeck(LinearProcess):
     def _series(self, duration: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Φ, k and Q over ``duration``, for a constant σ (Q is zero otherwise)."""
         dim = self._rate.values.shape[-1]
-        longest = self._speed * float(duration.max())
+        longest = self._speed * float(duration.detach().max())
         doublings = max(0, math.ceil(math.log2(2.0 * longest))) if longest > 0 else 0
         step = duration * 0.5**doublings
         powers = step.unsqueeze(-1) ** torch.arange(TERMS, dtype=torch.float64)

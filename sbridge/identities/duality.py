@@ -1,0 +1,190 @@
+"""Duality of the Schrödinger problem: what a control loses is a divergence, and so is what a potential falls short."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy.integrate import simpson
+from torch import Tensor
+
+from sbridge.controls import Control
+from sbridge.identities.base import Kind, Outcome, identity
+from sbridge.identities.settings import Setting
+from sbridge.identities.tilts import Tilt, middle, spacious, unreached
+from sbridge.measures import Direction, Estimate
+from sbridge.pde import Grid, log_density_on, solve_schroedinger
+from sbridge.processes.chain import Chain, default_rule
+from sbridge.random import NormalNoise, generator
+from sbridge.simulation import simulate
+from sbridge.time import TimeGrid
+
+GROUP = "Schrödinger"
+_STEPS = 128
+_KNOTS = (20, 40)
+_FINENESS = 2.4  # cells in the narrowest deviation
+
+
+def _line(setting: Setting) -> bool:
+    return setting.exact_data and setting.dim == 1
+
+
+@identity(
+    group=GROUP,
+    statement="½E∫|u|² dt + E log c(X_0) − E_q g = KL(P^u ‖ P^g), q the end law of P^u, c = E[e^g | X_0]",
+    equation="Dai Pra 1991; Premkumar 2023, eq. (3.19), (3.26)",
+    kind=Kind.EQUALITY,
+    left="energy, g and log c in closed form along simulated paths",
+    right="½E∫|u − σᵀ∇log φ|² dt along the same paths, extrapolated in the step",
+    applies=lambda setting: setting.exact_data,
+)
+def gap_of_a_control_is_a_divergence(setting: Setting) -> Iterator[Outcome]:
+    """For a linear control and for half of the tilted end's own."""
+    tilt = Tilt.of(setting)
+    for note, control in _controls(setting, tilt).items():
+        yield _second_order([_sides(setting, tilt, control, note, every) for every in (1, 2, 4)], note)
+
+
+@identity(
+    group=GROUP,
+    statement="½E∫|u|² dt − D(g) = KL(P^u ‖ P^g) + E_q g − E_{p_T} g with D(g) = E_{p_T} g − E_{p_0} log c",
+    equation="duality; Mikami & Thieullen 2006; Léonard 2014, §2",
+    kind=Kind.EQUALITY,
+    left="energy along simulated paths; D(g) by quadrature over both ends, in closed form",
+    right="½E∫|u − σᵀ∇log φ|² dt and g along the same paths, extrapolated in the step; quadrature for p_T",
+    applies=_line,
+)
+def duality_identity(setting: Setting) -> Iterator[Outcome]:
+    """The end law ``q`` of the control is not ``p_T``."""
+    tilt, grid = Tilt.of(setting), spacious(setting, _FINENESS)
+    start, end = (log_density_on(law, grid) for law in (setting.data, unreached(setting)))
+    dual, wanted = _dual(tilt, start, end, grid), _mean(end, tilt.log_potential(tilt.horizon, grid.points), grid)
+    for note, control in _controls(setting, tilt).items():
+        sides = [_sides(setting, tilt, control, note, every) for every in (1, 2, 4)]
+        moved = [
+            replace(one, left=one.left - one.log_mass + one.reached - dual, right=one.right + one.reached - wanted)
+            for one in sides
+        ]
+        yield _second_order(moved, note)
+
+
+@identity(
+    group=GROUP,
+    statement="D(g) = E_{p_T} g − E_{p_0} log c ≤ V* = min KL(P ‖ R)",
+    equation="duality; Léonard 2014, §2; Mikami & Thieullen 2006",
+    kind=Kind.INEQUALITY,
+    left="D(g): closed forms, integrated over both ends on a grid",
+    right="V*, from the potentials of Schrödinger's system",
+    applies=_line,
+)
+def dual_value_is_below_the_value(setting: Setting) -> Outcome:
+    """For a tilt that is not the optimal one."""
+    tilt, target, grid = Tilt.of(setting), unreached(setting), spacious(setting, _FINENESS)
+    bridge = solve_schroedinger(setting.process, setting.data, target, grid)
+    return Outcome(_dual(tilt, bridge.log_start, bridge.log_end, grid), bridge.value)
+
+
+@identity(
+    group=GROUP,
+    statement="D(g) = V* − KL(P* ‖ P^g)",
+    equation="duality; Léonard 2014, §2",
+    kind=Kind.EQUALITY,
+    left="closed forms of g and log c, integrated over both ends on a grid",
+    right="energy of the bridge, less ½E∫|u* − σᵀ∇log φ|² dt along it; Simpson's rule in time",
+    applies=_line,
+)
+def dual_gap_is_a_divergence(setting: Setting) -> Outcome:
+    """The bridge is solved on a grid, the tilted reference is a closed form."""
+    tilt, target, grid = Tilt.of(setting), unreached(setting), spacious(setting, _FINENESS)
+    values, left = [], math.nan
+    for count in _KNOTS:
+        bridge = solve_schroedinger(setting.process, setting.data, target, grid, times=TimeGrid.cosine(count))
+        left = _dual(tilt, bridge.log_start, bridge.log_end, grid)
+        gaps = [
+            grid.integrate(
+                bridge.density(t)
+                * grid.field(0.5 * (bridge.control(t, grid.points) - tilt.control(t, grid.points)).square().sum(1))
+            )
+            for t in bridge.times.tolist()
+        ]
+        values.append(bridge.energy - float(simpson(np.array(gaps), x=bridge.times)))
+    return Outcome(left, values[1], allowance=abs(values[1] - values[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """Along each path, shape ``(batch,)``.
+
+    Attributes:
+        left: ``½∫|u|² dt + log c(X_0) − g(X_T)``, and ``∫ σᵀ∇log φ · dW``, which has mean zero.
+        right: ``½∫|u − σᵀ∇log φ|² dt``.
+        log_mass: ``log c(X_0)``.
+        reached: ``g(X_T)``.
+    """
+
+    left: Tensor
+    right: Tensor
+    log_mass: Tensor
+    reached: Tensor
+
+
+def _controls(setting: Setting, tilt: Tilt) -> dict[str, Control]:
+    (centre, width), root = middle(setting, 1.0), math.sqrt(setting.horizon)
+    return {
+        "linear control": lambda t, x: (centre - x) / (width * root),
+        "half of the tilt's control": lambda t, x: 0.5 * tilt.control(t, x),
+    }
+
+
+def _sides(setting: Setting, tilt: Tilt, control: Control, stream: str, every: int) -> Sides:
+    """On a grid that is coarser the larger ``every``, from the same noise."""
+    start = setting.data.sample(setting.samples, generator(setting.seed_of("gap", stream))).double()
+    noise = NormalNoise(setting.seed_of("gap", stream, "noise"), _STEPS, *start.shape, dtype=torch.float64).stored()
+    knots = _clock(setting)
+    times = knots[::every]
+    joined = (noise * knots.diff().sqrt()[:, None, None]).unflatten(0, (-1, every)).sum(1)
+    noise = joined / times.diff().sqrt()[:, None, None]
+    chain = Chain(setting.process, times, Direction.FORWARD, default_rule(setting.process), start)
+    x, v = simulate(chain, control, start, noise)
+    tilted = torch.stack([tilt.control(t, states) for t, states in zip(times.tolist(), x, strict=True)])
+    spans = times.diff()[:, None]
+    energy = 0.5 * (spans * v.square().sum(2)).sum(0)
+    martingale = (spans.sqrt() * (tilted[:-1] * noise).sum(2)).sum(0)
+    squares = [(v - side).square().sum(2) for side in (tilted[:-1], tilted[1:])]
+    log_mass, reached = tilt.log_potential(0.0, x[0]), tilt.log_potential(setting.horizon, x[-1])
+    right = 0.25 * (spans * (squares[0] + squares[1])).sum(0)
+    return Sides(energy + log_mass - reached + martingale, right, log_mass, reached)
+
+
+def _second_order(sides: list[Sides], note: str) -> Outcome:
+    """From a step, twice and four times it, between which the gap of the sides falls by a factor of four."""
+    better, coarser = ((4.0 * a - b) / 3.0 for a, b in pairwise([one.left - one.right for one in sides]))
+    gap, value = Estimate.of(better), float((2.0 * sides[0].right - sides[1].right).mean())
+    allowance = abs(float((better - coarser).mean()))
+    return Outcome(value + gap.value, value, gap.standard_error, allowance, note)
+
+
+def _clock(setting: Setting) -> Tensor:
+    """Knots between which noise replaces equal parts of what is there, mixed with equal ones."""
+    fine = torch.linspace(0.0, setting.horizon, 1025, dtype=torch.float64)
+    step = setting.process.transition(0.0, fine[1:])
+    width = setting.spread * step.map.mean_square(setting.dim) + step.root.mean_square(setting.dim)
+    rate = setting.process.scale(fine[1:]).mean_square(setting.dim) / width
+    share = torch.cat([rate.new_zeros(1), (3.0 * rate / rate.sum() + 1.0 / len(rate)).cumsum(0)])
+    wanted = torch.linspace(0.0, float(share[-1]), _STEPS + 1, dtype=torch.float64)[1:-1]
+    inner = torch.from_numpy(np.interp(wanted.numpy(), share.numpy(), fine.numpy()))
+    return torch.cat([fine[:1], inner, fine[-1:]])
+
+
+def _dual(tilt: Tilt, log_start: np.ndarray, log_end: np.ndarray, grid: Grid) -> float:
+    """``E_{p_T} g − E_{p_0} log c``."""
+    end, start = (tilt.log_potential(t, grid.points) for t in (tilt.horizon, 0.0))
+    return _mean(log_end, end, grid) - _mean(log_start, start, grid)
+
+
+def _mean(log_density: np.ndarray, values: Tensor, grid: Grid) -> float:
+    return grid.integrate(np.exp(log_density) * grid.field(values))

@@ -1,0 +1,189 @@
+"""The action is stationary at a Schrödinger bridge: its values around the grid solution, and around damaged ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from sbridge.identities.base import Kind, Outcome, identity
+from sbridge.identities.settings import Setting
+from sbridge.identities.tilts import spacious, unreached
+from sbridge.pde import Action, SpaceTime, solve_schroedinger
+from sbridge.random import generator
+
+GROUP = "action"
+_LENGTHS = (1e-2, 5e-3, 2.5e-3)
+_DIRECTIONS = 3
+_ROUNDING = 1e-10  # of values of order one that are differences of larger ones
+
+
+@dataclass(frozen=True, eq=False)
+class Triple:
+    """A density, a control and a multiplier, as fields on grid × time."""
+
+    p: np.ndarray
+    u: np.ndarray
+    multiplier: np.ndarray
+
+    def moved(self, length: float, by: Triple) -> Triple:
+        """``z + h δ``."""
+        return Triple(self.p + length * by.p, self.u + length * by.u, self.multiplier + length * by.multiplier)
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A bridge of the noising process on a grid, from the data to another law than it would reach.
+
+    Attributes:
+        setting: where the data and the process come from.
+        action: the functional.
+        solution: its stationary point: ``φφ̂``, ``σᵀ∇log φ`` and ``−log φ``.
+    """
+
+    setting: Setting
+    action: Action
+    solution: Triple
+
+    @classmethod
+    def of(cls, setting: Setting, fineness: float, nodes: int) -> World:
+        """``fineness`` cells in the deviation of the narrowest component, ``nodes`` times."""
+        bridge = solve_schroedinger(setting.process, setting.data, unreached(setting), spacious(setting, fineness))
+        action = Action(setting.process, SpaceTime(bridge.grid, setting.horizon, nodes))
+        times = [float(t) for t in action.space.times]
+        log_phi = np.stack([bridge.potentials.log_phi(t) for t in times])
+        log_phi_hat = np.stack([bridge.potentials.log_phi_hat(t) for t in times])
+        solution = Triple(np.exp(log_phi + log_phi_hat), action.control_of(-log_phi), -log_phi)
+        return cls(setting, action, solution)
+
+    def direction(self, number: int) -> Triple:
+        """A random smooth ``(δp, δu, δJ)``; ``δp`` is zero at both ends of time, and far away like ``p``."""
+        g, space = generator(self.setting.seed_of("direction", number)), self.action.space
+        x, p = space.grid.centres[0], self.solution.p
+        mean = (p @ x * space.grid.volume)[:, None]
+        width = np.sqrt((p * (x - mean) ** 2).sum(1, keepdims=True) * space.grid.volume)
+        place, t = (x - mean) / width, space.times[:, None] / space.horizon
+        waves = [_wave(torch.rand(8, generator=g, dtype=torch.float64).tolist(), t, place) for _ in range(3)]
+        return Triple(np.sin(np.pi * t) * p * waves[0], waves[1][None] / math.sqrt(space.horizon), waves[2])
+
+    def constraint_form(self, z: Triple) -> float:
+        """Eq. (3.21)."""
+        return self.action.constraint_form(z.p, z.u, z.multiplier)
+
+    def adjoint_form(self, z: Triple) -> float:
+        """Eq. (3.22)."""
+        return self.action.adjoint_form(z.p, z.u, z.multiplier)
+
+    def slope(self, at: Triple, along: Triple) -> float:
+        """The order in ``h`` of ``|S(z + hδ) − S(z)|``."""
+        value = self.constraint_form(at)
+        changes = [abs(self.constraint_form(at.moved(h, along)) - value) for h in _LENGTHS]
+        return float(np.polyfit(np.log(_LENGTHS), np.log(np.maximum(changes, 1e-300)), 1)[0])
+
+
+def _line(setting: Setting) -> bool:
+    return setting.exact_data and setting.dim == 1
+
+
+@lru_cache(maxsize=2)
+def _worlds(setting: Setting) -> tuple[World, World]:
+    """A coarse and a fine one."""
+    return World.of(setting, 3.0, 28), World.of(setting, 3.6, 36)
+
+
+@identity(
+    group=GROUP,
+    statement="|S[z + hδ] − S[z]| = O(h²) for every (δp, δu, δJ) at the Schrödinger bridge",
+    equation="Premkumar 2023, eq. (3.21)–(3.23)",
+    kind=Kind.ORDER,
+    left="order in h of the action's change from the solution of Schrödinger's system on a grid, random directions",
+    right="2",
+    applies=_line,
+)
+def action_is_stationary(setting: Setting) -> Iterator[Outcome]:
+    """Its first variation vanishes."""
+    _, fine = _worlds(setting)
+    for number in range(_DIRECTIONS):
+        slope = fine.slope(fine.solution, fine.direction(number))
+        yield Outcome(slope, 2.0, allowance=0.2, note=f"direction {number + 1}")
+
+
+@identity(
+    group=GROUP,
+    statement="|S[z + hδ] − S[z]| = O(h) only, where z is no Schrödinger bridge",
+    equation="Premkumar 2023, eq. (3.23)",
+    kind=Kind.ORDER,
+    left="order in h of the action's change from a damaged solution, random directions",
+    right="1",
+    applies=_line,
+)
+def action_has_a_slope_elsewhere(setting: Setting) -> Iterator[Outcome]:
+    """With any one of the three fields damaged."""
+    _, fine = _worlds(setting)
+    z, other, along = fine.solution, fine.direction(10), fine.direction(0)
+    damaged = {
+        "a weaker control": replace(z, u=0.8 * z.u),
+        "another multiplier": replace(z, multiplier=z.multiplier + 0.2 * other.multiplier),
+        "another density": replace(z, p=z.p + 0.2 * other.p),
+    }
+    for note, at in damaged.items():
+        yield Outcome(fine.slope(at, along), 1.0, allowance=0.2, note=note)
+
+
+@identity(
+    group=GROUP,
+    statement="S[p, u* + δu, J] − S[p, u*, J] = ½∫∫ p|δu|² dx dt",
+    equation="Premkumar 2023, eq. (3.23c), (3.36)",
+    kind=Kind.EQUALITY,
+    left="the action in form (3.21), with the divergence of the flow under J",
+    right="quadrature",
+    applies=_line,
+)
+def control_variation_is_half_the_mean_square(setting: Setting) -> Iterator[Outcome]:
+    """Exactly, not to second order: the action is quadratic in the control."""
+    for number in range(_DIRECTIONS):
+        sides = []
+        for world in _worlds(setting):
+            z, along = world.solution, world.direction(number)
+            change = world.constraint_form(replace(z, u=z.u + along.u)) - world.constraint_form(z)
+            sides.append((change, world.action.space.integrate(0.5 * z.p * (along.u**2).sum(0))))
+        yield _between(sides, f"direction {number + 1}")
+
+
+@identity(
+    group=GROUP,
+    statement="the action with derivatives on p is the action with derivatives on J plus ∫p_0J_0 − ∫p_TJ_T",
+    equation="Premkumar 2023, eq. (3.21) = (3.22)",
+    kind=Kind.EQUALITY,
+    left="eq. (3.21) for random fields, no solution of anything",
+    right="eq. (3.22)",
+    applies=_line,
+)
+def both_forms_of_the_action_agree(setting: Setting) -> Iterator[Outcome]:
+    """Integration by parts with its boundary terms."""
+    for number in range(_DIRECTIONS):
+        sides = []
+        for world in _worlds(setting):
+            waves, other = world.direction(number), world.direction(number + _DIRECTIONS)
+            z = Triple(world.solution.p + 0.3 * other.p, waves.u, waves.multiplier + 0.5)
+            sides.append((world.constraint_form(z), world.adjoint_form(z)))
+        yield _between(sides, f"fields {number + 1}")
+
+
+def _between(sides: list[tuple[float, float]], note: str) -> Outcome:
+    """Both sides on the fine grid; what refinement changed in either is allowed."""
+    (left0, right0), (left, right) = sides
+    allowance = abs(left - left0) + abs(right - right0) + _ROUNDING * max(abs(left), abs(right), 1.0)
+    return Outcome(left, right, allowance=allowance, note=note)
+
+
+def _wave(shares: list[float], t: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Two products of a wave in time and one in space, of lengths, phases and heights between fixed bounds."""
+    total = np.zeros(np.broadcast_shapes(t.shape, x.shape))
+    for a, b, c, d in (shares[:4], shares[4:]):
+        total += (0.5 + a) * np.cos(2.0 * b * t + 6.0 * c) * np.sin((0.5 + d) * x + 6.0 * b)
+    return total

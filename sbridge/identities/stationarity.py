@@ -17,7 +17,10 @@ from sbridge.pde import Action, SpaceTime, solve_schroedinger
 from sbridge.random import generator
 
 GROUP = "action"
-_LENGTHS = (1e-2, 5e-3, 2.5e-3)
+_LENGTHS = (2e-3, 1e-3, 5e-4)
+"""Of steps where the first variation is to vanish."""
+_SHORT = (4e-5, 2e-5, 1e-5)
+"""Where it is not, and has to be seen beside the second."""
 _DIRECTIONS = 3
 _ROUNDING = 1e-10  # of values of order one that are differences of larger ones
 
@@ -78,11 +81,14 @@ class World:
         """Eq. (3.22)."""
         return self.action.adjoint_form(z.p, z.u, z.multiplier)
 
-    def slope(self, at: Triple, along: Triple) -> float:
+    def change(self, at: Triple, along: Triple, length: float) -> float:
+        """``S(z + hδ) − S(z)``."""
+        return self.constraint_form(at.moved(length, along)) - self.constraint_form(at)
+
+    def slope(self, at: Triple, along: Triple, lengths: tuple[float, ...]) -> float:
         """The order in ``h`` of ``|S(z + hδ) − S(z)|``."""
-        value = self.constraint_form(at)
-        changes = [abs(self.constraint_form(at.moved(h, along)) - value) for h in _LENGTHS]
-        return float(np.polyfit(np.log(_LENGTHS), np.log(np.maximum(changes, 1e-300)), 1)[0])
+        changes = [abs(self.change(at, along, h)) for h in lengths]
+        return float(np.polyfit(np.log(lengths), np.log(np.maximum(changes, 1e-300)), 1)[0])
 
 
 def _line(setting: Setting) -> bool:
@@ -108,7 +114,7 @@ def action_is_stationary(setting: Setting) -> Iterator[Outcome]:
     """Its first variation vanishes."""
     _, fine = _worlds(setting)
     for number in range(_DIRECTIONS):
-        slope = fine.slope(fine.solution, fine.direction(number))
+        slope = fine.slope(fine.solution, fine.direction(number), _LENGTHS)
         yield Outcome(slope, 2.0, allowance=0.2, note=f"direction {number + 1}")
 
 
@@ -117,21 +123,22 @@ def action_is_stationary(setting: Setting) -> Iterator[Outcome]:
     statement="|S[z + hδ] − S[z]| = O(h) only, where z is no Schrödinger bridge",
     equation="Premkumar 2023, eq. (3.23)",
     kind=Kind.ORDER,
-    left="order in h of the action's change from a damaged solution, random directions",
+    left="order in h of the action's change from a damaged solution, along the steepest of three random directions",
     right="1",
     applies=_line,
 )
 def action_has_a_slope_elsewhere(setting: Setting) -> Iterator[Outcome]:
     """With any one of the three fields damaged."""
     _, fine = _worlds(setting)
-    z, other, along = fine.solution, fine.direction(10), fine.direction(0)
+    z, other = fine.solution, fine.direction(10)
     damaged = {
         "a weaker control": replace(z, u=0.8 * z.u),
         "another multiplier": replace(z, multiplier=z.multiplier + 0.2 * other.multiplier),
         "another density": replace(z, p=z.p + 0.2 * other.p),
     }
     for note, at in damaged.items():
-        yield Outcome(fine.slope(at, along), 1.0, allowance=0.2, note=note)
+        along = max(map(fine.direction, range(_DIRECTIONS)), key=lambda one: abs(fine.change(at, one, _SHORT[0])))
+        yield Outcome(fine.slope(at, along, _SHORT), 1.0, allowance=0.2, note=note)
 
 
 @identity(

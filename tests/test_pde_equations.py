@@ -180,6 +180,17 @@ def test_fokker_planck_in_the_plane_conserves_mass_and_sign():
     assert found.density.min() >= 0.0
 
 
+def test_rows_of_the_plane_do_not_see_each_other():
+    """Axes that do not mix move like two intervals, up to the very boundary."""
+    plane, line = Grid.of((0.0, 0.0), (1.0, 1.0), (20, 20)), Grid.of(0.0, 1.0, 20)
+    corner = np.where(line.centres[0] > 0.7, 1.0, 0.2)
+    corner = corner / line.integrate(corner)
+    drift = DriftProcess(lambda t, x: 1.0 + x, 0.3)
+    alone = fokker_planck(drift, line, corner, TimeGrid.uniform(300)).density[-1]
+    both = fokker_planck(drift, plane, np.outer(corner, corner), TimeGrid.uniform(300)).density[-1]
+    np.testing.assert_allclose(both, np.outer(alone, alone), rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("process", [OU, VariancePreserving()], ids=["ou", "vp"])
 def test_fokker_planck_is_second_order_in_space_and_time(process):
     errors = []

@@ -44,23 +44,40 @@ class NoiseTimes:
 
     Importance sampling that makes every time contribute alike to the variance (Song et al. 2021, arXiv:2101.09258,
     §5.1). The density is constant on each of 512 cells that grow geometrically, and known exactly.
+
+    Args:
+        data_scale: with the standard deviation of the data, ``∝ tr(σσᵀ (data_scale² ΦΦᵀ + Q_t)⁻¹)`` instead: what the
+            square of the score itself is like, which stays finite towards the data.
     """
+
+    data_scale: float = 0.0
 
     def draw(self, process: LinearProcess, s_min: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times and their density."""
         check_start(process, s_min)
-        table = _Table(process, s_min)
-        height = _stratified(n, generator)
-        cell = (torch.searchsorted(table.cumulative, height, right=True) - 1).clamp(0, _CELLS - 1)
-        within = (height - table.cumulative[cell]) / table.masses[cell]
-        widths = table.knots.diff()
-        return table.knots[cell] + within * widths[cell], table.masses[cell] / widths[cell]
+        return _Table(process, s_min, self.data_scale).at(_stratified(n, generator))
+
+    def quantiles(self, process: LinearProcess, s_min: float, steps: int) -> Tensor:
+        """Times from ``s_min`` to ``T`` between which lies the same mass each, float64, shape ``(steps + 1,)``."""
+        check_start(process, s_min)
+        heights = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+        times, _ = _Table(process, s_min, self.data_scale).at(heights)
+        times[0], times[-1] = s_min, process.horizon
+        return times
 
 
 @dataclass(frozen=True, eq=False)
 class _Table:
     process: LinearProcess
     s_min: float
+    data_scale: float
+
+    def at(self, height: Tensor) -> tuple[Tensor, Tensor]:
+        """The times below which lies the mass ``height``, and the density there."""
+        cell = (torch.searchsorted(self.cumulative, height, right=True) - 1).clamp(0, _CELLS - 1)
+        within = (height - self.cumulative[cell]) / self.masses[cell]
+        widths = self.knots.diff()
+        return self.knots[cell] + within * widths[cell], self.masses[cell] / widths[cell]
 
     @cached_property
     def knots(self) -> Tensor:
@@ -74,7 +91,8 @@ class _Table:
         middle = (self.knots[1:] * self.knots[:-1]).sqrt()
         scale, law = self.process.scale(middle), self.process.transition(0.0, middle)
         dim = scale.dim or law.covariance.dim or 1
-        root = law.root.inverse() @ scale  # L⁻¹σ, whose squared norm is tr(σσᵀ Q⁻¹)
+        spread = law.covariance + law.map @ law.map.T * self.data_scale**2
+        root = spread.cholesky().inverse() @ scale  # whose squared norm is tr(σσᵀ spread⁻¹)
         weight = root.mean_square(dim) * self.knots.diff()
         return weight / weight.sum()
 

@@ -1,0 +1,256 @@
+"""The action is the score-matching loss: its gap by five routes, for fixed perturbations and for trained networks.
+
+All of it along the reversal of the noising process from ``s_min`` to ``T``; a score ``s`` is judged against the true
+``∇log ρ_t``, which is a closed form for Gaussian mixtures and for sets of points alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sbridge.controls.base import Time
+from sbridge.diffusion.conversions import Score, ScoreControl
+from sbridge.diffusion.reverse import end_law
+from sbridge.functionals import PathValues, action_difference, streamed
+from sbridge.identities.base import Kind, Outcome, identity
+from sbridge.identities.draws import (
+    GRADIENT_POINTS,
+    Noised,
+    Remembered,
+    chi_squares,
+    combined,
+    enough,
+    explicit,
+    judged,
+    matched_grid,
+    noising,
+    precise,
+    read_backwards,
+    target_mean,
+    trace_probes,
+    with_few_points,
+)
+from sbridge.identities.settings import Setting
+from sbridge.laws import Samples
+from sbridge.measures import Direction, Estimate, PathMeasure, Paths, log_ratio
+from sbridge.objectives import score_matching as losses
+from sbridge.random import generator
+
+
+@identity(
+    group="action",
+    statement="S[p*, u] − S[p*, u*] = ½∫ g² E|s_θ − ∇log ρ|² ds",
+    equation="Premkumar 2023, eq. (3.36)–(3.37)",
+    kind=Kind.EQUALITY,
+    left="the action with J = −log ρ, differentiated automatically, along noising paths",
+    right="closed-form scores at random times",
+)
+def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
+    """The gap of the action is explicit score matching."""
+    setting, few = with_few_points(setting)
+    exact, measure = Remembered(setting.exact), noising(setting, 40)
+
+    def field(t: float | Tensor, x: Tensor) -> Tensor:
+        return -setting.exact.log_density(t, x)
+
+    for note, score in judged(setting, 1.0, exact):
+        u, best = (ScoreControl(setting.process, one) for one in (score, exact))
+
+        def gap(n: int, stream: str, u: ScoreControl = u, best: ScoreControl = best) -> PathValues:
+            def of(paths: Paths) -> PathValues:
+                return action_difference(paths, u, best, field, start_time=setting.s_min)
+
+            return streamed(measure, n, of, seed=setting.seed_of("action gap", stream))
+
+        left = enough(setting, gap)
+        yield _outcome(left.estimate, explicit(setting, score, "action", note, exact=exact), note + few, left.allowance)
+
+
+@identity(
+    group="action",
+    statement="E log dP*/dP^θ = ½∫ g² E|s_θ − ∇log ρ|² ds",
+    equation="Premkumar 2023, eq. (3.19), (3.37); Girsanov",
+    kind=Kind.EQUALITY,
+    left="Girsanov's log ratio with its martingale term, noising paths read backwards, extrapolated in the step",
+    right="closed-form scores at random times",
+)
+def path_kl_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
+    """The pathwise KL is explicit score matching."""
+    setting, few = with_few_points(setting)
+    exact, measure = Remembered(setting.exact), noising(setting, 80)
+    for note, score in judged(setting, exact=exact):
+        u, best = (Remembered(ScoreControl(setting.process, one)) for one in (score, exact))
+
+        def kl(n: int, stream: str, u: Remembered = u, best: Remembered = best) -> PathValues:
+            def of(paths: Paths) -> PathValues:
+                with torch.no_grad():
+                    levels = [read_backwards(paths, every) for every in (1, 2, 4)]
+                    one, two, four = (log_ratio(level, best, u).double() for level in levels)
+                return PathValues(2.0 * one - two, 2.0 * two - four)  # the chains' error is of first order in the step
+
+            return streamed(measure, n, of, seed=setting.seed_of("path KL", stream))
+
+        left = enough(setting, kl)
+        yield _outcome(
+            left.estimate, explicit(setting, score, "path KL", note, exact=exact), note + few, left.allowance
+        )
+
+
+@identity(
+    group="action",
+    statement="½∫ g² E|s_θ − ∇log p(X|X₀)|² ds − C = ½∫ g² E|s_θ − ∇log ρ|² ds, C free of θ",
+    equation="Premkumar 2023, eq. (3.43); Vincent 2011",
+    kind=Kind.EQUALITY,
+    left="denoising targets and the constant, from s_min, at random times with opposite noises",
+    right="closed-form scores, other draws",
+)
+def denoising_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
+    """Denoising score matching less C is explicit score matching."""
+    process, exact = setting.process, Remembered(setting.exact)
+
+    def excess(one: Noised, score: Score) -> Tensor:
+        true = exact(one.t, one.x)
+        if score is setting.network:  # whose gap may be small: C as it is estimated with least noise
+            constant = losses.denoising(process, one.t, true, one.noise)
+        else:
+            constant = losses.denoising_constant(process, one.t, one.noise, true)
+        return one.weight * (losses.denoising(process, one.t, score(one.t, one.x), one.noise) - constant)
+
+    for note, score in judged(setting, exact=exact):
+
+        def both(one: Noised, score: Score = score) -> Tensor:
+            return 0.5 * (excess(one, score) + excess(one.opposite, score))
+
+        left, right = (
+            precise(setting, both, "denoising", note),
+            explicit(setting, score, "denoising", note, exact=exact),
+        )
+        yield _outcome(left, right, note + (", C as the loss of the true score" if score is setting.network else ""))
+
+
+@identity(
+    group="action",
+    statement="½∫ g² E|∇log p(X|X₀) − ∇log ρ|² ds = C = ½∫ g² (E|∇log p(X|X₀)|² − E|∇log ρ|²) ds",
+    equation="Premkumar 2023, §3.5; Vincent 2011",
+    kind=Kind.EQUALITY,
+    left="the denoising loss of the true score",
+    right="the two squares, that of the target from the transition's covariance",
+)
+def denoising_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome:
+    """C is what denoising score matching costs the true score."""
+    process, exact = setting.process, setting.exact
+
+    def loss(one: Noised) -> Tensor:
+        return one.weight * losses.denoising(process, one.t, exact(one.t, one.x), one.noise)
+
+    def constant(one: Noised) -> Tensor:
+        return one.weight * (target_mean(setting, one) - losses.implicit_constant(process, one.t, exact(one.t, one.x)))
+
+    left = precise(setting, loss, "loss", resolution=0.0, controls=chi_squares(setting))
+    return _outcome(left, precise(setting, constant, "constant", resolution=0.0, controls=chi_squares(setting)))
+
+
+@identity(
+    group="action",
+    statement="∫ E[½g²|s_θ|² + ∇·(g²s_θ)] ds less its value at ∇log ρ = ½∫ g² E|s_θ − ∇log ρ|² ds",
+    equation="Hyvärinen 2005; Song et al. 2021, arXiv:2101.09258",
+    kind=Kind.EQUALITY,
+    left="divergences by automatic differentiation at random times",
+    right="closed-form scores, other draws",
+)
+def implicit_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
+    """Implicit score matching differs from explicit by what does not depend on θ."""
+    setting, few = with_few_points(setting, GRADIENT_POINTS)
+    process, exact = setting.process, Remembered(setting.exact)
+    for note, score in judged(setting, exact=exact):
+
+        def rows(one: Noised, score: Score = score) -> Tensor:
+            probes = trace_probes(setting, one)
+            of_score = losses.implicit(process, one.t, one.x, score, probes)
+            return one.weight * (of_score - losses.implicit(process, one.t, one.x, exact, probes))
+
+        left = precise(setting, rows, "implicit", note)
+        yield _outcome(left, explicit(setting, score, "implicit", note, exact=exact), note + few)
+
+
+@identity(
+    group="action",
+    statement="−∫ E[½g²|∇log ρ|² + ∇·(g²∇log ρ)] ds = ½∫ g² E|∇log ρ|² ds",
+    equation="Hyvärinen 2005",
+    kind=Kind.EQUALITY,
+    left="divergences by automatic differentiation at random times",
+    right="closed-form scores, other draws",
+)
+def implicit_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome:
+    """The constant between implicit and explicit score matching."""
+    process, exact = setting.process, setting.exact
+
+    def loss(one: Noised) -> Tensor:
+        return -one.weight * losses.implicit(process, one.t, one.x, exact, trace_probes(setting, one))
+
+    def square(one: Noised) -> Tensor:
+        return one.weight * losses.implicit_constant(process, one.t, exact(one.t, one.x))
+
+    controls = chi_squares(setting)
+    left = precise(setting, loss, "implicit loss", resolution=0.0, controls=controls)
+    return _outcome(left, precise(setting, square, "square", resolution=0.0, controls=controls))
+
+
+@identity(
+    group="action",
+    statement="E e^{−log dP*/dP^θ} = 1",
+    equation="Girsanov",
+    kind=Kind.EQUALITY,
+    left="Girsanov's log ratio along simulated paths of the exact reversal, exact for their chain",
+    right="1",
+)
+def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
+    """Girsanov's exponential has mean one, at any step size."""
+    setting, few = with_few_points(setting)
+    process, exact = setting.process, Remembered(setting.exact)
+    best = Remembered(ScoreControl(process, exact))
+    start = end_law(process, setting.data)
+    reversal = PathMeasure(process, best, start, Direction.BACKWARD, matched_grid(setting, 20))
+    law = process.transition(0.0, setting.horizon)
+    for name, score in judged(setting, 0.5, exact):
+        control, note = ScoreControl(process, score), name
+        if score is setting.network:  # the exponential of many nats has no mean that draws could show
+            share = min(1.0, math.sqrt(0.5 / explicit(setting, score, "shrunk", target=5.0).value))
+            note = f"{share:.2g} of the error of the trained network"
+            control = ScoreControl(process, _Shrunk(exact, score, share))
+
+        def weights(n: int, control: ScoreControl = control, note: str = note) -> Estimate:
+            g, found = generator(setting.seed_of("ends", note)), []
+            for part in range(-(-n // 4096)):
+                first = setting.data.sample(min(4096, n - 4096 * part), g).double()
+                ends = law.mean(first) + law.root(torch.randn(first.shape, generator=g, dtype=torch.float64))
+                paths = reversal.simulate(ends, seed=setting.seed_of("weights", note, part))
+                with torch.no_grad():
+                    found.append((-log_ratio(paths, best, control)).exp())
+            return Estimate.of(torch.cat(found))
+
+        # Not as many as a first few ask for: those that miss the tail of the exponential ask for too little.
+        found = weights((12 if isinstance(setting.data, Samples) else 30) * setting.samples)
+        yield Outcome(found.value, 1.0, found.standard_error, note=note + few)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shrunk:
+    """``∇log ρ + share · (s − ∇log ρ)``."""
+
+    exact: Score
+    score: Score
+    share: float
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        true = self.exact(t, x)
+        return true + self.share * (self.score(t, x) - true)
+
+
+def _outcome(left: Estimate, right: Estimate, note: str = "", allowance: float = 0.0) -> Outcome:
+    return Outcome(left.value, right.value, combined(left, right).standard_error, allowance, note)

@@ -1,0 +1,297 @@
+"""Draws for both sides of an identity: noised rows at random times, and as many as a standard error asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sbridge.controls.base import Time
+from sbridge.diffusion.conversions import Score
+from sbridge.diffusion.reverse import moments
+from sbridge.diffusion.times import NoiseTimes
+from sbridge.functionals import PathValues
+from sbridge.identities.settings import Perturbed, Setting
+from sbridge.laws import Samples
+from sbridge.measures import Direction, Estimate, PathMeasure, Paths
+from sbridge.objectives import score_matching as losses
+from sbridge.processes.chain import Chain, default_rule
+from sbridge.random import generator
+from sbridge.time import TimeGrid
+
+GAP = 10.0
+"""Nats of a fixed perturbation, where noise that does not depend on it has to be small beside it."""
+RELATIVE, ABSOLUTE = 0.01, 0.01
+"""A standard error is at most one percent of the value, or .01 nat, where draws can bring it there."""
+_ROWS = 8192
+_EVALUATIONS = 5_000_000_000  # of a component or a point, times coordinates, in all of the draws of one side
+_PATH_POINTS = 256  # of whole paths
+GRADIENT_POINTS = 1024
+"""The most points that a density is differentiated with."""
+_EXACT_TRACE = 8  # dimensions up to which divergences are exact traces
+_BINS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """Data noised up to one random time a row.
+
+    Args:
+        t: times in ``[s_min, T]``, float64, rising, shape ``(n,)``.
+        weight: one over their density: a mean of ``weight · f(t, x)`` is ``∫ E f(t, X_t) dt``.
+        mean: ``Φ X_0 + k``, shape ``(n, dim)``.
+        spread: ``L ε``.
+        noise: ``ε``.
+        generator: for what else is random.
+    """
+
+    t: Tensor
+    weight: Tensor
+    mean: Tensor
+    spread: Tensor
+    noise: Tensor
+    generator: torch.Generator
+
+    @cached_property
+    def x(self) -> Tensor:
+        """States ``Φ X_0 + k + L ε``."""
+        return self.mean + self.spread
+
+    @cached_property
+    def opposite(self) -> Noised:
+        """The same starts at the same times with the opposite noise."""
+        return replace(self, spread=-self.spread, noise=-self.noise)
+
+
+RowValues = Callable[[Noised], Tensor]
+
+
+def noised(setting: Setting, n: int, resolution: float, *stream: str | int) -> Noised:
+    """``n`` rows with independent noise at stratified times.
+
+    Args:
+        setting: where.
+        n: number of rows.
+        resolution: times are dense where the score of data as wide as this part of their width changes.
+        stream: names the draws.
+    """
+    g = generator(setting.seed_of("noised", *stream))
+    process = setting.process
+    start = setting.data.sample(n, g).double()
+    t, density = NoiseTimes(resolution * width(setting)).draw(process, setting.s_min, n, g)
+    noise = torch.randn(start.shape, generator=g, dtype=torch.float64)
+    law = process.transition(0.0, t)
+    return Noised(t, 1.0 / density, law.mean(start), law.root(noise), noise, g)
+
+
+def precise(
+    setting: Setting,
+    values: RowValues,
+    *stream: str | int,
+    resolution: float = 0.3,
+    target: float = 0.7,
+    controls: RowValues | None = None,
+    beside: float | None = None,
+) -> Estimate:
+    """The mean of ``values`` over noised rows, of as many as its standard error needs.
+
+    A first bundle of ``setting.samples`` rows tells the variance, and is kept if it is enough; if it is not, a second
+    one that is large enough is drawn afresh.
+
+    Args:
+        setting: where.
+        values: one number a row, weights included.
+        stream: names the draws.
+        resolution: as for :func:`noised`.
+        target: the standard error wanted, in parts of ``max(1 %, .01)``.
+        controls: numbers of mean zero, shape ``(n, m)``, whose linear regression is taken out.
+        beside: the value of which it is a part, if it is: then one percent is one percent of that.
+    """
+    found = _mean(setting, values, controls, resolution, setting.samples, "pilot", *stream)
+    wanted = target * max(RELATIVE * abs(found.value if beside is None else beside), ABSOLUTE)
+    if found.standard_error <= wanted:
+        return found
+    points = len(setting.data.rows) if isinstance(setting.data, Samples) else 8
+    most = max(setting.samples, min(_EVALUATIONS // (points * (setting.dim + 10)), 200 * setting.samples))
+    n = math.ceil(1.2 * setting.samples * (found.standard_error / wanted) ** 2)
+    return _mean(setting, values, controls, resolution, min(n, most), "main", *stream)
+
+
+def _mean(
+    setting: Setting, values: RowValues, controls: RowValues | None, resolution: float, n: int, *stream: str | int
+) -> Estimate:
+    found, beside = [], []
+    with torch.no_grad():
+        for part, first in enumerate(range(0, n, _ROWS)):
+            rows = noised(setting, max(min(_ROWS, n - first), _BINS), resolution, part, *stream)
+            found.append(values(rows).double())
+            if controls is not None:
+                beside.append(controls(rows))
+    y = torch.cat(found)
+    if beside:
+        features = torch.cat(beside)
+        design = torch.cat([torch.ones(len(y), 1, dtype=torch.float64), features], 1)
+        y = y - features @ torch.linalg.lstsq(design, y[:, None]).solution[1:, 0]
+    return Estimate.of(y)
+
+
+def explicit(
+    setting: Setting, score: Score, *stream: str | int, target: float = 0.5, exact: Score | None = None
+) -> Estimate:
+    """``½ ∫ E|σᵀ(s − ∇log ρ_t)|² dt`` with the closed-form score, at random times: without steps in time.
+
+    Args:
+        setting, stream, target: as for :func:`precise`.
+        score: ``s``.
+        exact: stands in for the true score.
+    """
+    true = setting.exact if exact is None else exact
+    # The fixed perturbation is as large as the score of a Gaussian, a network errs where scores are large.
+    resolution = resolved(setting) if score is setting.network else 1.0
+
+    def rows(one: Noised) -> Tensor:
+        return one.weight * losses.explicit(setting.process, one.t, score(one.t, one.x), true(one.t, one.x))
+
+    return precise(setting, rows, "explicit", *stream, resolution=resolution, target=target)
+
+
+def resolved(setting: Setting) -> float:
+    """The resolution at which all of a setting's scores vary slowly from knot to knot."""
+    return 0.03 if isinstance(setting.data, Samples) else 0.2
+
+
+def enough(setting: Setting, run: Callable[[int, str], PathValues]) -> PathValues:
+    """Path values whose mean has a standard error of .8 of the wanted one, if tenfold ``samples`` suffice for that.
+
+    Args:
+        setting: where.
+        run: makes ``n`` values from a named stream.
+    """
+    found = run(setting.samples, "pilot")
+    estimate = found.estimate
+    wanted = 0.8 * max(RELATIVE * abs(estimate.value), ABSOLUTE)
+    if estimate.standard_error <= wanted:
+        return found
+    most = (4 if isinstance(setting.data, Samples) else 10) * setting.samples
+    n = math.ceil(1.15 * setting.samples * (estimate.standard_error / wanted) ** 2)
+    return run(min(n, most), "main")
+
+
+def combined(*parts: Estimate) -> Estimate:
+    """The sum of independent estimates."""
+    error = sum(part.standard_error**2 for part in parts) ** 0.5
+    return Estimate(sum(part.value for part in parts), error, min(part.samples for part in parts))
+
+
+def target_mean(setting: Setting, one: Noised) -> Tensor:
+    """``½ E|σᵀL^{−ᵀ}ε|² = ½ tr(σσᵀQ⁻¹)``."""
+    root = setting.process.transition(0.0, one.t).root
+    return 0.5 * setting.dim * (root.inverse() @ setting.process.scale(one.t)).mean_square(setting.dim)
+
+
+def chi_squares(setting: Setting) -> RowValues:
+    """Control variates: ``½|σᵀL^{−ᵀ}ε|²`` less its mean, apart for eight ranges of time."""
+
+    def controls(one: Noised) -> Tensor:
+        target = losses.denoising_target(setting.process, one.t, one.noise)
+        excess = 0.5 * losses.likelihood_units(setting.process, one.t, target).square().sum(1)
+        excess = one.weight * (excess - target_mean(setting, one))
+        ranges = torch.arange(len(one.t)) * _BINS // len(one.t)
+        return excess[:, None] * torch.nn.functional.one_hot(ranges, _BINS)
+
+    return controls
+
+
+def trace_probes(setting: Setting, one: Noised) -> Tensor | None:
+    """Hutchinson's probes where an exact trace would take long: many dimensions, or many points to sum over."""
+    few = setting.dim <= (1 if isinstance(setting.data, Samples) else _EXACT_TRACE)
+    return None if few else losses.rademacher(one.x, 1, one.generator)
+
+
+def width(setting: Setting) -> float:
+    """The standard deviation of the data, root mean square over coordinates."""
+    _, covariance = moments(setting.data)
+    return float(covariance.diagonal().mean().sqrt())
+
+
+def judged(setting: Setting, gap: float = GAP, exact: Score | None = None) -> Iterator[tuple[str, Score]]:
+    """The fixed perturbation, sized for ``gap`` nats, and the trained network if there is one.
+
+    Args:
+        setting: where.
+        gap: nats.
+        exact: stands in for the true score inside the perturbed one.
+    """
+    field = Perturbed.sized(setting, gap)
+    true = setting.exact if exact is None else exact
+
+    def perturbed(t: Time, x: Tensor) -> Tensor:
+        return true(t, x) + field.size * field.offset(t, x)
+
+    yield f"fixed perturbation of {gap:g} nats", perturbed
+    if setting.network is not None:
+        yield "trained network", setting.network
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """A score or a control that is asked once for a time and states, and answers from memory the next times.
+
+    It keeps the states last seen at each time; of calls with a time for each row, the last one.
+    """
+
+    function: Score
+    _seen: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _last: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The value at ``(t, x)``."""
+        if isinstance(t, Tensor):
+            if x.requires_grad or t.requires_grad:
+                return self.function(t, x)
+            if not self._last or self._last[0][0] is not t or self._last[0][1] is not x:
+                self._last[:] = [(t, x, self.function(t, x))]
+            return self._last[0][2]
+        kept = self._seen.get(t)
+        if kept is None or not torch.equal(kept[0], x):
+            kept = self._seen[t] = (x, self.function(t, x))
+        return kept[1]
+
+
+def matched_grid(setting: Setting, steps: int, resolution: float | None = None) -> TimeGrid:
+    """``0``, then ``steps`` steps from ``s_min`` to ``T``, in each of which scores change alike."""
+    resolution = resolved(setting) if resolution is None else resolution
+    times = NoiseTimes(resolution * width(setting)).quantiles(setting.process, setting.s_min, steps)
+    return TimeGrid((0.0, *(times[:-1] / setting.horizon).tolist(), 1.0))
+
+
+def noising(setting: Setting, steps: int, resolution: float | None = None) -> PathMeasure:
+    """The noising process from the data, exact at the knots of :func:`matched_grid`."""
+    return PathMeasure(setting.process, None, setting.data, grid=matched_grid(setting, steps, resolution))
+
+
+def with_few_points(setting: Setting, most: int = _PATH_POINTS) -> tuple[Setting, str]:
+    """``setting`` with at most so many of its points, float64, for what takes long with many; and a word on that."""
+    data = setting.data
+    if not isinstance(data, Samples):
+        return setting, ""
+    if len(data.rows) <= most:
+        return replace(setting, data=Samples(data.rows.double(), data.weights)), ""
+    rows = data.sample(most, generator(setting.seed_of("few points"))).double()
+    return replace(setting, data=Samples(rows)), f", the law of {most} of the {len(data.rows)} points"
+
+
+def read_backwards(paths: Paths, every: int = 1) -> Paths:
+    """Noising paths from ``s_min`` on as paths of the reversed chain without a control, at every so many knots.
+
+    Their noise is what that chain would have had to draw: under the law of the noising process it has the drift of
+    the exact reversal, under Girsanov's formula it needs no other.
+    """
+    times, states = paths.t[1:][::every], paths.x[1:][::every].flip(0)
+    chain = Chain(paths.chain.process, times, Direction.BACKWARD, default_rule(paths.chain.process), paths.x)
+    noise = torch.stack([chain.shift(j, states[j], states[j + 1]) for j in range(chain.length)])
+    return Paths(states, noise, torch.zeros_like(noise), chain)

@@ -1,0 +1,286 @@
+"""Likelihood, entropy and divergences of path laws: bounds, when they are equalities, and what refines them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from sbridge.controls.base import Time
+from sbridge.diffusion.conversions import Score
+from sbridge.diffusion.reverse import end_law, moments
+from sbridge.functionals import PathValues, denoising_elbo, integrate
+from sbridge.identities.base import Kind, Outcome, identity
+from sbridge.identities.draws import Noised, chi_squares, combined, judged, noising, precise
+from sbridge.identities.settings import Setting
+from sbridge.laws import Gaussian, Samples
+from sbridge.measures import Estimate, PathMeasure
+from sbridge.objectives import score_matching as losses
+from sbridge.processes import BrownianMotion, LinearProcess, OrnsteinUhlenbeck
+from sbridge.random import generator
+from sbridge.time import TimeGrid
+
+_SHARE = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianModel:
+    """A reverse diffusion with a wrong score of which all laws are Gaussian: ``s = −share · P_t⁻¹(x − m_t)``.
+
+    ``N(m_t, P_t)`` has the moments of the noised data; the prior is ``N(m_T, P_T)``. The generated law at ``s_min``
+    follows from two ordinary differential equations.
+    """
+
+    setting: Setting
+    share: float = _SHARE
+
+    def moments(self, t: float) -> tuple[Tensor, Tensor]:
+        """``m_t`` and ``P_t``."""
+        mean, covariance = (one.double() for one in moments(self.setting.data))
+        law = self.setting.process.transition(0.0, t)
+        phi = law.map.expanded(self.setting.dim)
+        return law.mean(mean[None])[0], phi @ covariance @ phi.mT + law.covariance.expanded(self.setting.dim)
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The score at a single time."""
+        mean, covariance = self.moments(float(t))
+        return -self.share * torch.linalg.solve(covariance, (x - mean).mT).mT
+
+    @cached_property
+    def prior(self) -> Gaussian:
+        """``π``."""
+        return end_law(self.setting.process, self.setting.data)
+
+    @cached_property
+    def generated(self) -> Gaussian:
+        """The law that the model generates at ``s_min``, integrated in ``log t``, where its rates are even."""
+        dim, horizon = self.setting.dim, self.setting.horizon
+
+        def rate(log_t: float, flat: np.ndarray) -> np.ndarray:
+            t = min(math.exp(log_t), horizon)
+            state = torch.as_tensor(flat, dtype=torch.float64).reshape(dim, dim + 1)
+            return (-t * self._reverse_rates(t, state[:, 0], state[:, 1:])).flatten().numpy()  # t runs down
+
+        start = torch.cat([self.prior.mean[:, None], self.prior.covariance], 1).double().flatten().numpy()
+        span = (math.log(horizon), math.log(self.setting.s_min))
+        solved = solve_ivp(rate, span, start, rtol=1e-9, atol=1e-11)
+        state = torch.as_tensor(solved.y[:, -1]).reshape(dim, dim + 1)
+        return Gaussian(state[:, 0].clone(), 0.5 * (state[:, 1:] + state[:, 1:].mT))
+
+    def _reverse_rates(self, t: float, mean: Tensor, covariance: Tensor) -> Tensor:
+        """Rates of mean and covariance in reversed time, side by side: of drift ``−(Ax + c) + σσᵀs`` and noise σ."""
+        process, dim = self.setting.process, self.setting.dim
+        linear, scale = process.linear(t).expanded(dim), process.scale(t).expanded(dim)
+        spread, (centre, width) = scale @ scale.mT, self.moments(t)
+        pull = -self.share * torch.linalg.solve(width, spread).mT  # σσᵀ times the score's Jacobian
+        drift = pull - linear
+        of_mean = pull @ (mean - centre) - linear @ mean - process.offset(t).expand(dim)
+        return torch.cat([of_mean[:, None], drift @ covariance + covariance @ drift.mT + spread], 1)
+
+
+@identity(
+    group="action",
+    statement="E ELBO_θ(X) ≤ E log p_θ(X)",
+    equation="Huang, Lim & Courville 2021, arXiv:2106.02808, thm. 3; Premkumar 2023, §3.3",
+    kind=Kind.INEQUALITY,
+    left="the denoising bound along noising paths, or at random times",
+    right="log p_θ of a Gaussian model from its moment equations; E log ρ ≥ E log p_θ for other scores",
+)
+def elbo_is_below_the_log_likelihood(setting: Setting) -> Iterator[Outcome]:
+    """The bound on the likelihood is one."""
+    model = GaussianModel(setting)
+    paths = noising(setting, 80).sample(setting.samples, seed=setting.seed_of("bound"))
+    bound = denoising_elbo(paths, model, model.prior, s_min=setting.s_min)
+    truth = model.generated.log_density(paths.x[1].double())
+    slack = Estimate.of(bound.values - truth)
+    value = float(truth.mean())
+    yield Outcome(value + slack.value, value, slack.standard_error, bound.allowance, "a Gaussian model")
+    for note, score in judged(setting, 1.0):
+        right, end = _end_entropies(setting, note)
+        left = combined(_bulk(setting, score, note, right.value, target=3.0), end)
+        yield Outcome(left.value, right.value, combined(left, right).standard_error, note=f"{note}, prior ρ_T")
+
+
+@identity(
+    group="action",
+    statement="ELBO = E log p at the true score with the prior ρ_T",
+    equation="Premkumar 2023, §3.3 (verification theorem)",
+    kind=Kind.EQUALITY,
+    left="the denoising bound at random times",
+    right="log ρ in closed form",
+)
+def elbo_of_the_true_score_is_the_log_likelihood(setting: Setting) -> Outcome:
+    """With the true score and the true prior nothing is lost."""
+    density, end = _end_entropies(setting, "elbo")
+    left = combined(_bulk(setting, setting.exact, "elbo", density.value), end)
+    return Outcome(left.value, density.value, combined(left, density).standard_error)
+
+
+@identity(
+    group="action",
+    statement="KL(ρ ‖ p_θ) ≤ path KL + KL(ρ_T ‖ π)",
+    equation="Song et al. 2021, arXiv:2101.09258, thm. 1",
+    kind=Kind.INEQUALITY,
+    left="closed-form densities of a Gaussian model and of the noised data",
+    right="explicit score matching at random times, closed-form densities at T",
+)
+def path_kl_bounds_the_likelihood(setting: Setting) -> Outcome:
+    """What the path KL says about generated samples."""
+    model, exact = GaussianModel(setting), setting.exact
+    first, last = _ends(setting, 4 * setting.samples, "bound")
+    start = Estimate.of(exact.log_density(setting.s_min, first) - model.generated.log_density(first))
+    end = Estimate.of(exact.log_density(setting.horizon, last) - model.prior.log_density(last))
+    paths = noising(setting, 60, resolution=0.0).sample(min(setting.samples, 1000), seed=setting.seed_of("bound"))
+
+    def error(t: Time, x: Tensor) -> Tensor:
+        return losses.explicit(setting.process, t, model(t, x), exact(t, x))
+
+    bulk = integrate(paths, error, start_time=setting.s_min)
+    right = combined(bulk.estimate, end)
+    return Outcome(start.value, right.value, combined(right, start).standard_error, bulk.allowance, "a Gaussian model")
+
+
+@identity(
+    group="action",
+    statement="H(ρ_T) − H(ρ) = ∫ (½g² E|∇log ρ_s|² + E ∇·f) ds",
+    equation="Premkumar 2023, §3.3 (the value, averaged)",
+    kind=Kind.EQUALITY,
+    left="closed-form densities at both ends",
+    right="closed-form scores at random times",
+)
+def entropy_balance(setting: Setting) -> Outcome:
+    """Entropy changes by what the score and the drift make."""
+    process, exact = setting.process, setting.exact
+
+    def rows(one: Noised) -> Tensor:
+        made = losses.implicit_constant(process, one.t, exact(one.t, one.x))
+        return one.weight * (made + _drift_divergence(setting, one.t))
+
+    density, end = _end_entropies(setting, "entropy")
+    right = precise(setting, rows, "entropy", resolution=0.0, controls=chi_squares(setting))
+    error = combined(right, density, end).standard_error
+    return Outcome(density.value - end.value, right.value, error)
+
+
+def _bulk(setting: Setting, score: Score, note: str, value: float, target: float = 0.6) -> Estimate:
+    """``∫ E∇·b − E[½|σᵀ(s − τ)|² − ½|σᵀτ|²] ds``: the bound on ``E log p`` but for its end, ``E log π(X_T)``."""
+    process = setting.process
+
+    def rows(one: Noised) -> Tensor:
+        matching = losses.denoising(process, one.t, score(one.t, one.x), one.noise)
+        nothing = losses.denoising(process, one.t, torch.zeros_like(one.noise), one.noise)
+        return one.weight * (_drift_divergence(setting, one.t) - matching + nothing)
+
+    def both(one: Noised) -> Tensor:
+        return 0.5 * (rows(one) + rows(one.opposite))
+
+    return precise(setting, both, "bound", note, target=target, controls=chi_squares(setting), beside=value)
+
+
+def _drift_divergence(setting: Setting, t: Tensor) -> Tensor:
+    return setting.process.linear(t).expanded(setting.dim).diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _ends(setting: Setting, n: int, stream: str) -> tuple[Tensor, Tensor]:
+    """States at ``s_min`` and, independent of them, at ``T``."""
+    g, found = generator(setting.seed_of("ends", stream)), []
+    for t in (setting.s_min, setting.horizon):
+        law, start = setting.process.transition(0.0, t), setting.data.sample(n, g).double()
+        found.append(law.mean(start) + law.root(torch.randn(start.shape, generator=g, dtype=torch.float64)))
+    return found[0], found[1]
+
+
+def _end_entropies(setting: Setting, stream: str) -> tuple[Estimate, Estimate]:
+    """``E log ρ(X)`` at ``s_min`` and at ``T``: independent estimates, quick enough for many draws."""
+    points = len(setting.data.rows) if isinstance(setting.data, Samples) else 1
+    n = max(setting.samples, min(20 * setting.samples, 100_000_000 // points))
+    first, last = _ends(setting, n, stream)
+    start = Estimate.of(setting.exact.log_density(setting.s_min, first))
+    return start, Estimate.of(setting.exact.log_density(setting.horizon, last))
+
+
+@identity(
+    group="action",
+    statement="KL of the laws at a partition of [0, T] grows as it is refined, up to the pathwise KL",
+    equation="Premkumar 2023, eq. (3.18), (A.2)–(A.5)",
+    kind=Kind.INEQUALITY,
+    left="Gaussian transitions in closed form, on the coarser partition",
+    right="the same on the finer one; at last ½ E∫|u|² dt along exact paths",
+)
+def static_kl_is_below_pathwise_kl(setting: Setting) -> Iterator[Outcome]:
+    """Static ≤ pathwise, growing with the partition."""
+    drifting, free = _mean_reverting(setting)
+    values = {n: partition_kl(setting, drifting, free, n) for n in (1, 2, 4, 8, 16)}
+    for n in (1, 2, 4, 8):
+        yield Outcome(values[n], values[2 * n], note=f"{n} → {2 * n} intervals")
+    path = _pathwise(setting, drifting, 64)
+    for n in (1, 16):
+        yield Outcome(values[n], path.estimate.value, path.estimate.standard_error, path.allowance, f"{n} → paths")
+
+
+@identity(
+    group="action",
+    statement="KL of the laws at finer and finer partitions tends to ½ E∫|u|² dt",
+    equation="Premkumar 2023, eq. (3.19), (A.5)",
+    kind=Kind.EQUALITY,
+    left="Gaussian transitions in closed form on 64 intervals",
+    right="½ E∫|u|² dt along exact paths",
+)
+def partitions_tend_to_the_pathwise_kl(setting: Setting) -> Outcome:
+    """The limit of (A.5)."""
+    drifting, free = _mean_reverting(setting)
+    fine, coarse = (partition_kl(setting, drifting, free, n) for n in (64, 32))
+    path = _pathwise(setting, drifting, 64)
+    return Outcome(fine, path.estimate.value, path.estimate.standard_error, path.allowance + abs(fine - coarse))
+
+
+def _mean_reverting(setting: Setting) -> tuple[OrnsteinUhlenbeck, BrownianMotion]:
+    """Two processes with the noise of the setting: one drawn to the mean of the data, one without drift."""
+
+    def sigma(t: Tensor) -> Tensor:
+        scale = setting.process.scale(t)
+        return scale.values if scale.dense or scale.dim else scale.values[..., 0]
+
+    mean, _ = moments(setting.data)
+    rate = 1.5 / setting.horizon
+    return OrnsteinUhlenbeck(rate, sigma, mean.double(), setting.horizon), BrownianMotion(sigma, setting.horizon)
+
+
+def _squares(intervals: int) -> TimeGrid:
+    """Fractions ``(k/n)²``: finer towards 0, where noise is least, and nested when ``n`` doubles."""
+    return TimeGrid(tuple((k / intervals) ** 2 for k in range(intervals + 1)))
+
+
+def _pathwise(setting: Setting, drifting: OrnsteinUhlenbeck, steps: int) -> PathValues:
+    measure = PathMeasure(drifting, None, setting.data, grid=_squares(steps))
+    paths = measure.sample(3 * setting.samples, seed=setting.seed_of("pathwise"))
+
+    def power(t: Time, x: Tensor) -> Tensor:
+        return 0.5 * drifting.scale(t).inverse().to(x)(drifting.drift(t, x)).square().sum(1)
+
+    return integrate(paths, power)
+
+
+def partition_kl(setting: Setting, p: LinearProcess, q: LinearProcess, intervals: int) -> float:
+    """KL of the joint laws of two linear processes at the ends of intervals, from one start."""
+    dim = setting.dim
+    times = _squares(intervals).times(setting.horizon).tolist()
+    mean, covariance = (one.double() for one in moments(setting.data))
+    total = 0.0
+    for s, t in pairwise(times):
+        ours, theirs = p.transition(s, t), q.transition(s, t)
+        phi, spread, wanted = (one.expanded(dim) for one in (ours.map, ours.covariance, theirs.covariance))
+        moved = ours.mean(mean[None]) - theirs.mean(mean[None])
+        apart = phi - theirs.map.expanded(dim)
+        second = spread + apart @ covariance @ apart.mT + moved.mT @ moved
+        excess = float(torch.linalg.solve(wanted, second).trace()) - dim
+        total += 0.5 * (excess + float(torch.linalg.slogdet(wanted)[1] - torch.linalg.slogdet(spread)[1]))
+        mean, covariance = ours.mean(mean[None])[0], phi @ covariance @ phi.mT + spread
+    return total

@@ -83,7 +83,8 @@ class ExactScore:
             return self._points.mean(t, precise).to(x.dtype)
         parts = self._components(t, precise)
         _, means, covariances = self._mixture
-        back = parts.scores @ parts.map  # Φᵀ s, row by row
+        # Φᵀ s, row by row.
+        back = parts.scores * parts.map if parts.map.ndim == 3 else (parts.scores.unsqueeze(2) @ parts.map).squeeze(2)
         starts = means.to(x.device, torch.float64) - torch.einsum("kde,bke->bkd", covariances.to(back), back)
         return torch.einsum("bk,bkd->bd", parts.weights, starts).to(x.dtype)
 
@@ -153,15 +154,15 @@ class ExactScore:
     def _components(self, t: Time, x: Tensor) -> _Components:
         dim, law = x.shape[1], self.process.transition(0.0, t)
         weights, means, covariances = (one.to(x) for one in self._mixture)
-        phi, q = law.map.expanded(dim).to(x), law.covariance.expanded(dim).to(x)
-        leading = phi.reshape(-1, 1, dim, dim)
         if law.map.dim is None and law.covariance.dim is None:  # noise moves every axis alike
             values, vectors = (one.to(x) for one in self._axes)
-            variances = leading[..., :1, 0].square() * values + q.reshape(-1, 1, dim, dim)[..., :1, 0]
+            phi, q = (one.values.to(x).reshape(-1, 1, 1) for one in (law.map, law.covariance))
+            variances, moved = phi.square() * values + q, phi * means
         else:
-            spreads = leading @ covariances @ leading.mT + q.reshape(-1, 1, dim, dim)
-            variances, vectors = torch.linalg.eigh(spreads)
-        centres = (leading @ means.unsqueeze(-1)).squeeze(-1) + law.offset.to(x).reshape(len(leading), 1, -1)
+            phi, q = (one.expanded(dim).to(x).reshape(-1, 1, dim, dim) for one in (law.map, law.covariance))
+            variances, vectors = torch.linalg.eigh(phi @ covariances @ phi.mT + q)
+            moved = (phi @ means.unsqueeze(-1)).squeeze(-1)
+        centres = moved + law.offset.to(x).reshape(len(moved), 1, -1)
         along = _turn(x[:, None] - centres, vectors)
         log_scale = variances.log().sum(-1) + dim * math.log(2.0 * math.pi)
         exponents = weights.log() - 0.5 * ((along.square() / variances).sum(-1) + log_scale)
@@ -195,7 +196,7 @@ class _Components:
         exponents: ``log w_k N_k(x)``, shape ``(batch, K)``.
         scores: ``∇ log N_k(x)``, shape ``(batch, K, dim)``.
         traces: ``tr`` of the inverse covariances, shape ``(1 | batch, K)``.
-        map: ``Φ``, shape ``(dim, dim)`` or ``(batch, dim, dim)``.
+        map: ``Φ``, shape ``(1 | batch, 1, dim, dim)``, or ``(1 | batch, 1, 1)`` if it is a number.
     """
 
     exponents: Tensor

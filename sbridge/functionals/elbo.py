@@ -21,7 +21,12 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.functionals.quadrature import PathValues, Quadrature, Trapezoid, integrate
-from sbridge.functionals.score_matching import denoising_score_matching, implicit_score_matching, noise_at
+from sbridge.functionals.score_matching import (
+    denoising_score_matching,
+    implicit_score_matching,
+    linear_process,
+    noise_at,
+)
 from sbridge.laws import Density, Law
 from sbridge.measures import Estimate, PathMeasure, Paths
 from sbridge.measures.measure import check_count, noise_for
@@ -76,10 +81,10 @@ def denoising_elbo(
         InvalidInputError: as for :func:`implicit_elbo`, or for ``s_min = 0``, where the integrand diverges.
     """
     matching = denoising_score_matching(paths, score, s_min=s_min, quadrature=quadrature)
-    process = paths.chain.process
+    process = linear_process(paths)
 
     def target_square(t: Time, x: Tensor) -> Tensor:
-        target = denoising_target(process, t, noise_at(paths, t, x))  # type: ignore[arg-type] - checked by the above
+        target = denoising_target(process, t, noise_at(paths, t, x))
         return 0.5 * likelihood_units(process, t, target).square().sum(1)
 
     target = integrate(paths, target_square, quadrature, s_min)

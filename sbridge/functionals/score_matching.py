@@ -36,7 +36,7 @@ def explicit_score_matching(
     """
 
     def integrand(t: Time, x: Tensor) -> Tensor:
-        process = _linear(paths)
+        process = linear_process(paths)
         return losses.explicit(process, t, checked_score(score, t, x), checked_score(true_score, t, x))
 
     return integrate(paths, integrand, quadrature, s_min)
@@ -58,7 +58,7 @@ def implicit_score_matching(
             ``(probes, batch, dim)`` as :func:`~sbridge.objectives.score_matching.rademacher` makes them, which stay the
             same all along a path.
     """
-    return integrate(paths, lambda t, x: losses.implicit(_linear(paths), t, x, score, probes), quadrature, s_min)
+    return integrate(paths, lambda t, x: losses.implicit(linear_process(paths), t, x, score, probes), quadrature, s_min)
 
 
 def implicit_constant(
@@ -67,7 +67,7 @@ def implicit_constant(
     """``½ ∫ |σᵀ∇log ρ_t|² dt``, so that explicit = implicit + this, in the mean."""
 
     def integrand(t: Time, x: Tensor) -> Tensor:
-        return losses.implicit_constant(_linear(paths), t, checked_score(true_score, t, x))
+        return losses.implicit_constant(linear_process(paths), t, checked_score(true_score, t, x))
 
     return integrate(paths, integrand, quadrature, s_min)
 
@@ -88,7 +88,7 @@ def denoising_score_matching(
     _check_noising(paths, s_min)
 
     def integrand(t: Time, x: Tensor) -> Tensor:
-        return losses.denoising(_linear(paths), t, checked_score(score, t, x), noise_at(paths, t, x))
+        return losses.denoising(linear_process(paths), t, checked_score(score, t, x), noise_at(paths, t, x))
 
     return integrate(paths, integrand, quadrature, s_min)
 
@@ -103,18 +103,21 @@ def denoising_constant(
     _check_noising(paths, s_min)
 
     def integrand(t: Time, x: Tensor) -> Tensor:
-        return losses.denoising_constant(_linear(paths), t, noise_at(paths, t, x), checked_score(true_score, t, x))
+        return losses.denoising_constant(
+            linear_process(paths), t, noise_at(paths, t, x), checked_score(true_score, t, x)
+        )
 
     return integrate(paths, integrand, quadrature, s_min)
 
 
 def noise_at(paths: Paths, t: Time, x: Tensor) -> Tensor:
     """``ε = L⁻¹(x − Φ X_0 − k)``: the noise that took the start of each path to ``x`` at time ``t``."""
-    law = _linear(paths).transition(0.0, t)
+    law = linear_process(paths).transition(0.0, t)
     return law.root.inverse().to(x)(x - law.mean(paths.x[0]))
 
 
-def _linear(paths: Paths) -> LinearProcess:
+def linear_process(paths: Paths) -> LinearProcess:
+    """The process of the paths; UnsupportedError unless it is linear."""
     process = paths.chain.process
     if not isinstance(process, LinearProcess):
         raise UnsupportedError(

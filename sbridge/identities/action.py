@@ -19,6 +19,7 @@ from sbridge.diffusion.reverse import end_law
 from sbridge.functionals import PathValues, action_difference, streamed
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.draws import (
+    GRADIENT_POINTS,
     Noised,
     Remembered,
     chi_squares,
@@ -35,6 +36,7 @@ from sbridge.identities.draws import (
     with_few_points,
 )
 from sbridge.identities.settings import Setting
+from sbridge.laws import Samples
 from sbridge.measures import Direction, Estimate, PathMeasure, Paths, log_ratio
 from sbridge.objectives import score_matching as losses
 from sbridge.random import generator
@@ -66,7 +68,7 @@ def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]
             return streamed(measure, n, of, seed=setting.seed_of("action gap", stream))
 
         left = enough(setting, gap)
-        yield _outcome(left.estimate, explicit(setting, score, "action", note), note + few, left.allowance)
+        yield _outcome(left.estimate, explicit(setting, score, "action", note, exact=exact), note + few, left.allowance)
 
 
 @identity(
@@ -94,7 +96,9 @@ def path_kl_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
             return streamed(measure, n, of, seed=setting.seed_of("path KL", stream))
 
         left = enough(setting, kl)
-        yield _outcome(left.estimate, explicit(setting, score, "path KL", note), note + few, left.allowance)
+        yield _outcome(
+            left.estimate, explicit(setting, score, "path KL", note, exact=exact), note + few, left.allowance
+        )
 
 
 @identity(
@@ -107,25 +111,26 @@ def path_kl_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
 )
 def denoising_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """Denoising score matching less C is explicit score matching."""
-    process, exact = setting.process, setting.exact
-    for note, score in judged(setting):
-        trained = score is setting.network
+    process, exact = setting.process, Remembered(setting.exact)
 
-        def rows(one: Noised, score: Score = score, trained: bool = trained) -> Tensor:  # noqa: FBT001
-            # For a network, whose gap may be small, C as it is estimated with least noise: the loss of the true score.
-            true = exact(one.t, one.x)
-            if trained:
-                constant = losses.denoising(process, one.t, true, one.noise)
-            else:
-                constant = losses.denoising_constant(process, one.t, one.noise, true)
-            return one.weight * (losses.denoising(process, one.t, score(one.t, one.x), one.noise) - constant)
+    def excess(one: Noised, score: Score) -> Tensor:
+        true = exact(one.t, one.x)
+        if score is setting.network:  # whose gap may be small: C as it is estimated with least noise
+            constant = losses.denoising(process, one.t, true, one.noise)
+        else:
+            constant = losses.denoising_constant(process, one.t, one.noise, true)
+        return one.weight * (losses.denoising(process, one.t, score(one.t, one.x), one.noise) - constant)
 
-        def both(one: Noised, rows=rows) -> Tensor:  # noqa: ANN001
-            return 0.5 * (rows(one) + rows(one.opposite))
+    for note, score in judged(setting, exact=exact):
 
-        left = precise(setting, both, "denoising", note)
-        note = note + (", C as the loss of the true score" if trained else "")
-        yield _outcome(left, explicit(setting, score, "denoising", note), note)
+        def both(one: Noised, score: Score = score) -> Tensor:
+            return 0.5 * (excess(one, score) + excess(one.opposite, score))
+
+        left, right = (
+            precise(setting, both, "denoising", note),
+            explicit(setting, score, "denoising", note, exact=exact),
+        )
+        yield _outcome(left, right, note + (", C as the loss of the true score" if score is setting.network else ""))
 
 
 @identity(
@@ -160,8 +165,9 @@ def denoising_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcom
 )
 def implicit_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """Implicit score matching differs from explicit by what does not depend on θ."""
-    process, exact = setting.process, setting.exact
-    for note, score in judged(setting):
+    setting, few = with_few_points(setting, GRADIENT_POINTS)
+    process, exact = setting.process, Remembered(setting.exact)
+    for note, score in judged(setting, exact=exact):
 
         def rows(one: Noised, score: Score = score) -> Tensor:
             probes = trace_probes(setting, one)
@@ -169,7 +175,7 @@ def implicit_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
             return one.weight * (of_score - losses.implicit(process, one.t, one.x, exact, probes))
 
         left = precise(setting, rows, "implicit", note)
-        yield _outcome(left, explicit(setting, score, "implicit", note), note)
+        yield _outcome(left, explicit(setting, score, "implicit", note, exact=exact), note + few)
 
 
 @identity(
@@ -218,20 +224,18 @@ def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
             note = f"{share:.2g} of the error of the trained network"
             control = ScoreControl(process, _Shrunk(exact, score, share))
 
-        def weights(n: int, stream: str, control: ScoreControl = control, note: str = note) -> Estimate:
-            g, found = generator(setting.seed_of("ends", stream, note)), []
+        def weights(n: int, control: ScoreControl = control, note: str = note) -> Estimate:
+            g, found = generator(setting.seed_of("ends", note)), []
             for part in range(-(-n // 4096)):
                 first = setting.data.sample(min(4096, n - 4096 * part), g).double()
                 ends = law.mean(first) + law.root(torch.randn(first.shape, generator=g, dtype=torch.float64))
-                paths = reversal.simulate(ends, seed=setting.seed_of("weights", stream, note, part))
+                paths = reversal.simulate(ends, seed=setting.seed_of("weights", note, part))
                 with torch.no_grad():
                     found.append((-log_ratio(paths, best, control)).exp())
             return Estimate.of(torch.cat(found))
 
-        found = weights(setting.samples, "pilot")
-        if found.standard_error > 0.009:
-            wanted = 1.2 * setting.samples * (found.standard_error / 0.009) ** 2
-            found = weights(int(min(wanted, 20 * setting.samples)), "main")
+        # Not as many as a first few ask for: those that miss the tail of the exponential ask for too little.
+        found = weights((12 if isinstance(setting.data, Samples) else 30) * setting.samples)
         yield Outcome(found.value, 1.0, found.standard_error, note=note + few)
 
 

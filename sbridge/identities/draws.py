@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,7 +29,9 @@ RELATIVE, ABSOLUTE = 0.01, 0.01
 """A standard error is at most one percent of the value, or .01 nat, where draws can bring it there."""
 _ROWS = 8192
 _EVALUATIONS = 5_000_000_000  # of a component or a point, times coordinates, in all of the draws of one side
-_PATH_POINTS = 256
+_PATH_POINTS = 256  # of whole paths
+GRADIENT_POINTS = 1024
+"""The most points that a density is differentiated with."""
 _EXACT_TRACE = 8  # dimensions up to which divergences are exact traces
 _BINS = 8
 
@@ -53,12 +56,12 @@ class Noised:
     noise: Tensor
     generator: torch.Generator
 
-    @property
+    @cached_property
     def x(self) -> Tensor:
         """States ``Φ X_0 + k + L ε``."""
         return self.mean + self.spread
 
-    @property
+    @cached_property
     def opposite(self) -> Noised:
         """The same starts at the same times with the opposite noise."""
         return replace(self, spread=-self.spread, noise=-self.noise)
@@ -136,13 +139,22 @@ def _mean(
     return Estimate.of(y)
 
 
-def explicit(setting: Setting, score: Score, *stream: str | int, target: float = 0.5) -> Estimate:
-    """``½ ∫ E|σᵀ(s − ∇log ρ_t)|² dt`` with the closed-form score, at random times: without steps in time."""
+def explicit(
+    setting: Setting, score: Score, *stream: str | int, target: float = 0.5, exact: Score | None = None
+) -> Estimate:
+    """``½ ∫ E|σᵀ(s − ∇log ρ_t)|² dt`` with the closed-form score, at random times: without steps in time.
+
+    Args:
+        setting, stream, target: as for :func:`precise`.
+        score: ``s``.
+        exact: stands in for the true score.
+    """
+    true = setting.exact if exact is None else exact
     # The fixed perturbation is as large as the score of a Gaussian, a network errs where scores are large.
     resolution = resolved(setting) if score is setting.network else 1.0
 
     def rows(one: Noised) -> Tensor:
-        return one.weight * losses.explicit(setting.process, one.t, score(one.t, one.x), setting.exact(one.t, one.x))
+        return one.weight * losses.explicit(setting.process, one.t, score(one.t, one.x), true(one.t, one.x))
 
     return precise(setting, rows, "explicit", *stream, resolution=resolution, target=target)
 
@@ -229,16 +241,21 @@ def judged(setting: Setting, gap: float = GAP, exact: Score | None = None) -> It
 class Remembered:
     """A score or a control that is asked once for a time and states, and answers from memory the next times.
 
-    It keeps the states last seen at each time.
+    It keeps the states last seen at each time; of calls with a time for each row, the last one.
     """
 
     function: Score
     _seen: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _last: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """The value at ``(t, x)``."""
         if isinstance(t, Tensor):
-            return self.function(t, x)
+            if x.requires_grad or t.requires_grad:
+                return self.function(t, x)
+            if not self._last or self._last[0][0] is not t or self._last[0][1] is not x:
+                self._last[:] = [(t, x, self.function(t, x))]
+            return self._last[0][2]
         kept = self._seen.get(t)
         if kept is None or not torch.equal(kept[0], x):
             kept = self._seen[t] = (x, self.function(t, x))
@@ -257,13 +274,15 @@ def noising(setting: Setting, steps: int, resolution: float | None = None) -> Pa
     return PathMeasure(setting.process, None, setting.data, grid=matched_grid(setting, steps, resolution))
 
 
-def with_few_points(setting: Setting) -> tuple[Setting, str]:
-    """``setting`` with at most 256 of its points, for what takes whole paths; and a word on that."""
+def with_few_points(setting: Setting, most: int = _PATH_POINTS) -> tuple[Setting, str]:
+    """``setting`` with at most so many of its points, float64, for what takes long with many; and a word on that."""
     data = setting.data
-    if not isinstance(data, Samples) or len(data.rows) <= _PATH_POINTS:
+    if not isinstance(data, Samples):
         return setting, ""
-    rows = data.sample(_PATH_POINTS, generator(setting.seed_of("few points")))
-    return replace(setting, data=Samples(rows)), f", the law of {_PATH_POINTS} of the {len(data.rows)} points"
+    if len(data.rows) <= most:
+        return replace(setting, data=Samples(data.rows.double(), data.weights)), ""
+    rows = data.sample(most, generator(setting.seed_of("few points"))).double()
+    return replace(setting, data=Samples(rows)), f", the law of {most} of the {len(data.rows)} points"
 
 
 def read_backwards(paths: Paths, every: int = 1) -> Paths:

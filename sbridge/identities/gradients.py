@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,7 +12,17 @@ from torch import Tensor, nn
 from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import Score
 from sbridge.identities.base import Kind, Outcome, identity
-from sbridge.identities.draws import GAP, Noised, combined, noised, precise, trace_probes
+from sbridge.identities.draws import (
+    GAP,
+    GRADIENT_POINTS,
+    Noised,
+    Remembered,
+    combined,
+    noised,
+    precise,
+    trace_probes,
+    with_few_points,
+)
 from sbridge.identities.settings import Perturbed, Setting
 from sbridge.measures import Estimate
 from sbridge.objectives import score_matching as losses
@@ -31,9 +42,11 @@ Loss = Callable[[Noised, Score], Tensor]
 )
 def gradients_agree(setting: Setting) -> Iterator[Outcome]:
     """All three losses pull θ the same way."""
+    setting, few = with_few_points(setting, GRADIENT_POINTS)
+    exact = Remembered(setting.exact)
 
     def explicit(one: Noised, score: Score) -> Tensor:
-        return losses.explicit(setting.process, one.t, score(one.t, one.x), setting.exact(one.t, one.x).detach())
+        return losses.explicit(setting.process, one.t, score(one.t, one.x), exact(one.t, one.x))
 
     def denoising(one: Noised, score: Score) -> Tensor:
         there, back = (losses.denoising(setting.process, o.t, score(o.t, o.x), o.noise) for o in (one, one.opposite))
@@ -43,22 +56,33 @@ def gradients_agree(setting: Setting) -> Iterator[Outcome]:
         return losses.implicit(setting.process, one.t, one.x, score, trace_probes(setting, one))
 
     for name, loss in (("denoising", denoising), ("implicit", implicit)):
-        left, right = _by_size(setting, loss, name), _by_size(setting, explicit, f"{name}, explicit")
+        left, right = (_by_size(setting, exact, *one) for one in ((loss, name), (explicit, f"{name}, explicit")))
         error = combined(left, right).standard_error
-        yield Outcome(left.value, right.value, error, note=f"{name}, size of the fixed perturbation")
-    if isinstance(setting.network, nn.Module):
-        direction = _gradient(setting, setting.network, explicit, noised(setting, 8192, 1.0, "direction"))
-        norm = math.sqrt(sum(float(part.square().sum()) for part in direction.values()))
-        direction = {key: part / max(norm, 1e-30) for key, part in direction.items()}
-        for name, loss in (("denoising", denoising), ("implicit", implicit)):
-            left = _along(setting, setting.network, loss, direction, name)
-            right = _along(setting, setting.network, explicit, direction, name)
-            error = Estimate.of(left - right).standard_error
-            note = f"{name}, weights of the trained network, the same draws"
-            yield Outcome(float(left.mean()), float(right.mean()), error, note=note)
+        yield Outcome(left.value, right.value, error, note=f"{name}, size of the fixed perturbation{few}")
+    if setting.network is not None:
+        yield from _by_weights(setting, setting.network, {"denoising": denoising, "implicit": implicit}, explicit)
 
 
-def _by_size(setting: Setting, loss: Loss, stream: str) -> Estimate:
+def _by_weights(setting: Setting, network: Score, others: dict[str, Loss], explicit: Loss) -> Iterator[Outcome]:
+    """Along the gradient that the explicit loss has on draws of its own; for networks whose weights can be found."""
+    network(setting.horizon, torch.zeros(1, setting.dim, dtype=torch.float64))  # one that is trained when it is asked
+    network = copy.deepcopy(network)
+    weights = [one.requires_grad_() for module in _modules(network) for one in module.parameters()]
+    if not weights:
+        return
+    direction = _gradient(weights, network, explicit, noised(setting, 8192, 1.0, "direction"))
+    direction = direction / direction.norm().clamp_min(1e-30)
+    for name, loss in others.items():
+        pairs = []
+        for part in range(_GROUPS):
+            one = noised(setting, _GROUP_ROWS, 0.3, "group", name, part)
+            pairs.append([float(_gradient(weights, network, f, one) @ direction) for f in (loss, explicit)])
+        left, right = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+        note = f"{name}, weights of the trained network, the same draws"
+        yield Outcome(float(left.mean()), float(right.mean()), Estimate.of(left - right).standard_error, note=note)
+
+
+def _by_size(setting: Setting, exact: Score, loss: Loss, stream: str) -> Estimate:
     """``d/dθ`` of the loss of ``∇log ρ + θ · perturbation`` at ``θ = 1``, row by row."""
     field = Perturbed.sized(setting, GAP)
 
@@ -67,7 +91,7 @@ def _by_size(setting: Setting, loss: Loss, stream: str) -> Estimate:
             theta = torch.ones(len(one.t), 1, dtype=torch.float64, requires_grad=True)
 
             def score(t: Time, x: Tensor) -> Tensor:
-                return setting.exact(t, x) + theta * field.size * field.offset(t, x)
+                return exact(t, x) + theta * field.size * field.offset(t, x)
 
             (found,) = torch.autograd.grad(loss(one, score).sum(), theta)
         return one.weight * found[:, 0]
@@ -75,23 +99,18 @@ def _by_size(setting: Setting, loss: Loss, stream: str) -> Estimate:
     return precise(setting, rows, "gradient", stream)
 
 
-def _along(setting: Setting, network: nn.Module, loss: Loss, direction: dict[str, Tensor], stream: str) -> Tensor:
-    """``⟨∇_θ loss, direction⟩`` for groups of rows, whose spread gives the standard error."""
-    found = []
-    for part in range(_GROUPS):
-        gradient = _gradient(setting, network, loss, noised(setting, _GROUP_ROWS, 0.3, "group", stream, part))
-        found.append(sum(float((gradient[key] * direction[key]).sum()) for key in direction))
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def _gradient(setting: Setting, network: nn.Module, loss: Loss, one: Noised) -> dict[str, Tensor]:
-    """``∇_θ`` of the mean loss; the network itself is left alone."""
-    weights = {key: value.detach().clone().requires_grad_() for key, value in network.named_parameters()}
-
-    def score(t: Time, x: Tensor) -> Tensor:
-        return torch.func.functional_call(network, weights, (t, x))
-
+def _gradient(weights: list[Tensor], network: Score, loss: Loss, one: Noised) -> Tensor:
+    """``∇_θ`` of the mean loss, flat, float64."""
     with torch.enable_grad():
-        mean = (one.weight * loss(one, score)).mean()
-        found = torch.autograd.grad(mean, list(weights.values()), materialize_grads=True)
-    return dict(zip(weights, found, strict=True))
+        mean = (one.weight * loss(one, network)).mean()
+        found = torch.autograd.grad(mean, weights, materialize_grads=True)
+    return torch.cat([part.flatten().double() for part in found])
+
+
+def _modules(thing: object) -> Iterator[nn.Module]:
+    """The modules that a score is made of: itself, or what its attributes hold."""
+    if isinstance(thing, nn.Module):
+        yield thing
+    elif dataclasses.is_dataclass(thing):
+        for value in vars(thing).values():
+            yield from _modules(value)

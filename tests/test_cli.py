@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
 from sbridge import datasets
-from sbridge.cli import run
+from sbridge.cli import commands, run
+from sbridge.cli.options import SOLVERS
 from sbridge.controls import MLP
 from sbridge.coupling import IndependentCoupling
 from sbridge.diffusion import generate
@@ -607,6 +609,13 @@ class TestProcesses:
         assert done.stdout.endswith("False\n")
         for words in ("--held-out FRACTION", "default: 0.1", "data units per square root", "--solver NAME --help"):
             assert words in " ".join(done.stdout.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_every_solver_can_be_asked_for(name, capsys):
+    assert run(["fit", "--solver", name, "--help"]) == 0
+    capsys.readouterr()
+    assert name in get_args(get_type_hints(commands.Fit)["solver"])
 
 
 def test_the_options_of_a_solver_stand_in_its_help(capsys):

@@ -52,6 +52,27 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all commands take that train something in a run folder."""
+
+    out: Annotated[Path, arg(metavar="RUN")]
+    """Run folder to write: model, report, history, figures."""
+    held_out: Annotated[float, arg(metavar="FRACTION")] = 0.1
+    """Fraction of the rows of every data set kept from the fit, for the report; 0: score nothing."""
+    seed: int = 0
+    """Seed of everything random. Equal seeds and threads give equal models."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+    figures: bool = True
+    """Draw figures."""
+    checkpoint_every: Annotated[float, arg(metavar="SECONDS")] = 10.0
+    """Time between checkpoints."""
+    resume: Flag = False
+    """Go on with an interrupted run in the same folder; everything else on the command line as before."""
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Two moons to eight Gaussians: fit, report, figures."""
 
@@ -79,7 +100,7 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit(Generic[SolverOptions, ReferenceOptions]):
+class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     """Fit a bridge between two data sets, or a chain of bridges through a time course.
 
     Two data sets: SOURCE TARGET. A time course: more of them with --times, or one .h5ad file with --time-key.
@@ -87,8 +108,6 @@ class Fit(Generic[SolverOptions, ReferenceOptions]):
 
     inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE TARGET ...", help_behavior_hint="")]
     """Files, rows × columns: .npy, .npz (file.npz:array), .csv, .tsv, .h5ad (file.h5ad:time); or built-in data sets."""
-    out: Annotated[Path, arg(metavar="RUN")]
-    """Run folder to write: model, report, history, figures."""
     times: Annotated[tuple[float, ...], arg(metavar="T0 T1 ..."), _default("none: from 0 to --horizon")] = ()
     """Times of the data sets, rising, in any unit; from then on times are on this axis."""
     reference: Literal["brownian", "ornstein-uhlenbeck", "variance-preserving", "variance-exploding"] = "brownian"
@@ -100,24 +119,11 @@ class Fit(Generic[SolverOptions, ReferenceOptions]):
     horizon: Annotated[float | None, arg(metavar="T"), _default("1, or the differences of --times")] = None
     """Duration T of the bridge, in units of time."""
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
-    solver: Literal["auto", "gaussian", "sinkhorn", "imf"] = "auto"
+    solver: Literal["auto", "gaussian", "sinkhorn", "imf", "mixture"] = "auto"
     """Method; auto takes one that suits the data, and tells which. Its own options: --solver NAME --help."""
     solver_options: Annotated[SolverOptions, arg(name="solver")]
     scaling: Literal["auto", "common", "per-coordinate", "none"] = "auto"
     """Units inside the fit: one factor for all columns, or one for each; σ goes along, the problem stays the same."""
-    held_out: Annotated[float, arg(metavar="FRACTION")] = 0.1
-    """Fraction of the rows of every data set kept from the fit, for the report; 0: score nothing."""
-    seed: int = 0
-    """Seed of everything random. Equal seeds and threads give equal models."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
-    figures: bool = True
-    """Draw figures."""
-    checkpoint_every: Annotated[float, arg(metavar="SECONDS")] = 10.0
-    """Time between checkpoints."""
-    resume: Flag = False
-    """Go on with an interrupted run in the same folder; everything else on the command line as before."""
-    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
 
     def run(self, console: Console) -> int:
         """Fits, scores, draws."""
@@ -127,7 +133,7 @@ class Fit(Generic[SolverOptions, ReferenceOptions]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diffuse(Generic[SolverOptions, ReferenceOptions]):
+class Diffuse(Training, Generic[SolverOptions, ReferenceOptions]):
     """Learn to generate a data set: reverse diffusion with a trained score.
 
     New rows then come from: sbridge sample RUN --direction backward --n N --out FILE.
@@ -135,27 +141,12 @@ class Diffuse(Generic[SolverOptions, ReferenceOptions]):
 
     input: Annotated[Positional[str], arg(metavar="DATA", help_behavior_hint="")]
     """File, rows × columns, or a built-in data set, as for fit."""
-    out: Annotated[Path, arg(metavar="RUN")]
-    """Run folder to write: model, report, history, figures."""
     reference: Literal["variance-preserving", "variance-exploding"] = "variance-preserving"
     """Noising process. Its own options: --reference NAME --help."""
     horizon: Annotated[float, arg(metavar="T")] = 1.0
     """Duration of the noising, in units of time."""
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
     solver_options: Annotated[SolverOptions, arg(name="solver")]
-    held_out: Annotated[float, arg(metavar="FRACTION")] = 0.1
-    """Fraction of the rows kept from training, for the report; 0: score nothing."""
-    seed: int = 0
-    """Seed of everything random. Equal seeds and threads give equal models."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
-    figures: bool = True
-    """Draw figures."""
-    checkpoint_every: Annotated[float, arg(metavar="SECONDS")] = 10.0
-    """Time between checkpoints."""
-    resume: Flag = False
-    """Go on with an interrupted run in the same folder; everything else on the command line as before."""
-    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
 
     def run(self, console: Console) -> int:
         """Trains, scores, draws."""

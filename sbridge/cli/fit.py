@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sbridge import files
-from sbridge.cli.commands import Diffuse, Fit
+from sbridge.cli.commands import Diffuse, Fit, Training
 from sbridge.cli.console import Console, Progress, duration, peak_memory
 from sbridge.cli.figures import draw
-from sbridge.cli.plan import Plan, Training, make_diffusion_plan, make_plan
+from sbridge.cli.plan import Plan, make_diffusion_plan, make_plan
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.evaluation import evaluate
 from sbridge.fitting import Course

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbridge.cli.commands import Diffuse, Fit, Reading
+from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
 from sbridge.diffusion import end_law
 from sbridge.errors import InvalidInputError, UnsupportedError
@@ -36,8 +36,6 @@ _SCALINGS: dict[str, ScalingRecipe | None] = {
 }
 
 
-Training = Fit[Any, Any] | Diffuse[Any, Any]
-"""The commands that train something in a run folder."""
 _PRIOR_ROWS = 2000
 
 
@@ -172,7 +170,7 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def _check_numbers(command: Training) -> None:
+def _check_numbers(command: Fit[Any, Any] | Diffuse[Any, Any]) -> None:
     sizes = {"--horizon": command.horizon}
     if isinstance(command, Fit):
         sizes |= {"--sigma": command.sigma, "--epsilon": command.epsilon}

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sbridge.controls.divergence import rademacher
 from sbridge.diffusion.conversions import ScoreControl
 from sbridge.diffusion.exact import ExactScore
 from sbridge.diffusion.reverse import reverse_diffusion
@@ -32,7 +33,6 @@ from sbridge.functionals import (
 )
 from sbridge.laws import Density, Gaussian, GaussianMixture, Samples
 from sbridge.measures import Direction, PathMeasure, energy, log_ratio, path_kl
-from sbridge.objectives.score_matching import rademacher
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
 from sbridge.time import TimeGrid
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sbridge.controls.divergence import rademacher
 from sbridge.diffusion.conversions import score_from_noise
 from sbridge.diffusion.exact import ExactScore
 from sbridge.errors import InvalidInputError
@@ -19,7 +20,6 @@ from sbridge.objectives.score_matching import (
     implicit,
     implicit_constant,
     noise_units,
-    rademacher,
 )
 from sbridge.processes import BrownianMotion, OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
 

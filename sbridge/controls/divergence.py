@@ -65,8 +65,7 @@ class Hutchinson(Divergence):
         """Fresh probes, ``count`` for each row."""
         g, shape = generator(seed, like.device), (self.count, *like.shape)
         if self.law is ProbeLaw.RADEMACHER:
-            signs = torch.randint(0, 2, shape, generator=g, device=like.device)
-            return Probes(2.0 * signs.to(like) - 1.0, 1.0 / self.count)
+            return Probes(rademacher(like, self.count, g), 1.0 / self.count)
         return Probes(torch.randn(shape, generator=g, dtype=like.dtype, device=like.device), 1.0 / self.count)
 
 
@@ -100,13 +99,34 @@ class Probes:
                     "the divergence of a field takes its derivative, and torch cannot differentiate what this one "
                     "returns. Compute it with torch from x, without detach() or no_grad()."
                 )
-            total = x.new_zeros(len(x))
-            for k, probe in enumerate(self.directions):
-                more = recorded or k + 1 < len(self.directions)
-                (pulled,) = torch.autograd.grad(
-                    (values * probe).sum(), states, retain_graph=more, create_graph=recorded, materialize_grads=True
-                )
-                total = total + (pulled * probe).sum(1)
+            total = probed_trace(values, states, self.directions, recorded=recorded)
         if not recorded:
             values, total = values.detach(), total.detach()
         return values, self.weight * total
+
+
+def probed_trace(values: Tensor, x: Tensor, directions: Tensor, *, recorded: bool) -> Tensor:
+    """``Σ_p η_pᵀ (∂v/∂x) η_p`` of values ``v`` that were computed from ``x``, shape ``(batch,)``.
+
+    Args:
+        values: ``v(x)`` with its graph, shape ``(batch, dim)``.
+        x: the states, which want a gradient.
+        directions: ``η``, shape ``(count, batch | 1, dim)``.
+        recorded: whether the result is to be differentiated.
+    """
+    total = x.new_zeros(len(x))
+    for k, probe in enumerate(directions):
+        more = recorded or k + 1 < len(directions)
+        (pulled,) = torch.autograd.grad(
+            (values * probe).sum(), x, retain_graph=more, create_graph=recorded, materialize_grads=True
+        )
+        total = total + (pulled * probe).sum(1)
+    return total
+
+
+def rademacher(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Signs ±1 of shape ``(count, *like.shape)``, in the dtype and on the device of ``like``."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidInputError(f"the number of probes must be a positive integer, got {count!r}.")
+    signs = torch.randint(0, 2, (count, *like.shape), generator=generator, device=generator.device)
+    return 2.0 * signs.to(like) - 1.0

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from sbridge.controls.divergence import rademacher
 from sbridge.diffusion.conversions import Score, ScoreControl
 from sbridge.diffusion.reverse import reverse_grid
 from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes, check_start, noised
@@ -24,7 +25,6 @@ from sbridge.objectives.score_matching import (
     implicit,
     likelihood_units,
     noise_units,
-    rademacher,
 )
 from sbridge.processes import LinearProcess
 from sbridge.processes.base import Time

@@ -55,7 +55,7 @@ def implicit_score_matching(
     Args:
         paths, score, s_min, quadrature: as for :func:`explicit_score_matching`.
         probes: ``None`` for the exact trace, at ``dim`` backward passes a knot; or Hutchinson's, of shape
-            ``(probes, batch, dim)`` as :func:`~sbridge.objectives.score_matching.rademacher` makes them, which stay the
+            ``(probes, batch, dim)`` as :func:`~sbridge.controls.divergence.rademacher` makes them, which stay the
             same all along a path.
     """
     return integrate(paths, lambda t, x: losses.implicit(linear_process(paths), t, x, score, probes), quadrature, s_min)

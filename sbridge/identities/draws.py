@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls.base import Time
+from sbridge.controls.divergence import rademacher
 from sbridge.diffusion.conversions import Score
 from sbridge.diffusion.reverse import moments
 from sbridge.diffusion.times import NoiseTimes
@@ -209,7 +210,7 @@ def chi_squares(setting: Setting) -> RowValues:
 def trace_probes(setting: Setting, one: Noised) -> Tensor | None:
     """Hutchinson's probes where an exact trace would take long: many dimensions, or many points to sum over."""
     few = setting.dim <= (1 if isinstance(setting.data, Samples) else _EXACT_TRACE)
-    return None if few else losses.rademacher(one.x, 1, one.generator)
+    return None if few else rademacher(one.x, 1, one.generator)
 
 
 def width(setting: Setting) -> float:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sbridge.controls.divergence import probed_trace
 from sbridge.errors import InvalidInputError
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Process, Time
@@ -88,7 +89,8 @@ def divergence(
     Args:
         field: ``f``.
         x: states, shape ``(batch, dim)``.
-        probes: ``η``, shape ``(probes, batch, dim)``, as :func:`rademacher` makes them; ``None`` for the exact trace.
+        probes: ``η``, shape ``(probes, batch, dim)``, ``None`` for the exact trace. Signs come from
+            :func:`~sbridge.controls.divergence.rademacher`.
         metric: ``a``; 1 by default.
 
     Raises:
@@ -104,27 +106,12 @@ def divergence(
         point = x if x.requires_grad else x.detach().requires_grad_()
         values = checked_score(lambda _, y: field(y), 0.0, point)
         moved = values if metric is None else metric.to(point)(values)
-        if probes is None:
-            probes = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).unsqueeze(1).expand(-1, *x.shape)
-            share = 1.0
-        else:
-            share = 1.0 / len(probes)
-        total = torch.zeros_like(point[:, 0])
+        share = 1.0 if probes is None else 1.0 / len(probes)
+        directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).unsqueeze(1) if probes is None else probes
+        trace = torch.zeros_like(point[:, 0])
         if moved.requires_grad:  # a constant field has no graph, and no divergence
-            for probe in probes:
-                (pulled,) = torch.autograd.grad(
-                    moved, point, probe, create_graph=differentiable, retain_graph=True, materialize_grads=True
-                )
-                total = total + (pulled * probe).sum(1)
-    return (values, share * total) if differentiable else (values.detach(), share * total.detach())
-
-
-def rademacher(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Signs ±1 of shape ``(count, *like.shape)``, in the dtype and on the device of ``like``."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidInputError(f"the number of probes must be a positive integer, got {count!r}.")
-    signs = torch.randint(0, 2, (count, *like.shape), generator=generator, device=generator.device)
-    return 2.0 * signs.to(like) - 1.0
+            trace = share * probed_trace(moved, point, directions, recorded=differentiable)
+    return (values, trace) if differentiable else (values.detach(), trace.detach())
 
 
 def checked_score(score: ScoreFunction, t: Time, x: Tensor) -> Tensor:

@@ -212,6 +212,19 @@ def spread(values: Tensor, rows: int, single: int = 1) -> Tensor:
     return values if values.ndim == single else values.repeat_interleave(rows // len(values), 0)
 
 
+def affine(matrix: Tensor, offset: Tensor, x: Tensor) -> Tensor:
+    """``A x + c`` row by row, in the dtype and on the device of ``x``.
+
+    Args:
+        matrix: ``A``, shape ``(dim, dim)``, or one for each row, ``(batch, dim, dim)``.
+        offset: ``c``, shape ``(dim,)``, or likewise.
+        x: states, shape ``(batch, dim)``.
+    """
+    if matrix.ndim == 2:
+        return x @ matrix.mT.to(x) + offset.to(x)
+    return (matrix.to(x) @ x.unsqueeze(-1)).squeeze(-1) + spread(offset, len(x)).to(x)
+
+
 def check_horizon(horizon: float | int) -> float:
     """``horizon`` as a float; InvalidInputError unless positive and finite."""
     if not (isinstance(horizon, (int, float)) and math.isfinite(horizon) and horizon > 0):

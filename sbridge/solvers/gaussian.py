@@ -16,7 +16,7 @@ from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem
 from sbridge.processes import Direction, LinearProcess
-from sbridge.processes.base import spread
+from sbridge.processes.base import affine
 from sbridge.registry import register
 from sbridge.scaling import NoScaling, ScalingRecipe
 from sbridge.solutions import Bridge
@@ -36,10 +36,7 @@ class GaussianControl:
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """The control at ``(t, x)``."""
         gain = self.coupling.forward_gain if self.direction is Direction.FORWARD else self.coupling.backward_gain
-        matrix, offset = gain(t)
-        if matrix.ndim == 2:
-            return x @ matrix.mT.to(x) + offset.to(x)
-        return (matrix.to(x) @ x.unsqueeze(-1)).squeeze(-1) + spread(offset, len(x)).to(x)
+        return affine(*gain(t), x)
 
 
 @register

@@ -9,7 +9,6 @@ import torch
 import sbridge as sb
 from sbridge import datasets
 from sbridge.diffusion import ScoreMatching
-from sbridge.solvers.mixture import MixtureBridge
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,10 +23,8 @@ def blocks(page):
 
 @pytest.fixture
 def short(monkeypatch):
-    for solver in (sb.IMF, ScoreMatching, sb.AdjointMatching, sb.SinkhornBridge, MixtureBridge):
+    for solver in (sb.IMF, ScoreMatching, sb.AdjointMatching):
         usual = solver.length
-        if solver is sb.SinkhornBridge or solver is MixtureBridge:
-            continue
         monkeypatch.setattr(solver, "length", lambda self, problem, usual=usual: min(STEPS, usual(self, problem)))
 
 

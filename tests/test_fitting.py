@@ -128,6 +128,24 @@ def test_of_few_rows_the_choice_ends_no_farther_from_held_out_rows_than_the_plug
     assert excess.value < 2 * excess.standard_error
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("dim", "epsilon"), [(2, 0.1), (2, 10.0), (16, 1.0)])
+def test_of_many_rows_too(dim, epsilon):
+    """One fit on 5000 rows a side, its end law and the plug-in's against ten lots of 1000 rows that no fit has seen."""
+    pair = MixturePair(dim, epsilon, 3)
+    x0, x1 = pair.sample(5000, seed=derive(3, "train"))
+    chosen, plug_in = (
+        sb.fit(x0, x1, reference=pair.reference, solver=solver) for solver in (None, sb.SinkhornBridge())
+    )
+    differences = []
+    for lot in range(10):
+        fresh0, fresh1 = pair.sample(1000, seed=derive(3, "test", lot))
+        ours, theirs = (energy_distance(bridge.transport(fresh0, seed=lot), fresh1) for bridge in (chosen, plug_in))
+        differences.append(float(ours - theirs))
+    excess = Estimate.of(torch.tensor(differences))
+    assert excess.value < 2 * excess.standard_error, excess
+
+
 def test_equal_seeds_give_equal_bridges_and_leave_the_global_state_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()

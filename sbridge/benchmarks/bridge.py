@@ -29,6 +29,7 @@ from sbridge.random import derive, generator
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 from sbridge.time import TimeGrid
@@ -37,6 +38,7 @@ IMF_NAME = "imf"
 SOLVERS: dict[str, Solver] = {
     "mixture": MixtureBridge(),
     IMF_NAME: IMF(),
+    "matched": MatchedBridge(),
     "sinkhorn": SinkhornBridge(max_rows=4096),
     "gaussian": GaussianBridge(),
 }

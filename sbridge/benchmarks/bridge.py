@@ -29,7 +29,6 @@ from sbridge.random import derive, generator
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
-from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 from sbridge.time import TimeGrid
@@ -38,7 +37,6 @@ IMF_NAME = "imf"
 SOLVERS: dict[str, Solver] = {
     "mixture": MixtureBridge(),
     IMF_NAME: IMF(),
-    "matched": MatchedBridge(),
     "sinkhorn": SinkhornBridge(max_rows=4096),
     "gaussian": GaussianBridge(),
 }

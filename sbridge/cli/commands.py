@@ -200,6 +200,8 @@ class Evaluate:
     """Time of TARGET: any time of the run. Between snapshots the prediction for that time is scored."""
     out: Annotated[Path | None, arg(metavar="FILE"), _default("none")] = None
     """Also write the numbers to this .json file."""
+    figure: Annotated[Path | None, arg(metavar="FILE"), _default("none")] = None
+    """Also draw the certificate to this .png file."""
     max_rows: int = 4000
     """Rows of either side that are used, at most; larger sets are thinned at random."""
     seed: int = 0

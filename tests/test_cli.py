@@ -622,7 +622,7 @@ def test_the_options_of_a_solver_stand_in_its_help(capsys):
     assert run(["fit", "--solver", "imf", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for words in (
-        "--solver.start {independent,reference,entropic}",
+        "--solver.start {independent,reference,entropic,minibatch}",
         "--solver.network.width INT",
         "--solver.optimisation.learning-rate FLOAT the largest rate",
         "--solver.grid {uniform,cosine,refined,reverse}:STEPS",

@@ -53,6 +53,7 @@ SOLVERS = {
     "gaussian": "sbridge.solvers.gaussian:GaussianBridge",
     "sinkhorn": "sbridge.solvers.sinkhorn:SinkhornBridge",
     "imf": "sbridge.solvers.imf:IMF",
+    "matched": "sbridge.solvers.matched:MatchedBridge",
     "mixture": "sbridge.solvers.mixture:MixtureBridge",
 }
 
@@ -203,9 +204,14 @@ def constructors() -> ConstructorRegistry:
 def _coupling(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if getattr(info.type, "__qualname__", "") != "Coupling":
         return None
-    from sbridge.coupling import EntropicCoupling, IndependentCoupling, ReferenceCoupling
+    from sbridge.coupling import EntropicCoupling, IndependentCoupling, MinibatchCoupling, ReferenceCoupling
 
-    known = {"independent": IndependentCoupling, "reference": ReferenceCoupling, "entropic": EntropicCoupling}
+    known = {
+        "independent": IndependentCoupling,
+        "reference": ReferenceCoupling,
+        "entropic": EntropicCoupling,
+        "minibatch": MinibatchCoupling,
+    }
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="{" + ",".join(known) + "}",

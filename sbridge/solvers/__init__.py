@@ -20,6 +20,7 @@ from sbridge.solvers.control import (
 )
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
@@ -33,6 +34,7 @@ __all__ = [
     "EarlierStart",
     "GaussianBridge",
     "LogVariance",
+    "MatchedBridge",
     "Method",
     "MixtureBridge",
     "Moment",

@@ -236,9 +236,6 @@ def test_what_no_solver_takes_is_said():
     drifting = sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0)
     with pytest.raises(UnsupportedError, match="linear reference"):
         prepare(X0, X1, reference=drifting)
-    density = sb.Density(lambda x: -x.square().sum(1), 2)
-    with pytest.raises(UnsupportedError, match="unnormalised density"):
-        sb.choose_solver(sb.BridgeProblem(sb.Samples(X0), density, REFERENCE))
     mixture = sb.GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
     with pytest.raises(UnsupportedError, match="SinkhornBridge needs samples"):
         sb.solve(sb.BridgeProblem(sb.Samples(X0), mixture, REFERENCE), sb.SinkhornBridge(), seed=0)

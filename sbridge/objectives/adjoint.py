@@ -13,12 +13,17 @@ from sbridge.objectives.costs import WITHOUT_GRADIENTS, Costs
 from sbridge.processes import Chain
 
 
-def lean_adjoint(paths: Paths, costs: Costs) -> Tensor:
+def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None) -> Tensor:
     """The adjoint state ``a_k`` of each path, shape ``(N + 1, batch, dim)``, exact for the chain.
 
     ``a_N = ∇g(x_N)``, ``a_k = a_{k+1} + ∇_x [(m_k(x) − x)·a_{k+1} + Δ f(t_k, x)]`` at ``x = x_k``, with ``m_k`` the
     mean of the *uncontrolled* step: one vector–Jacobian product a step, no graph across steps. In continuous time
     this is the lean adjoint of Domingo-Enrich et al. 2024 (arXiv:2409.08861, eqs. (38)–(39)).
+
+    Args:
+        paths: of either direction; ``k`` counts steps as they are run.
+        costs: running and terminal cost.
+        end: ``a_N``, if it is known otherwise.
 
     Raises:
         UnsupportedError: with a stopping set.
@@ -29,7 +34,7 @@ def lean_adjoint(paths: Paths, costs: Costs) -> Tensor:
         )
     chain, states = paths.chain, paths.x.detach()
     adjoint = torch.empty_like(states)
-    adjoint[-1] = a = terminal_gradient(states[-1], costs)
+    adjoint[-1] = a = terminal_gradient(states[-1], costs) if end is None else end
     for k in reversed(range(chain.length)):
         t, span = chain.moments[k], chain.root_durations[k] ** 2
 
@@ -37,13 +42,13 @@ def lean_adjoint(paths: Paths, costs: Costs) -> Tensor:
             moved = (chain.move(k, x) * a).sum(1)
             return moved if costs.running is None else moved + span * costs.rate(t, x)
 
-        adjoint[k] = a = a + _gradient(states[k], ahead)
+        adjoint[k] = a = a + gradient(states[k], ahead)
     return adjoint
 
 
 def terminal_gradient(x: Tensor, costs: Costs) -> Tensor:
     """``∇g(x)``, shape ``(batch, dim)``."""
-    return _gradient(x, costs.end)
+    return gradient(x, costs.end)
 
 
 def adjoint_targets(chain: Chain, adjoint: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ def matching_loss(u: Tensor, targets: Tensor, spans: Tensor) -> Tensor:
     return torch.einsum("k,kb->", spans.to(u), (u - targets).square().sum(2)) / u.shape[1]
 
 
-def _gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """``∇_x Σ function(x)``; zeros if it does not depend on ``x``."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -1,5 +1,6 @@
 """Solvers, one file per method."""
 
+from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Method, Solver
 from sbridge.solvers.conformance import check_solver
 from sbridge.solvers.control import (
@@ -25,6 +26,7 @@ from sbridge.solvers.sinkhorn import SinkhornBridge
 
 __all__ = [
     "IMF",
+    "AdjointBridge",
     "AdjointMatching",
     "Annealing",
     "ControlSolver",

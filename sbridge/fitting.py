@@ -23,6 +23,7 @@ from sbridge.solutions import Bridge
 from sbridge.solvers.base import Method, P, R, S, Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.ipf import IPF
 from sbridge.training import Callback, Flat, minimise
 
 End = Law | Tensor | np.ndarray
@@ -85,19 +86,21 @@ def choose_solver(problem: BridgeProblem) -> Solver:
       controls, so end points are new points and not rows of the data, and rows that it has not seen are treated like
       those it has. (:class:`SinkhornBridge` is quicker, and exact for the empirical laws: use it where reproducing
       the rows at hand is what you want.)
+    * the same ends under any other reference: :class:`IPF`, the solver that needs no transition in closed form.
 
     Raises:
         UnsupportedError: if no solver takes the problem.
     """
     ends = (problem.source, problem.target)
-    if not isinstance(problem.reference, LinearProcess):
-        raise UnsupportedError(
-            f"every bridge solver here needs a linear reference, got {type(problem.reference).__name__}."
-        )
+    if not isinstance(problem.reference, LinearProcess) and not any(isinstance(end, Density) for end in ends):
+        return IPF()
     if all(isinstance(end, Gaussian) for end in ends):
         return GaussianBridge()
     if any(isinstance(end, Density) for end in ends):
-        raise UnsupportedError("no solver here takes an end that is only an unnormalised density; draw samples first.")
+        raise UnsupportedError(
+            "there is no default for an end that is only an unnormalised density: solve() with "
+            "IPF(forward=AdjointHalfBridge()) takes such a target, with backward= such a source; or draw samples first."
+        )
     return IMF()
 
 
@@ -185,7 +188,9 @@ def prepare(
     problem = BridgeProblem(source, target, reference)
     if solver is None:
         solver = choose_solver(problem)
-        notes.append(f"solver: {solver}")
+        closed = isinstance(reference, LinearProcess)
+        why = "" if closed else f", since {type(reference).__name__} has no transition in closed form"
+        notes.append(f"solver: {solver}{why}")
     _check_treatable(problem, solver)
     scaling = type(solver).scaling if scaling is None else scaling
     return Preparation(problem, scaling(*probes), solver, seed, tuple(notes))

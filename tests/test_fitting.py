@@ -7,6 +7,7 @@ import torch
 import sbridge as sb
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.fitting import _check_options, prepare
+from sbridge.solvers import IPF
 from sbridge.training import Optimisation
 from sbridge.transport import Sinkhorn
 
@@ -169,10 +170,13 @@ def test_a_seed_that_is_none_is_refused():
             prepare(X0, X1, seed=seed)
 
 
+def test_a_reference_without_closed_transitions_gets_ipf_and_is_told_why():
+    prepared = prepare(X0, X1, reference=sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0))
+    assert prepared.solver == IPF()
+    assert prepared.notes[-1].endswith("since DriftProcess has no transition in closed form")
+
+
 def test_what_no_solver_takes_is_said():
-    drifting = sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0)
-    with pytest.raises(UnsupportedError, match="linear reference"):
-        prepare(X0, X1, reference=drifting)
     density = sb.Density(lambda x: -x.square().sum(1), 2)
     with pytest.raises(UnsupportedError, match="unnormalised density"):
         sb.choose_solver(sb.BridgeProblem(sb.Samples(X0), density, REFERENCE))

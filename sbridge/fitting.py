@@ -13,7 +13,7 @@ from torch import Tensor
 from sbridge.diffusion.reverse import end_law, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Law, Samples, as_law, as_rows, check_same_kind, check_same_space
+from sbridge.laws import Density, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon

@@ -67,7 +67,7 @@ class MinibatchCoupling:
         NotConvergedError: if an iteration misses its tolerance.
     """
 
-    rows: int = 1024
+    rows: int = 4096
     sinkhorn: Sinkhorn = field(default_factory=Sinkhorn)
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ class IMF(Solver[MatchingState]):
 
     start: Coupling = field(default_factory=EntropicCoupling)
     pretraining: int = 2000
-    stages: int = 20
+    stages: int = 28
     updates: int = 400
     refresh: int = 200
     pairs: int = 8192

@@ -46,7 +46,7 @@ class MatchedBridge(Solver[MatchingState]):
     Works with any linear reference and any ends that can be sampled.
     """
 
-    coupling: Coupling = field(default_factory=lambda: MinibatchCoupling(4096))
+    coupling: Coupling = field(default_factory=MinibatchCoupling)
     updates: int = 6000
     refresh: int = 500
     pairs: int = 8192

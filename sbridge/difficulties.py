@@ -9,6 +9,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from sbridge.errors import DisconnectedWarning, HeavyTailsWarning, SbridgeWarning, ScalesWarning

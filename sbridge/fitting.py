@@ -14,17 +14,15 @@ from sbridge.difficulties import warn_of_difficulties
 from sbridge.diffusion.reverse import end_law, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Density, Gaussian, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
+from sbridge.laws import Density, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
 from sbridge.random import Seed, as_seed, derive, generator
 from sbridge.scaling import AffineScaling, CommonScale, ScalingRecipe
 from sbridge.solutions import Bridge
-from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Method, P, R, S, Solver
-from sbridge.solvers.gaussian import GaussianBridge
-from sbridge.solvers.imf import IMF
+from sbridge.solvers.choice import SolverChoice, choose_solver
 from sbridge.training import Callback, Flat, minimise
 
 End = Law | Tensor | np.ndarray
@@ -82,32 +80,6 @@ def _sigma_for(probes: tuple[Tensor, Tensor], horizon: float) -> SigmaChoice:
     return SigmaChoice((epsilon / horizon) ** 0.5, epsilon, spread, shift)
 
 
-def choose_solver(problem: BridgeProblem) -> Solver:
-    """The solver for a first result without tuning.
-
-    * two Gaussian laws under a linear reference: :class:`GaussianBridge`, exact;
-    * other ends that can be sampled, under a linear reference: :class:`IMF` from the entropic plan. It learns smooth
-      controls, so end points are new points and not rows of the data, and rows that it has not seen are treated like
-      those it has. (:class:`SinkhornBridge` is quicker, and exact for the empirical laws: use it where reproducing
-      the rows at hand is what you want.);
-    * one end that is only an unnormalised density, under a linear reference: :class:`AdjointBridge`, which follows the
-      gradient of the log density and needs no samples of that end.
-
-    Raises:
-        UnsupportedError: if no solver takes the problem.
-    """
-    ends = (problem.source, problem.target)
-    if not isinstance(problem.reference, LinearProcess):
-        raise UnsupportedError(
-            f"every bridge solver here needs a linear reference, got {type(problem.reference).__name__}."
-        )
-    if all(isinstance(end, Gaussian) for end in ends):
-        return GaussianBridge()
-    if any(isinstance(end, Density) for end in ends):
-        return AdjointBridge()
-    return IMF()
-
-
 def solve(
     problem: P,
     solver: Method[P, S, R],
@@ -151,6 +123,7 @@ class Preparation:
         solver: chosen or given.
         seed: of the fit.
         notes: one sentence for each choice that the user did not make.
+        choice: the solver with the reason for it, if the user named none.
     """
 
     problem: BridgeProblem
@@ -158,6 +131,7 @@ class Preparation:
     solver: Solver
     seed: int
     notes: tuple[str, ...] = ()
+    choice: SolverChoice | None = None
 
     @property
     def model(self) -> BridgeProblem:
@@ -194,16 +168,18 @@ def prepare(
         reference = BrownianMotion(sigma=choice.sigma)
         notes.append(f"reference: Brownian motion, {choice}")
     problem = BridgeProblem(source, target, reference)
+    choice = None
     if solver is None:
-        solver = choose_solver(problem)
-        notes.append(f"solver: {solver}")
+        choice = choose_solver(problem)
+        solver = choice.solver
+        notes.append(f"solver: {choice}; {solver}")
     _check_treatable(problem, solver)
     known0, known1 = (
         None if isinstance(end, Density) else rows for end, rows in zip((source, target), probes, strict=True)
     )
     warn_of_difficulties(known0, known1, reference)
     scaling = type(solver).scaling if scaling is None else scaling
-    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes))
+    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice)
 
 
 def fit(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sbridge.controls import MLP, NetworkRecipe
+from sbridge.controls import NetworkRecipe, ScaledMLP
 from sbridge.coupling import Coupling, EntropicCoupling
 from sbridge.coupling.simple import Pairs
 from sbridge.errors import InvalidInputError
@@ -16,7 +16,7 @@ from sbridge.random import as_seed
 from sbridge.registry import register
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
-from sbridge.solvers.matching import DIRECTIONS, Matcher, MatchingState, matching_refusal
+from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingState, matching_refusal
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Optimisation
 
@@ -27,14 +27,12 @@ class IMF(Solver[MatchingState]):
     """Iterative Markovian fitting: Markovian and reciprocal projections in turn (Shi et al. 2023; Peluchetti 2023).
 
     Pairs ``(X_0, X_T)`` of the current coupling are joined by the reference's pinned bridges (the reciprocal
-    projection); regression on the gradients of the log transition density makes the mixture Markov again::
-
-        forward    u(t, X_t) ← σᵀ ∇_x log R(X_T | X_t)         backward   û(t, X_t) ← σᵀ ∇_x log R(X_t | X_0)
+    projection); regression on the gradients of the log transition density makes the mixture Markov again
+    (:mod:`sbridge.solvers.matching`).
 
     First both networks learn from ``start``. Then stages alternate: the backward network simulates pairs from the
-    target's data and the forward network learns from them; then the other way round. Losses are weighted by the
-    inverse of the targets' expected square, so that all times count alike. Training rows are never the answer:
-    pairs always have a simulated end.
+    target's data and the forward network learns from them; then the other way round. Training rows are never the
+    answer: pairs always have a simulated end.
 
     Args:
         start: the coupling that the first regression uses.
@@ -52,13 +50,13 @@ class IMF(Solver[MatchingState]):
     """
 
     start: Coupling = field(default_factory=EntropicCoupling)
-    pretraining: int = 1500
-    stages: int = 4
-    updates: int = 1000
-    refresh: int = 250
-    pairs: int = 4096
-    network: NetworkRecipe = field(default_factory=MLP)
-    optimisation: Optimisation = field(default_factory=Optimisation)
+    pretraining: int = 2000
+    stages: int = 20
+    updates: int = 400
+    refresh: int = 200
+    pairs: int = 8192
+    network: NetworkRecipe = field(default_factory=ScaledMLP)
+    optimisation: Optimisation = field(default_factory=lambda: MATCHING)
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))
 
     def __post_init__(self) -> None:

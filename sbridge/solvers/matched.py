@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sbridge.controls import MLP, NetworkRecipe
-from sbridge.coupling import Coupling, EntropicCoupling
+from sbridge.controls import NetworkRecipe, ScaledMLP
+from sbridge.coupling import Coupling, MinibatchCoupling
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
 from sbridge.random import as_seed
 from sbridge.registry import register
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
-from sbridge.solvers.matching import DIRECTIONS, Matcher, MatchingState, matching_refusal
+from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingState, matching_refusal
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Optimisation
 
@@ -46,12 +46,12 @@ class MatchedBridge(Solver[MatchingState]):
     Works with any linear reference and any ends that can be sampled.
     """
 
-    coupling: Coupling = field(default_factory=EntropicCoupling)
-    updates: int = 4000
-    refresh: int = 250
-    pairs: int = 16_384
-    network: NetworkRecipe = field(default_factory=MLP)
-    optimisation: Optimisation = field(default_factory=Optimisation)
+    coupling: Coupling = field(default_factory=lambda: MinibatchCoupling(4096))
+    updates: int = 6000
+    refresh: int = 500
+    pairs: int = 8192
+    network: NetworkRecipe = field(default_factory=ScaledMLP)
+    optimisation: Optimisation = field(default_factory=lambda: MATCHING)
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))
 
     def __post_init__(self) -> None:

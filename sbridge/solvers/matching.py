@@ -33,7 +33,9 @@ from sbridge.solutions import Bridge
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Learner, Optimisation, flat_number, flat_tensor
 
-DIRECTIONS = (Direction.FORWARD, Direction.BACKWARD)
+DIRECTIONS: tuple[Direction, ...] = (Direction.FORWARD, Direction.BACKWARD)
+MATCHING = Optimisation(learning_rate=3e-3, batch=512, ema_decay=0.998)
+"""Targets are noisy and smooth in the mean: large steps to begin with, averaged over batches, weights and the decay."""
 _END_MARGIN = 1e-3
 _DENSE_TIMES = 32
 _PROBE_ROWS = 4096

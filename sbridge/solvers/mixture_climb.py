@@ -11,6 +11,7 @@ from torch import Tensor
 from sbridge.solvers.mixture_likelihood import Claims, Likelihood, match
 from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
 
+_LEAST_PULL = 0.05  # below it a shape is plain to see, and left as it is
 _MOST_PULL = 3.0  # of a component whose shape is all chance, in units of its mass
 
 
@@ -37,9 +38,9 @@ def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
     """Components drawn towards the shape of the Gaussian bridge as far as their own is noise, and the pulls that do so.
 
     A component of mass ``m_k`` shows an estimate of ``S_k``: in units of the Gaussian bridge it differs from the
-    identity by ``|s^{−½} S_k s^{−½} − I|²``, of which ``¼(1/n_0 + 1/n_T)(d² + d)/m_k`` is what Gaussian rows would give
-    by chance (as of Ledoit & Wolf 2004, for the matrix ``(B A^{−1})^{½}``). Their ratio times ``m_k`` is the weight
-    ``τ_k`` of the squared parameters of its shape, shape ``(K,)``: next to nothing where the shape is plain to see. One
+    identity by ``|s^{−½} S_k s^{−½} − I|²``, of which some ``⅛(1/n_0 + 1/n_T)(d² + d)/m_k`` comes by chance (as of
+    Ledoit & Wolf 2004, for the matrix ``(B A^{−1})^{½}``). The ratio of this to the rest, times ``m_k``, is the weight
+    ``τ_k`` of the squared parameters of its shape, shape ``(K,)``; nothing if the ratio is below a twentieth. One
     component alone is the Gaussian bridge.
     """
     if len(parts.logits) == 1:
@@ -48,7 +49,8 @@ def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
     dim, s = len(coordinates.s), coordinates.s
     masses = torch.minimum(claims[0].masses, claims[1].masses)
     freedom = 2.0 * dim if coordinates.diagonal else dim * (dim + 1.0)
-    chance = 0.25 * (1.0 / likelihood.source.count + 1.0 / likelihood.target.count) * freedom
+    # Half of what rows that belong to one component each would give: they are shared.
+    chance = 0.125 * (1.0 / likelihood.source.count + 1.0 / likelihood.target.count) * freedom
     if coordinates.diagonal:
         apart = (parts.spreads / s - 1.0).square().sum(1)
     else:
@@ -56,6 +58,7 @@ def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
         apart = white.square().sum((1, 2))
     chance = chance / masses
     pulls = chance / torch.maximum(apart - chance, chance / _MOST_PULL)
+    pulls = torch.where(pulls < _LEAST_PULL, 0.0, pulls)
     chart = _Chart(coordinates, len(masses))
     point = chart.point(parts)
     chart.shapes(point).div_((1.0 + pulls).unsqueeze(1))

@@ -1,5 +1,4 @@
-"""
-The action gap is the score-matching loss
+"""The action gap is the score-matching loss
 =========================================
 
 Reverse diffusion is a problem of optimal control: the action of a control is smallest for ``u = σᵀ∇log ρ``, and its

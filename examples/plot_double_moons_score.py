@@ -1,5 +1,4 @@
-"""
-A learned score on double moons
+"""A learned score on double moons
 ===============================
 
 A network learns the score ``∇ log ρ_t`` of noised points (:func:`sbridge.diffuse` with

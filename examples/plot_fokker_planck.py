@@ -1,12 +1,11 @@
-"""
-Diffusion of a mixture: particles, closed form and Fokker–Planck
+"""Diffusion of a mixture: particles, closed form and Fokker–Planck
 ================================================================
 
 Two Gaussian bumps drift and spread under an Ornstein–Uhlenbeck process. Three routes give their density: simulated
 particles (:class:`sbridge.PathMeasure`), the closed form of a linear process (:class:`sbridge.ExactScore`), and the
-Fokker–Planck equation ``∂p/∂t = −∇·(b p) + ½σ²Δp`` solved on a grid (:func:`sbridge.pde.fokker_planck`). They agree, and
-the grid's error falls with the square of the cell width. The last part leaves closed forms behind: the same equation in
-a double well, where only particles and grid remain.
+Fokker–Planck equation ``∂p/∂t = −∇·(b p) + ½σ²Δp`` solved on a grid (:func:`sbridge.pde.fokker_planck`). They agree,
+and the grid's error falls with the square of the cell width. The last part leaves closed forms behind: the same
+equation in a double well, where only particles and grid remain.
 """
 
 import sys
@@ -97,8 +96,8 @@ ax.legend(frameon=False)
 # %%
 # Where there is no closed form
 # -----------------------------
-# ``b = −∇Ψ``, ``Ψ = ½(x² − 1)²``: the same two bumps settle in two wells and leak over the barrier. Any function of time and state is a drift;
-# particles then move by Euler–Maruyama steps.
+# ``b = −∇Ψ``, ``Ψ = ½(x² − 1)²``: the same two bumps settle in two wells and leak over the barrier. Any function of
+# time and state is a drift; particles then move by Euler–Maruyama steps.
 
 wells = sb.DriftProcess(lambda t, x: -2.0 * x * (x.square() - 1.0), sigma=0.8, horizon=1.5)
 solution = pde.fokker_planck(wells, grid, start, sb.TimeGrid.uniform(300))

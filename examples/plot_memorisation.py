@@ -1,12 +1,11 @@
-"""
-Exact reversal only remembers
+"""Exact reversal only remembers
 =============================
 
 The score of a finite set of points is known exactly. Reversing with it to the very end returns the points themselves,
 nothing new: the support of the data is preserved. This page follows that on a handful of points
-(:class:`sbridge.ExactScore`, :func:`sbridge.reverse_diffusion`), shows the moment at which a path makes up its mind, and
-then lets a trained network reverse the same noise (:func:`sbridge.diffuse`): what it gets wrong about the score is what
-makes new points.
+(:class:`sbridge.ExactScore`, :func:`sbridge.reverse_diffusion`), shows the moment at which a path makes up its mind,
+and then lets a trained network reverse the same noise (:func:`sbridge.diffuse`): what it gets wrong about the score is
+what makes new points.
 """
 
 import sys
@@ -47,9 +46,8 @@ print(f"largest distance of {N} generated points to a data point: {float(nearest
 counts = torch.bincount(nearest.indices, minlength=len(points))
 expected = N / len(points)
 chi2 = float(((counts - expected) ** 2 / expected).sum())
-print(
-    f"how often each point comes back: {counts.tolist()}; chi-square {chi2:.1f} with {len(points) - 1} degrees of freedom"
-)
+print(f"how often each point comes back: {counts.tolist()}")
+print(f"chi-square of equal frequencies {chi2:.1f} with {len(points) - 1} degrees of freedom")
 
 # %%
 # Making up its mind

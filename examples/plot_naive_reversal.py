@@ -1,5 +1,4 @@
-"""
-Running a diffusion backward: naive and true reversal
+"""Running a diffusion backward: naive and true reversal
 =====================================================
 
 Noise turns data into a Gaussian. To get the data back it is not enough to run the drift backward, nor to leave it as it
@@ -25,8 +24,8 @@ N = 10_000 if FAST else 100_000
 # %%
 # Three ways back
 # ---------------
-# Data: a mixture of three bumps. Noise: an Ornstein–Uhlenbeck process, short enough that what is left of the data can be
-# seen at its end. The reversal starts from the exact law ``ρ_T``, so the score is the only thing that differs.
+# Data: a mixture of three bumps. Noise: an Ornstein–Uhlenbeck process, short enough that what is left of the data can
+# be seen at its end. The reversal starts from the exact law ``ρ_T``, so the score is the only thing that differs.
 
 process = sb.OrnsteinUhlenbeck(rate=1.0, sigma=2.0**0.5, horizon=1.0)
 data = sb.GaussianMixture(
@@ -51,8 +50,8 @@ ways = {"true: drift −b + σ²∇log ρ": true, "naive: drift −b": no_score,
 # %%
 # What comes back
 # ---------------
-# L1 distances between histograms of the states at ``t = 0`` and the data's density in the same bins; the floor is that of
-# as many exact draws of the data.
+# L1 distances between histograms of the states at ``t = 0`` and the data's density in the same bins; the floor is that
+# of as many exact draws of the data.
 
 edges = np.linspace(-9, 9, 181)
 middle = torch.from_numpy((edges[1:] + edges[:-1]) / 2)[:, None]
@@ -97,8 +96,8 @@ fig.suptitle("Paths with the same starts and the same noise")
 # %%
 # In the plane
 # ------------
-# :func:`sbridge.plotting.reversals` draws this comparison for any reverse diffusion. Here the data are two moons, and the
-# score is that of the points.
+# :func:`sbridge.plotting.reversals` draws this comparison for any reverse diffusion. Here the data are two moons, and
+# the score is that of the points.
 
 points = datasets.make("two_moons", 1000, seed=0)
 noising = sb.choose_noising(sb.Samples(points))

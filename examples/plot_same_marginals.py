@@ -1,5 +1,4 @@
-"""
-Equal marginals, different joint law
+"""Equal marginals, different joint law
 ====================================
 
 The reverse SDE and the probability-flow ODE of a diffusion have the same density at every single time. They are still
@@ -11,6 +10,7 @@ that of the noising.
 """
 
 import sys
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,7 +45,7 @@ reversal = bridge.backward.sample(N, seed=1)
 
 times = reversal.t.tolist()
 states = [bridge.backward.starts(N, seed=2)]
-for t, s in zip(times[:-1], times[1:], strict=True):
+for t, s in pairwise(times):
     x = states[-1]
     first = bridge.velocity(t, x)
     second = bridge.velocity(s, x + (s - t) * first)
@@ -85,8 +85,8 @@ ax.legend(frameon=False, fontsize=8, loc="upper right")
 # %%
 # At two times: a different joint law
 # -----------------------------------
-# States at ``t = 1`` and ``t = 0.3`` of the same path. The SDE shows the same cloud as the noising process. The ODE shows
-# a curve: one state determines the other.
+# States at ``t = 1`` and ``t = 0.3`` of the same path. The SDE shows the same cloud as the noising process. The ODE
+# shows a curve: one state determines the other.
 
 early, late = 0.3, 1.0
 k = round(early * KNOTS)

@@ -1,5 +1,4 @@
-"""
-Samplers at equal cost
+"""Samplers at equal cost
 ======================
 
 All samplers of a diffusion model solve one of two equations, the reverse SDE or the probability-flow ODE, and pay with
@@ -30,8 +29,8 @@ BUDGETS = [8, 16, 32] if FAST else [8, 16, 32, 64, 128]
 # %%
 # The contestants
 # ---------------
-# Steps are fine near the data and coarse near the noise: equal in ``t^(1/3)``. Two-stage methods get half as many steps,
-# RK4 a quarter; one evaluation of every budget goes into the last step, the conditional mean ``E[X_0 | X_t]``.
+# Steps are fine near the data and coarse near the noise: equal in ``t^(1/3)``. Two-stage methods get half as many
+# steps, RK4 a quarter; one evaluation of every budget goes into the last step, the conditional mean ``E[X_0 | X_t]``.
 
 
 def knots(steps, first=1e-3):

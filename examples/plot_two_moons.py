@@ -1,10 +1,9 @@
-"""
-Two moons to eight Gaussians
+"""Two moons to eight Gaussians
 ============================
 
-A bridge between two built-in sets in six lines: fit (:func:`sbridge.fit`), transport, predict half way, and judge against
-rows that were held out (:func:`sbridge.evaluate`). The table sets every number beside its floor, which is what perfect
-samples of the same size would score, and beside transport maps fitted on the same rows.
+A bridge between two built-in sets in six lines: fit (:func:`sbridge.fit`), transport, predict half way, and judge
+against rows that were held out (:func:`sbridge.evaluate`). The table sets every number beside its floor, which is what
+perfect samples of the same size would score, and beside transport maps fitted on the same rows.
 """
 
 import sys
@@ -34,7 +33,7 @@ print(solver)
 # Paths
 # -----
 
-fig, ax = plt.subplots(figsize=(6, 5), layout="constrained")
+fig, ax = plt.subplots(figsize=(6, 5), layout="compressed")
 plotting.trajectories(bridge.forward.sample(200, seed=2), ax=ax)
 ax.set_title("Paths of the bridge")
 

@@ -1,0 +1,42 @@
+"""Every example runs from its first line to its last in its short form, without a warning, and writes no file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("plot_*.py"))
+# The lines of other packages that warn when they are compiled: the same as in pyproject.toml.
+SILENCED = [f"ignore:invalid escape sequence:{kind}" for kind in ("DeprecationWarning", "SyntaxWarning")]
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 17
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem.removeprefix("plot_"))
+def test_example_runs(script, tmp_path):
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "SBRIDGE_CELLS")}
+    environment = clean | {"MPLBACKEND": "Agg", "PYTHONPATH": paths}
+    filters = [f"-W{one}" for one in ("error", *SILENCED)]
+    command = [sys.executable, *filters, str(script), "--fast"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip(), "an example prints the numbers that it speaks about"
+    assert not list(tmp_path.iterdir()), "an example writes no files"
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem.removeprefix("plot_"))
+def test_example_opens_like_a_page(script):
+    lines = script.read_text().splitlines()
+    title, rule = lines[0], lines[1]
+    assert title.startswith('"""')
+    assert len(title) > 3
+    assert set(rule) == {"="}
+    assert len(rule) >= len(title) - 3, "a shorter underline is a warning of the site's build"
+    assert 'FAST = "--fast" in sys.argv' in lines
+    assert "savefig" not in script.read_text()

@@ -124,9 +124,7 @@ for ax, t in zip(panels, times, strict=False):
     ends = full.interpolate(cells.repeat(DRAWS, 1), t, times[-1], seed=4)
     fate = (torch.cdist(ends, centres).argmin(1) == 0).float().reshape(DRAWS, -1).mean(0)
     decided = float(((fate < 0.1) | (fate > 0.9)).float().mean())
-    print(
-        f"t = {t:g}: mean probability {fate.mean():.3f}; {decided:.0%} of the cells are decided (below 0.1 or above 0.9)"
-    )
+    print(f"t = {t:g}: mean probability {fate.mean():.3f}; below 0.1 or above 0.9 for {decided:.0%} of the cells")
     ax.scatter(*plane(last).T, s=3, color="#D0D0D0", linewidths=0)
     image = ax.scatter(*plane(cells).T, s=8, c=fate, cmap="coolwarm", vmin=0, vmax=1, linewidths=0)
     ax.set(xlabel=plane.labels[0], title=f"cells at $t$ = {t:g}: {decided:.0%} decided")

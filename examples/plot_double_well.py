@@ -108,7 +108,8 @@ for ax, (name, way) in zip(panels, ways.items(), strict=True):
     error = 0.5 / PATHS**0.5
     near = float((abs(abs(ends) - 1) < 0.3).float().mean())
     print(
-        f"{name}: cost {cost.mean():.3f} ± {bar:.3f}; {left:.3f} ± {error:.3f} end on the left; {near:.3f} end within 0.3 of a well"
+        f"{name}: cost {cost.mean():.3f} ± {bar:.3f}; {left:.3f} ± {error:.3f} end on the left; "
+        f"{near:.3f} end within 0.3 of a well"
     )
     plotting.trajectories(paths, ax=ax, most=80)
     ax.set(ylim=(-1.9, 1.9), ylabel="", title=f"{name}: cost {cost.mean():.2f}, {left:.0%} to the left")

@@ -89,8 +89,9 @@ for name, process in (("swirl", swirl), ("Brownian motion", brownian)):
     ends = paths[name].x[-1]
     bars = (ends.var(0) / PATHS).sqrt()
     print(
-        f"  mean of the simulated ends {ends[:, 0].mean():+.3f} ± {bars[0]:.3f}, {ends[:, 1].mean():+.3f} ± {bars[1]:.3f};"
-        f" of the target {float(target.mean[0]):+.3f}, {float(target.mean[1]):+.3f}"
+        f"  mean of the simulated ends {ends[:, 0].mean():+.3f} ± {bars[0]:.3f}, "
+        f"{ends[:, 1].mean():+.3f} ± {bars[1]:.3f}; "
+        f"of the target {float(target.mean[0]):+.3f}, {float(target.mean[1]):+.3f}"
     )
 
 # %%

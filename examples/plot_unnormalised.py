@@ -87,9 +87,7 @@ for name, (values, truth) in functions.items():
     mean = weights @ values
     error = np.sqrt((weights**2) @ (values - mean) ** 2)
     plain, bar = values.mean(), values.std() / N**0.5
-    print(
-        f"E {name}: exact {mass @ truth:.4f}; weighted {mean:.4f} ± {error:.4f}; unweighted {plain:.4f} ± {bar:.4f} (s.e.)"
-    )
+    print(f"E {name}: exact {mass @ truth:.4f}; weighted {mean:.4f} ± {error:.4f}; unweighted {plain:.4f} ± {bar:.4f}")
 
 fig, panels = plt.subplots(1, 3, figsize=(10.4, 3.8), layout="compressed", sharex=True, sharey=True)
 panels[0].pcolormesh(side[::4], side[::4], density[::4, ::4].T, cmap="Blues", shading="gouraud")

@@ -42,7 +42,7 @@ def log_probability(counts, kernel):
 
 
 def transports(n):
-    """All integer transports of ``n`` particles between these occupations, and the share that stays in the first cell."""
+    """All integer transports between these occupations, and the share that stays in the first cell."""
     stay = np.arange(0, n // 4 + 1)
     counts = np.stack([np.stack([stay, n // 2 - stay], -1), np.stack([n // 4 - stay, n // 4 + stay], -1)], -2)
     return counts.astype(float), stay / n
@@ -86,7 +86,8 @@ frequency = np.bincount(kept, minlength=len(share)) / len(kept)
 error = np.sqrt(frequency * (1 - frequency) / len(kept))
 rate = len(kept) / TRIALS
 print(
-    f"probability of the occupations: {exact.sum():.5f}; seen in {rate:.5f} ± {(rate / TRIALS) ** 0.5:.5f} of the throws"
+    f"probability of the occupations: {exact.sum():.5f}; "
+    f"seen in {rate:.5f} ± {(rate / TRIALS) ** 0.5:.5f} of the throws"
 )
 
 fig, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")

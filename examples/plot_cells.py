@@ -26,7 +26,7 @@ from sbridge.evaluation import score_at
 FAST = "--fast" in sys.argv
 FILE = os.environ.get("SBRIDGE_CELLS")
 CELLS = 300 if FAST else 1500  # per time point of the stand-in
-solver = sb.IMF(pretraining=500, stages=0, network=sb.MLP(width=64)) if FAST else sb.IMF()
+solver = sb.IMF(pretraining=500, stages=0, network=sb.MLP(width=64)) if FAST else sb.IMF(stages=2)
 
 # %%
 # Snapshots

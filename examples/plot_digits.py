@@ -23,7 +23,7 @@ from sbridge import plotting
 from sbridge.metrics import ExactW2
 
 FAST = "--fast" in sys.argv
-solver = sb.IMF(pretraining=1500, stages=2, updates=500) if FAST else sb.IMF(pretraining=4000, stages=4, updates=2000)
+solver = sb.IMF(pretraining=1500, stages=2, updates=500) if FAST else sb.IMF(pretraining=3000, stages=2, updates=1500)
 FROM, TO = 3, 8
 
 # %%

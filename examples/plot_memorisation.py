@@ -104,7 +104,7 @@ for name, cloud in clouds.items():
     panels[2].plot(np.sort(gaps), np.linspace(0, 1, len(gaps)), label=name)
 panels[2].set(xscale="log", xlim=(1e-9, 2), xlabel="distance to the nearest training point", ylabel="share below")
 panels[2].set_title("Copies and new points")
-panels[2].legend(frameon=False, fontsize=8, loc="upper left")
+panels[2].legend(frameon=False, fontsize=8, loc="center")
 for ax, name in zip(panels, ("exact score", "trained network"), strict=False):
     ax.scatter(*train.T, s=16, color="#B8B8B8", linewidths=0, label="training points")
     ax.scatter(*clouds[name][:1000].T, s=4, color="#0072B2", linewidths=0, label="generated")

@@ -23,9 +23,9 @@ from sbridge.controls.networks import TIME_FEATURES
 from sbridge.diffusion import GuidedScore, LinearObservation, conditioned, end_law, reverse_grid
 
 FAST = "--fast" in sys.argv
-SIDE = 6 if FAST else 10  # inner points along a side
-UPDATES = 2500 if FAST else 10_000
-STEPS, CASES, DRAWS = (80, 12, 64) if FAST else (200, 24, 256)
+SIDE = 6 if FAST else 8  # inner points along a side
+UPDATES = 2500 if FAST else 6000
+STEPS, CASES, DRAWS = (80, 12, 64) if FAST else (120, 24, 128)
 
 # %%
 # Random problems and their solutions

@@ -21,9 +21,9 @@ from sbridge.processes import EulerMaruyama
 from sbridge.simulation.ode import Euler, Heun, RungeKutta4
 
 FAST = "--fast" in sys.argv
-POINTS = 1000 if FAST else 2000
-ROWS = 400 if FAST else 1000
-SEEDS = 8 if FAST else 10
+POINTS = 1000
+ROWS = 400 if FAST else 600
+SEEDS = 8
 BUDGETS = [8, 16, 32] if FAST else [8, 16, 32, 64, 128]
 
 # %%

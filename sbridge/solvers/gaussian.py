@@ -94,7 +94,7 @@ class GaussianBridge(Solver[GaussianState]):
         if not isinstance(problem.reference, LinearProcess):
             return (
                 f"GaussianBridge needs a linear reference such as BrownianMotion, got "
-                f"{type(problem.reference).__name__}."
+                f"{type(problem.reference).__name__}; IPF takes any."
             )
         for law in (problem.source, problem.target):
             if not isinstance(law, (Gaussian, Samples)):

@@ -84,7 +84,7 @@ class IMF(Solver["IMFState"]):
         if not isinstance(problem.reference, LinearProcess):
             return (
                 f"IMF needs pinned bridges in closed form, which {type(problem.reference).__name__} has not: take a "
-                "LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference."
+                "LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or IPF, which takes any."
             )
         if isinstance(problem.source, Density) or isinstance(problem.target, Density):
             return (

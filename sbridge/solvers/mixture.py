@@ -103,7 +103,7 @@ class MixtureBridge(Solver["MixtureState"]):
         if not isinstance(problem.reference, LinearProcess):
             return (
                 f"MixtureBridge needs a linear reference such as BrownianMotion, got "
-                f"{type(problem.reference).__name__}."
+                f"{type(problem.reference).__name__}; IPF takes any."
             )
         if isinstance(problem.source, Density) or isinstance(problem.target, Density):
             return "MixtureBridge needs ends that can be sampled, which an unnormalised density cannot: draw samples."

@@ -222,7 +222,7 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
         if not isinstance(problem.reference, LinearProcess):
             return (
                 f"SinkhornBridge needs a linear reference such as BrownianMotion, got "
-                f"{type(problem.reference).__name__}."
+                f"{type(problem.reference).__name__}; IPF takes any."
             )
         for law in (problem.source, problem.target):
             if not isinstance(law, Samples):

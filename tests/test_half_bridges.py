@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sbridge.analytic import GaussianCoupling
 from sbridge.controls import Divergence, ExactTrace, Hutchinson
 from sbridge.laws import Gaussian
 from sbridge.measures import Direction, PathMeasure, Paths
@@ -277,3 +278,52 @@ def test_retraced_paths_have_the_drift_of_the_reference():
         retraced = Retraced(reference)(t, x)
         drift = blown(t, x)
         torch.testing.assert_close(retraced @ SIGMA.mT - drift, drift)
+
+
+# --- many half-bridges
+
+
+def affine(values: Tensor) -> Tensor:
+    """Slope and offset of an affine map from its values at 0 and 1."""
+    return torch.stack([values[1, 0] - values[0, 0], values[0, 0]])
+
+
+def taken_back(chain: Chain, controls: Tensor, mean: Tensor, variance: Tensor, form: str) -> Tensor:
+    """The other direction's affine control in each interval, exactly, for a Gaussian chain in one dimension."""
+    back, found = replace(chain, direction=Direction(-chain.direction.value)), torch.empty_like(controls)
+    ends = tensor([[0.0], [1.0]])
+    for j in range(chain.length):
+        u, width, root = controls[chain.interval(j)], chain.root_durations[j], chain.root(j).values
+        slope, offset = affine(ends + chain.move(j, ends, u[0] * ends + u[1]))
+        after, spread = slope * mean + offset, slope**2 * variance + root.square().squeeze()
+        if form == "nearest chain":
+            starts = mean + variance * slope / spread * (ends - after)
+            values = back.shift(chain.length - 1 - j, ends, starts) / width
+        else:
+            values = -root * (ends - after) / (spread * width) - (u[0] * ends + u[1])
+        found[chain.interval(j)] = affine(values)
+        mean, variance = after, spread
+    return found
+
+
+@pytest.mark.parametrize(("form", "least", "most"), [("nearest chain", 0.0, 0.02), ("drift form", 0.3, 1.0)])
+def test_errors_of_the_nearest_chain_do_not_add_up(form, least, most):
+    """Nats to the bridge after 64 half-bridges of 30 steps, without networks: why ``h`` has ``u`` at the start."""
+    reference, times = OrnsteinUhlenbeck(1.2, 1.0), TimeGrid.uniform(30).times(1.0)
+    start, end = (tensor([-1.0]), tensor([[0.5]])), (tensor([1.0]), tensor([[1.5]]))
+    forward, backward = (Chain(reference, times, way, ExactTransition(), times) for way in (FORWARD, BACKWARD))
+    u = torch.zeros(30, 2, dtype=torch.float64)
+    for _ in range(32):
+        u_hat = taken_back(forward, u, start[0][0], start[1][0, 0], form)
+        u = taken_back(backward, u_hat, end[0][0], end[1][0, 0], form)
+    exact, ends = GaussianCoupling(*start, *end, reference), tensor([[0.0], [1.0]])
+    mean, variance, nats = start[0][0], start[1][0, 0], 0.0
+    for k, t in enumerate(times[:-1].tolist()):
+        gain, shift = exact.forward_gain(t)
+        slope, offset = u[k, 0] - gain[0, 0], u[k, 1] - shift[0]
+        nats += 0.5 / 30 * float(slope**2 * variance + (slope * mean + offset) ** 2)
+        slope, offset = affine(ends + forward.move(k, ends, u[k, 0] * ends + u[k, 1]))
+        mean, variance = slope * mean + offset, slope**2 * variance + forward.root(k).values.square().squeeze()
+    assert least <= nats < most
+    if form == "nearest chain":
+        assert abs(float(mean) - 1.0) < 1e-6

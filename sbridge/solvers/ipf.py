@@ -68,14 +68,16 @@ class IPF(Solver["IPFState"]):
     control that runs towards it is learned by :class:`~sbridge.solvers.AdjointHalfBridge`.
     """
 
-    half_steps: int = 10
-    updates: int = 600
+    half_steps: int = 20
+    updates: int = 500
     forward: HalfBridge = field(default_factory=MeanMatching)
     backward: HalfBridge = field(default_factory=MeanMatching)
     refresh: int = 50
     paths: int = 512
     network: NetworkRecipe = field(default_factory=MLP)
-    optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=512, ema_decay=0.99, warm_up=50))
+    optimisation: Optimisation = field(
+        default_factory=lambda: Optimisation(learning_rate=3e-3, batch=1024, ema_decay=0.99, warm_up=50)
+    )
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(100))
 
     def __post_init__(self) -> None:

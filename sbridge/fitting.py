@@ -13,7 +13,7 @@ from torch import Tensor
 from sbridge.diffusion.reverse import end_law, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Law, Samples, as_law, as_rows, check_same_kind, check_same_space
+from sbridge.laws import Density, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
@@ -61,10 +61,13 @@ def choose_sigma(x0: End, x1: End, *, horizon: float = 1.0, seed: Seed = 0) -> S
     """The default σ for two ends: see :class:`SigmaChoice`. Laws that are no samples are sampled with ``seed``.
 
     Raises:
-        InvalidInputError: if every column is constant, the ends do not fit together, or the horizon is not positive.
+        InvalidInputError: if every column is constant, the ends do not fit together, the horizon is not positive, or an
+            end is a :class:`~sbridge.laws.Density`, whose spread nobody knows.
     """
     horizon = check_horizon(horizon)
-    return _sigma_for(_probes(as_law(x0, "x0"), as_law(x1, "x1"), as_seed(seed)), horizon)
+    source, target = as_law(x0, "x0"), as_law(x1, "x1")
+    _check_spreads(source, target)
+    return _sigma_for(_probes(source, target, as_seed(seed)), horizon)
 
 
 def _sigma_for(probes: tuple[Tensor, Tensor], horizon: float) -> SigmaChoice:
@@ -156,6 +159,7 @@ def prepare(
     probes = _probes(source, target, seed)
     notes = []
     if reference is None:
+        _check_spreads(source, target)
         choice = _sigma_for(probes, 1.0)
         reference = BrownianMotion(sigma=choice.sigma)
         notes.append(f"reference: Brownian motion, {choice}")
@@ -321,16 +325,39 @@ def fit_course(
     return Course(times, tuple(bridges))
 
 
-def _rows_of(law: Law, seed: Seed) -> Tensor:
+def _rows_of(law: Law, seed: Seed) -> Tensor | None:
+    """Rows of a law; ``None`` for a density, which cannot be sampled."""
+    if isinstance(law, Density):
+        return None
     return law.rows if isinstance(law, Samples) else law.sample(_PROBE_ROWS, generator(seed))
 
 
 def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows that stand for either end; InvalidInputError unless they have the same columns, dtype and device."""
-    names, probes = ("x0", "x1"), (_rows_of(source, seed), _rows_of(target, seed))
+    """Rows that stand for either end; InvalidInputError unless they have the same columns, dtype and device.
+
+    An end that is only a density is represented by the rows of the other one.
+    """
+    names = ("x0", "x1")
+    rows0, rows1 = _rows_of(source, seed), _rows_of(target, seed)
     check_same_space(source, target, names)
-    check_same_kind(*probes, names)
-    return probes
+    rows0, rows1 = rows1 if rows0 is None else rows0, rows0 if rows1 is None else rows1
+    if rows0 is None or rows1 is None:
+        raise UnsupportedError(
+            "x0 and x1 are both unnormalised densities, and paths need one end to start from: draw samples of one "
+            "first, say with AdjointBridge() from a Gaussian."
+        )
+    check_same_kind(rows0, rows1, names)
+    return rows0, rows1
+
+
+def _check_spreads(source: Law, target: Law) -> None:
+    """InvalidInputError if an end has no rows by whose spread σ could be chosen."""
+    for name, end in (("x0", source), ("x1", target)):
+        if isinstance(end, Density):
+            raise InvalidInputError(
+                f"{name} is an unnormalised density, so nothing says how far the noise has to reach: give a reference, "
+                "such as BrownianMotion(sigma) with σ√T about the width of the density."
+            )
 
 
 def _check_options(reference: object, solver: object, scaling: object) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbridge.difficulties import warn_of_difficulties
 from sbridge.diffusion.reverse import end_law, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
@@ -152,7 +153,10 @@ def prepare(
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
 ) -> Preparation:
-    """Checks the input and makes every choice of :func:`fit`, without running anything yet."""
+    """Checks the input and makes every choice of :func:`fit`, without running anything yet.
+
+    Warns of ends that are hard for every solver: see :mod:`sbridge.difficulties`.
+    """
     _check_options(reference, solver, scaling)
     seed = as_seed(seed)
     source, target = as_law(x0, "x0"), as_law(x1, "x1")
@@ -170,6 +174,10 @@ def prepare(
         solver = choice.solver
         notes.append(f"solver: {choice}; {solver}")
     _check_treatable(problem, solver)
+    known0, known1 = (
+        None if isinstance(end, Density) else rows for end, rows in zip((source, target), probes, strict=True)
+    )
+    warn_of_difficulties(known0, known1, reference)
     scaling = type(solver).scaling if scaling is None else scaling
     return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice)
 

@@ -409,7 +409,9 @@ def test_a_bridge_to_a_registered_density_is_saved_and_one_to_a_function_is_not(
 def test_it_is_chosen_for_a_density_and_needs_a_reference():
     wide = BrownianMotion(1.5)
     problem = problem_of(ROWS, FAR, wide, BACKWARD)
-    assert choose_solver(problem) == AdjointBridge()
+    choice = choose_solver(problem)
+    assert choice.solver == AdjointBridge()
+    assert "unnormalised density" in choice.reason
     bridge = fit(problem.source, ROWS.rows, reference=wide, solver=quick(), seed=0)
     assert isinstance(bridge.forward.start, Density)
     with pytest.raises(InvalidInputError, match=r"x1 is an unnormalised density.*give a reference"):

@@ -6,14 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sbridge.benchmarks import bridge
+from sbridge.benchmarks import bridge, many_rows
 from sbridge.benchmarks.bridge_scores import Effort, IndependentKernel, Judge, MapKernel, Scores, shown
 from sbridge.benchmarks.pairs import GaussianPair
 from sbridge.bures import conditional_uvp
 from sbridge.cli import run
+from sbridge.coupling import EntropicCoupling
 from sbridge.errors import UnknownNameError
+from sbridge.laws import Samples
 from sbridge.measures import Estimate, PathMeasure
+from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion
+from sbridge.solvers.imf import IMF
+from sbridge.solvers.mixture import MixtureBridge
 from sbridge.time import TimeGrid
 
 EFFORT = Effort(40, 400, 400)
@@ -140,3 +145,23 @@ def test_quick_command_prints_the_table_and_writes_it(tmp_path, capsys, pairs, s
 def test_divergences_are_shown_to_four_places(value, text):
     assert shown(Estimate(value, 0.1 if value < 1000 else 0.2, 9)).startswith(text)
     assert shown(None) == ""
+
+
+@pytest.mark.parametrize("name", ["mixture", "imf"])
+def test_many_rows_are_measured(name, monkeypatch):
+    quick = {
+        "mixture": MixtureBridge(components=(1,), rounds=1, max_rows=200),
+        "imf": IMF(start=EntropicCoupling(rows=64), pretraining=2, stages=0, refresh=2, pairs=64),
+    }
+    monkeypatch.setattr(many_rows, "SOLVERS", quick)
+    found = many_rows.run(name, 500, 3)
+    assert found["data"] == pytest.approx(2 * 500 * 3 * 4 / 2**20)
+    assert found["peak"] >= found["before"] > 50
+    assert found["per_step"] > 0
+
+
+def test_a_mixture_bridge_looks_at_a_bounded_number_of_rows():
+    x, y = (torch.randn(900, 2, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    problem = BridgeProblem(Samples(x), Samples(y), BrownianMotion(1.0))
+    state = MixtureBridge(components=(1,), rows=100, max_rows=300).init(problem, torch.Generator().manual_seed(0))
+    assert len(state.everything.source.rows) == len(state.everything.target.rows) == 300

@@ -12,7 +12,8 @@ from sbridge.controls import Divergence, ExactTrace, Hutchinson
 from sbridge.laws import Gaussian
 from sbridge.measures import Direction, PathMeasure, Paths
 from sbridge.objectives import adjoint_targets, lean_adjoint
-from sbridge.objectives.half_bridge import StepsTaken, likelihood, mean_matching, terminal_adjoint
+from sbridge.objectives.half_bridge import StepsTaken, When, likelihood, mean_matching, terminal_adjoint
+from sbridge.objectives.reversal import reversal_action
 from sbridge.problems import ControlProblem
 from sbridge.processes import (
     BrownianMotion,
@@ -61,29 +62,23 @@ def driving(t: float | Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Reversed:
-    """The control that takes the steps of an affine Gaussian chain back: ``Lᵀ∇log p(y)/√Δ − u(t_before, y)``."""
+    """The control whose chain has ``E[x_k | x_{k+1}]`` of an affine Gaussian chain as the mean of its steps back."""
 
     chain: Chain
 
-    def gradients(self) -> list[tuple[float, Tensor, Tensor, int]]:
-        mean, covariance, found = MEAN, COVARIANCE, []
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        back = replace(self.chain, direction=Direction(-self.chain.direction.value))
+        mean, covariance, found = MEAN, COVARIANCE, torch.empty_like(y)
         for j in range(self.chain.length):
-            t = self.chain.moments[j]
             columns = torch.cat([torch.zeros(1, 2), torch.eye(2)]).double()
-            moved = columns + self.chain.move(j, columns, driving(t, columns))
-            offset, matrix = moved[0], (moved[1:] - moved[0]).mT
-            root = self.chain.root(j).expanded(2)
-            mean, covariance = matrix @ mean + offset, matrix @ covariance @ matrix.mT + root @ root.mT
-            found.append((float(self.chain.visited[j + 1]), mean, covariance, j))
-        return found
-
-    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        found = torch.empty_like(x)
-        for after, mean, covariance, j in self.gradients():
-            here = (t - after).abs() < 1e-9
-            score = -torch.linalg.solve(covariance, (x[here] - mean).mT).mT
-            root, width = self.chain.root(j), self.chain.root_durations[j]
-            found[here] = root.T(score) / width - driving(self.chain.moments[j], x[here])
+            moved = columns + self.chain.move(j, columns, driving(self.chain.moments[j], columns))
+            offset, matrix, root = moved[0], (moved[1:] - moved[0]).mT, self.chain.root(j).expanded(2)
+            after, spread = matrix @ mean + offset, matrix @ covariance @ matrix.mT + root @ root.mT
+            here = (t - self.chain.visited[j + 1]).abs() < 1e-9
+            start = mean + torch.linalg.solve(spread, (y[here] - after).mT).mT @ matrix @ covariance
+            shift = back.shift(self.chain.length - 1 - j, y[here], start)
+            found[here] = shift / self.chain.root_durations[j]
+            mean, covariance = after, spread
         return found
 
 
@@ -91,23 +86,19 @@ def paths_of(reference: Process, direction: Direction, n: int, seed: int = 1) ->
     return PathMeasure(reference, driving, START, direction, GRID).sample(n, seed=seed)
 
 
-def all_steps(paths: Paths) -> StepsTaken:
-    """Every step of every path."""
+def all_steps(paths: Paths) -> tuple[StepsTaken, When]:
+    """Every step of every path, one a row."""
     count, batch = paths.noise.shape[:2]
     steps = torch.arange(count).repeat_interleave(batch)
-    return StepsTaken.of(paths.chain, paths.x, paths.noise, steps, torch.arange(batch).repeat(count))
-
-
-def held(taken: StepsTaken) -> Tensor:
-    return driving(taken.before, taken.x)
+    return StepsTaken.of(paths).rows(steps, torch.arange(batch).repeat(count)), When.of(paths.chain, steps)
 
 
 def by_likelihood(weight: float = 1.0, rule: Divergence = ExactTrace()) -> Callable[..., Tensor]:
     """The likelihood with its divergence times ``weight``."""
 
-    def loss(taken: StepsTaken, control: Callable, held: Callable) -> Tensor:
+    def loss(taken: StepsTaken, when: When, control: Callable) -> Tensor:
         probes = rule.probes(taken.x, 3)
-        return likelihood(taken, control, held, replace(probes, weight=weight * probes.weight))
+        return likelihood(taken, when, control, replace(probes, weight=weight * probes.weight))
 
     return loss
 
@@ -119,7 +110,7 @@ LOSSES = {
 }
 
 
-def slopes(loss: Callable[..., Tensor], taken: StepsTaken, control: Callable, paths: int) -> float:
+def slopes(loss: Callable[..., Tensor], taken: StepsTaken, when: When, control: Callable, paths: int) -> float:
     """The largest z-score of the gradient of the loss in θ of ``control + h(t, x) θ``, ``h = 1, x, t x``, at 0."""
     theta = torch.zeros(len(taken.x), 4, 2, dtype=torch.float64, requires_grad=True)
 
@@ -128,7 +119,7 @@ def slopes(loss: Callable[..., Tensor], taken: StepsTaken, control: Callable, pa
         weights = theta.repeat(len(x) // len(theta), 1, 1)
         return control(t, x.detach()) + (features.unsqueeze(1) @ weights).squeeze(1)
 
-    (gradient,) = torch.autograd.grad((taken.span * loss(taken, moved, held)).sum(), theta)
+    (gradient,) = torch.autograd.grad((when.width.square() * loss(taken, when, moved)).sum(), theta)
     each = gradient.reshape(-1, paths, 8).sum(0)
     return float((each.mean(0) / (each.std(0) / math.sqrt(paths))).abs().max())
 
@@ -139,30 +130,34 @@ def slopes(loss: Callable[..., Tensor], taken: StepsTaken, control: Callable, pa
 def test_the_exact_reversal_of_the_chain_is_the_minimiser(loss, name, direction):
     """The gradient vanishes there within standard errors, at steps of any size, and not beside it."""
     paths = paths_of(REFERENCES[name], direction, 4000)
-    taken, exact = all_steps(paths), Reversed(paths.chain)
-    assert slopes(LOSSES[loss], taken, exact, 4000) < 4.0
-    assert slopes(LOSSES[loss], taken, lambda t, x: exact(t, x) + 0.1 * x, 4000) > 5.0
+    steps, exact = all_steps(paths), Reversed(paths.chain)
+    assert slopes(LOSSES[loss], *steps, exact, 4000) < 4.0
+    assert slopes(LOSSES[loss], *steps, lambda t, x: exact(t, x) + 0.1 * x, 4000) > 5.0
 
 
-def whole(taken: StepsTaken, paths: Paths) -> StepsTaken:
-    return taken
+def with_start(taken: StepsTaken, paths: Paths) -> StepsTaken:
+    return replace(taken, x=paths.x[:-1].flatten(0, 1))
+
+
+def with_other_noise(taken: StepsTaken, paths: Paths) -> StepsTaken:
+    return replace(taken, noise=paths_of(paths.chain.process, BACKWARD, 4000, 2).noise.flatten(0, 1))
+
+
+def with_drift_form(taken: StepsTaken, paths: Paths) -> StepsTaken:
+    times = paths.chain.visited[:-1].repeat_interleave(4000)
+    u, there = driving(times, taken.x), taken.x - 2.0 * When.of(paths.chain, torch.arange(4)).root(taken.noise)
+    return replace(taken, held=u, mirrored=driving(times, there))
 
 
 DAMAGES: dict[str, tuple[Callable[..., Tensor], Callable[[StepsTaken, Paths], StepsTaken]]] = {
-    "the sign of the divergence": (by_likelihood(-1.0), whole),
-    "no divergence": (by_likelihood(0.0), whole),
+    "the sign of the divergence": (by_likelihood(-1.0), lambda taken, paths: taken),
+    "no divergence": (by_likelihood(0.0), lambda taken, paths: taken),
     "the sign of the noise": (mean_matching, lambda taken, paths: replace(taken, noise=-taken.noise)),
-    "the noise of the other direction": (
-        mean_matching,
-        lambda taken, paths: replace(taken, noise=paths_of(paths.chain.process, BACKWARD, 4000, 2).noise.flatten(0, 1)),
-    ),
-    "the state at the start of the step": (
-        mean_matching,
-        lambda taken, paths: replace(taken, x=paths.x[:-1].flatten(0, 1)),
-    ),
-    "the same in the likelihood": (by_likelihood(), lambda taken, paths: replace(taken, x=paths.x[:-1].flatten(0, 1))),
-    "the other control at the end of the step": (mean_matching, lambda taken, paths: replace(taken, before=taken.t)),
-    "the length of the step": (mean_matching, lambda taken, paths: replace(taken, span=1.2 * taken.span)),
+    "the noise of the other direction": (mean_matching, with_other_noise),
+    "the state at the start of the step": (mean_matching, with_start),
+    "the same in the likelihood": (by_likelihood(), with_start),
+    "the other control at the end of the step": (mean_matching, with_drift_form),
+    "the other control left out": (mean_matching, lambda taken, paths: replace(taken, held=0.0 * taken.held)),
 }
 
 
@@ -171,7 +166,35 @@ def test_a_damaged_loss_has_another_minimiser(damage):
     """The power of the test above: each damage moves the minimiser by many standard errors."""
     loss, spoil = DAMAGES[damage]
     paths = paths_of(REFERENCES["OU, exact steps"], FORWARD, 4000)
-    assert slopes(loss, spoil(all_steps(paths), paths), Reversed(paths.chain), 4000) > 8.0
+    taken, when = all_steps(paths)
+    assert slopes(loss, spoil(taken, paths), when, Reversed(paths.chain), 4000) > 8.0
+
+
+@pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_steps_taken_back_land_where_they_began(name, direction):
+    """The opposite chain, shifted by ``−(ξ + √Δ h)``; and from the mirrored end by ``ξ − √Δ h``."""
+    paths = paths_of(REFERENCES[name], direction, 5)
+    chain, taken = paths.chain, StepsTaken.of(paths)
+    back = replace(chain, direction=Direction(-direction.value))
+    for j, (x, noise) in enumerate(zip(paths.x[:-1], paths.noise, strict=True)):
+        width, step = chain.root_durations[j], chain.length - 1 - j
+        there = chain.push(j, x, width * paths.v[j] - noise)
+        torch.testing.assert_close(back.push(step, taken.x[j], -(noise + width * taken.held[j])), x)
+        torch.testing.assert_close(back.push(step, there, noise - width * taken.mirrored[j]), x)
+        if name != "user drift, Euler":
+            torch.testing.assert_close(taken.held[j], paths.v[j])
+
+
+def test_the_loss_is_the_path_divergence():
+    """Against the kernels' own log ratio, path by path; what is left over does not depend on the control."""
+    paths = paths_of(REFERENCES["user drift, Euler"], FORWARD, 50)
+    taken, when = StepsTaken.of(paths), When.of(paths.chain, torch.arange(4))
+    u = torch.stack([bent(t.expand(50), x) for t, x in zip(when.t, taken.x, strict=True)])
+    width = when.width[:, None]
+    ours = width.square() * 0.5 * (u + taken.held).square().sum(2) + width * (u * taken.noise).sum(2)
+    rest = width * (taken.held * taken.noise).sum(2)
+    torch.testing.assert_close((ours + rest).sum(0), reversal_action(paths, bent))
 
 
 def bent(t: Tensor, x: Tensor) -> Tensor:
@@ -184,10 +207,10 @@ def test_the_losses_are_equal_in_the_mean(direction):
     """For any control and any drift, since a step is Gaussian given where it starts; not without the divergence."""
     pendulum = DriftProcess(lambda t, x: torch.sin(2.0 * x.flip(1)) - x, [0.8, 1.1])
     paths = PathMeasure(pendulum, driving, START, direction, TimeGrid.uniform(12)).sample(20_000, seed=2)
-    taken = all_steps(paths)
+    taken, when = all_steps(paths)
 
     def gap(loss: Callable[..., Tensor]) -> float:
-        difference = taken.span * (mean_matching(taken, bent, held) - loss(taken, bent, held)).detach()
+        difference = when.width.square() * (mean_matching(taken, when, bent) - loss(taken, when, bent)).detach()
         each = difference.reshape(-1, 20_000).sum(0)
         return abs(float(each.mean() / (each.std() / math.sqrt(20_000))))
 
@@ -196,25 +219,14 @@ def test_the_losses_are_equal_in_the_mean(direction):
     assert gap(by_likelihood(0.0)) > 20.0
 
 
-@pytest.mark.parametrize("name", REFERENCES)
-def test_mirrored_steps_are_steps_with_the_opposite_noise(name):
-    paths = paths_of(REFERENCES[name], BACKWARD, 5)
-    mirrored = all_steps(paths).mirrored()
-    for j, (x, noise) in enumerate(zip(paths.x[:-1], paths.noise, strict=True)):
-        shift = paths.chain.root_durations[j] * paths.v[j]
-        torch.testing.assert_close(mirrored.x.reshape(-1, 5, 2)[j], paths.chain.push(j, x, shift - noise))
-    torch.testing.assert_close(mirrored.mirrored().x, all_steps(paths).x)
-
-
 def test_mirroring_takes_away_the_noise_of_short_steps():
     """Without it the variance of the gradient grows like ``1/Δ``; with it no more than the divergence's own."""
 
     def variances(steps: int) -> tuple[float, float]:
         paths = PathMeasure(BrownianMotion(1.0), None, START, grid=TimeGrid.uniform(steps)).sample(2000, seed=4)
-        taken = all_steps(paths)
-        alone = (bent(taken.t, taken.x) * taken.noise).sum(1) / taken.span.sqrt()
-        both = mean_matching(taken, bent, lambda taken: torch.zeros_like(taken.x))
-        return float(alone.var()), float(both.var())
+        taken, when = all_steps(paths)
+        alone = (bent(when.t, taken.x) * taken.noise).sum(1) / when.width
+        return float(alone.var()), float(mean_matching(taken, when, bent).var())
 
     (coarse, coarse_both), (fine, fine_both) = variances(4), variances(64)
     assert fine / coarse > 10.0

@@ -189,7 +189,7 @@ def test_it_is_the_first_part_of_imf():
 def test_what_it_refuses():
     normal = Gaussian(torch.zeros(2), torch.eye(2))
     curved = BridgeProblem(normal, normal, DriftProcess(lambda t, x: -x.sin(), 1.0))
-    with pytest.raises(UnsupportedError, match="MatchedBridge needs pinned bridges in closed form, which DriftProcess"):
+    with pytest.raises(UnsupportedError, match="MatchedBridge needs transitions in closed form, which DriftProcess"):
         solve(curved, quick(), seed=0)
     density = Density(lambda x: -x.square().sum(1), 2)
     for ends in ((normal, density), (density, normal)):

@@ -1,21 +1,25 @@
 """Half-bridges: the reversal of simulated paths by regression, by likelihood, or by an adjoint.
 
-Paths of one direction step from ``x`` to ``y = m(x) + L(√Δ u + ξ)``, with ``u`` taken where the step starts. The
-control ``û`` of the other direction that takes these steps back solves ``û + u(·, y) = Lᵀ∇log p(y)/√Δ``, ``p`` the law
-of ``y``. Two losses at ``(t_y, y)`` have it as their minimiser, at any step size, and are equal in the mean::
+Paths of one direction step from ``x`` to ``y = m(x) + L(√Δ u + ξ)``. The other direction steps back from ``y`` to
+``m'(y) + L'(√Δ û + ξ')``; that it lands on ``x`` takes ``√Δ û + ξ' = −(ξ + √Δ h)``, where ``h`` is the control ``u`` at
+``(t_x, x)`` for exact steps, and ``u + √Δ L⁻¹ (b(x) − b(y))`` for Euler's. Two losses at ``(t_y, y)``, equal in the
+mean, have the control as their minimiser whose chain is nearest in ``KL(P ‖ P^û)``, at any step size::
 
-    mean matching    ½|û + u|² + û·ξ/√Δ            (De Bortoli et al. 2021, arXiv:2106.01357, Prop. 3)
-    likelihood       ½|û + u|² + ∇·(L û)/√Δ        (Chen, Liu & Theodorou 2022, arXiv:2110.11291, Thm. 4)
+    mean matching    ½|û + h|² + û·ξ/√Δ            (after De Bortoli et al. 2021, arXiv:2106.01357, Prop. 3)
+    likelihood       ½|û + h|² + ∇·(L û)/√Δ        (after Chen, Liu & Theodorou 2022, arXiv:2110.11291, Thm. 4)
 
-The first is the square ``½|û − (−ξ/√Δ − u)|²`` up to what does not depend on ``û``; the second follows from it by
-Gaussian integration by parts. Summed over steps of length ``Δ``, the mean is ``KL(P ‖ P^û)`` up to a constant as
-``Δ → 0`` (Vargas et al. 2021, arXiv:2106.02081).
+The first is the square ``½|û − (−ξ/√Δ − h)|²`` up to what does not depend on ``û``; the second follows from it by
+Gaussian integration by parts. ``Σ Δ`` times either is that divergence up to a constant; as ``Δ → 0`` it is the one of
+Vargas et al. 2021 (arXiv:2106.02081), with the minimiser ``σᵀ∇log p − u``.
+
+Both papers take ``u`` at ``y``. That has the same limit, but at finite steps its errors add up over half-bridges, while
+those of the nearest chain do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,84 +27,89 @@ from torch import Tensor
 from sbridge.controls import Control
 from sbridge.controls.divergence import Probes, probed_trace
 from sbridge.linear import LinearMap
-from sbridge.processes import Chain
+from sbridge.measures import Paths
+from sbridge.processes import Chain, Direction
 
 
 @dataclass(frozen=True, eq=False)
 class StepsTaken:
-    """Steps of simulated paths, one a row.
+    """Steps of simulated paths, to be taken back: all of them ``(N, paths, dim)``, or one a row ``(batch, dim)``.
 
     Attributes:
-        x: where they ended, ``y`` above, shape ``(batch, dim)``.
+        x: where they ended, ``y`` above.
         noise: ``ξ``.
-        t: times of ``x``, float64, shape ``(batch,)``.
-        before: times at which they started.
-        root: ``L``, one for each row.
-        span: ``Δ``, shape ``(batch,)``.
+        held: ``h``.
+        mirrored: ``h`` had the noise been ``−ξ``, with the same start.
     """
 
     x: Tensor
     noise: Tensor
-    t: Tensor
-    before: Tensor
-    root: LinearMap
-    span: Tensor
+    held: Tensor
+    mirrored: Tensor
 
     @classmethod
-    def of(cls, chain: Chain, x: Tensor, noise: Tensor, steps: Tensor, rows: Tensor) -> StepsTaken:
-        """Step ``steps[i]`` of path ``rows[i]``.
+    def of(cls, paths: Paths, base: Control | None = None) -> StepsTaken:
+        """All steps of ``paths``; ``base`` is a part of ``û`` that is known, which joins ``h``."""
+        chain = paths.chain
+        back = replace(chain, direction=Direction(-chain.direction.value))
+        held, mirrored = torch.empty_like(paths.noise), torch.empty_like(paths.noise)
+        with torch.no_grad():
+            for j, xi in enumerate(paths.noise):
+                start, end, width = paths.x[j], paths.x[j + 1], chain.root_durations[j]
+                for found, y, noise in ((held, end, xi), (mirrored, end - 2.0 * chain.root(j)(xi), -xi)):
+                    found[j] = (back.shift(chain.length - 1 - j, y, start) + noise) / -width
+                    if base is not None:
+                        found[j] += base(back.moments[chain.length - 1 - j], y)
+        return cls(paths.x[1:], paths.noise, held, mirrored)
 
-        Args:
-            chain: of the paths.
-            x: their states, shape ``(N + 1, paths, dim)``.
-            noise: their noise, shape ``(N, paths, dim)``.
-            steps, rows: indices, shape ``(batch,)``.
-        """
-        times, device = chain.visited, x.device
-        before, after = times[steps], times[steps + 1]
-        here, paths = steps.to(device), rows.to(device)
-        return cls(
-            x[here + 1, paths],
-            noise[here, paths],
-            after.to(device),
-            before.to(device),
-            chain.roots(steps),
-            (after - before).abs().to(x),
-        )
-
-    def mirrored(self) -> StepsTaken:
-        """The same steps with ``−ξ``: rows of the same law, since ``ξ`` is symmetric."""
-        x = self.x - 2.0 * self.root(self.noise)
-        return StepsTaken(x, -self.noise, self.t, self.before, self.root, self.span)
+    def rows(self, steps: Tensor, paths: Tensor) -> StepsTaken:
+        """Step ``steps[i]`` of path ``paths[i]``, one a row."""
+        j, i = steps.to(self.x.device), paths.to(self.x.device)
+        return StepsTaken(self.x[j, i], self.noise[j, i], self.held[j, i], self.mirrored[j, i])
 
 
-Held = Callable[[StepsTaken], Tensor]
-"""What is added to the control that learns: ``u(t, y)`` with ``t`` the time before the step, shape ``(batch, dim)``."""
+@dataclass(frozen=True, eq=False)
+class When:
+    """The steps that rows belong to.
 
-
-def mean_matching(taken: StepsTaken, control: Control, held: Held) -> Tensor:
-    """``½|û + u|² + û·ξ/√Δ``, averaged over ``ξ`` and ``−ξ``, shape ``(batch,)``.
-
-    The mirrored row leaves the mean as it is, and takes away the part of the noise that grows as ``Δ → 0``: what is
-    left of ``û·ξ/√Δ`` is ``ξᵀ (∂û/∂x) L ξ/√Δ`` and higher terms, Hutchinson's estimate of the divergence as a
-    difference.
+    Attributes:
+        t: times at which they ended, float64, shape ``(batch,)``.
+        root: ``L``, one for each row.
+        width: ``√Δ``, shape ``(batch,)``.
     """
-    both = (taken, taken.mirrored())
-    t, x = torch.cat([part.t for part in both]), torch.cat([part.x for part in both])
-    total = torch.zeros_like(taken.span)
-    for part, u in zip(both, control(t, x).chunk(2), strict=True):
-        shaken = (u * part.noise).sum(1) / part.span.sqrt()
-        total = total + 0.5 * (0.5 * (u + held(part)).square().sum(1) + shaken)
-    return total
+
+    t: Tensor
+    root: LinearMap
+    width: Tensor
+
+    @classmethod
+    def of(cls, chain: Chain, steps: Tensor) -> When:
+        """Of the steps ``steps`` of a chain."""
+        times, device = chain.visited, chain.like.device
+        width = (times[steps + 1] - times[steps]).abs().sqrt()
+        return cls(times[steps + 1].to(device), chain.roots(steps), width.to(chain.like))
 
 
-def likelihood(taken: StepsTaken, control: Control, held: Held, probes: Probes) -> Tensor:
-    """``½|û + u|² + ∇·(L û)/√Δ``, shape ``(batch,)``, with the divergence by ``probes``."""
+def mean_matching(taken: StepsTaken, when: When, control: Control) -> Tensor:
+    """``½|û + h|² + û·ξ/√Δ``, averaged over ``ξ`` and ``−ξ``, shape ``(batch,)``.
+
+    The mirrored row has the same law, since ``ξ`` is symmetric, and takes away the part of the noise that grows as
+    ``Δ → 0``: what is left of ``û·ξ/√Δ`` is ``ξᵀ (∂û/∂x) L ξ/√Δ`` and higher terms, Hutchinson's estimate of the
+    divergence as a difference.
+    """
+    there = taken.x - 2.0 * when.root(taken.noise)
+    here, mirrored = control(when.t.repeat(2), torch.cat([taken.x, there])).chunk(2)
+    square = (here + taken.held).square().sum(1) + (mirrored + taken.mirrored).square().sum(1)
+    return 0.25 * square + 0.5 * ((here - mirrored) * taken.noise).sum(1) / when.width
+
+
+def likelihood(taken: StepsTaken, when: When, control: Control, probes: Probes) -> Tensor:
+    """``½|û + h|² + ∇·(L û)/√Δ``, shape ``(batch,)``, with the divergence by ``probes``."""
     with torch.enable_grad():
         x = taken.x.detach().requires_grad_()
-        u = control(taken.t, x)
-        trace = probes.weight * probed_trace(taken.root(u), x, probes.directions, recorded=True)
-    return 0.5 * (u + held(taken)).square().sum(1) + trace / taken.span.sqrt()
+        u = control(when.t, x)
+        trace = probes.weight * probed_trace(when.root(u), x, probes.directions, recorded=True)
+    return 0.5 * (u + taken.held).square().sum(1) + trace / when.width
 
 
 def terminal_adjoint(chain: Chain, x: Tensor, log_density: Callable[[Tensor], Tensor], other: Control) -> Tensor:

@@ -16,8 +16,8 @@ from sbridge.laws import Density, Law
 from sbridge.measures import PathMeasure, Paths
 from sbridge.objectives.adjoint import adjoint_targets, gradient, lean_adjoint
 from sbridge.objectives.costs import Costs, checked, hides_gradient
-from sbridge.problems import BridgeProblem
-from sbridge.processes import Direction, LinearProcess
+from sbridge.problems import BridgeProblem, unknown_transition
+from sbridge.processes import Direction
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.registry import register
 from sbridge.scaling import NoScaling, ScalingRecipe
@@ -85,7 +85,6 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs what the class says."""
-        name = type(problem.reference).__name__
         densities = sum(isinstance(end, Density) for end in (problem.source, problem.target))
         if densities == 0:
             return (
@@ -97,12 +96,8 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
                 "AdjointBridge simulates paths from an end that can be sampled, and both of these are densities: draw "
                 "samples of one first, say with AdjointBridge() from a Gaussian."
             )
-        if not isinstance(problem.reference, LinearProcess):
-            return (
-                f"AdjointBridge needs the gradient of the log transition density, which {name} has not: take a "
-                "LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference."
-            )
-        return _without_gradient(problem)
+        unknown = unknown_transition("AdjointBridge", problem.reference)
+        return _without_gradient(problem) if unknown is None else unknown
 
     def length(self, problem: BridgeProblem) -> int:
         """The number of updates."""

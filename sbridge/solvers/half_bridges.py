@@ -14,7 +14,7 @@ from sbridge.laws import Density, Law
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
 from sbridge.objectives.costs import Costs
-from sbridge.objectives.half_bridge import StepsTaken, likelihood, mean_matching, terminal_adjoint
+from sbridge.objectives.half_bridge import StepsTaken, When, likelihood, mean_matching, terminal_adjoint
 from sbridge.objectives.score_matching import divergence
 from sbridge.problems import BridgeProblem
 from sbridge.processes import Chain, Direction, LinearProcess, Process
@@ -64,12 +64,6 @@ class Learning:
     chain: Chain
     kept: dict[str, Tensor]
 
-    def held(self, taken: StepsTaken) -> Tensor:
-        """The other control at the rows of ``taken``, plus the base."""
-        with torch.no_grad():
-            u = self.other(taken.before, taken.x)
-            return u if self.base is None else u + self.base(taken.t, taken.x)
-
 
 class HalfBridge(ABC):
     """How the control of one direction is learned from that of the other."""
@@ -84,7 +78,7 @@ class HalfBridge(ABC):
 
     @abstractmethod
     def keep(self, paths: Paths, learning: Learning) -> dict[str, Tensor]:
-        """What is kept of simulated paths: tensors ``(N or N + 1, paths, …)``."""
+        """What is kept of simulated paths: tensors ``(N, paths, dim)``."""
 
     @abstractmethod
     def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -99,8 +93,7 @@ class _Reversal(HalfBridge):
         return opposite(trained)
 
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
-        near = far_end(problem, trained)
-        if not isinstance(near, Density):
+        if not isinstance(far_end(problem, trained), Density):
             return None
         name, known = trained.name.lower(), type(self).__name__
         return (
@@ -109,11 +102,11 @@ class _Reversal(HalfBridge):
         )
 
     def keep(self, paths: Paths, learning: Learning) -> dict[str, Tensor]:
-        return {"x": paths.x, "noise": paths.noise}
+        return dict(vars(StepsTaken.of(paths, learning.base)))
 
     @staticmethod
-    def taken(learning: Learning, steps: Tensor, rows: Tensor) -> StepsTaken:
-        return StepsTaken.of(learning.chain, learning.kept["x"], learning.kept["noise"], steps, rows)
+    def taken(learning: Learning, steps: Tensor, rows: Tensor) -> tuple[StepsTaken, When]:
+        return StepsTaken(**learning.kept).rows(steps, rows), When.of(learning.chain, steps)
 
 
 @register
@@ -121,14 +114,15 @@ class _Reversal(HalfBridge):
 class MeanMatching(_Reversal):
     """Regression on the steps of the other direction (De Bortoli et al. 2021, arXiv:2106.01357, Prop. 3).
 
-    ``û(t_{k+1}, x_{k+1}) ← −ξ_k/√Δ_k − u(t_k, x_{k+1})``: the drift form of diffusion Schrödinger bridges in noise
-    units, exact for the chain. Every step is used with ``ξ`` and with ``−ξ``, which takes away the noise of the target
-    that grows as the steps shrink. No derivative of the drift is taken, so any drift will do.
+    ``û(t_{k+1}, x_{k+1})`` learns the shift that takes ``x_{k+1}`` back to ``x_k``: for exact steps
+    ``−ξ_k/√Δ_k − u(t_k, x_k)``. The mean is the backward chain nearest to the simulated one. Every step is used with
+    ``ξ`` and with ``−ξ``, which takes away the noise of the target that grows as the steps shrink. No derivative of the
+    drift is taken, so any drift will do.
     """
 
     def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """``½|û + u|² + û·ξ/√Δ``, mirrored."""
-        return mean_matching(self.taken(learning, steps, rows), learning.network, learning.held)
+        """``½|û + h|² + û·ξ/√Δ``, mirrored."""
+        return mean_matching(*self.taken(learning, steps, rows), learning.network)
 
 
 @register
@@ -147,9 +141,9 @@ class MaximumLikelihood(_Reversal):
     divergence: Divergence = field(default_factory=ExactTrace)
 
     def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """``½|û + u|² + ∇·(L û)/√Δ``."""
-        taken = self.taken(learning, steps, rows)
-        return likelihood(taken, learning.network, learning.held, self.divergence.probes(taken.x, generator))
+        """``½|û + h|² + ∇·(L û)/√Δ``."""
+        taken, when = self.taken(learning, steps, rows)
+        return likelihood(taken, when, learning.network, self.divergence.probes(taken.x, generator))
 
 
 @register

@@ -14,7 +14,7 @@ from sbridge.errors import InvalidInputError
 from sbridge.laws import Density
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, ControlProblem
-from sbridge.processes import Chain, Direction, LinearProcess, default_rule
+from sbridge.processes import Chain, Direction, default_rule
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.registry import register
 from sbridge.solutions import Bridge
@@ -72,11 +72,11 @@ class IPF(Solver["IPFState"]):
     updates: int = 600
     forward: HalfBridge = field(default_factory=MeanMatching)
     backward: HalfBridge = field(default_factory=MeanMatching)
-    refresh: int = 25
+    refresh: int = 50
     paths: int = 512
     network: NetworkRecipe = field(default_factory=MLP)
     optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=512, ema_decay=0.99, warm_up=50))
-    grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))
+    grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(100))
 
     def __post_init__(self) -> None:
         for name in ("updates", "refresh", "paths"):
@@ -231,8 +231,7 @@ def _control(problem: BridgeProblem, direction: Direction, network: torch.nn.Mod
 
 def _base(problem: BridgeProblem, direction: Direction) -> Control | None:
     """What the network of a direction is added to."""
-    linear = isinstance(problem.reference, LinearProcess)
-    return None if linear or direction is Direction.FORWARD else Retraced(problem.reference)
+    return None if direction is Direction.FORWARD else Retraced(problem.reference)
 
 
 def _frozen(network: torch.nn.Module) -> torch.nn.Module:

@@ -25,7 +25,7 @@ from sbridge.coupling.simple import Pairs, PairSampler
 from sbridge.laws import Density
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem
+from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes import Direction, LinearProcess
 from sbridge.processes.base import Pinned, spread
 from sbridge.random import derive, generator as generator_of
@@ -43,11 +43,9 @@ _PROBE_ROWS = 4096
 
 def matching_refusal(name: str, problem: BridgeProblem) -> str | None:
     """Why bridge matching cannot treat ``problem``; ``name`` is the solver that says so."""
-    if not isinstance(problem.reference, LinearProcess):
-        return (
-            f"{name} needs pinned bridges in closed form, which {type(problem.reference).__name__} has not: take a "
-            "LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference."
-        )
+    unknown = unknown_transition(name, problem.reference)
+    if unknown is not None:
+        return unknown
     if isinstance(problem.source, Density) or isinstance(problem.target, Density):
         return (
             f"{name} needs ends that can be sampled, which an unnormalised density cannot: draw samples from it first."

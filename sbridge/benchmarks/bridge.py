@@ -27,6 +27,7 @@ from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair, turning_reference
 from sbridge.benchmarks.planar_pairs import TARGETS, Pair, PlanarPair
 from sbridge.benchmarks.tables import timed
+from sbridge.coupling import MinibatchCoupling
 from sbridge.errors import NotConvergedError, SbridgeError, UnsupportedError, unknown_name
 from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline
 from sbridge.fitting import fit
@@ -38,12 +39,14 @@ from sbridge.registry import Json
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 SOLVERS: dict[str, tuple[Solver, Solver]] = {
     "mixture": (MixtureBridge(), MixtureBridge(components=(1, 5), rounds=1)),
     "imf": (IMF(), IMF(pretraining=60, stages=2, updates=10, refresh=10, pairs=256)),
+    "matched": (MatchedBridge(), MatchedBridge(MinibatchCoupling(256), updates=60, refresh=60, pairs=256)),
     "sinkhorn": (SinkhornBridge(max_rows=4096), SinkhornBridge(max_rows=500)),
     "gaussian": (GaussianBridge(), GaussianBridge()),
 }

@@ -426,11 +426,16 @@ def test_other_problems_are_refused_with_the_solver_that_fits():
         ((ROWS, ROWS), wide, r"both of these can be sampled: use IMF\(\), or GaussianBridge\(\)"),
         ((density(FAR), density(FAR)), wide, "both of these are densities: draw samples of one first"),
         ((ROWS, density(FAR)), drifting, "which DriftProcess has not"),
+        ((density(FAR), ROWS), VariancePreserving(), r"VariancePreserving keeps only 0\.0066 of its start"),
         ((ROWS, Density(lambda x: -x.detach().square().sum(1), 2)), wide, "depends on x here but has none"),
         ((ROWS, Density(lambda x: (x > 0).all(1).float(), 2)), wide, "a step function"),
     ):
         with pytest.raises(UnsupportedError, match=told):
             solve(BridgeProblem(*ends, reference), quick(), seed=0)
+
+
+def test_a_reference_that_forgets_its_start_leads_to_a_density_at_its_end():
+    assert quick().refusal(problem_of(ROWS, FAR, VariancePreserving(), FORWARD)) is None
 
 
 def test_energies_that_cannot_be_used_are_named():

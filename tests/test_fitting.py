@@ -11,6 +11,7 @@ from sbridge.fitting import _check_options, prepare
 from sbridge.measures import Estimate
 from sbridge.metrics import energy_distance
 from sbridge.random import derive
+from sbridge.solvers import IPF
 from sbridge.training import Optimisation
 from sbridge.transport import Sinkhorn
 
@@ -232,10 +233,17 @@ def test_a_seed_that_is_none_is_refused():
             prepare(X0, X1, seed=seed)
 
 
+def test_a_reference_without_closed_transitions_gets_ipf_and_is_told_why():
+    prepared = prepare(X0, X1, reference=sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0))
+    assert prepared.solver == IPF()
+    assert "since DriftProcess has no transition in closed form" in prepared.notes[-1]
+
+
 def test_what_no_solver_takes_is_said():
     drifting = sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0)
-    with pytest.raises(UnsupportedError, match="linear reference"):
-        prepare(X0, X1, reference=drifting)
+    density = sb.Density(lambda x: -x.square().sum(1), 2)
+    with pytest.raises(UnsupportedError, match="no default for an unnormalised density under DriftProcess"):
+        sb.choose_solver(sb.BridgeProblem(sb.Samples(X0), density, drifting))
     mixture = sb.GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
     with pytest.raises(UnsupportedError, match="SinkhornBridge needs samples"):
         sb.solve(sb.BridgeProblem(sb.Samples(X0), mixture, REFERENCE), sb.SinkhornBridge(), seed=0)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sbridge.controls import Control
 from sbridge.errors import UnsupportedError
 from sbridge.measures import Paths
 from sbridge.objectives.costs import WITHOUT_GRADIENTS, Costs
 from sbridge.processes import Chain
 
 
-def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None) -> Tensor:
+def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Control | None = None) -> Tensor:
     """The adjoint state ``a_k`` of each path, shape ``(N + 1, batch, dim)``, exact for the chain.
 
     ``a_N = ∇g(x_N)``, ``a_k = a_{k+1} + ∇_x [(m_k(x) − x)·a_{k+1} + Δ f(t_k, x)]`` at ``x = x_k``, with ``m_k`` the
@@ -24,6 +25,9 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None) -> Tenso
         paths: of either direction; ``k`` counts steps as they are run.
         costs: running and terminal cost.
         end: ``a_N``, if it is known otherwise.
+        base: a control ``w`` whose derivative is kept, as if it belonged to the drift: ``√Δ L w·a_{k+1} + Δ w·v`` joins
+            the bracket. Its mean is zero at the optimum, so the fixed point is the same; adjoint states then do not
+            grow where the uncontrolled process spreads and the process under ``w`` does not.
 
     Raises:
         UnsupportedError: with a stopping set.
@@ -39,7 +43,10 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None) -> Tenso
         t, span = chain.moments[k], chain.root_durations[k] ** 2
 
         def ahead(x: Tensor, k: int = k, t: float = t, span: float = span, a: Tensor = a) -> Tensor:
-            moved = (chain.move(k, x) * a).sum(1)
+            kept = None if base is None else base(t, x)
+            moved = (chain.move(k, x, kept) * a).sum(1)
+            if kept is not None:
+                moved = moved + span * (kept * paths.v[k].detach()).sum(1)
             return moved if costs.running is None else moved + span * costs.rate(t, x)
 
         adjoint[k] = a = a + gradient(states[k], ahead)

@@ -12,6 +12,7 @@ from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.ipf import IPF
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
@@ -44,21 +45,25 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     * other ends that can be sampled, under a linear reference: :class:`IMF` from the entropic plan. It learns smooth
       controls of either direction, so end points are new points and not rows of the data, and rows that it has not
       seen are treated like those it has. (:class:`SinkhornBridge` is quicker, and exact for the empirical laws: use it
-      where reproducing the rows at hand is what you want.)
-    * one end that is only an unnormalised density, under a linear reference: :class:`AdjointBridge`.
+      where reproducing the rows at hand is what you want.);
+    * an end that is only an unnormalised density, under a linear reference: :class:`AdjointBridge`, which follows the
+      gradient of the log density and needs no samples of that end;
+    * ends that can be sampled under any other reference: :class:`IPF`, which needs no transition in closed form.
 
     Raises:
-        UnsupportedError: if no solver takes the problem.
+        UnsupportedError: if there is no default for the problem.
     """
-    ends = (problem.source, problem.target)
+    ends, kind = (problem.source, problem.target), type(problem.reference).__name__
+    unnormalised = any(isinstance(end, Density) for end in ends)
     if not isinstance(problem.reference, LinearProcess):
-        raise UnsupportedError(
-            f"every bridge solver here needs a linear reference, got {type(problem.reference).__name__}."
-        )
-    if any(isinstance(end, Density) for end in ends):
-        return SolverChoice(
-            AdjointBridge(), "since one end is an unnormalised density: it follows the gradient of the log density"
-        )
+        if unnormalised:
+            raise UnsupportedError(
+                f"there is no default for an unnormalised density under {kind}: solve() with "
+                "IPF(forward=AdjointHalfBridge()) takes such a target, with backward= such a source; or draw samples."
+            )
+        return SolverChoice(IPF(), f"since {kind} has no transition in closed form")
+    if unnormalised:
+        return SolverChoice(AdjointBridge(), "since one end is known by its density alone, whose gradient it follows")
     if all(isinstance(end, Gaussian) for end in ends):
         return SolverChoice(GaussianBridge(), "since the bridge between Gaussian laws is known in closed form")
     counts = [len(end.rows) for end in ends if isinstance(end, Samples)]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sbridge.benchmarks.gaussian_ends import Settings, drift_errors, main, under_brownian
+from sbridge.benchmarks.gaussian_ends import Settings, drift_errors, fitted, main, under_brownian
 from sbridge.benchmarks.pairs import GaussianPair, turning_reference
 from sbridge.fitting import solve
 from sbridge.measures import Direction
@@ -68,3 +68,11 @@ def test_rows_of_the_command(capsys):
         for direction in ("forward", "backward")
     ]
     assert float(lines[2].split("drift ")[1].split()[0]) < 0.02
+
+
+@pytest.mark.slow
+def test_the_default_solver_learns_the_drift_to_two_percent():
+    pair = GaussianPair(turning_reference(2, 1.0), 2)
+    bridge, _ = fitted("IMF (default)", pair, Settings(reference="turning"))
+    for errors in drift_errors(bridge, pair).values():
+        assert errors["drift"] < 0.02

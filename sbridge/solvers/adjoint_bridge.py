@@ -31,6 +31,8 @@ from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, fla
 
 _PROBE_ROWS, _FEW_ROWS = 512, 8
 _ENDS = ("source", "end")
+_KEPT = 0.02
+"""Of a start, least share that a reference may keep if it is to be run backward uncontrolled."""
 _WHERE = "the ends of simulated paths"
 
 
@@ -97,7 +99,9 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
                 "samples of one first, say with AdjointBridge() from a Gaussian."
             )
         unknown = unknown_transition("AdjointBridge", problem.reference)
-        return _without_gradient(problem) if unknown is None else unknown
+        if unknown is not None:
+            return unknown
+        return _spreading_back(problem) or _without_gradient(problem)
 
     def length(self, problem: BridgeProblem) -> int:
         """The number of updates."""
@@ -254,6 +258,19 @@ def transition_gradient(problem: BridgeProblem, x0: Tensor, xT: Tensor) -> Tenso
     if outward(problem) is Direction.FORWARD:
         return reference.push(reference.horizon, xT, x0)
     return reference.pull(0.0, x0, xT)
+
+
+def _spreading_back(problem: BridgeProblem) -> str | None:
+    reference = problem.linear_reference
+    whole = reference.transition(0.0, reference.horizon).map.expanded(problem.dim)
+    kept = float(torch.linalg.svdvals(whole).min())
+    if outward(problem) is Direction.FORWARD or kept > _KEPT:
+        return None
+    return (
+        f"AdjointBridge runs the reference back to a density at t = 0, and {type(reference).__name__} keeps only "
+        f"{kept:.2g} of its start: uncontrolled backward paths spread by the inverse of that. Take a reference that "
+        "reverts less (a smaller rate or β, a shorter horizon), or put the density at the target."
+    )
 
 
 def _without_gradient(problem: BridgeProblem) -> str | None:

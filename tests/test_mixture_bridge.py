@@ -247,7 +247,9 @@ def test_what_it_refuses():
     normal, x = Gaussian(torch.zeros(2), torch.eye(2)), torch.randn(40, 2, generator=seeded())
     solver, brownian = MixtureBridge(), BrownianMotion(1.0)
     density = Density(lambda x: -x.square().sum(1), 2)
-    with pytest.raises(UnsupportedError, match="linear reference such as BrownianMotion, got DriftProcess"):
+    with pytest.raises(
+        UnsupportedError, match="MixtureBridge needs transitions in closed form, which DriftProcess has not"
+    ):
         solve(BridgeProblem(normal, normal, DriftProcess(lambda t, x: -x, 1.0)), solver, seed=0)
     with pytest.raises(UnsupportedError, match="can be sampled"):
         solve(BridgeProblem(normal, density, brownian), solver, seed=0)

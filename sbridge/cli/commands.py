@@ -119,7 +119,7 @@ class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     horizon: Annotated[float | None, arg(metavar="T"), _default("1, or the differences of --times")] = None
     """Duration T of the bridge, in units of time."""
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
-    solver: Literal["auto", "gaussian", "sinkhorn", "imf", "mixture"] = "auto"
+    solver: Literal["auto", "gaussian", "sinkhorn", "imf", "matched", "ipf", "mixture"] = "auto"
     """Method; auto takes one that suits the data, and tells which. Its own options: --solver NAME --help."""
     solver_options: Annotated[SolverOptions, arg(name="solver")]
     scaling: Literal["auto", "common", "per-coordinate", "none"] = "auto"

@@ -15,8 +15,8 @@ from sbridge.errors import InvalidInputError
 from sbridge.laws import Density, Law, Samples
 from sbridge.measures import PathMeasure
 from sbridge.potentials import MixtureControl, MixtureKernel
-from sbridge.problems import BridgeProblem
-from sbridge.processes import Direction, LinearProcess
+from sbridge.problems import BridgeProblem, unknown_transition
+from sbridge.processes import Direction
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.registry import register
 from sbridge.scaling import NoScaling, ScalingRecipe
@@ -104,11 +104,9 @@ class MixtureBridge(Solver["MixtureState"]):
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs a linear reference and ends that can be sampled."""
-        if not isinstance(problem.reference, LinearProcess):
-            return (
-                f"MixtureBridge needs a linear reference such as BrownianMotion, got "
-                f"{type(problem.reference).__name__}."
-            )
+        unknown = unknown_transition("MixtureBridge", problem.reference)
+        if unknown is not None:
+            return unknown
         if isinstance(problem.source, Density) or isinstance(problem.target, Density):
             return "MixtureBridge needs ends that can be sampled, which an unnormalised density cannot: draw samples."
         return None

@@ -314,6 +314,15 @@ def test_pulls_end_in_the_shape_of_the_gaussian_bridge():
     torch.testing.assert_close(held.spreads, torch.diag(found.coordinates.s).expand(3, 2, 2), rtol=0, atol=1e-3)
 
 
+def test_a_component_that_claims_nothing_is_pulled_by_a_finite_weight():
+    found, *_ = likelihood(2, diagonal=False)
+    given = parts(found.coordinates, 2)
+    lost = Parts(given.logits - torch.tensor([0.0, 800.0]), given.means, given.spreads)
+    pulled, pulls = shrink(found, lost)
+    assert bool(pulls.isfinite().all())
+    assert bool(pulled.spreads.isfinite().all())
+
+
 def test_weighted_rows_count_as_many_as_they_are_worth():
     rows, weights = randn(4, 2), torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64)
     assert Rows(rows).count == 4.0

@@ -39,14 +39,16 @@ from sbridge.registry import Json
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.ipf import IPF
 from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 SOLVERS: dict[str, tuple[Solver, Solver]] = {
     "mixture": (MixtureBridge(), MixtureBridge(components=(1, 5), rounds=1)),
+    "matched": (MatchedBridge(), MatchedBridge(updates=80, refresh=40, pairs=512)),
     "imf": (IMF(), IMF(pretraining=60, stages=2, updates=10, refresh=10, pairs=256)),
-    "matched": (MatchedBridge(), MatchedBridge(MinibatchCoupling(256), updates=60, refresh=60, pairs=256)),
+    "ipf": (IPF(), IPF(half_steps=2, updates=20, refresh=10, paths=128)),
     "sinkhorn": (SinkhornBridge(max_rows=4096), SinkhornBridge(max_rows=500)),
     "gaussian": (GaussianBridge(), GaussianBridge()),
 }

@@ -38,7 +38,7 @@ def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
     """Components drawn towards the shape of the Gaussian bridge as far as their own is noise, and the pulls that do so.
 
     A component of mass ``m_k`` shows an estimate of ``S_k``: in units of the Gaussian bridge it differs from the
-    identity by ``|s^{−½} S_k s^{−½} − I|²``, of which some ``⅛(1/n_0 + 1/n_T)(d² + d)/m_k`` comes by chance (as of
+    identity by ``|s^{−½} S_k s^{−½} − I|²``, of which ``¼(1/n_0 + 1/n_T)(d² + d)/m_k`` comes by chance (as in
     Ledoit & Wolf 2004, for the matrix ``(B A^{−1})^{½}``). The ratio of this to the rest, times ``m_k``, is the weight
     ``τ_k`` of the squared parameters of its shape, shape ``(K,)``; nothing if the ratio is below a twentieth. One
     component alone is the Gaussian bridge.
@@ -49,14 +49,13 @@ def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
     dim, s = len(coordinates.s), coordinates.s
     masses = torch.minimum(claims[0].masses, claims[1].masses)
     freedom = 2.0 * dim if coordinates.diagonal else dim * (dim + 1.0)
-    # Half of what rows that belong to one component each would give: they are shared.
-    chance = 0.125 * (1.0 / likelihood.source.count + 1.0 / likelihood.target.count) * freedom
+    chance = 0.25 * (1.0 / likelihood.source.count + 1.0 / likelihood.target.count) * freedom
     if coordinates.diagonal:
         apart = (parts.spreads / s - 1.0).square().sum(1)
     else:
         white = parts.spreads / (s.unsqueeze(1) * s).sqrt() - torch.eye(dim, dtype=torch.float64)
         apart = white.square().sum((1, 2))
-    chance = chance / masses
+    chance = chance / masses.clamp_min(1e-12)
     pulls = chance / torch.maximum(apart - chance, chance / _MOST_PULL)
     pulls = torch.where(pulls < _LEAST_PULL, 0.0, pulls)
     chart = _Chart(coordinates, len(masses))

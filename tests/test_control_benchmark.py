@@ -5,17 +5,19 @@ import math
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
 
 from sbridge.benchmarks import control, control_problems
+from sbridge.benchmarks.control_rows import Row, merged
 from sbridge.cli import run
-from sbridge.errors import UnknownNameError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnknownNameError, UnsupportedError
 from sbridge.evaluation import control_error, objective_and_value
 from sbridge.laws import Point
-from sbridge.measures import PathMeasure
+from sbridge.measures import Estimate, PathMeasure
 from sbridge.problems import BridgeCorrection, ControlProblem
 from sbridge.processes import BrownianMotion, EulerMaruyama
 from sbridge.solutions import ControlSolution
-from sbridge.solvers import RiccatiStart
+from sbridge.solvers import ReciprocalAdjointMatching, RiccatiStart
 from sbridge.time import TimeGrid
 
 MAKERS = {
@@ -51,30 +53,111 @@ def test_optimal_control_reaches_the_optimum_and_its_weights_the_tilted_value(na
 
 
 def test_a_row_has_scores_beside_exact_answers():
-    row = control.run("linear_ou", "AdjointMatching", divisor=200)
+    row = control.run(control.Case("linear_ou", "AdjointMatching"), divisor=200)
     assert row.targets["objective"] == pytest.approx(-2.17593, abs=1e-5)
-    assert row.steps_per_second > 0
+    assert row.updates == 20
+    assert row.seconds > 0
     assert row.memory > 10
-    assert "[-2.1759]" in str(row)
-    assert json.loads(json.dumps(row.to_json()))["numbers"]["objective"]["samples"] > 2
+    assert "[-2.1759; limit -2.1617]" in str(row)
+    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_zero_control_is_the_trivial_row():
+    row = control.run(control.Case("linear_ou", control.ZERO), divisor=8)
+    assert float(row.numbers["control error"].value) == pytest.approx(1.0)
+    assert abs(row.numbers["objective"].value) < 4.0 * row.numbers["objective"].standard_error
+    assert row.updates == 0
+
+
+def test_a_budget_is_spent_on_updates():
+    few, more = (control.run(control.Case("linear_ou", "Moment", budget), divisor=100) for budget in (40.0, 160.0))
+    assert few.solver == "Moment, 40 s"
+    assert 1 <= few.updates < more.updates
+
+
+def test_several_seeds_make_one_row_with_the_error_of_their_mean():
+    rows = [
+        Row("p", "s", (seed,), 10, 2.0, 100.0 + seed, {"a": Estimate(value, 0.1, 5, 40.0), "b": value}, {"a": 2.0})
+        for seed, value in enumerate((1.0, 2.0, 6.0))
+    ]
+    row = merged(rows)
+    error = math.sqrt(7.0 / 3.0)
+    assert row.seeds == (0, 1, 2)
+    assert row.memory == 102.0
+    assert row.numbers["a"] == Estimate(3.0, pytest.approx(error), 3, 40.0)
+    assert row.numbers["b"] == Estimate(3.0, pytest.approx(error), 3)
+    broken = merged([rows[0], Row("p", "s", (1,), failure="it broke")])
+    assert broken.failure == "seed 1 of 2: it broke"
+    assert "it broke" in str(broken)
+
+
+def test_the_distance_of_end_laws_is_that_of_scipy():
+    x, y = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (50, 80))
+    expected = max(float(ks_2samp(x[:, i].numpy(), 1.2 * y[:, i].numpy()).statistic) for i in range(3))
+    assert control.kolmogorov_smirnov(x, 1.2 * y) == pytest.approx(expected, abs=1e-12)
+
+
+def test_time_reversal_starts_from_the_stationary_law_and_ends_in_fine_steps():
+    target = control.TARGETS["nine modes"][0]()
+    problem = control.steered(target, 5.0, reversal=True)
+    first, last = (float(problem.process.scale(t).values.max()) for t in (0.0, 1.0))
+    assert first > 10 * last
+    assert ReciprocalAdjointMatching().refusal(problem) is None
+    covariance = problem.start.covariance
+    law = problem.process.transition(0.0, 1.0)
+    kept = law.map.expanded(2) @ covariance.double() @ law.map.expanded(2).mT + law.covariance.expanded(2)
+    assert torch.allclose(kept, covariance.double())
 
 
 def test_the_plan_names_known_problems_alone():
-    pairs = control.plan(control.Settings(only=("killed_well", "nine modes")))
-    assert [solver for name, solver in pairs if name == "killed_well"] == ["LogVariance", "Moment", "CrossEntropy"]
-    assert len(control.plan(control.Settings())) > 20
+    cases = control.plan(control.Settings(only=("killed_well", "nine modes")))
+    found = [case.solver for case in cases if case.problem == "killed_well"]
+    assert found == [control.ZERO, "LogVariance", "Moment", "CrossEntropy"]
+    compared = [case.label for case in control.plan(control.Settings(budget=7.0)) if case.budget]
+    assert len(compared) == 2 * len(control.SOLVERS)
+    assert "Moment, 7 s" in compared
+    assert not any(case.budget for case in control.plan(control.Settings(budget=0.0)))
     with pytest.raises(UnknownNameError, match="killed_well"):
         control.plan(control.Settings(only=("killed_wel",)))
+    with pytest.raises(InvalidInputError, match="at least one seed"):
+        control.Settings(seeds=())
 
 
 @pytest.mark.slow
 def test_benchmark_command_prints_rows_and_writes_them(tmp_path, capsys):
     target = tmp_path / "rows.json"
-    assert run(["benchmark", "control", "--quick", "--only", "linear_ou", "--json", str(target)]) == 0
+    command = ["benchmark", "control", "--quick", "--only", "linear_ou", "--json", str(target)]
+    assert run(command) == 0
     assert "AdjointMatching" in capsys.readouterr().out
     rows = json.loads(target.read_text())["rows"]
-    assert {row["solver"] for row in rows} == {"AdjointMatching", "RelativeEntropy", "LogVariance"}
+    assert {row["solver"] for row in rows} == {control.ZERO, *control.SOLVERS}
     assert all(row["failure"] is None for row in rows)
+
+
+def test_an_interrupted_table_goes_on(tmp_path, capsys, monkeypatch):
+    asked, target = [], tmp_path / "rows.json"
+
+    def measured(case, seed, quick):
+        asked.append((case.solver, seed))
+        if case.solver == "LogVariance" and len(asked) < 6:
+            raise KeyboardInterrupt
+        return Row(case.problem, case.label, (seed,), 5, 1.0, 1.0, {"objective": float(seed)})
+
+    monkeypatch.setattr(control, "_apart", measured)
+    command = ["benchmark", "control", "--only", "double_well", "--seeds", "3", "4", "--json", str(target)]
+    run(command)
+    assert len(json.loads(target.read_text())["rows"]) == 3
+    assert run(command) == 2
+    assert "--resume" in " ".join(capsys.readouterr().err.split())
+    asked.clear()
+    assert run([*command, "--resume"]) == 0
+    assert asked == [("LogVariance", 3), ("LogVariance", 4)]
+    rows = json.loads(target.read_text())["rows"]
+    assert [row["solver"] for row in rows] == [control.ZERO, "AdjointMatching", "RelativeEntropy", "LogVariance"]
+    assert rows[0]["numbers"]["objective"]["value"] == 3.5
+    assert run([*command, "--resume", "--quick"]) == 2
+    assert "without --quick" in " ".join(capsys.readouterr().err.split())
+    assert run(["benchmark", "control", "--resume"]) == 2
 
 
 PROBLEM = """

@@ -302,7 +302,7 @@ class Benchmark:
     """Measure solvers against problems with exact answers.
 
     control: optimal control, and sampling from unnormalised densities. Each row is a solver on a problem, trained in a
-    process of its own; all of them together take an hour or two on two cores.
+    process and thread of its own; all of them together take one or two hours of CPU time per seed.
     """
 
     name: Annotated[Positional[Literal["control"]], arg(metavar="control", help_behavior_hint="")]
@@ -311,10 +311,14 @@ class Benchmark:
     """Problems, by name."""
     quick: Flag = False
     """A fortieth of the work: whether everything runs, not how good it is."""
-    seed: int = 0
-    """Seed of everything random."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of everything random; with several, numbers are means over fits with their standard errors."""
+    budget: float = 120.0
+    """Seconds of CPU time of every loss in the rows at equal budget; 0: without them."""
     json: Annotated[str | None, arg(metavar="FILE|-"), _default("none")] = None
-    """Also write the rows to this .json file; -: to standard output, in place of the table."""
+    """Also write the rows to this .json file, each as it is ready; -: to standard output, in place of the table."""
+    resume: Flag = False
+    """Take the rows that the file of --json has, and measure the others."""
 
     def run(self, console: Console) -> int:
         """Measures."""

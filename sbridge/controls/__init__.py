@@ -2,10 +2,11 @@
 
 from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroControl
 from sbridge.controls.divergence import Divergence, ExactTrace, Hutchinson, ProbeLaw, Probes
-from sbridge.controls.networks import MLP, FourierMLP, NetworkControl, NetworkRecipe, seeded_control
+from sbridge.controls.networks import MLP, AdditiveMLP, FourierMLP, NetworkControl, NetworkRecipe, seeded_control
 
 __all__ = [
     "MLP",
+    "AdditiveMLP",
     "Control",
     "Divergence",
     "ExactTrace",

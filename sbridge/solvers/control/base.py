@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sbridge.controls import MLP, Control, NetworkControl, NetworkRecipe, SumControl, seeded_control
-from sbridge.errors import InvalidInputError
+from sbridge.controls import AdditiveMLP, Control, NetworkControl, NetworkRecipe, SumControl, seeded_control
+from sbridge.errors import InvalidInputError, NonFiniteError
 from sbridge.measures import PathMeasure, Paths
 from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
@@ -27,6 +27,7 @@ from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, fla
 
 PATHS_OPTIMISATION = Optimisation(learning_rate=5e-3, batch=128, ema_decay=0.99)
 """For losses on whole paths: an update sees the control at every step of every path, so it may go far."""
+_SCALE_PATHS = 256
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
     """
 
     updates: int = 1500
-    network: NetworkRecipe = field(default_factory=MLP)
+    network: NetworkRecipe = field(default_factory=AdditiveMLP)
     optimisation: Optimisation = PATHS_OPTIMISATION
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(100))
     rule: StepRule | None = None
@@ -99,8 +100,15 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
         """The loss of one update, and numbers to report."""
 
     def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
-        """Numbers fixed before the first update; ``output`` is the size that controls are expected to have."""
-        return {"output": 1.0 / math.sqrt(problem.process.horizon)}
+        """Numbers fixed before the first update: the sizes of controls (expected) and of states (where it begins)."""
+        paths, _ = self.sample(problem, state, state.base, _SCALE_PATHS)
+        size = float(paths.x.double().square().mean().sqrt())
+        if not math.isfinite(size):
+            raise NonFiniteError(
+                "paths of the control that learning starts from are NaN or infinite: take more steps, "
+                "grid=TimeGrid.uniform(steps), or another start."
+            )
+        return {"output": 1.0 / math.sqrt(problem.process.horizon), "input": size}
 
     def learner(self, problem: ControlProblem, state: ControlState, scales: dict[str, float]) -> Learner:
         """The network under training; keeps ``scales`` in the state."""
@@ -149,9 +157,9 @@ class ControlState:
 
     def new_network(self, solver: ControlSolver, problem: ControlProblem) -> NetworkControl:
         """A network with its initial weights."""
-        scale, horizon = self.scales["output"], problem.process.horizon
-        weights = generator_of(derive(self.seed, "weights"))
-        return seeded_control(solver.network, problem.dim, horizon, scale, weights).to(problem.probe)
+        horizon, weights = problem.process.horizon, generator_of(derive(self.seed, "weights"))
+        sizes = self.scales["output"], weights, self.scales["input"]
+        return seeded_control(solver.network, problem.dim, horizon, *sizes).to(problem.probe)
 
     def network(self, *, averaged: bool) -> nn.Module:
         """The network alone, under training or with averaged weights."""

@@ -54,7 +54,7 @@ QUICK = 40
 _PATHS = 16_384
 
 _PROBE = 20
-"""Updates that are timed to find out how many fit into a budget: whole rounds of adjoint matching's replay."""
+"""Updates that are timed to see how many fit into a budget: whole rounds of adjoint matching's replay."""
 
 SOLVERS: dict[str, ControlSolver] = {
     "AdjointMatching": AdjointMatching(),
@@ -157,10 +157,10 @@ def rows(settings: Settings, done: Collection[Row] = ()) -> Iterator[Row]:
     Raises:
         UnknownNameError: for a name in ``only`` that is neither a problem nor a density.
     """
-    known = {row.key: row for row in done}
+    known, divisor = {row.key: row for row in done}, QUICK if settings.quick else 1
     for case in plan(settings):
         key = (case.problem, case.label, settings.seeds)
-        yield known[key] if key in known else merged([_apart(case, seed, settings.quick) for seed in settings.seeds])
+        yield known[key] if key in known else merged([_apart(case, seed, divisor) for seed in settings.seeds])
 
 
 def plan(settings: Settings) -> list[Case]:
@@ -266,27 +266,35 @@ def kolmogorov_smirnov(x: Tensor, y: Tensor) -> float:
     return float(steps.gather(0, order).cumsum(0).abs().max())
 
 
+def updates_within(problem: ControlProblem, options: ControlSolver, budget: float, seed: int) -> int:
+    """How many updates fit into ``budget`` seconds of CPU time, from the time that a few of them take, at least one.
+
+    Known before training, so that the learning rate falls over the whole of it.
+    """
+    probe, begun = dataclasses.replace(options, updates=2 * _PROBE), time.process_time()
+    state = probe.init(problem, torch.Generator().manual_seed(seed))
+    set_up = time.process_time() - begun
+    for _ in range(_PROBE):  # whatever is loaded on first use
+        state, _ = probe.step(problem, state)
+    begun = time.process_time()
+    for _ in range(_PROBE):
+        state, _ = probe.step(problem, state)
+    each = (time.process_time() - begun) / _PROBE
+    return max(1, int((budget - set_up) / each))
+
+
 def _fit(
     problem: ControlProblem, options: ControlSolver, budget: float, seed: int, divisor: int
 ) -> tuple[ControlSolution, int, float]:
     """The solution, its updates, and the CPU seconds of training."""
-    updates = options.updates // divisor
-    if budget:
-        probe, begun = dataclasses.replace(options, updates=2 * _PROBE), time.process_time()
-        state = probe.init(problem, torch.Generator().manual_seed(seed))
-        set_up = time.process_time() - begun
-        for k in range(2 * _PROBE):
-            begun = time.process_time() if k == _PROBE else begun
-            state, _ = probe.step(problem, state)
-        each = (time.process_time() - begun) / _PROBE
-        updates = int((budget / divisor - set_up) / each)
+    updates = updates_within(problem, options, budget / divisor, seed) if budget else options.updates // divisor
     options, begun = dataclasses.replace(options, updates=max(1, updates)), time.process_time()
     solution = solve(problem, options, seed=seed)
     return solution, options.updates, time.process_time() - begun
 
 
-def _apart(case: Case, seed: int, quick: bool) -> Row:  # noqa: FBT001
-    arguments = [case.problem, case.solver, str(case.budget), str(seed), str(QUICK if quick else 1)]
+def _apart(case: Case, seed: int, divisor: int) -> Row:
+    arguments = [case.problem, case.solver, str(case.budget), str(seed), str(divisor)]
     try:
         return Row.from_json(json.loads(in_fresh_process("sbridge.benchmarks.control", arguments, threads=1)))
     except NotConvergedError as error:  # one solver that breaks down is a result, too

@@ -136,7 +136,7 @@ class AdditiveMLP:
         InvalidInputError: if a number is not positive.
     """
 
-    width: int = 128
+    width: int = 64
     depth: int = 3
     harmonics: int = 4
     frequency: float = 1.0

@@ -53,7 +53,7 @@ class MatchingSolver(ControlSolver):
         optimisation: ``batch`` is the number of rows ``(t_k, x_k)`` that an update uses.
     """
 
-    updates: int = 4000
+    updates: int = 3000
     optimisation: Optimisation = field(default_factory=lambda: Optimisation(learning_rate=5e-3, batch=1024))
     replay: Replay = field(default_factory=Replay)
 

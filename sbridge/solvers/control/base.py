@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sbridge.controls import AdditiveMLP, Control, NetworkControl, NetworkRecipe, SumControl, seeded_control
 from sbridge.errors import InvalidInputError, NonFiniteError
 from sbridge.measures import PathMeasure, Paths
+from sbridge.objectives.control import action
 from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
 from sbridge.processes import StepRule, default_rule
@@ -100,15 +101,21 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
         """The loss of one update, and numbers to report."""
 
     def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
-        """Numbers fixed before the first update: the sizes of controls (expected) and of states (where it begins)."""
-        paths, _ = self.sample(problem, state, state.base, _SCALE_PATHS)
+        """Numbers fixed before the first update: the sizes that states and controls are expected to have.
+
+        ``input`` is the root mean square of states on paths of the control that learning starts from, ``output`` the
+        size of a control whose energy ``½ T dim |u_i|²`` is the spread of their costs: what it may pay to be rid of it.
+        """
+        paths, alive = self.sample(problem, state, state.base, _SCALE_PATHS)
         size = float(paths.x.double().square().mean().sqrt())
         if not math.isfinite(size):
             raise NonFiniteError(
                 "paths of the control that learning starts from are NaN or infinite: take more steps, "
                 "grid=TimeGrid.uniform(steps), or another start."
             )
-        return {"output": 1.0 / math.sqrt(problem.process.horizon), "input": size}
+        spread = float(action(paths, problem.costs, alive).std())
+        volume = problem.process.horizon * problem.dim
+        return {"input": size, "output": math.sqrt(2.0 * spread / volume) if spread > 0 else volume**-0.5}
 
     def learner(self, problem: ControlProblem, state: ControlState, scales: dict[str, float]) -> Learner:
         """The network under training; keeps ``scales`` in the state."""

@@ -68,7 +68,7 @@ ZERO = "zero control"
 WARM = ", Riccati start"
 """A warm start, which for quadratic costs is the optimum itself: what the network adds is its noise."""
 REVERSED = ", time reversal"
-_ANNEALED = {"annealing": Annealing(0.01, 0.7), "grid": TimeGrid.refined(50)}
+_ANNEALED = {"annealing": Annealing(0.01, 0.5), "grid": TimeGrid.refined(50)}
 SAMPLERS: dict[str, ControlSolver] = {
     "LogVariance": LogVariance(updates=2500, **_ANNEALED),
     "ReciprocalAdjointMatching": ReciprocalAdjointMatching(**_ANNEALED),

@@ -138,7 +138,7 @@ class AdditiveMLP:
 
     width: int = 64
     depth: int = 3
-    harmonics: int = 4
+    harmonics: int = 8
     frequency: float = 1.0
 
     def __post_init__(self) -> None:

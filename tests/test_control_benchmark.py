@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from sbridge.benchmarks import control, control_problems
+from sbridge.benchmarks import control, control_memory, control_problems
 from sbridge.benchmarks.control_rows import Row, merged
 from sbridge.cli import run
 from sbridge.controls import MLP
@@ -139,6 +139,27 @@ def test_benchmark_command_prints_rows_and_writes_them(tmp_path, capsys):
     rows = json.loads(target.read_text())["rows"]
     assert {row["solver"] for row in rows} == {control.ZERO, *control.SOLVERS}
     assert all(row["failure"] is None for row in rows)
+
+
+@pytest.mark.slow
+def test_ten_double_wells_from_their_saddle():
+    row = control.run(control.Case("double_well", "AdjointMatching"), divisor=2)
+    assert row.numbers["excess %"] < 3.0
+    value = row.numbers["−log Eα"]
+    assert abs(value.value - row.targets["−log Eα"]) < 4.0 * value.standard_error
+    assert row.numbers["worst well"] < 0.05
+
+
+@pytest.mark.slow
+def test_only_backpropagation_keeps_a_graph_of_all_steps():
+    assert set(control_memory.LOSSES) >= {"AdjointMatching", "RelativeEntropy, adjoint", "RelativeEntropy, backprop"}
+    per_step = {}
+    for loss in control_memory.LOSSES:
+        (few, _), (many, _) = control_memory.growth(loss, 100), control_memory.growth(loss, 400)
+        per_step[loss] = (many - few) / (300 * 4 * control_memory.PATHS * control_memory.DIM / 2**20)
+    assert per_step["RelativeEntropy, adjoint"] < 4.0
+    assert per_step["AdjointMatching"] < 12.0
+    assert per_step["RelativeEntropy, backprop"] > 2.0 * per_step["AdjointMatching"]
 
 
 def test_an_interrupted_table_goes_on(tmp_path, capsys, monkeypatch):

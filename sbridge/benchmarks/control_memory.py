@@ -1,8 +1,9 @@
 """How the memory of one update of control learning grows with the number of steps.
 
 ``python -m sbridge.benchmarks.control_memory`` measures each loss in fresh processes. The unit beside MiB is an array
-of states, ``steps × paths × dim``: matching and likelihood-ratio losses hold a few of them and no graph across steps,
-backpropagation holds the activations of the network at every step, the reversible adjoint the noise alone.
+of states, ``steps × paths × dim``. Adjoint matching holds a few of them and the network's activations for a batch of
+rows; the reversible adjoint the noise alone; backpropagation, and likelihood-ratio losses too, which judge a control at
+all states at once, the activations for every state.
 """
 
 from __future__ import annotations

@@ -491,6 +491,15 @@ class TestEvaluateAndPlot:
         refused(capsys, ["evaluate", str(here), "a.npy", "c.npy"], "is not a run folder")
         refused(capsys, ["plot", str(here)], "is not a run folder")
 
+    def test_a_page(self, finished, here, capsys):
+        for name in ("run", "course"):
+            assert run(["report", str(finished / name), "--out", f"{name}.html"]) == 0
+            assert capsys.readouterr().out.strip() == f"{name}.html"
+        assert "t = 3 → 7" in Path("course.html").read_text(encoding="utf-8")
+        refused(capsys, ["report", str(finished / "run"), "--out", "run.html"], "run.html exists")
+        refused(capsys, ["report", str(here)], "is not a run folder")
+        assert run(["report", str(finished / "run"), "--out", "run.html", "--overwrite"]) == 0
+
     def test_plot(self, finished, here, capsys):
         assert run(["plot", str(finished / "run"), "--out", "figures", "--rows", "100"]) == 0
         told = capsys.readouterr().out.split()

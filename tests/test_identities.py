@@ -244,6 +244,14 @@ def test_a_wrong_sign_of_the_divergence_is_seen(monkeypatch):
     assert fails("pathwise_value")
 
 
+def test_a_heat_kernel_with_a_wrong_width_is_seen(monkeypatch):
+    from sbridge.identities import reversal
+
+    right = reversal.heat_kernel
+    monkeypatch.setattr(reversal, "heat_kernel", lambda grid, field, sigma, t: right(grid, field, sigma, t * 1.0001))
+    assert fails("backward_heat_amplifies", quick(1, "OU"))
+
+
 def test_a_mean_field_drift_with_a_wrong_factor_is_seen(monkeypatch):
     from sbridge.identities import reversal
 

@@ -234,6 +234,24 @@ class Plot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the report of a fit as one HTML page that opens anywhere: settings, scores with their floors, figures."""
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a fit."""
+    out: Annotated[Path | None, arg(metavar="FILE.html"), _default("RUN/report.html")] = None
+    """The page."""
+    overwrite: Flag = False
+    """Replace FILE if it exists."""
+
+    def run(self, console: Console) -> int:
+        """Writes."""
+        from sbridge.cli.report import run_report
+
+        return run_report(self, console)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verify(Generic[ReferenceOptions]):
     """Check the identities of the theory numerically, on built-in problems or on your data, process and network.
 
@@ -347,7 +365,7 @@ def parse(arguments: list[str]) -> Command:
     )
 
     kinds = {"demo": Demo, "fit": Fit, "diffuse": Diffuse, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
-    kinds |= {"verify": Verify, "control": Control, "benchmark": Benchmark}
+    kinds |= {"report": Report, "verify": Verify, "control": Control, "benchmark": Benchmark}
     first = next((word for word in arguments if not word.startswith("-")), None)
     if first is not None and first not in kinds:
         raise unknown_name("command", first, kinds)

@@ -62,19 +62,37 @@ def report_text(report: Report) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def _table(report: Report, task: Task, names: Sequence[str], reasons: dict[str, int]) -> list[str]:
+MEANINGS = {**_ROW_MEANINGS, _GAP: _GAP_MEANING, **_PATH_MEANINGS}
+"""What rows and quantities of a report say, by name."""
+
+
+def cells(
+    report: Report, task: Task, names: Sequence[str], reasons: dict[str, int]
+) -> tuple[list[str], list[list[str]]]:
+    """Heads of the columns, and a row for each candidate and for the gap closed, its name first.
+
+    Args:
+        report, task: what is shown.
+        names: of the columns.
+        reasons: why something is missing, with the numbers that refer to it; new ones are added.
+    """
     columns = [_column(task, name, reasons) for name in names]
+    heads = [f"{name}, {unit}" if unit else name for name, (unit, _) in zip(names, columns, strict=True)]
+    rows = [[name, *(shown[place] for _, shown in columns)] for place, name in enumerate(task.candidates)]
+    closed = [report.gap_closed(task.name, name) for name in names]
+    if any(share is not None for share in closed):
+        rows.append([_GAP, *("" if share is None else f"{share:.0f} %" for share in closed)])
+    return heads, rows
+
+
+def _table(report: Report, task: Task, names: Sequence[str], reasons: dict[str, int]) -> list[str]:
     heads = [textwrap.wrap(name, _CELL - 1)[:2] for name in names]
     height = max(len(head) for head in heads)
     lines = [_line("", [([""] * (height - len(head)) + head)[row] for head in heads]) for row in range(height)]
-    if any(unit for unit, _ in columns):
-        lines.append(_line("", [unit for unit, _ in columns]))
-    for place, candidate in enumerate(task.candidates):
-        lines.append(_line(candidate, [cells[place] for _, cells in columns]))
-    closed = [report.gap_closed(task.name, name) for name in names]
-    if any(share is not None for share in closed):
-        lines.append(_line(_GAP, ["" if share is None else f"{share:.0f} %" for share in closed]))
-    return lines
+    units = [_column(task, name, reasons)[0] for name in names]
+    if any(units):
+        lines.append(_line("", units))
+    return lines + [_line(row[0], row[1:]) for row in cells(report, task, names, reasons)[1]]
 
 
 def _line(label: str, cells: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +15,19 @@ from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.components import Components, Waves
 from sbridge.identities.reversed import Reversal, exactly_reversed, flowed, noised, run_back, times_seen
 from sbridge.identities.settings import Setting
+from sbridge.identities.tilts import middle
 from sbridge.measures import Estimate
+from sbridge.pde import Grid, heat_kernel
 from sbridge.random import generator
 
 GROUP = "reversal"
 _ANDERSON = "Anderson 1982; Premkumar 2023, eq. (3.35)"
 _CAO = "Cao et al. 2025"
+_CELLS = 128
+
+
+def _is_line(setting: Setting) -> bool:
+    return setting.dim == 1
 
 
 @identity(
@@ -101,6 +109,37 @@ def naive_reversal(setting: Setting) -> Iterator[Outcome]:
     for control, note in ((None, "drift −b"), (forward_drift, "drift +b")):
         back = run_back(setting, control, start, note)[1]
         yield _unlikely(setting, back.states[-1], noised(setting, setting.s_min, "control"), note)
+
+
+@identity(
+    group=GROUP,
+    statement="the backward heat equation amplifies mode k by e^{σ²k²t/2}, and leaves no density",
+    equation=f"Premkumar 2023, eq. (2.4) with b = 0, run back; {_CAO}",
+    kind=Kind.RESIDUAL,
+    left="growth of a ripple (its logarithm over σ²k²t/2, less 1): Gaussian kernels on a circle, inverted as a matrix",
+    right="0",
+    applies=_is_line,
+)
+def backward_heat_amplifies(setting: Setting) -> Iterator[Outcome]:
+    """A ripple on a Gaussian as wide as the noised law, a ten thousandth of its mean height, is run back with it.
+
+    With σ = 1, for as long as the kernel needs to become 1.25 cells wide; ``k`` goes up to half the grid's highest.
+    """
+    centre, width = middle(setting, 1.0)
+    grid = Grid.of(centre - 6.0 * width, centre + 6.0 * width, _CELLS)
+    duration = (1.25 * grid.widths[0]) ** 2
+    thrice = Grid.of(centre - 18.0 * width, centre + 18.0 * width, 3 * _CELLS)  # the circle, seen on the line
+    spread = [heat_kernel(thrice, np.tile(one, 3), 1.0, duration)[_CELLS : 2 * _CELLS] for one in np.eye(_CELLS)]
+    kernel = np.stack(spread, 1)
+    law = np.exp(-0.5 * ((grid.centres[0] - centre) / width) ** 2)
+    for cycles in (_CELLS // 16, _CELLS // 8, _CELLS // 4):
+        k = 2.0 * math.pi * cycles / (_CELLS * grid.widths[0])
+        ripple = 1e-4 * law.mean() * np.cos(k * (grid.centres[0] - centre))
+        grown = np.linalg.solve(kernel, kernel @ law + ripple) - law
+        growth = math.log(float(grown @ ripple) / float(ripple @ ripple))
+        lowest = float((law + grown).min() / law.max())
+        note = f"{cycles} waves in {_CELLS} cells; lowest value / highest: {lowest:.1e}"
+        yield Outcome(growth / (0.5 * k**2 * duration) - 1.0, allowance=1e-6, note=note)
 
 
 @identity(

@@ -28,7 +28,6 @@ class Process(ABC):
 
     Attributes:
         horizon: ``T > 0``.
-        dim: the dimension it is made for, or ``None`` when any will do.
     """
 
     horizon: float
@@ -36,7 +35,7 @@ class Process(ABC):
     @property
     @abstractmethod
     def dim(self) -> int | None:
-        """The dimension its coefficients fix, or ``None``."""
+        """The dimension that its coefficients fix, or ``None`` when any will do."""
 
     @abstractmethod
     def drift(self, t: Time, x: Tensor) -> Tensor:

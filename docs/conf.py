@@ -1,0 +1,68 @@
+"""How the site is built: ``sphinx-build -W --keep-going docs docs/_build``; ``SBRIDGE_GALLERY=full`` for full sizes."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_extensions")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+import sbridge  # noqa: E402  (the tree that this file stands in, not one that is installed)
+
+project = "sbridge"
+author = "The sbridge developers"
+project_copyright = author
+version = release = sbridge.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # the site is read without a network
+    "sphinxcontrib.bibtex",
+    "sphinx_gallery.gen_gallery",
+    "site_content",
+]
+exclude_patterns = ["_build", "**/*.ipynb"]
+templates_path = ["_templates"]
+
+html_theme = "furo"
+html_title = f"sbridge {version}"
+html_show_sourcelink = False
+
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "plain"
+linkcheck_ignore = [r"https?://.*"]  # what is checked without a network: links inside the site
+
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autosummary_imported_members = True
+PACKAGES = [f"sbridge.{init.parent.name}" for init in ROOT.glob("sbridge/*/__init__.py")]
+ELSEWHERE = {"sbridge.measures": ["Direction"], "sbridge.problems": ["BridgeCorrection", "StoppingSet"]}
+autosummary_context = {"packages": PACKAGES, "elsewhere": ELSEWHERE}  # names that two rooms hand out
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+python_use_unqualified_type_names = True
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"plot_.*\.py",
+    "reset_argv": "site_content.arguments",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "remove_config_comments": True,
+    "show_signature": False,
+    "within_subsection_order": "FileNameSortKey",
+}

@@ -1,0 +1,154 @@
+"""The report of a run as one HTML page that needs nothing else: no network, no script, figures inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from sbridge.errors import FileFormatError
+from sbridge.evaluation import Report
+from sbridge.evaluation.table import MEANINGS, cells
+from sbridge.registry import Json
+from sbridge.report import FORMAT
+
+_FIGURES = {
+    "trajectories": ("Trajectories", "Simulated paths from rows of the source, coloured by time."),
+    "reversal": (
+        "With and without the score",
+        "With the score paths run back to the data, without it not.",
+    ),
+    "marginals": ("Laws through time", "Clouds of states at several times, from the first end to the last."),
+    "generation": ("Generation", "Clouds of states at several times of the reversal, from noise to data."),
+    "drift": ("Drift", "Arrows of the controlled drift at several times, over the states there."),
+    "score": ("Score", "Arrows of the score at several noise levels, over the noised data."),
+    "coupling": ("Coupling", "Lines from rows of the source to their end points."),
+    "history": ("Training", "The loss of every training step, with its running median."),
+}
+_STYLE = """
+:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin-top: 1.6rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding: .3rem 0; }
+th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+tr.own td { font-weight: 600; }
+code { font-size: .9em; overflow-wrap: anywhere; }
+figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; background: white; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
+"""
+
+
+def report_page(document: Json, figures: Sequence[Path]) -> str:
+    """The page.
+
+    Args:
+        document: the contents of a run's ``report.json``.
+        figures: PNG files, in the order in which they are shown; those in a sub-folder are of the leg it names.
+
+    Raises:
+        FileFormatError: if the document is no report of a run.
+        OSError: if a figure cannot be read.
+    """
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FileFormatError(f"this is no report of a run: a mapping with format {FORMAT!r} is needed.")
+    try:
+        body = [*_inputs(document), *(line for leg in document["legs"] for line in _leg(leg)), *_figures(figures)]
+        body += _made(document)
+        title = "Schrödinger bridge: " + " → ".join(escape(str(item["name"])) for item in document["inputs"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"the report is damaged: {error!r}.") from error
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    lines = ["<!DOCTYPE html>", f'<html lang="en"><head>{head}<style>{_STYLE}</style></head>', "<body>"]
+    return "\n".join([*lines, f"<h1>{title}</h1>", *body, "</body></html>", ""])
+
+
+def _inputs(document: Mapping[str, Json]) -> list[str]:
+    rows = [
+        [f"{time:g}", item["name"], item["rows_fitted"], item["rows_held_out"], _count(item["columns"])]
+        for time, item in zip(document["times"], document["inputs"], strict=False)  # a prior is no input
+    ]
+    choices = [f"<li>{escape(choice)}</li>" for choice in document["choices"]]
+    return [
+        *_table(["time", "data", "rows fitted", "held out", "columns"], rows, "What was fitted"),
+        *(["<p>Chosen from the data:</p><ul>", *choices, "</ul>"] if choices else []),
+    ]
+
+
+def _count(columns: Json) -> int:
+    return columns if isinstance(columns, int) else len(columns)
+
+
+def _leg(leg: Mapping[str, Json]) -> list[str]:
+    lines = [f"<h2>t = {leg['start']:g} → {leg['stop']:g}</h2><dl>"]
+    steps = f"{leg['steps']}" if leg["steps"] else "none: the solution is in closed form"
+    for name, text in (("Reference", leg["reference"]), ("Solver", leg["solver"]), ("Training steps", steps)):
+        lines.append(f"<dt>{name}</dt><dd><code>{escape(text)}</code></dd>")
+    lines.append("</dl>")
+    if leg["evaluation"] is None:
+        return [*lines, "<p>No rows were held out, so nothing is scored.</p>"]
+    return lines + _evaluation(Report.from_json(leg["evaluation"]))
+
+
+def _evaluation(report: Report) -> list[str]:
+    lines = ["<h3>On rows that were held out</h3>", "<p>Smaller is better; value ± standard error.</p>"]
+    names, reasons = [column.name for column in report.columns], dict[str, int]()
+    for task in report.tasks:
+        heads, rows = cells(report, task, names, reasons)
+        lines += _table(["", *heads], rows, f"{task.name}: {task.description}", own=1)
+    if report.path:
+        rows = [[quantity.name, _estimate(quantity.value, quantity.standard_error)] for quantity in report.path]
+        lines += _table(["path measures", "nats"], rows, "")
+    lines.append("<details><summary>What the columns and rows mean</summary><dl>")
+    explained = [(column.name, column.meaning) for column in report.columns]
+    explained += [(name, meaning) for name, meaning in MEANINGS.items() if any(_shown(report, name))]
+    lines += [f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in explained]
+    notes = [*report.notes, *(f"[{number}] {reason}" for reason, number in reasons.items())]
+    return [*lines, "</dl><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul></details>"]
+
+
+def _shown(report: Report, name: str) -> Iterable[bool]:
+    return (name in task.candidates or any(q.name == name for q in report.path) for task in report.tasks)
+
+
+def _estimate(value: float | None, error: float | None) -> str:
+    return "–" if value is None or error is None else f"{value:.4g} ± {error:.1g}"
+
+
+def _figures(paths: Sequence[Path]) -> list[str]:
+    lines = ["<h2>Figures</h2>"] if paths else []
+    for path in paths:
+        title, text = _FIGURES.get(path.stem, (path.stem, f"Figure {path.stem}."))
+        leg = "" if path.parent.name == "figures" else f" ({escape(path.parent.name)})"
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        image = f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
+        lines.append(
+            f"<figure>{image}<figcaption><strong>{escape(title)}{leg}.</strong> {escape(text)}</figcaption></figure>"
+        )
+    return lines
+
+
+def _made(document: Mapping[str, Json]) -> list[str]:
+    made, seconds = document["made"], document["made"]["seconds"]
+    memory = made["peak_memory_bytes"]
+    facts = [("seed", document["seed"]), ("threads", made["threads"])]
+    facts += [(f"{name}, seconds", f"{value:.1f}") for name, value in seconds.items()]
+    facts += [] if memory is None else [("peak memory, GiB", f"{memory / 2**30:.2f}")]
+    facts += list(made["versions"].items())
+    return ["<h2>How it was made</h2>", *_table(["", ""], [list(fact) for fact in facts], "")]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[object]], caption: str, own: int = 0) -> list[str]:
+    """A table; its first ``own`` rows are the run's own."""
+    lines = ['<div class="wide"><table>']
+    if caption:
+        lines.append(f"<caption>{escape(caption)}</caption>")
+    if any(heads):
+        lines.append("<tr>" + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads) + "</tr>")
+    for place, row in enumerate(rows):
+        mark = ' class="own"' if place < own else ""
+        lines.append(f"<tr{mark}>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>")
+    return [*lines, "</table></div>"]

@@ -1,0 +1,51 @@
+"""Every block of Python in the README and on the site runs; every public name stands in the reference."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import sbridge as sb
+from sbridge import datasets
+from sbridge.diffusion import ScoreMatching
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+STEPS = 20
+"""Of every solver that is trained: whether a block runs, not how good its result is."""
+
+
+def blocks(page):
+    return [match[1] for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    for solver in (sb.IMF, ScoreMatching, sb.AdjointMatching):
+        usual = solver.length
+        monkeypatch.setattr(solver, "length", lambda self, problem, usual=usual: min(STEPS, usual(self, problem)))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_blocks_run(page, short):
+    x0, x1 = datasets.make("two_moons", 300, seed=0), datasets.make("eight_gaussians", 300, seed=1)
+    data, data_test = datasets.make("two_moons", 300, seed=2), datasets.make("two_moons", 20, seed=3)
+    names = {
+        "x0": x0,
+        "x1": x1,
+        "x0_test": x0[:100],
+        "x1_test": x1[:100],
+        "data": data,
+        "data_test": data_test,
+        "start": torch.zeros(2),
+        "__name__": f"page_{page.stem}",
+    }
+    for number, block in enumerate(blocks(page), 1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+def test_every_public_name_is_in_the_reference():
+    listed = set(re.findall(r"^   ~sbridge\.[\w.]+?(\w+)$", (ROOT / "docs/api/index.md").read_text(), re.MULTILINE))
+    assert listed == set(sb._HOME)

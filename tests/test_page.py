@@ -1,0 +1,95 @@
+"""The page of a run: one file, everything escaped, every figure with words."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from sbridge import evaluate, files
+from sbridge.datasets import make
+from sbridge.errors import FileFormatError
+from sbridge.fitting import fit
+from sbridge.page import report_page
+from sbridge.report import LegReport, RunReport
+from sbridge.solvers import GaussianBridge
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63f8ffff3f0300080002fe"
+    "a7d605f00000000049454e44ae426082"
+)
+
+
+class Seen(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.addresses, self.cells, self.words, self.open = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag == "img":
+            self.images.append(attributes)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def document():
+    x0, x1 = make("two_moons", 200, seed=0), make("eight_gaussians", 200, seed=1)
+    bridge = fit(x0, x1, solver=GaussianBridge(), seed=0)
+    legs = [LegReport(0.0, 1.0, "BrownianMotion(<b>)", "GaussianBridge()", {}, evaluate(bridge, x0, x1, seed=0))]
+    named = [{"name": name, "sha256": "0", "columns": 2, "rows_fitted": 200, "rows_held_out": 0} for name in "a<b&"]
+    config = {"inputs": named[:2], "times": [0.0, 1.0], "seed": 0, "threads": 1, "versions": {"sbridge": "0"}}
+    return json.loads(json.dumps(RunReport(config, ["σ < 1 & so on"], legs, {"fitting": 1.0}, None).to_json()))
+
+
+def test_a_page_stands_alone_and_says_everything(document, tmp_path):
+    paths = [tmp_path / "figures" / "drift.png", tmp_path / "figures" / "0-1" / "mine.png"]
+    for path in paths:
+        files.write_bytes(path, PIXEL)
+    page = report_page(document, paths)
+    seen = Seen(page)
+    assert seen.open == []
+    assert all(address.startswith("data:image/png;base64,") for address in seen.addresses)
+    assert len(seen.images) == 2
+    assert all(image["alt"] for image in seen.images)
+    text = "".join(seen.words)
+    assert "BrownianMotion(<b>)" in text
+    assert "σ < 1 & so on" in text
+    assert "0-1" in text
+    scores = document["legs"][0]["evaluation"]["tasks"][0]["scores"]
+    for candidate in {score["candidate"] for score in scores}:
+        assert candidate in text
+    energy = document["legs"][0]["evaluation"]["path"][0]
+    assert f"{energy['value']:.4g}" in text
+    for column in document["legs"][0]["evaluation"]["columns"]:
+        assert column["meaning"] in text
+
+
+def test_nothing_held_out_is_said(document):
+    unscored = json.loads(json.dumps(document))
+    unscored["legs"][0]["evaluation"] = None
+    assert "No rows were held out" in report_page(unscored, [])
+
+
+@pytest.mark.parametrize("damage", [[], {}, {"format": "other"}])
+def test_what_is_no_report_is_refused(damage):
+    with pytest.raises(FileFormatError, match="no report of a run"):
+        report_page(damage, [])
+
+
+def test_a_damaged_report_is_refused(document):
+    for name in ("inputs", "legs", "made"):
+        damaged = {key: value for key, value in document.items() if key != name}
+        with pytest.raises(FileFormatError, match="damaged"):
+            report_page(damaged, [])
+    with pytest.raises(OSError, match="missing"):
+        report_page(document, [Path("figures/missing.png")])

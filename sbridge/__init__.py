@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sbridge.coupling import (
         EntropicCoupling as EntropicCoupling,
         IndependentCoupling as IndependentCoupling,
+        MinibatchCoupling as MinibatchCoupling,
         ReferenceCoupling as ReferenceCoupling,
     )
     from sbridge.diffusion import (
@@ -110,12 +111,18 @@ if TYPE_CHECKING:
     )
     from sbridge.solvers import (
         IMF as IMF,
+        IPF as IPF,
+        AdjointBridge as AdjointBridge,
+        AdjointHalfBridge as AdjointHalfBridge,
         AdjointMatching as AdjointMatching,
         Annealing as Annealing,
         CrossEntropy as CrossEntropy,
         EarlierStart as EarlierStart,
         GaussianBridge as GaussianBridge,
         LogVariance as LogVariance,
+        MatchedBridge as MatchedBridge,
+        MaximumLikelihood as MaximumLikelihood,
+        MeanMatching as MeanMatching,
         MixtureBridge as MixtureBridge,
         Moment as Moment,
         ReciprocalAdjointMatching as ReciprocalAdjointMatching,
@@ -156,6 +163,12 @@ _HOME = {
     "GaussianBridge": "sbridge.solvers",
     "SinkhornBridge": "sbridge.solvers",
     "IMF": "sbridge.solvers",
+    "MatchedBridge": "sbridge.solvers",
+    "IPF": "sbridge.solvers",
+    "MeanMatching": "sbridge.solvers",
+    "MaximumLikelihood": "sbridge.solvers",
+    "AdjointHalfBridge": "sbridge.solvers",
+    "AdjointBridge": "sbridge.solvers",
     "MixtureBridge": "sbridge.solvers",
     "MixturePotential": "sbridge.potentials",
     "Certificate": "sbridge.evaluation",
@@ -223,6 +236,7 @@ _HOME = {
     "Optimisation": "sbridge.training",
     "EntropicCoupling": "sbridge.coupling",
     "IndependentCoupling": "sbridge.coupling",
+    "MinibatchCoupling": "sbridge.coupling",
     "ReferenceCoupling": "sbridge.coupling",
     # for extensions
     "register": "sbridge.registry",

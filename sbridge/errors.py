@@ -1,4 +1,4 @@
-"""The errors that sbridge raises on purpose.
+"""The errors that sbridge raises on purpose, and its warnings.
 
 Every message says what was given, what is needed and how to get there. All derive from
 :class:`SbridgeError`, so one ``except`` clause catches exactly what the package foresaw.
@@ -36,6 +36,22 @@ class NotConvergedError(SbridgeError, RuntimeError):
 
 class NonFiniteError(SbridgeError, ArithmeticError):
     """A computation produced NaN or an infinity."""
+
+
+class SbridgeWarning(UserWarning):
+    """Base class of every warning: the answer will be what was asked for, but look at it twice."""
+
+
+class HeavyTailsWarning(SbridgeWarning):
+    """A few rows of an end carry much of its variance."""
+
+
+class DisconnectedWarning(SbridgeWarning):
+    """An end falls into parts that are far apart, for their own width and for the noise of the reference."""
+
+
+class ScalesWarning(SbridgeWarning):
+    """The two ends are of very different widths."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

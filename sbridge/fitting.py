@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbridge.difficulties import warn_of_difficulties
 from sbridge.diffusion.reverse import end_law, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Density, Gaussian, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
+from sbridge.laws import Density, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
@@ -21,8 +22,7 @@ from sbridge.random import Seed, as_seed, derive, generator
 from sbridge.scaling import AffineScaling, CommonScale, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Method, P, R, S, Solver
-from sbridge.solvers.gaussian import GaussianBridge
-from sbridge.solvers.imf import IMF
+from sbridge.solvers.choice import SolverChoice, choose_solver
 from sbridge.training import Callback, Flat, minimise
 
 End = Law | Tensor | np.ndarray
@@ -62,10 +62,13 @@ def choose_sigma(x0: End, x1: End, *, horizon: float = 1.0, seed: Seed = 0) -> S
     """The default σ for two ends: see :class:`SigmaChoice`. Laws that are no samples are sampled with ``seed``.
 
     Raises:
-        InvalidInputError: if every column is constant, the ends do not fit together, or the horizon is not positive.
+        InvalidInputError: if every column is constant, the ends do not fit together, the horizon is not positive, or an
+            end is a :class:`~sbridge.laws.Density`, whose spread nobody knows.
     """
     horizon = check_horizon(horizon)
-    return _sigma_for(_probes(as_law(x0, "x0"), as_law(x1, "x1"), as_seed(seed)), horizon)
+    source, target = as_law(x0, "x0"), as_law(x1, "x1")
+    _check_spreads(source, target)
+    return _sigma_for(_probes(source, target, as_seed(seed)), horizon)
 
 
 def _sigma_for(probes: tuple[Tensor, Tensor], horizon: float) -> SigmaChoice:
@@ -75,30 +78,6 @@ def _sigma_for(probes: tuple[Tensor, Tensor], horizon: float) -> SigmaChoice:
     shift = float((rows1.double().mean(0) - rows0.double().mean(0)).square().mean().sqrt())
     epsilon = NOISE_SHARE * spread**2
     return SigmaChoice((epsilon / horizon) ** 0.5, epsilon, spread, shift)
-
-
-def choose_solver(problem: BridgeProblem) -> Solver:
-    """The solver for a first result without tuning.
-
-    * two Gaussian laws under a linear reference: :class:`GaussianBridge`, exact;
-    * other ends that can be sampled, under a linear reference: :class:`IMF` from the entropic plan. It learns smooth
-      controls, so end points are new points and not rows of the data, and rows that it has not seen are treated like
-      those it has. (:class:`SinkhornBridge` is quicker, and exact for the empirical laws: use it where reproducing
-      the rows at hand is what you want.)
-
-    Raises:
-        UnsupportedError: if no solver takes the problem.
-    """
-    ends = (problem.source, problem.target)
-    if not isinstance(problem.reference, LinearProcess):
-        raise UnsupportedError(
-            f"every bridge solver here needs a linear reference, got {type(problem.reference).__name__}."
-        )
-    if all(isinstance(end, Gaussian) for end in ends):
-        return GaussianBridge()
-    if any(isinstance(end, Density) for end in ends):
-        raise UnsupportedError("no solver here takes an end that is only an unnormalised density; draw samples first.")
-    return IMF()
 
 
 def solve(
@@ -144,6 +123,7 @@ class Preparation:
         solver: chosen or given.
         seed: of the fit.
         notes: one sentence for each choice that the user did not make.
+        choice: the solver with the reason for it, if the user named none.
     """
 
     problem: BridgeProblem
@@ -151,6 +131,7 @@ class Preparation:
     solver: Solver
     seed: int
     notes: tuple[str, ...] = ()
+    choice: SolverChoice | None = None
 
     @property
     def model(self) -> BridgeProblem:
@@ -172,23 +153,33 @@ def prepare(
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
 ) -> Preparation:
-    """Checks the input and makes every choice of :func:`fit`, without running anything yet."""
+    """Checks the input and makes every choice of :func:`fit`, without running anything yet.
+
+    Warns of ends that are hard for every solver: see :mod:`sbridge.difficulties`.
+    """
     _check_options(reference, solver, scaling)
     seed = as_seed(seed)
     source, target = as_law(x0, "x0"), as_law(x1, "x1")
     probes = _probes(source, target, seed)
     notes = []
     if reference is None:
+        _check_spreads(source, target)
         choice = _sigma_for(probes, 1.0)
         reference = BrownianMotion(sigma=choice.sigma)
         notes.append(f"reference: Brownian motion, {choice}")
     problem = BridgeProblem(source, target, reference)
+    choice = None
     if solver is None:
-        solver = choose_solver(problem)
-        notes.append(f"solver: {solver}")
+        choice = choose_solver(problem)
+        solver = choice.solver
+        notes.append(f"solver: {choice}; {solver}")
     _check_treatable(problem, solver)
+    known0, known1 = (
+        None if isinstance(end, Density) else rows for end, rows in zip((source, target), probes, strict=True)
+    )
+    warn_of_difficulties(known0, known1, reference)
     scaling = type(solver).scaling if scaling is None else scaling
-    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes))
+    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice)
 
 
 def fit(
@@ -342,16 +333,39 @@ def fit_course(
     return Course(times, tuple(bridges))
 
 
-def _rows_of(law: Law, seed: Seed) -> Tensor:
+def _rows_of(law: Law, seed: Seed) -> Tensor | None:
+    """Rows of a law; ``None`` for a density, which cannot be sampled."""
+    if isinstance(law, Density):
+        return None
     return law.rows if isinstance(law, Samples) else law.sample(_PROBE_ROWS, generator(seed))
 
 
 def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows that stand for either end; InvalidInputError unless they have the same columns, dtype and device."""
-    names, probes = ("x0", "x1"), (_rows_of(source, seed), _rows_of(target, seed))
+    """Rows that stand for either end; InvalidInputError unless they have the same columns, dtype and device.
+
+    An end that is only a density is represented by the rows of the other one.
+    """
+    names = ("x0", "x1")
+    rows0, rows1 = _rows_of(source, seed), _rows_of(target, seed)
     check_same_space(source, target, names)
-    check_same_kind(*probes, names)
-    return probes
+    rows0, rows1 = rows1 if rows0 is None else rows0, rows0 if rows1 is None else rows1
+    if rows0 is None or rows1 is None:
+        raise UnsupportedError(
+            "x0 and x1 are both unnormalised densities, and paths need one end to start from: draw samples of one "
+            "first, say with AdjointBridge() from a Gaussian."
+        )
+    check_same_kind(rows0, rows1, names)
+    return rows0, rows1
+
+
+def _check_spreads(source: Law, target: Law) -> None:
+    """InvalidInputError if an end has no rows by whose spread σ could be chosen."""
+    for name, end in (("x0", source), ("x1", target)):
+        if isinstance(end, Density):
+            raise InvalidInputError(
+                f"{name} is an unnormalised density, so nothing says how far the noise has to reach: give a reference, "
+                "such as BrownianMotion(sigma) with σ√T about the width of the density."
+            )
 
 
 def _check_options(reference: object, solver: object, scaling: object) -> None:

@@ -199,9 +199,13 @@ class Point(Law):
         return Point(scaling.to_model(self.position))
 
 
+@register
 @dataclass(frozen=True, eq=False)
 class Density(Law):
-    """A law known by its unnormalised log density ``(batch, dim) → (batch,)`` only: it cannot be sampled."""
+    """A law known by its unnormalised log density ``(batch, dim) → (batch,)`` only: it cannot be sampled.
+
+    What contains one can be saved if the log density is an object of a registered class, and not if it is a function.
+    """
 
     log_density: Callable[[Tensor], Tensor]
     dimension: int
@@ -219,7 +223,19 @@ class Density(Law):
 
     def rescaled(self, scaling: AffineScaling) -> Density:
         """The density of the scaled variable, up to its constant."""
-        return Density(lambda x: self.log_density(scaling.to_data(x)), self.dimension)
+        return Density(_InModelUnits(self.log_density, scaling), self.dimension)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class _InModelUnits:
+    """A log density of the data's units, as one of the model's."""
+
+    log_density: Callable[[Tensor], Tensor]
+    scaling: AffineScaling
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.log_density(self.scaling.to_data(x))
 
 
 def _scaled_covariance(covariance: Tensor, scaling: AffineScaling) -> Tensor:

@@ -90,7 +90,25 @@ def _leg(leg: Mapping[str, Json]) -> list[str]:
     lines.append("</dl>")
     if leg["evaluation"] is None:
         return [*lines, "<p>No rows were held out, so nothing is scored.</p>"]
-    return lines + _evaluation(Report.from_json(leg["evaluation"]))
+    return lines + _evaluation(Report.from_json(leg["evaluation"])) + _certificate(leg.get("certificate"))
+
+
+def _certificate(found: Mapping[str, Json] | None) -> list[str]:
+    """Bounds in nats; end-law errors stand in the tables above."""
+    if found is None:
+        return []
+    lines = ["<h3>How far from the best bridge</h3>"]
+    if "reason" in found:
+        return [*lines, f"<p>No certificate: {escape(found['reason'])}</p>"]
+    rows = [
+        [words, _estimate(found[name]["value"], found[name]["standard_error"])]
+        for name, words in (
+            ("lower_bound", "lower bound on the least energy of any bridge"),
+            ("energy", "energy of the forward process"),
+            ("gap", "suboptimality gap for its own end law"),
+        )
+    ]
+    return [*lines, *_table(["certificate", "nats"], rows, "")]
 
 
 def _evaluation(report: Report) -> list[str]:

@@ -56,10 +56,7 @@ class BridgeProblem:
     def linear_reference(self) -> LinearProcess:
         """The reference, for solvers that need closed-form transitions; UnsupportedError if it has none."""
         if not isinstance(self.reference, LinearProcess):
-            raise UnsupportedError(
-                f"a LinearProcess is needed as reference, such as BrownianMotion or OrnsteinUhlenbeck; "
-                f"{type(self.reference).__name__} has no closed-form transition."
-            )
+            raise UnsupportedError(unknown_transition("this", self.reference))
         return self.reference
 
     def rescaled(self, scaling: AffineScaling) -> BridgeProblem:
@@ -67,6 +64,20 @@ class BridgeProblem:
         return BridgeProblem(
             self.source.rescaled(scaling), self.target.rescaled(scaling), rescale(self.reference, scaling)
         )
+
+
+def unknown_transition(who: str, process: Process) -> str | None:
+    """Why ``who``, which needs transitions in closed form, cannot take ``process``; ``None`` if it is linear.
+
+    One sentence for all solvers; it names the solver that does without.
+    """
+    if isinstance(process, LinearProcess):
+        return None
+    return (
+        f"{who[:1].upper()}{who[1:]} needs transitions in closed form, which {type(process).__name__} has not: take a "
+        "LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or IPF(), which simulates any "
+        "reference."
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sbridge.evaluation import Report
+from sbridge.evaluation import Certificate, Report, certificate_json, certificate_text
 from sbridge.registry import Json
 from sbridge.time import TimeGrid
 
@@ -54,7 +54,7 @@ SCHEMA: Json = {
             "type": "array",
             "items": {
                 "type": "object",
-                "required": ["start", "stop", "reference", "solver", "steps", "last_step", "evaluation"],
+                "required": ["start", "stop", "reference", "solver", "steps", "last_step", "evaluation", "certificate"],
                 "properties": {
                     "start": _NUMBER,
                     "stop": _NUMBER,
@@ -63,6 +63,10 @@ SCHEMA: Json = {
                     "steps": {"type": "integer", "description": "training steps done"},
                     "last_step": {"type": "object", "description": "numbers that the last step reported"},
                     "evaluation": {"description": "scores on held-out rows; null if none were held out"},
+                    "certificate": {
+                        "description": "bounds on the distance to the best bridge, or the reason why there are none; "
+                        "null if no rows were held out"
+                    },
                 },
             },
         },
@@ -91,6 +95,7 @@ class LegReport:
         reference, solver: described by :func:`describe`.
         last_step: what the last training step reported, with its number under ``step``; empty if there was none.
         evaluation: scores on held-out rows.
+        certificate: bounds from the same rows, or why there are none.
     """
 
     start: float
@@ -99,6 +104,7 @@ class LegReport:
     solver: str
     last_step: Mapping[str, float]
     evaluation: Report | None
+    certificate: Certificate | str | None = None
 
     def to_json(self) -> Json:
         """As :data:`SCHEMA` says."""
@@ -111,6 +117,7 @@ class LegReport:
             "steps": int(last.pop("step", 0)),
             "last_step": last,
             "evaluation": None if self.evaluation is None else self.evaluation.to_json(),
+            "certificate": None if self.certificate is None else certificate_json(self.certificate),
         }
 
 
@@ -165,6 +172,8 @@ class RunReport:
             lines.append("No rows were held out, so nothing is scored." if leg.evaluation is None else "")
             if leg.evaluation is not None:
                 lines.append(leg.evaluation.text())
+            if leg.certificate is not None:
+                lines.append(certificate_text(leg.certificate))
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**30:.2f} GiB"
         return "\n".join([*lines, "", f"Time: {seconds}{memory}; {self.config['threads']} thread(s)."]) + "\n"

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sbridge.benchmarks.certificates import Settings, measure
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.controls import ZeroControl
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.evaluation import Limits, certify
+from sbridge.evaluation import Limits, certify, dual_bound
 from sbridge.fitting import fit
 from sbridge.laws import Samples
 from sbridge.measures import Estimate, PathMeasure, path_kl
@@ -19,6 +20,7 @@ from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck
 from sbridge.registry import register
 from sbridge.solutions import Bridge
 from sbridge.solvers.gaussian import GaussianBridge
+from sbridge.solvers.imf import IMF
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.time import TimeGrid
 
@@ -174,3 +176,46 @@ def test_bad_input_is_told(bridge, rows):
     other = Bridge(*(replace(m, process=curved) for m in (bridge.forward, bridge.backward)))
     with pytest.raises(UnsupportedError, match="linear reference"):
         certify(other, x, y, seed=0)
+
+
+@pytest.mark.slow
+def test_a_quarter_of_the_training_shows(pair):
+    """A network bridge stopped early is further from the judge than one trained on: gap or end law by 3 s.e."""
+    x, y = pair.sample(4000, seed=1)
+    rows, limits = pair.sample(3000, seed=4), replace(LIMITS, rows=3000)
+    judged = []
+    for updates in (80, 320):
+        solver = IMF(pretraining=updates, stages=0, pairs=1024, grid=TimeGrid.cosine(30))
+        early = fit(x, y, reference=pair.reference, solver=solver, seed=0)
+        judged.append(certify(early, *rows, seed=3, potential=pair.potential, limits=limits))
+    early, late = judged
+    gap_error = math.hypot(early.gap.standard_error, late.gap.standard_error)
+    ends = [found.end_error("forward") for found in judged]
+    end_error = math.hypot(ends[0][1], ends[1][1])
+    assert early.gap.value - late.gap.value > 3 * gap_error or ends[0][0] - ends[1][0] > 3 * end_error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dim", "most"), [(2, 0.05), (16, 0.3)])
+def test_bounds_hold_and_are_tight_where_the_target_is_no_gaussian(dim, most):
+    """``D(g) ≤ V* + 2 s.e.`` in at least 38 of 40 fits, ``V* − D(g)`` within the limit (+ 2 s.e.) in all."""
+    found = measure(MixturePair(dim, 1.0), Settings(fits=40))
+    assert found.held >= 38
+    errors = torch.tensor([bound.standard_error for bound in found.bounds])
+    assert bool((found.deficits < most + 2.0 * errors).all())
+
+
+def test_the_dual_bound_of_the_optimum_is_the_value(pair):
+    """``D(g*) = V*`` on any rows, and ``D(g) = V* − KL(P* ‖ P^g)`` for another judge."""
+    x, y = pair.sample(20_000, seed=8)
+    best = dual_bound(pair.potential, x, y)
+    error = math.hypot(best.standard_error, pair.value.standard_error)
+    assert abs(best.value - pair.value.value) < 3 * error
+    g = pair.potential
+    other = MixturePotential(g.process, g.logits, g.shifts + 0.3, g.precisions)
+    lower = dual_bound(other, x, y)
+    truth = replace(pair.truth, end_kernel=None, grid=TimeGrid.uniform(100))
+    divergence = path_kl(truth, replace(truth, control=MixtureControl(other)), 4000, seed=2)
+    error = math.hypot(pair.value.standard_error, lower.standard_error, divergence.standard_error)
+    assert abs(pair.value.value - lower.value - divergence.value) < 3 * error
+    assert divergence.value > 5 * divergence.standard_error

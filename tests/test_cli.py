@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -18,7 +19,7 @@ import torch
 from sbridge import datasets
 from sbridge.cli import commands, run
 from sbridge.cli.options import SOLVERS
-from sbridge.controls import MLP
+from sbridge.controls import ScaledMLP
 from sbridge.coupling import IndependentCoupling
 from sbridge.diffusion import generate
 from sbridge.fitting import Course, fit, fit_course
@@ -29,13 +30,14 @@ from sbridge.report import SCHEMA
 from sbridge.runs import RunFolder
 from sbridge.solutions import load
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.matching import MATCHING
 from sbridge.solvers.sinkhorn import SinkhornBridge
 from sbridge.time import TimeGrid
-from sbridge.training import Optimisation
 
 ROOT = Path(__file__).parents[1]
 MODEL = ("bridge.json", "bridge.safetensors", "history.json", "config.json")
-TINY = ["--solver", "imf", "--solver.start", "independent", "--solver.pairs", "256", "--solver.network.width", "16"]
+TINY = ["--solver", "imf", "--solver.start", "independent", "--solver.pairs", "256"]
+TINY += ["--solver.network.least", "16", "--solver.network.most", "16"]
 TINY += ["--solver.optimisation.batch", "64", "--no-figures", "--held-out", "0", "--solver.grid", "uniform:5"]
 
 
@@ -211,8 +213,8 @@ class TestCourse:
         solver = IMF(
             start=IndependentCoupling(),
             pairs=256,
-            network=MLP(width=16),
-            optimisation=Optimisation(batch=64),
+            network=ScaledMLP(least=16, most=16),
+            optimisation=replace(MATCHING, batch=64),
             grid=TimeGrid.uniform(5),
             pretraining=10,
             stages=0,
@@ -631,13 +633,21 @@ def test_the_options_of_a_solver_stand_in_its_help(capsys):
     assert run(["fit", "--solver", "imf", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for words in (
-        "--solver.start {independent,reference,entropic}",
-        "--solver.network.width INT",
+        "--solver.start {independent,reference,entropic,minibatch}",
+        "--solver.network.least INT",
         "--solver.optimisation.learning-rate FLOAT the largest rate",
         "--solver.grid {uniform,cosine,refined,reverse}:STEPS",
         "default: cosine:50",
     ):
         assert words in text
+
+
+def test_half_bridges_are_given_by_name(capsys):
+    assert run(["fit", "--solver", "ipf", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for direction in ("forward", "backward"):
+        assert f"--solver.{direction} {{mean-matching,likelihood,adjoint}}" in text
+    assert "default: mean-matching" in text
 
 
 @pytest.mark.slow

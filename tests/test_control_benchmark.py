@@ -187,6 +187,12 @@ def test_an_interrupted_table_goes_on(tmp_path, capsys, monkeypatch):
     assert run([*command, "--resume", "--quick"]) == 2
     assert "without --quick" in " ".join(capsys.readouterr().err.split())
     assert run(["benchmark", "control", "--resume"]) == 2
+    document = json.loads(target.read_text())
+    document["rows"][1]["failure"] = "it broke"
+    target.write_text(json.dumps(document))
+    asked.clear()
+    assert run([*command, "--resume"]) == 0
+    assert asked == [("AdjointMatching", 3), ("AdjointMatching", 4)]
 
 
 PROBLEM = """

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sbridge.controls import MLP, AdditiveMLP, FourierMLP, NetworkControl, ScaledControl, ZeroControl, seeded_control
+from sbridge.controls import (
+    MLP,
+    AdditiveMLP,
+    FourierMLP,
+    NetworkControl,
+    ScaledControl,
+    ScaledMLP,
+    ZeroControl,
+    seeded_control,
+)
 from sbridge.controls.networks import TIME_FEATURES, time_features
 from sbridge.errors import InvalidInputError
 from sbridge.registry import decode, encode, register
@@ -212,3 +221,21 @@ def test_an_additive_network_is_a_perceptron_and_waves_of_each_coordinate(dtype)
     torch.testing.assert_close(again(0.3, x), net(0.3, x))
     with pytest.raises(InvalidInputError, match="must be positive"):
         AdditiveMLP(harmonics=0)
+
+
+@pytest.mark.parametrize(("dim", "width"), [(1, 20), (5, 20), (6, 24), (9, 36), (10, 40), (500, 40)])
+def test_a_scaled_network_is_a_plain_one_as_wide_as_the_state_asks(dim, width):
+    recipe = ScaledMLP(factor=4, least=20, most=40, depth=2)
+    one, other = (seeded_control(how, dim, 1.0, 1.0, seeded()) for how in (recipe, MLP(width, 2)))
+    assert {key: value.shape for key, value in one.state_dict().items()} == {
+        key: value.shape for key, value in other.state_dict().items()
+    }
+    again = decode(*encode(one))
+    x = torch.randn(3, dim, generator=seeded(1))
+    assert torch.equal(again(0.3, x), one(0.3, x))
+
+
+@pytest.mark.parametrize("wrong", [{"factor": 0}, {"least": 0}, {"depth": 0}, {"least": 30, "most": 20}])
+def test_a_scaled_network_needs_bounds_in_order(wrong):
+    with pytest.raises(InvalidInputError, match="factor, least and depth must be positive and most ≥ least"):
+        ScaledMLP(**wrong)

@@ -6,7 +6,13 @@ from families import RATE, SIGMA
 from torch import Tensor
 
 from sbridge.analytic import GaussianCoupling
-from sbridge.coupling import Coupling, EntropicCoupling, IndependentCoupling, ReferenceCoupling
+from sbridge.coupling import (
+    Coupling,
+    EntropicCoupling,
+    IndependentCoupling,
+    MinibatchCoupling,
+    ReferenceCoupling,
+)
 from sbridge.errors import InvalidInputError, NotConvergedError, UnsupportedError
 from sbridge.laws import Gaussian, Samples
 from sbridge.problems import BridgeProblem
@@ -101,6 +107,7 @@ COUPLINGS = {
     "independent": IndependentCoupling(),
     "reference": ReferenceCoupling(),
     "entropic": EntropicCoupling(rows=64),
+    "minibatch": MinibatchCoupling(rows=16),
 }
 
 
@@ -119,7 +126,11 @@ def test_pairs_follow_the_generator_and_keep_the_dtype(name, dtype):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("coupling", [ReferenceCoupling(), EntropicCoupling()], ids=["reference", "entropic"])
+@pytest.mark.parametrize(
+    "coupling",
+    [ReferenceCoupling(), EntropicCoupling(), MinibatchCoupling()],
+    ids=["reference", "entropic", "minibatch"],
+)
 def test_couplings_by_the_reference_need_its_closed_form(coupling):
     curved = BridgeProblem(GAUSSIANS.source, GAUSSIANS.target, DriftProcess(lambda t, x: -x.sin(), 1.0))
     assert not isinstance(curved.reference, LinearProcess)
@@ -128,8 +139,56 @@ def test_couplings_by_the_reference_need_its_closed_form(coupling):
 
 
 def test_an_entropic_coupling_that_cannot_be():
-    with pytest.raises(InvalidInputError, match="rows must be at least 2, got 1"):
-        EntropicCoupling(rows=1)
+    for kind in (EntropicCoupling, MinibatchCoupling):
+        with pytest.raises(InvalidInputError, match="rows must be at least 2, got 1"):
+            kind(rows=1)
     problem = BridgeProblem(GAUSSIANS.source, GAUSSIANS.target, BrownianMotion(0.05))
     with pytest.raises(NotConvergedError, match="after 3 iterations"):
         EntropicCoupling(64, Sinkhorn(max_iterations=3, batch=1, warm_batch=1))(problem, seeded())
+
+
+# --- plans of minibatches
+
+
+def excess_of_covariance(coupling: Coupling, dim: int, n: int) -> tuple[float, float]:
+    """Mean over coordinates of Cov(X_0, X_T), over its exact value (√5 − 1)/2, minus 1; and its standard error."""
+    normal = Gaussian(torch.zeros(dim), torch.eye(dim))
+    x, y = coupling(BridgeProblem(normal, normal, BrownianMotion(1.0)), seeded())(n, seeded(1))
+    products, exact = (x * y).mean(1) / ((5**0.5 - 1) / 2), 1.0
+    return float(products.mean()) - exact, float(products.std()) / n**0.5
+
+
+def test_plans_of_minibatches_lean_towards_independence_the_less_the_more_rows():
+    """The numbers that the docstring tells, in 16 dimensions."""
+    found = {rows: excess_of_covariance(MinibatchCoupling(rows), 16, 4096) for rows in (64, 256, 1024)}
+    for rows, told in ((64, -0.27), (256, -0.14), (1024, -0.07)):
+        bias, error = found[rows]
+        assert abs(bias - told) < 4 * error + 0.01
+    plane, error = excess_of_covariance(MinibatchCoupling(256), 2, 4096)
+    assert abs(plane) < 0.01 + 3 * error
+
+
+def test_minibatches_keep_the_ends_and_reach_every_row():
+    x0 = torch.randn(90, 2, generator=seeded(1), dtype=torch.float64)
+    weights = torch.linspace(0.5, 1.5, 90, dtype=torch.float64) / 90
+    problem = BridgeProblem(Samples(x0), Samples(x0 + 1, weights), BrownianMotion(1.0))
+    # Rows of a pair are drawn from those of its batch, so that counts vary up to twice as much as independent ones.
+    n = 3000
+    x, y = MinibatchCoupling(16)(problem, seeded())(n, seeded(2))
+    for side, rows, wanted in ((x, x0, torch.full((90,), 1 / 90)), (y, x0 + 1, weights)):
+        share = torch.bincount(torch.cdist(side, rows).argmin(1), minlength=90) / n
+        assert bool((share > 0).all())
+        assert float(((share - wanted) / (4 * wanted / n).sqrt()).abs().max()) < 4.5
+
+
+def test_one_batch_of_all_rows_is_the_plan_of_all_rows():
+    x0, x1 = torch.randn(30, 2, generator=seeded(1)), torch.randn(40, 2, generator=seeded(2)) + 1
+    problem = BridgeProblem(Samples(x0), Samples(x1), BrownianMotion(1.0))
+    one, all_rows = (
+        coupling(problem, seeded())(500, seeded(3)) for coupling in (MinibatchCoupling(40), EntropicCoupling(40))
+    )
+    assert torch.equal(one[0], all_rows[0])
+    assert torch.equal(one[1], all_rows[1])
+    # One end that fits into a batch does not keep the other from being drawn anew.
+    _, reached = MinibatchCoupling(30)(problem, seeded())(600, seeded(3))
+    assert len(reached.unique(dim=0)) == 40

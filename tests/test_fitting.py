@@ -5,8 +5,13 @@ import pytest
 import torch
 
 import sbridge as sb
+from sbridge.benchmarks.pairs import MixturePair
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.fitting import _check_options, prepare
+from sbridge.measures import Estimate
+from sbridge.metrics import energy_distance
+from sbridge.random import derive
+from sbridge.solvers import IPF
 from sbridge.training import Optimisation
 from sbridge.transport import Sinkhorn
 
@@ -74,13 +79,72 @@ def test_choose_sigma_is_a_tenth_of_the_pooled_variance():
 
 def test_choices_are_said():
     prepared = prepare(X0, X1)
-    assert isinstance(prepared.solver, sb.IMF)
+    assert isinstance(prepared.solver, sb.MixtureBridge)
+    assert prepared.choice is not None
     assert prepared.notes[0].startswith("reference: Brownian motion, sigma = ")
-    assert prepared.notes[1].startswith("solver: IMF(")
+    assert prepared.notes[1].startswith("solver: MixtureBridge, since 300 rows in 2 columns are few for a network")
     given = prepare(X0, X1, reference=REFERENCE, solver=sb.GaussianBridge())
     assert given.notes == ()
-    normal = sb.Gaussian(torch.zeros(2), torch.eye(2))
-    assert sb.choose_solver(sb.BridgeProblem(normal, normal, REFERENCE)) == sb.GaussianBridge()
+    assert given.choice is None
+
+
+NORMAL = sb.Gaussian(torch.zeros(2), torch.eye(2))
+TWO = sb.GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.eye(2).expand(2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "solver", "reason"),
+    [
+        (NORMAL, NORMAL, sb.GaussianBridge, "since the bridge between Gaussian laws is known in closed form"),
+        (NORMAL, TWO, sb.IMF, "since ends that can be drawn from at will in 2 columns let networks learn"),
+        (sb.Samples(torch.zeros(999, 2)), TWO, sb.MixtureBridge, "since 999 rows in 2 columns are few for a network"),
+        (TWO, sb.Samples(torch.zeros(1000, 2)), sb.IMF, "since 1000 rows in 2 columns let networks learn"),
+        (sb.Samples(torch.zeros(2000, 2)), sb.Samples(torch.zeros(3, 2)), sb.MixtureBridge, "since 3 rows"),
+        (sb.Samples(torch.zeros(9, 9)), sb.Samples(torch.zeros(20, 9)), sb.SinkhornBridge, "since 9 rows in 9 columns"),
+    ],
+    ids=["Gaussian", "laws", "few rows", "many rows", "few at one end", "fewer than one component needs"],
+)
+def test_the_solver_is_chosen_by_ends_and_numbers_of_rows(source, target, solver, reason):
+    choice = sb.choose_solver(sb.BridgeProblem(source, target, REFERENCE))
+    assert choice.solver == solver()
+    assert choice.reason.startswith(reason)
+    assert str(choice) == f"{solver.__name__}, {choice.reason}"
+
+
+@pytest.mark.parametrize("dim", [2, 16])
+@pytest.mark.parametrize("epsilon", [0.1, 1.0])
+def test_of_few_rows_the_choice_ends_no_farther_from_held_out_rows_than_the_plug_in(dim, epsilon):
+    """Energy distance to 2000 rows that no fit has seen, over five pairs of sets of 300 rows."""
+    differences = []
+    for seed in range(5):
+        pair = MixturePair(dim, epsilon, seed)
+        x0, x1 = pair.sample(300, seed=derive(seed, "train"))
+        fresh0, fresh1 = pair.sample(2000, seed=derive(seed, "test"))
+        chosen, plug_in = (
+            energy_distance(sb.fit(x0, x1, reference=pair.reference, solver=solver).transport(fresh0, seed=1), fresh1)
+            for solver in (None, sb.SinkhornBridge())
+        )
+        differences.append(float(chosen - plug_in))
+    excess = Estimate.of(torch.tensor(differences))
+    assert excess.value < 2 * excess.standard_error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dim", "epsilon"), [(2, 0.1), (2, 10.0), (16, 1.0)])
+def test_of_many_rows_too(dim, epsilon):
+    """One fit on 5000 rows a side, its end law and the plug-in's against ten lots of 1000 rows that no fit has seen."""
+    pair = MixturePair(dim, epsilon, 3)
+    x0, x1 = pair.sample(5000, seed=derive(3, "train"))
+    chosen, plug_in = (
+        sb.fit(x0, x1, reference=pair.reference, solver=solver) for solver in (None, sb.SinkhornBridge())
+    )
+    differences = []
+    for lot in range(10):
+        fresh0, fresh1 = pair.sample(1000, seed=derive(3, "test", lot))
+        ours, theirs = (energy_distance(bridge.transport(fresh0, seed=lot), fresh1) for bridge in (chosen, plug_in))
+        differences.append(float(ours - theirs))
+    excess = Estimate.of(torch.tensor(differences))
+    assert excess.value < 2 * excess.standard_error, excess
 
 
 def test_equal_seeds_give_equal_bridges_and_leave_the_global_state_alone():
@@ -169,13 +233,17 @@ def test_a_seed_that_is_none_is_refused():
             prepare(X0, X1, seed=seed)
 
 
+def test_a_reference_without_closed_transitions_gets_ipf_and_is_told_why():
+    prepared = prepare(X0, X1, reference=sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0))
+    assert prepared.solver == IPF()
+    assert "since DriftProcess has no transition in closed form" in prepared.notes[-1]
+
+
 def test_what_no_solver_takes_is_said():
     drifting = sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0)
-    with pytest.raises(UnsupportedError, match="linear reference"):
-        prepare(X0, X1, reference=drifting)
     density = sb.Density(lambda x: -x.square().sum(1), 2)
-    with pytest.raises(UnsupportedError, match="unnormalised density"):
-        sb.choose_solver(sb.BridgeProblem(sb.Samples(X0), density, REFERENCE))
+    with pytest.raises(UnsupportedError, match="no default for an unnormalised density under DriftProcess"):
+        sb.choose_solver(sb.BridgeProblem(sb.Samples(X0), density, drifting))
     mixture = sb.GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
     with pytest.raises(UnsupportedError, match="SinkhornBridge needs samples"):
         sb.solve(sb.BridgeProblem(sb.Samples(X0), mixture, REFERENCE), sb.SinkhornBridge(), seed=0)

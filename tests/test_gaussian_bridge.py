@@ -281,5 +281,7 @@ def test_what_it_refuses():
             solve(problem, solver, seed=0)
         with pytest.raises(UnsupportedError, match="has no mean and covariance here"):
             solver.finish(problem, solver.init(problem, seeded()))
-    with pytest.raises(UnsupportedError, match="linear reference such as BrownianMotion, got DriftProcess"):
+    with pytest.raises(
+        UnsupportedError, match="GaussianBridge needs transitions in closed form, which DriftProcess has not"
+    ):
         solve(BridgeProblem(normal, normal, curved), solver, seed=0)

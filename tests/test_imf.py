@@ -20,7 +20,7 @@ from sbridge.processes import BrownianMotion, DriftProcess, LinearProcess, Ornst
 from sbridge.processes.base import Time
 from sbridge.random import generator as generator_of
 from sbridge.solvers import IMF, check_solver
-from sbridge.solvers.imf import IMFState, _target_square, _times
+from sbridge.solvers.matching import MatchingState, Regression
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Optimisation
 
@@ -106,12 +106,11 @@ def losses(
     """``count`` values of the loss on fresh pairs, and their gradients in θ."""
     state = solver.init(problem, seeded(5))
     probe = Probe(control, problem.reference.horizon)
-    state.learners[direction].module = probe
     values, gradients = [], []
     for _ in range(count):
         state.pairs = solver._new_pairs(problem, state, -1)
         probe.zero_grad()
-        loss = solver._loss(problem, state, direction)
+        loss = state.regression.loss(probe, state.pairs, direction, solver.optimisation.batch, state.generator)
         loss.backward()
         values.append(loss.detach())
         gradients.append(probe.theta.grad.flatten())
@@ -128,23 +127,40 @@ def test_the_regression_is_minimal_at_the_markovian_projection(name, direction):
     def control(t: Tensor, x: Tensor) -> Tensor:
         return projected(reference, direction, t, x)
 
-    values, gradients = losses(solver, gaussians(reference), direction, control, 60)
+    _, gradients = losses(solver, gaussians(reference), direction, control, 60)
     z = gradients.mean(0) / (gradients.std(0) / math.sqrt(60))
     assert float(z.abs().max()) < 4.0
     # and it does not vanish at another affine control
     _, wrong = losses(solver, gaussians(reference), direction, lambda t, x: control(t, x) + 0.1 * x, 60)
     assert float((wrong.mean(0) / (wrong.std(0) / math.sqrt(60))).abs().max()) > 6.0
-    assert float(values.mean()) < 1.0
 
 
 @pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
 @pytest.mark.parametrize("name", ["Brownian", "VP"])
-def test_the_loss_of_no_control_is_one(name, direction):
-    """It is divided by the expected square of the target, at every time."""
-    solver = quick(pairs=1024, optimisation=Optimisation(batch=1024))
-    values, _ = losses(solver, gaussians(REFERENCES[name]), direction, lambda t, x: torch.zeros_like(x), 60)
+def test_the_loss_of_no_control_is_the_weighted_size_of_the_targets(name, direction):
+    """``∫ w E target² dt / T``, the weights being ``1/(s √E target²)``."""
+    solver, reference = quick(pairs=1024, optimisation=Optimisation(batch=2048)), REFERENCES[name]
+    values, _ = losses(solver, gaussians(reference), direction, lambda t, x: torch.zeros_like(x), 60)
+    regression = solver.init(gaussians(reference), seeded(5)).regression
+    fractions = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000 * 0.999
+    t = (fractions if direction is FORWARD else 1.0 - fractions) * reference.horizon
+    sizes = regression.target_square(reference.pinned(t), reference.scale(t), direction).sqrt()
+    wanted = float(sizes.mean()) / regression.typical_size
     # the residual's size is itself a mean over 4096 draws: some 2 %
-    assert abs(float(values.mean()) - 1.0) < 4 * float(values.std()) / math.sqrt(60) + 0.03
+    assert abs(float(values.mean()) / wanted - 1.0) < 4 * float(values.std()) / wanted / math.sqrt(60) + 0.03
+
+
+@pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
+def test_noise_of_both_signs_cancels(direction):
+    """Between equal ends the targets are noise alone: a control that does not see the state feels none of it."""
+    reference, pairs = REFERENCES["Brownian"], (torch.zeros(1, 2, dtype=torch.float64),) * 2
+    regression, state = Regression(reference, 2, 1e-6), seeded(1)
+    theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for _ in range(50):
+        loss = regression.loss(lambda t, x: theta + 0.0 * x, pairs, direction, 2, state)
+        gradients.append(torch.autograd.grad(loss, theta)[0])
+    assert float(torch.stack(gradients).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
@@ -158,7 +174,7 @@ def test_the_expected_square_of_the_target(name, direction, fraction):
     xT = pinned.whole.mean(x0) + size * residual
     gradient = (pinned.pull if direction is FORWARD else pinned.push)(x0, xT, noise)
     squares = sigma.T(gradient).square().mean(1)
-    found = float(_target_square(pinned, sigma, direction, size**2, 2))
+    found = float(Regression(reference, 2, size**2).target_square(pinned, sigma, direction))
     assert abs(found - float(squares.mean())) < 4 * float(squares.std()) / math.sqrt(n)
 
 
@@ -166,14 +182,14 @@ def test_the_expected_square_of_the_target(name, direction, fraction):
 @pytest.mark.parametrize(("name", "count"), [("Brownian", 96), ("OU, matrix", 32)])
 def test_times_are_stratified_and_stay_off_the_infinite_end(name, count, direction):
     reference = REFERENCES[name]
-    times, _ = _times(reference, 96, direction, seeded(1))
+    times, _ = Regression(reference, 2, 1.0).times(96, direction, seeded(1))
     fractions = (times if direction is FORWARD else reference.horizon - times) / reference.horizon
     assert times.shape == (count,)
     assert times.dtype == torch.float64
     strata = (fractions / 0.999 * count).floor()
     assert torch.equal(strata, torch.arange(count, dtype=torch.float64))
     assert float(fractions.max()) <= 0.999
-    assert len(_times(REFERENCES["OU, matrix"], 50, direction, seeded(1))[0]) == 2
+    assert len(Regression(REFERENCES["OU, matrix"], 2, 1.0).times(50, direction, seeded(1))[0]) == 2
 
 
 # --- where it converges to
@@ -337,7 +353,7 @@ def test_the_bridge_uses_averaged_weights_and_is_frozen():
 # --- states
 
 
-def run(solver: IMF, problem: BridgeProblem, state: IMFState, until: int) -> IMFState:
+def run(solver: IMF, problem: BridgeProblem, state: MatchingState, until: int) -> MatchingState:
     while state.step < until:
         state, _ = solver.step(problem, state)
     return state

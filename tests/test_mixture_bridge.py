@@ -19,7 +19,8 @@ from sbridge.processes import BrownianMotion, Direction, DriftProcess, OrnsteinU
 from sbridge.solvers.conformance import check_solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.mixture import Covariance, MixtureBridge
-from sbridge.solvers.mixture_likelihood import Likelihood, Rows, climb_by_matching, climb_by_quasi_newton, match
+from sbridge.solvers.mixture_climb import climb_by_matching, climb_by_quasi_newton, shrink
+from sbridge.solvers.mixture_likelihood import Likelihood, Rows, match
 from sbridge.solvers.mixture_plan import Coordinates, Parts
 
 DENSE = OrnsteinUhlenbeck(
@@ -156,7 +157,7 @@ def test_both_directions_are_one_process():
     there = torch.cat([x, bridge.transport(x, seed=2)], 1).double().mT.cov()
     back = torch.cat([bridge.reversed().transport(y, seed=3), y], 1).double().mT.cov()
     assert (there - back).abs().max() < 0.25
-    assert (there[:2, 2:] - back[:2, 2:]).abs().max() < 0.12
+    assert (there[:2, 2:] - back[:2, 2:]).abs().max() < 0.2  # two standard errors
     stepped = PathMeasure(
         pair.reference, bridge.backward.control, bridge.backward.start, Direction.BACKWARD, bridge.backward.grid
     )
@@ -246,7 +247,9 @@ def test_what_it_refuses():
     normal, x = Gaussian(torch.zeros(2), torch.eye(2)), torch.randn(40, 2, generator=seeded())
     solver, brownian = MixtureBridge(), BrownianMotion(1.0)
     density = Density(lambda x: -x.square().sum(1), 2)
-    with pytest.raises(UnsupportedError, match="linear reference such as BrownianMotion, got DriftProcess"):
+    with pytest.raises(
+        UnsupportedError, match="MixtureBridge needs transitions in closed form, which DriftProcess has not"
+    ):
         solve(BridgeProblem(normal, normal, DriftProcess(lambda t, x: -x, 1.0)), solver, seed=0)
     with pytest.raises(UnsupportedError, match="can be sampled"):
         solve(BridgeProblem(normal, density, brownian), solver, seed=0)
@@ -264,3 +267,81 @@ def test_what_it_refuses():
             MixtureBridge(**options)
     with pytest.raises(InvalidInputError, match="50 components start in as many target rows"):
         LightRecipe().fit(x, x, 1.0, seed=0)
+
+
+# Shapes that rows do not show --------------------------------------------------------------------------------
+
+
+def apart(found, given):
+    """How far each component's shape is from that of the Gaussian bridge."""
+    s = found.coordinates.s
+    if given.spreads.ndim == 2:
+        return (given.spreads / s - 1.0).square().sum(1)
+    white = given.spreads / (s.unsqueeze(1) * s).sqrt() - torch.eye(len(s), dtype=torch.float64)
+    return white.square().sum((1, 2))
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_chance_is_pulled_away_and_plain_shapes_stay(diagonal):
+    """Shares drawn by lot give shapes that are chance alone; components a tenth as wide are no chance."""
+    x, y = randn(4000, 6, seed=1), randn(4000, 6, seed=2)
+    c = Coordinates.of(REFERENCES["brownian"], x, y, diagonal=diagonal)
+    found = Likelihood(c, Rows(c.source(x)), Rows(c.target(y)))
+    lots = torch.nn.functional.one_hot(torch.randint(3, (4000,), generator=seeded(3)), 3).double()
+    claims = [side.claimed(lots, diagonal=diagonal) for side in (found.source, found.target)]
+    by_chance = match(parts(c, 3), *claims, c)
+    pulled, pulls = shrink(found, by_chance)
+    assert bool((pulls > 0.1).all())  # of masses of a third
+    assert bool((apart(found, pulled) < 0.75 * apart(found, by_chance)).all())
+    narrow = Parts(by_chance.logits, by_chance.means, 0.1 * by_chance.spreads)
+    pulled, pulls = shrink(found, narrow)
+    assert bool((pulls < 0.01).all())
+    torch.testing.assert_close(pulled.spreads, narrow.spreads, rtol=0.06, atol=4e-3)
+
+
+def test_pulls_end_in_the_shape_of_the_gaussian_bridge():
+    found, *_ = likelihood(2, diagonal=False)
+    start = found.start(3, seeded())
+    free = climb_by_quasi_newton(found, start, 60, 1e-12)[1]
+    values = []
+    for strength in (0.1, 10.0, 1e4):
+        pulls = torch.full((3,), strength, dtype=torch.float64)
+        value, held = climb_by_quasi_newton(found, start, 60, 1e-12, pulls)
+        values.append(value)
+        assert value <= found.claims(held)[0] + 1e-12  # less the pull
+        assert bool((apart(found, held) <= apart(found, free) + 1e-6).all())
+    assert values == sorted(values, reverse=True)
+    torch.testing.assert_close(held.spreads, torch.diag(found.coordinates.s).expand(3, 2, 2), rtol=0, atol=1e-3)
+
+
+def test_weighted_rows_count_as_many_as_they_are_worth():
+    rows, weights = randn(4, 2), torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64)
+    assert Rows(rows).count == 4.0
+    assert Rows(rows, weights).count == pytest.approx(2.0)
+
+
+def test_pulls_help_where_noise_is_small_and_rows_are_few(monkeypatch):
+    """Sixteen dimensions, ε = 0.1, 4000 rows: a smaller error with pulls than without."""
+    pair, solver = MixturePair(16, 0.1), MixtureBridge(components=(5,), rounds=1, iterations=20)
+    x, y = pair.sample(4000, seed=1)
+    scores = []
+    for chosen in (shrink, lambda likelihood, given: (given, torch.zeros(5, dtype=torch.float64))):
+        monkeypatch.setattr("sbridge.solvers.mixture.shrink", chosen)
+        bridge = fit(x, y, reference=pair.reference, solver=solver, seed=0)
+        scores.append(float(excess(pair, bridge.forward)[0]))
+    assert scores[0] < 0.9 * scores[1]
+
+
+def test_numbers_of_components_are_judged_by_rows_that_no_shape_has_seen():
+    """The coordinates, towards whose shape components are pulled, come from the rows that are fitted alone."""
+    x, y = randn(200, 2, seed=1), randn(200, 2, seed=2)
+    problem = BridgeProblem(Samples(x), Samples(y), BrownianMotion(1.0))
+    solver = MixtureBridge(components=(1,))
+    state = solver.init(problem, seeded())
+    everything = Coordinates.of(problem.linear_reference, x, y, diagonal=False)
+    rows, _ = state._chosen[0]
+    fitted = [side[40:] for side, _ in state._chosen]
+    assert len(state.judge.source.rows) == 40
+    assert torch.allclose(state.coordinates.n, Coordinates.of(problem.linear_reference, *fitted, diagonal=False).n)
+    assert not torch.allclose(state.coordinates.n, everything.n)
+    assert len(rows) == 200

@@ -80,6 +80,17 @@ def test_nothing_held_out_is_said(document):
     assert "No rows were held out" in report_page(unscored, [])
 
 
+def test_the_certificate_is_told_or_why_there_is_none(document):
+    told = json.loads(json.dumps(document))
+    bounds = {name: {"value": 1.25, "standard_error": 0.5} for name in ("lower_bound", "energy", "gap")}
+    told["legs"][0]["certificate"] = bounds
+    assert report_page(told, []).count("1.25 ± 0.5") == 3
+    told["legs"][0]["certificate"] = {"reason": "too < few"}
+    assert "No certificate: too &lt; few" in report_page(told, [])
+    assert document["legs"][0]["certificate"] is None
+    assert "certificate" not in report_page(document, []).lower()
+
+
 @pytest.mark.parametrize("damage", [[], {}, {"format": "other"}])
 def test_what_is_no_report_is_refused(damage):
     with pytest.raises(FileFormatError, match="no report of a run"):

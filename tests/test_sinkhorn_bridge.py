@@ -292,7 +292,9 @@ def test_what_it_refuses():
     normal = Gaussian(torch.zeros(3), torch.eye(3))
     with pytest.raises(UnsupportedError, match="needs samples at both ends, got Gaussian: draw rows from it first"):
         solve(BridgeProblem(Samples(X0), normal, BrownianMotion(1.0)), EXACT, seed=0)
-    with pytest.raises(UnsupportedError, match="linear reference such as BrownianMotion, got DriftProcess"):
+    with pytest.raises(
+        UnsupportedError, match="SinkhornBridge needs transitions in closed form, which DriftProcess has not"
+    ):
         solve(problem(DriftProcess(lambda t, x: -x.sin(), 1.0)), EXACT, seed=0)
     with pytest.raises(InvalidInputError, match="max_rows must be at least 2, got 1"):
         SinkhornBridge(max_rows=1)

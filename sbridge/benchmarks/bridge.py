@@ -1,49 +1,73 @@
-"""Bridges with a known answer: ``python -m sbridge.benchmarks.bridge``.
+"""Bridges with a known answer: ``sbridge benchmark bridge``, or ``python -m sbridge.benchmarks.bridge``.
 
-Mixture pairs (:class:`~sbridge.benchmarks.pairs.MixturePair`), 100 000 unpaired rows a side. For each solver: cBW²-UVP
-in % of the forward process over 200 conditions × 1000 draws, its excess over perfect draws with the same seed (± its
-standard error over the conditions), marginal BW²-UVP, path KL from the truth, and seconds of the fit. Floors: perfect
-draws, and the true drift on the steps of ``imf`` if it is among the solvers; trivial rows: no control, and the
-independent coupling. ``light`` is the published recipe for mixture potentials, fitted in the same run.
+Pairs: mixture potentials in any dimension (:class:`~sbridge.benchmarks.pairs.MixturePair`), Gaussian ends under a
+Brownian and under a turning reference, and shapes in the plane solved on a grid
+(:class:`~sbridge.benchmarks.planar_pairs.PlanarPair`); 100 000 unpaired training rows a side. Columns: see
+:class:`~sbridge.benchmarks.bridge_scores.Scores`; seconds of the fit, and peak memory of the process that fitted.
+
+Rows: perfect draws (the sampling floor), the true drift on the steps that networks are simulated on (the floor of
+discretisation), no control and the independent coupling (what doing nothing scores), every solver with one set of
+options for the whole table, ``light``, the published recipe for mixture potentials, and optimal-transport maps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
 import tyro
-from torch import Tensor
 
+from sbridge.benchmarks.bridge_scores import Effort, IndependentKernel, Judge, MapKernel, Scores, shown
 from sbridge.benchmarks.light import LightRecipe
-from sbridge.benchmarks.pairs import MixturePair
-from sbridge.benchmarks.tables import row, timed
-from sbridge.bures import conditional_uvp, marginal_uvp
-from sbridge.errors import unknown_name
+from sbridge.benchmarks.memory import in_fresh_process, peak_memory
+from sbridge.benchmarks.pairs import GaussianPair, MixturePair, turning_reference
+from sbridge.benchmarks.planar_pairs import TARGETS, Pair, PlanarPair
+from sbridge.benchmarks.tables import timed
+from sbridge.errors import NotConvergedError, SbridgeError, UnsupportedError, unknown_name
+from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline
 from sbridge.fitting import fit
-from sbridge.laws import Samples
-from sbridge.measures import Estimate, PathMeasure, path_kl
+from sbridge.measures import Direction, PathMeasure
 from sbridge.potentials import MixtureControl, MixtureKernel
-from sbridge.random import derive, generator
+from sbridge.processes import BrownianMotion
+from sbridge.random import derive
+from sbridge.registry import Json
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
-from sbridge.time import TimeGrid
 
-IMF_NAME = "imf"
-SOLVERS: dict[str, Solver] = {
-    "mixture": MixtureBridge(),
-    IMF_NAME: IMF(),
-    "sinkhorn": SinkhornBridge(max_rows=4096),
-    "gaussian": GaussianBridge(),
+SOLVERS: dict[str, tuple[Solver, Solver]] = {
+    "mixture": (MixtureBridge(), MixtureBridge(components=(1, 5), rounds=1)),
+    "imf": (IMF(), IMF(pretraining=60, stages=2, updates=10, refresh=10, pairs=256)),
+    "sinkhorn": (SinkhornBridge(max_rows=4096), SinkhornBridge(max_rows=500)),
+    "gaussian": (GaussianBridge(), GaussianBridge()),
 }
-"""By name, one set of hyperparameters for the whole table; ``light`` is the published recipe beside them."""
+"""By name: as the table runs it everywhere, and for a quick run."""
 LIGHT = "light"
+_LIGHT = LightRecipe(), LightRecipe(steps=200)
+_MAPS: dict[str, Baseline] = {baseline.name: baseline for baseline in STANDARD_BASELINES}
+METHODS = (*SOLVERS, LIGHT, *_MAPS)
+"""The names of all methods."""
+STEPS = IMF().grid
+"""On which networks are simulated; other solvers know their ends in closed form."""
 
-Fitted = tuple[PathMeasure, float]
+
+def _brownian(epsilon: float) -> BrownianMotion:
+    return BrownianMotion(math.sqrt(epsilon))
+
+
+PAIRS: dict[str, Callable[[int, float, int], Pair]] = {
+    "mixture": MixturePair,
+    "gaussian": lambda dim, epsilon, seed: GaussianPair(_brownian(epsilon), dim, seed),
+    "turning": lambda dim, epsilon, seed: GaussianPair(turning_reference(dim, epsilon, seed), dim, seed),
+    **{name: lambda dim, epsilon, seed, name=name: PlanarPair(name, epsilon, seed) for name in TARGETS},
+}
+"""By name, from dimension, ε and seed; those in the plane have no other dimension."""
 
 
 @dataclass(frozen=True)
@@ -51,131 +75,207 @@ class Settings:
     """Options of this benchmark.
 
     Args:
-        solver: names of rows.
-        dims: dimensions.
-        epsilons: noise levels ε.
-        seeds: seeds of pairs.
-        rows: training rows a side.
-        conditions: source rows at which conditional laws are judged.
-        draws: of each conditional law.
-        paths: for the path KL.
+        pairs: names of pairs.
+        solvers: names of methods.
+        dims: dimensions of mixture and Gaussian pairs.
+        epsilons: noise levels ε of mixture pairs.
+        planar_epsilons: of pairs in the plane; Gaussian pairs have ε = 1.
+        seeds: of pairs and data.
+        quick: little data and short fits: whether everything runs, not how good it is.
     """
 
-    solver: tuple[str, ...] = ("mixture", LIGHT)
+    pairs: tuple[str, ...] = tuple(PAIRS)
+    solvers: tuple[str, ...] = METHODS
     dims: tuple[int, ...] = (2, 16, 64)
     epsilons: tuple[float, ...] = (0.1, 1.0, 10.0)
+    planar_epsilons: tuple[float, ...] = (0.2, 1.0)
     seeds: tuple[int, ...] = (0, 1, 2)
-    rows: int = 100_000
-    conditions: int = 200
-    draws: int = 1000
-    paths: int = 2000
+    quick: bool = False
+
+    @classmethod
+    def hurried(cls) -> Settings:
+        """A quick run over two pairs, in about a minute."""
+        return cls(("mixture", "ring"), METHODS, (2,), (1.0,), (1.0,), (0,), quick=True)
+
+    @property
+    def rows(self) -> int:
+        """Training rows a side."""
+        return 2000 if self.quick else 100_000
+
+    @property
+    def map_rows(self) -> int:
+        """Training rows of the transport maps, which need memory in their square."""
+        return 300 if self.quick else 4000
+
+    @property
+    def effort(self) -> Effort:
+        """Of the scores."""
+        return Effort(20, 200, 100) if self.quick else Effort()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pair of the table."""
+
+    pair: str
+    dim: int
+    epsilon: float
+    seed: int
+
+    def __str__(self) -> str:
+        """As the table shows it."""
+        return f"{self.pair} d={self.dim} ε={self.epsilon:g} seed {self.seed}"
+
+    def make(self) -> Pair:
+        """The pair itself."""
+        return PAIRS[self.pair](self.dim, self.epsilon, self.seed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        cell: the pair.
+        method: solver, floor or trivial row.
+        scores: ``None`` if there is a failure.
+        seconds: of the fit; ``None`` if nothing is fitted.
+        memory: peak of the process that fitted it, in MiB.
+        failure: why there are no scores.
+    """
+
+    cell: Cell
+    method: str
+    scores: Scores | None = None
+    seconds: float | None = None
+    memory: float | None = None
+    failure: str | None = None
+
+    def __str__(self) -> str:
+        """One line, below :data:`HEADING`."""
+        if self.scores is None:
+            return f"  {self.method:<24}{self.failure}"
+        s, excess = self.scores, self.scores.excess
+        cells = [
+            f"{s.conditional:10.4f}",
+            f"{excess.value:9.4f} ± {excess.standard_error:.4f}",
+            f"{s.marginal:9.4f}",
+            f"{shown(s.from_truth):>18}",
+            f"{shown(s.to_truth):>18}",
+            "" if self.seconds is None else f"{self.seconds:8.1f}",
+            "" if self.memory is None else f"{self.memory:7.0f}",
+        ]
+        return f"  {self.method:<24}" + " ".join(cells).rstrip()
+
+    def to_json(self) -> Json:
+        """As it stands in files."""
+        return dataclasses.asdict(self)
+
+
+HEADING = (
+    f"  {'':<24}{'cBW-UVP %':>10} {'excess ± s.e.':>18} {'BW-UVP %':>9} {'KL(P*‖P)':>18} {'KL(P‖P*)':>18} "
+    f"{'seconds':>8} {'MiB':>7}"
+)
+"""Names of the columns; divergences in nats."""
+
+
+def cells(settings: Settings) -> list[Cell]:
+    """The pairs to be run.
+
+    Raises:
+        UnknownNameError: for a name that is not known.
+    """
+    for kind, names, known in (("pair", settings.pairs, PAIRS), ("solver", settings.solvers, METHODS)):
+        for name in names:
+            if name not in known:
+                raise unknown_name(kind, name, known)
+    found = []
+    for name in settings.pairs:
+        dims = (2,) if name in TARGETS else settings.dims
+        levels = settings.planar_epsilons if name in TARGETS else settings.epsilons if name == "mixture" else (1.0,)
+        found += [Cell(name, dim, level, seed) for dim in dims for level in levels for seed in settings.seeds]
+    return found
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """The rows, pair by pair; but for a quick run, each fit has a process of its own, so that its memory is its own."""
+    for cell in cells(settings):
+        yield from _unfitted(cell, settings)
+        for method in settings.solvers:
+            yield replace(run(cell, method, settings), memory=None) if settings.quick else run_alone(cell, method)
+
+
+def run_alone(cell: Cell, method: str, settings: Settings = Settings()) -> Row:
+    """:func:`run` in a fresh process."""
+    task = json.dumps({**dataclasses.asdict(cell), "method": method, "quick": settings.quick})
+    try:
+        document = json.loads(in_fresh_process("sbridge.benchmarks.bridge", [_ONE_ROW, task]))
+    except NotConvergedError as error:  # a solver that breaks down is a result, too
+        return Row(cell, method, failure=str(error))
+    scores = None if document["scores"] is None else Scores.from_json(document["scores"])
+    return Row(**document | {"cell": cell, "scores": scores})
+
+
+def run(cell: Cell, method: str, settings: Settings) -> Row:
+    """One method on one pair, in this process."""
+    pair = cell.make()
+    x0, x1 = pair.sample(settings.rows, seed=derive(pair.seed, "train"))
+    try:
+        if method in SOLVERS:
+            solver = SOLVERS[method][int(settings.quick)]
+            bridge, seconds = timed(lambda: fit(x0, x1, reference=pair.reference, solver=solver, seed=0))
+            measure = bridge.forward
+        elif method == LIGHT:
+            recipe, reference = _LIGHT[int(settings.quick)], pair.reference
+            if not isinstance(reference, BrownianMotion):
+                raise UnsupportedError("the recipe knows Brownian references only.")
+            potential, seconds = timed(lambda: recipe.fit(x0, x1, cell.epsilon, seed=0))
+            control, kernel = MixtureControl(potential), MixtureKernel(potential)
+            measure = PathMeasure(reference, control, pair.source, grid=STEPS, end_kernel=kernel)
+        else:
+            few = (x0[: settings.map_rows], x1[: settings.map_rows])
+            fitted, seconds = timed(lambda: _MAPS[method](*few, pair.reference, Direction.FORWARD))
+            measure = PathMeasure(pair.reference, None, pair.source, end_kernel=MapKernel(fitted))
+    except SbridgeError as error:
+        return Row(cell, method, failure=str(error))
+    memory = peak_memory()
+    return Row(cell, method, Judge(pair, settings.effort).scores(measure, path=method not in _MAPS), seconds, memory)
 
 
 def main(settings: Settings) -> None:
-    """Prints a block per pair, a line per method."""
-    for name in settings.solver:
-        if name not in (*SOLVERS, LIGHT):
-            raise unknown_name("solver", name, (*SOLVERS, LIGHT))
-    for dim in settings.dims:
-        for epsilon in settings.epsilons:
-            for seed in settings.seeds:
-                run(MixturePair(dim, epsilon, seed), settings)
+    """Prints the rows as they come."""
+    last = None
+    for row in rows(Settings.hurried() if settings.quick else settings):
+        if row.cell != last:
+            _say(f"{row.cell}\n{HEADING}")
+        last = row.cell
+        _say(str(row))
 
 
-def run(pair: MixturePair, settings: Settings) -> None:
-    """Every method on one pair."""
-    judge = Judge.of(pair, settings)
-    name = f"d={pair.dim} ε={pair.epsilon:g} pair {pair.seed}"
-    x0, x1 = pair.sample(settings.rows, seed=derive(pair.seed, "train"))
-    row(f"{name} perfect draws", **judge.cells(pair.truth, truth=True))
-    if IMF_NAME in settings.solver:
-        stepped = replace(pair.truth, end_kernel=None, grid=IMF().grid)
-        row(f"{name} true drift, {stepped.grid.steps} steps", **judge.cells(stepped))
-    row(f"{name} no control", **judge.cells(PathMeasure(pair.reference, None, pair.source, grid=TimeGrid.uniform(20))))
-    independent = PathMeasure(pair.reference, None, pair.source, end_kernel=IndependentKernel(x1))
-    row(f"{name} independent", **judge.cells(independent, path=False))
-    for solver in settings.solver:
-        task = FITS[solver] if solver in FITS else _solved(SOLVERS[solver])
-        measure, seconds = task(pair, x0, x1)
-        row(f"{name} {solver}", **judge.cells(measure), seconds=f"{seconds:.1f}")
+def _unfitted(cell: Cell, settings: Settings) -> Iterator[Row]:
+    """Floors and trivial rows."""
+    pair = cell.make()
+    judge = Judge(pair, settings.effort)
+    stepped = replace(pair.truth, end_kernel=None, grid=STEPS)
+    still = replace(stepped, control=None)
+    independent = replace(still, end_kernel=IndependentKernel(pair.sample(settings.rows, seed=derive(pair.seed, 1))[1]))
+    yield Row(cell, "perfect draws", judge.scores(pair.truth, path=False))
+    yield Row(cell, f"true drift, {STEPS.steps} steps", judge.scores(stepped, path=False))
+    yield Row(cell, "no control", judge.scores(still))
+    yield Row(cell, "independent coupling", judge.scores(independent, path=False))
 
 
-@dataclass(frozen=True)
-class IndependentKernel:
-    """A target row for any source row."""
-
-    rows: Tensor
-
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows at random."""
-        return self.rows[torch.randint(len(self.rows), (len(x),), generator=generator)]
-
-    def mean(self, x: Tensor) -> Tensor:
-        """The mean row."""
-        return self.rows.mean(0).expand_as(x)
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
-@dataclass(frozen=True)
-class Judge:
-    """What all methods on one pair share: conditions, exact moments, and the scores of perfect draws."""
-
-    pair: MixturePair
-    settings: Settings
-    x: Tensor
-    floor: Tensor
-
-    @classmethod
-    def of(cls, pair: MixturePair, settings: Settings) -> Judge:
-        """Draws the conditions."""
-        x = pair.source.sample(settings.conditions, generator(derive(pair.seed, "conditions"))).float()
-        judge = cls(pair, settings, x, torch.empty(0))
-        return replace(judge, floor=judge.conditional(pair.truth))
-
-    def conditional(self, measure: PathMeasure) -> Tensor:
-        """cBW²-UVP for each condition."""
-        variance = float(self.pair.end_moments[1].trace())
-        seed = derive(self.pair.seed, "draws")
-        moments = self.pair.moments(self.x)
-        return conditional_uvp(measure, self.x, moments, variance, seed=seed, draws=self.settings.draws)
-
-    def cells(self, measure: PathMeasure, *, truth: bool = False, path: bool = True) -> dict[str, str]:
-        """One line of the table."""
-        scores = self.floor if truth else self.conditional(measure)
-        excess = Estimate.of(scores - self.floor)
-        starts = self.pair.source.sample(10_000, generator(derive(self.pair.seed, "starts"))).float()
-        ends = measure.transport(starts, seed=derive(self.pair.seed, "ends"))
-        cells = {
-            "cBW-UVP": f"{float(scores.mean()):.4f}",
-            "excess": f"{excess.value:.4f} ± {excess.standard_error:.4f}",
-            "BW-UVP": f"{marginal_uvp(ends, *self.pair.end_moments):.4f}",
-        }
-        if path and not truth:
-            cells["KL"] = f"{self._path_kl(measure, starts):.4f}"
-        return cells
-
-    def _path_kl(self, measure: PathMeasure, starts: Tensor) -> float:
-        """``KL(P* ‖ P)`` on paths of the truth, on the steps of ``measure``."""
-        own = replace(measure, start=Samples(starts), end_kernel=None)
-        exact = replace(own, control=self.pair.truth.control)
-        return path_kl(exact, own, self.settings.paths, seed=derive(self.pair.seed, "paths")).value
-
-
-def _solved(solver: Solver) -> Callable[[MixturePair, Tensor, Tensor], Fitted]:
-    def task(pair: MixturePair, x0: Tensor, x1: Tensor) -> Fitted:
-        bridge, seconds = timed(lambda: fit(x0, x1, reference=pair.reference, solver=solver, seed=0))
-        return bridge.forward, seconds
-
-    return task
-
-
-def _light(pair: MixturePair, x0: Tensor, x1: Tensor) -> Fitted:
-    potential, seconds = timed(lambda: LightRecipe().fit(x0, x1, pair.epsilon, seed=0))
-    control, kernel = MixtureControl(potential), MixtureKernel(potential)
-    return PathMeasure(pair.reference, control, pair.source, end_kernel=kernel), seconds
-
-
-FITS: dict[str, Callable[[MixturePair, Tensor, Tensor], Fitted]] = {LIGHT: _light}
-
+_ONE_ROW = "one-row"
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    if len(sys.argv) == 3 and sys.argv[1] == _ONE_ROW:  # for the parent process
+        asked = json.loads(sys.argv[2])
+        name, quick = asked.pop("method"), asked.pop("quick")
+        _say(json.dumps(run(Cell(**asked), name, Settings(quick=quick)).to_json()))
+    else:
+        main(tyro.cli(Settings))

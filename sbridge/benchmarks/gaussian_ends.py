@@ -3,28 +3,41 @@
 Means ∓0.1, unit covariances, σ = 1, T = 1; 10 000 training samples a side. Scored on 100 000 fresh source samples:
 mean over coordinates of Cov(X_0, X_1), whose exact value is (√5 − 1)/2, and both path divergences to the process
 with the closed-form control, for the forward and for the backward process.
+
+``--reference turning``: ends with random axes under an Ornstein–Uhlenbeck process whose rate turns (:func:`sbridge.
+benchmarks.pairs.turning_reference`, σσᵀ = 1 on average). Scored under the closed-form bridge, in both directions::
+
+    drift      ∫ E|v − v*|² dt / ∫ E|v*|² dt               v = ±b + σu
+    control    ∫ E|σ⁻¹(v − v*)|² dt / ∫ E|u*|² dt          σ, u* of the turning reference
+
+beside the answer under a Brownian reference of the same noise, in closed form too: what the reference is worth.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import tyro
+from torch import Tensor
 
 from sbridge.analytic import GaussianCoupling
+from sbridge.benchmarks.pairs import GaussianPair, turning_reference
 from sbridge.benchmarks.tables import SOLVERS, mean, row, timed
-from sbridge.fitting import fit
+from sbridge.fitting import fit, solve
 from sbridge.laws import Gaussian
-from sbridge.measures import path_kl
+from sbridge.measures import PathMeasure, path_kl
+from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, Direction
 from sbridge.random import derive, generator
 from sbridge.solutions import Bridge
-from sbridge.solvers.gaussian import GaussianControl
+from sbridge.solvers.gaussian import GaussianBridge, GaussianControl
 
 EXACT = (math.sqrt(5.0) - 1.0) / 2.0
 _SHIFT = 0.1
+_MOMENTS, _DRAWS = 20, 4000
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class Settings:
     """Options of this benchmark.
 
     Args:
+        reference: brownian, or turning.
         dims: dimensions.
         seeds: data seeds.
         solvers: names of rows of the solver table.
@@ -39,6 +53,7 @@ class Settings:
         fresh: fresh samples for the scores; a tenth of them for each divergence.
     """
 
+    reference: Literal["brownian", "turning"] = "brownian"
     dims: tuple[int, ...] = (5, 20, 50)
     seeds: int = 3
     solvers: tuple[str, ...] = ("IMF (default)", "IMF, independent start")
@@ -48,6 +63,9 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Prints a line per solver, dimension and direction."""
+    if settings.reference == "turning":
+        turning(settings)
+        return
     for name in settings.solvers:
         for dim in settings.dims:
             runs = [run(name, dim, seed, settings) for seed in range(settings.seeds)]
@@ -91,6 +109,59 @@ def score(
         "KL(exact‖fit)": from_truth.value,
         "mc_se": max(to_truth.standard_error, from_truth.standard_error),
     }
+
+
+def turning(settings: Settings) -> None:
+    """The rows of ``--reference turning``."""
+    for dim in settings.dims:
+        pairs = [GaussianPair(turning_reference(dim, 1.0, seed), dim, seed) for seed in range(settings.seeds)]
+        rows = {"Brownian reference": [(under_brownian(pair), 0.0) for pair in pairs]}
+        for name in settings.solvers:
+            rows[name] = [fitted(name, pair, settings) for pair in pairs]
+        for name, fits in rows.items():
+            scored = [drift_errors(bridge, pair) for (bridge, _), pair in zip(fits, pairs, strict=True)]
+            for direction in Direction:
+                cells = {key: mean([score[direction][key] for score in scored]) for key in ("drift", "control")}
+                worst = max(score[direction]["drift"] for score in scored)
+                seconds = mean([seconds for _, seconds in fits])
+                row(f"{name} d={dim} {direction.name.lower()}", **cells, worst=f"{worst:.2%}", seconds=seconds)
+
+
+def fitted(name: str, pair: GaussianPair, settings: Settings) -> tuple[Bridge, float]:
+    """One solver on samples of the pair, and its seconds."""
+    x0, x1 = pair.sample(settings.rows, seed=derive(pair.seed, "data"))
+    return timed(lambda: fit(x0, x1, reference=pair.reference, solver=SOLVERS[name], seed=pair.seed))
+
+
+def under_brownian(pair: GaussianPair) -> Bridge:
+    """The bridge between the same ends under Brownian motion with the mean noise of the pair's reference."""
+    noise = float(pair.reference.scale(0.0).mean_square(pair.dim)) ** 0.5
+    reference = BrownianMotion(noise, pair.reference.horizon)
+    return solve(BridgeProblem(pair.source, pair.target, reference), GaussianBridge(), seed=0)
+
+
+def drift_errors(bridge: Bridge, pair: GaussianPair) -> dict[Direction, dict[str, float]]:
+    """Relative mean square errors of drifts and controls under the exact bridge, at twenty times between the ends."""
+    exact, draws = pair.coupling, generator(derive(pair.seed, "drift errors"))
+    times = [(k + 0.5) / _MOMENTS * pair.reference.horizon for k in range(_MOMENTS)]
+    states = [(t, Gaussian(*exact.marginal(t)).sample(_DRAWS, draws)) for t in times]
+    found = {}
+    for measure in (bridge.forward, bridge.backward):
+        truth = replace(measure, process=pair.reference, control=GaussianControl(exact, measure.direction))
+        sums = torch.zeros(4, dtype=torch.float64)
+        for t, x in states:
+            wanted = drift(truth, t, x)
+            off, units = drift(measure, t, x) - wanted, pair.reference.scale(t).inverse()
+            parts = (off, wanted, units(off), units(wanted - truth.direction.value * pair.reference.drift(t, x)))
+            sums += torch.stack([part.square().sum() for part in parts])
+        found[measure.direction] = {"drift": float(sums[0] / sums[1]), "control": float(sums[2] / sums[3])}
+    return found
+
+
+def drift(measure: PathMeasure, t: float, x: Tensor) -> Tensor:
+    """``±b + σu``, the control in float32 as it was trained."""
+    u = torch.zeros_like(x) if measure.control is None else measure.control(t, x.float()).to(x)
+    return measure.direction.value * measure.process.drift(t, x) + measure.process.scale(t)(u)
 
 
 if __name__ == "__main__":

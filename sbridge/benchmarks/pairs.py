@@ -12,15 +12,16 @@ from torch import Tensor
 from sbridge.analytic import GaussianCoupling
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Gaussian, GaussianMixture
-from sbridge.measures import Direction, PathMeasure
+from sbridge.measures import Direction, Estimate, PathMeasure
 from sbridge.potentials import MixtureControl, MixtureKernel, MixturePotential
-from sbridge.processes import BrownianMotion, LinearProcess
+from sbridge.processes import BrownianMotion, LinearProcess, OrnsteinUhlenbeck
 from sbridge.random import Seed, derive, generator
 from sbridge.solvers.gaussian import GaussianControl, GaussianKernel
 from sbridge.time import TimeGrid
 
 _COMPONENTS, _RADIUS, _EIGENVALUES = 5, 5.0, (0.5, 2.0)
 _MOMENT_ROWS = 100_000
+_VALUE_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ class MixturePair:
         draws = generator(seed)
         x0, other = (self.source.sample(n, draws).float() for _ in range(2))
         return x0, self.truth.transport(other, seed=draws)
+
+    @cached_property
+    def value(self) -> Estimate:
+        """``E_{p_1} g − E_{p_0} log c = KL(P* ‖ R)`` over a million draws of each end."""
+        draws = generator(derive(self.seed, "value"))
+        x, other = (self.source.sample(_VALUE_ROWS, draws) for _ in range(2))
+        above = Estimate.of(self.potential(self.truth.transport(other, seed=draws)))
+        below = Estimate.of(self.potential.log_normaliser(x))
+        error = math.hypot(above.standard_error, below.standard_error)
+        return Estimate(above.value - below.value, error, _VALUE_ROWS)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean ``(n, dim)`` and covariance ``(n, dim, dim)`` of ``X_1`` given ``X_0 = x``, float64."""
@@ -145,6 +156,11 @@ class GaussianPair:
         kernel = GaussianKernel(self.coupling, Direction.FORWARD)
         return PathMeasure(self.reference, control, self.source, grid=TimeGrid.uniform(100), end_kernel=kernel)
 
+    @property
+    def value(self) -> Estimate:
+        """``V*`` in closed form."""
+        return Estimate(self.coupling.value, 0.0, 1)
+
     def sample(self, n: int, *, seed: Seed) -> tuple[Tensor, Tensor]:
         """``n`` independent rows of either end, unpaired, in float32."""
         draws = generator(seed)
@@ -159,3 +175,18 @@ class GaussianPair:
     def end_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the target."""
         return self.coupling.mT, self.coupling.B
+
+
+def turning_reference(dim: int, epsilon: float, seed: int = 0) -> OrnsteinUhlenbeck:
+    """``dX = −A X dt + σ dW`` with ``A = ½I + K``, ``K`` antisymmetric, and a triangular σ with ``tr σσᵀ = ε dim``.
+
+    ``A`` and ``σσᵀ`` do not commute and ``A`` is not symmetric: no change of coordinates makes it a Brownian motion.
+    """
+    draws = generator(derive(seed, "turning reference", dim))
+    square = torch.randn(dim, dim, generator=draws, dtype=torch.float64) / math.sqrt(dim)
+    root = (
+        torch.eye(dim, dtype=torch.float64) + 0.3 * torch.randn(dim, dim, generator=draws, dtype=torch.float64).tril()
+    )
+    root = root * math.sqrt(epsilon * dim) / root.norm()
+    rate = 0.5 * torch.eye(dim, dtype=torch.float64) + 0.5 * (square - square.mT)
+    return OrnsteinUhlenbeck(rate=rate, sigma=root)

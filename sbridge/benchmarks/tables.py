@@ -15,11 +15,13 @@ from sbridge.measures import Estimate
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 SOLVERS: dict[str, Solver] = {
     "IMF (default)": IMF(),
     "IMF, independent start": IMF(start=IndependentCoupling()),
+    "MatchedBridge": MatchedBridge(),
     "SinkhornBridge": SinkhornBridge(),
     "GaussianBridge": GaussianBridge(),
 }

@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sbridge import files
-from sbridge.benchmarks.control import Settings, plan, rows
+from sbridge.benchmarks import bridge, control
 from sbridge.benchmarks.control_rows import Row
-from sbridge.cli.commands import Benchmark
+from sbridge.cli.benchmark_commands import BridgeTable, ControlTable
 from sbridge.cli.console import Console
 from sbridge.errors import FileFormatError, InvalidInputError
+from sbridge.registry import Json
+
+Line = tuple[str, Json | None]
+"""Text for people, and what of it goes into the file."""
 
 
-def run_benchmark(command: Benchmark, console: Console) -> int:
+def run_benchmark(command: ControlTable | BridgeTable, console: Console) -> int:
     """The whole command: rows as they come, and the file with all that there are so far."""
-    settings = Settings(command.only, command.quick, command.seeds, command.budget)
     target = None if command.json in (None, "-") else Path(command.json)
-    done = _earlier(target, settings) if command.resume else []
-    if target is not None and not command.resume and target.exists():
-        raise InvalidInputError(f"{target} exists; go on with it by --resume, or choose another --json.")
+    done = _earlier(target, command) if isinstance(command, ControlTable) and command.resume else None
+    if target is not None and done is None and target.exists():
+        raise InvalidInputError(f"{target} exists; choose another --json, or go on with a control table by --resume.")
     if target is not None and not target.parent.is_dir():
-        raise InvalidInputError(f"there is no folder {target.parent}; make it, or choose another --json.")
-    console.remark(f"{len(plan(settings))} rows; [brackets]: exact")
-    found: list[Row] = []
-    for row in rows(settings, done):
-        found.append(row)
-        if target is not None:
-            files.write_text(target, _text(settings, [*found, *(old for old in done if old not in found)]) + "\n")
+        raise InvalidInputError(f"the folder of {target} does not exist; choose another --json.")
+    asked = {key: value for key, value in dataclasses.asdict(command).items() if key not in ("json", "resume")}
+    lines = _control(command, console, done or []) if isinstance(command, ControlTable) else _bridge(command, console)
+    found: list[Json] = []
+    kept = [row.to_json() for row in done or []]
+    for text, document in lines:
+        if document is not None:
+            found.append(document)
+            if target is not None:
+                rest = [row for row in kept if row not in found]
+                files.write_text(target, _text(asked, [*found, *rest]) + "\n")
         if command.json == "-":
-            console.remark(str(row))
+            console.remark(text)
         else:
-            console.say(str(row))
+            console.say(text)
     if command.json == "-":
-        console.say(_text(settings, found))
+        console.say(_text(asked, found))
     return 0
 
 
-def _text(settings: Settings, found: list[Row]) -> str:
-    document = {"quick": settings.quick, "seeds": settings.seeds, "rows": [row.to_json() for row in found]}
-    return json.dumps(document, indent=1, ensure_ascii=False)
+def _text(asked: dict[str, object], rows: list[Json]) -> str:
+    return json.dumps({**asked, "rows": rows}, indent=1, ensure_ascii=False)
 
 
-def _earlier(target: Path | None, settings: Settings) -> list[Row]:
-    """The rows of the file; InvalidInputError if they were measured otherwise."""
+def _earlier(target: Path | None, command: ControlTable) -> list[Row]:
+    """The rows of the file, without failures; InvalidInputError if they were measured otherwise."""
     if target is None:
         raise InvalidInputError("--resume goes on with a file: name it by --json FILE.")
     if not target.exists():
@@ -51,8 +59,32 @@ def _earlier(target: Path | None, settings: Settings) -> list[Row]:
     document = files.read_json(target)
     if not isinstance(document, dict) or not isinstance(document.get("rows"), list):
         raise FileFormatError(f"{target} holds no rows of sbridge benchmark control.")
-    if document.get("quick") != settings.quick:
-        raise InvalidInputError(
-            f"{target} was measured with{'' if document.get('quick') else 'out'} --quick; do the same."
-        )
-    return [Row.from_json(row) for row in document["rows"]]
+    if document.get("quick") != command.quick:
+        how = "with" if document.get("quick") else "without"
+        raise InvalidInputError(f"{target} was measured {how} --quick; go on likewise.")
+    rows = [Row.from_json(row) for row in document["rows"]]
+    return [row for row in rows if row.failure is None]
+
+
+def _control(command: ControlTable, console: Console, done: Sequence[Row]) -> Iterator[Line]:
+    settings = control.Settings(command.only, command.quick, command.seeds, command.budget)
+    console.remark(f"{len(control.plan(settings))} rows; [brackets]: exact")
+    for row in control.rows(settings, done):
+        yield str(row), row.to_json()
+
+
+def _bridge(command: BridgeTable, console: Console) -> Iterator[Line]:
+    chosen = bridge.Settings.hurried() if command.quick else bridge.Settings()
+    settings = dataclasses.replace(
+        chosen,
+        pairs=command.pairs or chosen.pairs,
+        solvers=command.solvers or chosen.solvers,
+        **({} if command.quick else {name: getattr(command, name) for name in ("dims", "epsilons", "seeds")}),
+    )
+    console.remark(f"{len(bridge.cells(settings))} pairs; excess: over perfect draws, which are the floor")
+    last = None
+    for row in bridge.rows(settings):
+        if row.cell != last:
+            yield f"{row.cell}\n{bridge.HEADING}", None
+        last = row.cell
+        yield str(row), row.to_json()

@@ -119,7 +119,7 @@ class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     horizon: Annotated[float | None, arg(metavar="T"), _default("1, or the differences of --times")] = None
     """Duration T of the bridge, in units of time."""
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
-    solver: Literal["auto", "gaussian", "sinkhorn", "imf", "mixture"] = "auto"
+    solver: Literal["auto", "gaussian", "sinkhorn", "imf", "matched", "ipf", "mixture"] = "auto"
     """Method; auto takes one that suits the data, and tells which. Its own options: --solver NAME --help."""
     solver_options: Annotated[SolverOptions, arg(name="solver")]
     scaling: Literal["auto", "common", "per-coordinate", "none"] = "auto"
@@ -200,6 +200,8 @@ class Evaluate:
     """Time of TARGET: any time of the run. Between snapshots the prediction for that time is scored."""
     out: Annotated[Path | None, arg(metavar="FILE"), _default("none")] = None
     """Also write the numbers to this .json file."""
+    figure: Annotated[Path | None, arg(metavar="FILE"), _default("none")] = None
+    """Also draw the certificate to this .png file."""
     max_rows: int = 4000
     """Rows of either side that are used, at most; larger sets are thinned at random."""
     seed: int = 0
@@ -315,36 +317,6 @@ class Control:
         return run_control(self, console)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """Measure solvers against problems with exact answers.
-
-    control: optimal control, and sampling from unnormalised densities. Each row is a solver on a problem, trained in a
-    process and thread of its own; all of them together take one or two hours of CPU time per seed.
-    """
-
-    name: Annotated[Positional[Literal["control"]], arg(metavar="control", help_behavior_hint="")]
-    """Which benchmark."""
-    only: Annotated[tuple[str, ...], arg(metavar="NAME ..."), _default("all")] = ()
-    """Problems, by name."""
-    quick: Flag = False
-    """A fortieth of the work: whether everything runs, not how good it is."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of everything random; with several, numbers are means over fits with their standard errors."""
-    budget: float = 120.0
-    """Seconds of CPU time of every loss in the rows at equal budget; 0: without them."""
-    json: Annotated[str | None, arg(metavar="FILE|-"), _default("none")] = None
-    """Also write the rows to this .json file, each as it is ready; -: to standard output, in place of the table."""
-    resume: Flag = False
-    """Take the rows that the file of --json has, and measure the others."""
-
-    def run(self, console: Console) -> int:
-        """Measures."""
-        from sbridge.cli.benchmark import run_benchmark
-
-        return run_benchmark(self, console)
-
-
 def parse(arguments: list[str]) -> Command:
     """The command that ``arguments`` spell.
 
@@ -352,6 +324,7 @@ def parse(arguments: list[str]) -> Command:
         UnknownNameError: for an unknown subcommand, solver or reference, with the nearest known.
         SystemExit: from tyro, after ``--help`` or an option that it cannot make sense of.
     """
+    from sbridge.cli.benchmark_commands import Benchmark
     from sbridge.cli.options import (
         NOISING,
         PROCESSES,

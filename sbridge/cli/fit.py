@@ -16,8 +16,9 @@ from sbridge.cli.commands import Diffuse, Fit, Training
 from sbridge.cli.console import Console, Progress, duration, peak_memory
 from sbridge.cli.figures import draw
 from sbridge.cli.plan import Plan, make_diffusion_plan, make_plan
+from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.evaluation import evaluate
+from sbridge.evaluation import certificate_or_reason, evaluate
 from sbridge.fitting import Course
 from sbridge.random import derive
 from sbridge.registry import Json
@@ -112,6 +113,9 @@ def _leg_report(plan: Plan, course: Course, leg: int, history: Sequence[dict[str
     bridge, prepared = course.bridges[leg], plan.legs[leg]
     x0, x1 = plan.held_out[leg], plan.held_out[leg + 1]
     evaluation = evaluate(bridge, x0, x1, seed=seed + leg) if len(x0) else None
+    certificate = None
+    if len(x0) and not is_reverse_diffusion(bridge):  # whose forward process is the reference: nothing to bound
+        certificate = certificate_or_reason(bridge, x0, x1, seed=seed + leg)
     return LegReport(
         plan.times[leg],
         plan.times[leg + 1],
@@ -119,6 +123,7 @@ def _leg_report(plan: Plan, course: Course, leg: int, history: Sequence[dict[str
         describe(prepared.solver),
         history[-1] if history else {},
         evaluation,
+        certificate,
     )
 
 

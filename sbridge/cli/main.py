@@ -7,11 +7,13 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from sbridge.cli.console import Console
-from sbridge.errors import NonFiniteError, NotConvergedError, SbridgeError
+from sbridge.errors import NonFiniteError, NotConvergedError, SbridgeError, SbridgeWarning
 
 if TYPE_CHECKING:
     from sbridge.cli.commands import Command
@@ -32,7 +34,8 @@ def run(arguments: Sequence[str]) -> int:
         console.say(f"sbridge {sys.modules['sbridge'].__version__}")
         return 0
     try:
-        return _command(arguments).run(console)
+        with _warnings_told(console):
+            return _command(arguments).run(console)
     except SystemExit as request:  # tyro's, after --help or a typing error
         return int(request.code or 0)
     except (NonFiniteError, NotConvergedError) as error:
@@ -55,6 +58,23 @@ def run(arguments: Sequence[str]) -> int:
         number = getattr(stop, "signal", signal.SIGINT)
         console.complain(getattr(stop, "advice", "Stopped."))
         return 128 + int(number)
+
+
+@contextmanager
+def _warnings_told(console: Console) -> Iterator[None]:
+    """The package's own warnings as paragraphs on stderr; those of others as Python shows them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SbridgeWarning)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:  # noqa: ANN401
+            if issubclass(category, SbridgeWarning):
+                console.complain(f"warning: {message}")
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show
+        yield
 
 
 def _command(arguments: Sequence[str]) -> Command:

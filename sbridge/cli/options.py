@@ -53,6 +53,8 @@ SOLVERS = {
     "gaussian": "sbridge.solvers.gaussian:GaussianBridge",
     "sinkhorn": "sbridge.solvers.sinkhorn:SinkhornBridge",
     "imf": "sbridge.solvers.imf:IMF",
+    "matched": "sbridge.solvers.matched:MatchedBridge",
+    "ipf": "sbridge.solvers.ipf:IPF",
     "mixture": "sbridge.solvers.mixture:MixtureBridge",
 }
 
@@ -177,6 +179,20 @@ REFERENCES = {
 
 NOISING = {name: REFERENCES[name] for name in ("variance-preserving", "variance-exploding")}
 PROCESSES = {"auto": Automatic, **REFERENCES}
+_FAMILIES = {
+    "Coupling": {
+        "independent": "sbridge.coupling:IndependentCoupling",
+        "reference": "sbridge.coupling:ReferenceCoupling",
+        "entropic": "sbridge.coupling:EntropicCoupling",
+        "minibatch": "sbridge.coupling:MinibatchCoupling",
+    },
+    "HalfBridge": {
+        "mean-matching": "sbridge.solvers.half_bridges:MeanMatching",
+        "likelihood": "sbridge.solvers.half_bridges:MaximumLikelihood",
+        "adjoint": "sbridge.solvers.half_bridges:AdjointHalfBridge",
+    },
+}
+"""Fields of solvers that are given by name."""
 SCORE_MATCHING = "sbridge.diffusion.training:ScoreMatching"
 
 
@@ -192,20 +208,20 @@ def load_class(place: str) -> type:
 
 
 def constructors() -> ConstructorRegistry:
-    """How tyro reads those fields of solvers that are objects: couplings by name, time grids by number of steps."""
+    """How tyro reads those fields of solvers that are objects: families by name, time grids by number of steps."""
     registry = ConstructorRegistry()
-    registry.primitive_rule(_coupling)
+    registry.primitive_rule(_named)
     registry.primitive_rule(_grid)
     registry.struct_rule(_dataclass)
     return registry
 
 
-def _coupling(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    if getattr(info.type, "__qualname__", "") != "Coupling":
+def _named(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A family of classes that stand for themselves, with their default options."""
+    places = _FAMILIES.get(getattr(info.type, "__qualname__", ""))
+    if places is None:
         return None
-    from sbridge.coupling import EntropicCoupling, IndependentCoupling, ReferenceCoupling
-
-    known = {"independent": IndependentCoupling, "reference": ReferenceCoupling, "entropic": EntropicCoupling}
+    known = {name: load_class(place) for name, place in places.items()}
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="{" + ",".join(known) + "}",

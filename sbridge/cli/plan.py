@@ -22,12 +22,6 @@ from sbridge.registry import Json, encode
 from sbridge.runs import RUN_FORMAT
 from sbridge.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
 
-_WHY = {
-    "IMF": "which makes new points and treats unseen rows like seen ones (--solver sinkhorn is quicker and exact for "
-    "the rows at hand)",
-    "SinkhornBridge": "which is quick and exact for the rows at hand (--solver imf makes new points)",
-    "GaussianBridge": "which is exact for Gaussian ends",
-}
 _SCALINGS: dict[str, ScalingRecipe | None] = {
     "auto": None,
     "common": CommonScale(),
@@ -196,9 +190,8 @@ def _leg(
     reason = prepared.solver.refusal(prepared.problem)
     if reason is not None:
         raise UnsupportedError(reason)
-    if solver is None:
-        name = type(prepared.solver).__name__
-        notes.append(f"solver: {name}, {_WHY.get(name, 'the choice for such ends')}; its options are in config.json")
+    if prepared.choice is not None:
+        notes.append(f"solver: {prepared.choice}; its options are in config.json")
     return prepared, tuple(notes)
 
 

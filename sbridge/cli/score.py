@@ -9,40 +9,63 @@ from sbridge import files
 from sbridge.cli.commands import Evaluate
 from sbridge.cli.console import Console
 from sbridge.cli.plan import read_options
+from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError
-from sbridge.evaluation import Limits, Report, evaluate, score_at
+from sbridge.evaluation import (
+    Certificate,
+    Limits,
+    Report,
+    certificate_json,
+    certificate_or_reason,
+    certificate_text,
+    evaluate,
+    score_at,
+)
 from sbridge.fitting import Course
 from sbridge.inputs import Table, read_inputs
 from sbridge.metrics import STANDARD_METRICS, HalfEnergyDistance
+from sbridge.plotting import save_certificate
 from sbridge.random import derive
 from sbridge.runs import RunFolder
 
 
 def run_evaluate(command: Evaluate, console: Console) -> int:
     """The whole command."""
-    if command.out is not None and command.out.exists():
-        raise InvalidInputError(f"{command.out} exists. Choose another --out.")
+    for option in ("out", "figure"):
+        if (path := getattr(command, option)) is not None and path.exists():
+            raise InvalidInputError(f"{path} exists. Choose another --{option}.")
     course = RunFolder(command.folder).course()
     options = read_options(command.reading, derive(command.seed, "evaluate"))
     source, target = read_inputs(command.inputs, (), options).tables
     start = course.times[0] if command.start is None else command.start
     stop = course.times[-1] if command.time is None else command.time
-    report = _score(course, source, target, (start, stop), command)
+    report, certificate = _score(course, source, target, (start, stop), command)
     if command.out is not None:
-        files.write_text(command.out, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
+        document = {**report.to_json(), "certificate": certificate_json(certificate)}
+        files.write_text(command.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    if command.figure is not None and not isinstance(certificate, str):
+        save_certificate(certificate, command.figure)
     console.say(f"{source.name} at t = {start:g}, {target.name} at t = {stop:g}; bridge times count from {start:g}.\n")
     console.say(report.text())
+    console.say(certificate_text(certificate))
     return 0
 
 
-def _score(course: Course, source: Table, target: Table, span: tuple[float, float], command: Evaluate) -> Report:
+def _score(
+    course: Course, source: Table, target: Table, span: tuple[float, float], command: Evaluate
+) -> tuple[Report, Certificate | str]:
     leg = _leg(course, *span)
     bridge, limits = course.bridges[leg], Limits(rows=command.max_rows)
     if span[1] == course.times[leg + 1]:
-        return evaluate(bridge, source.rows, target.rows, seed=command.seed, limits=limits)
+        report = evaluate(bridge, source.rows, target.rows, seed=command.seed, limits=limits)
+        if is_reverse_diffusion(bridge):
+            return report, "the forward process of a reverse diffusion is its reference, so there is nothing to bound."
+        rows = source.rows, target.rows
+        return report, certificate_or_reason(bridge, *rows, seed=command.seed, limits=limits)
     metrics = (HalfEnergyDistance(), *STANDARD_METRICS)
     t = span[1] - course.times[leg]
-    return score_at(bridge, source.rows, target.rows, t, seed=command.seed, metrics=metrics, limits=limits)
+    report = score_at(bridge, source.rows, target.rows, t, seed=command.seed, metrics=metrics, limits=limits)
+    return report, "bounds are on a whole bridge, not on a time in between."
 
 
 def _leg(course: Course, start: float, stop: float) -> int:

@@ -2,7 +2,15 @@
 
 from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroControl
 from sbridge.controls.divergence import Divergence, ExactTrace, Hutchinson, ProbeLaw, Probes
-from sbridge.controls.networks import MLP, AdditiveMLP, FourierMLP, NetworkControl, NetworkRecipe, seeded_control
+from sbridge.controls.networks import (
+    MLP,
+    AdditiveMLP,
+    FourierMLP,
+    NetworkControl,
+    NetworkRecipe,
+    ScaledMLP,
+    seeded_control,
+)
 
 __all__ = [
     "MLP",
@@ -17,6 +25,7 @@ __all__ = [
     "ProbeLaw",
     "Probes",
     "ScaledControl",
+    "ScaledMLP",
     "SumControl",
     "ZeroControl",
     "seeded_control",

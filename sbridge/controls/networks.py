@@ -64,6 +64,35 @@ class MLP:
         return _Perceptron(dim, self.width, self.depth, dim)
 
 
+@register
+@dataclass(frozen=True)
+class ScaledMLP:
+    """Recipe: an :class:`MLP` whose layers are ``factor`` times as wide as the state, between two bounds.
+
+    A hidden layer narrower than the state cannot even pass it on.
+
+    Raises:
+        InvalidInputError: if a number is not positive, or the bounds are in the wrong order.
+    """
+
+    factor: int = 4
+    least: int = 128
+    most: int = 512
+    depth: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.factor, self.least, self.depth) < 1 or self.most < self.least:
+            raise InvalidInputError(f"factor, least and depth must be positive and most ≥ least, got {self}.")
+
+    def width(self, dim: int) -> int:
+        """``factor · dim``, within the bounds."""
+        return min(max(self.factor * dim, self.least), self.most)
+
+    def __call__(self, dim: int) -> nn.Module:
+        """The network."""
+        return MLP(self.width(dim), self.depth)(dim)
+
+
 class _Perceptron(nn.Module):
     """The network of :class:`MLP`; time has a matrix of its own, so that one time for a whole batch costs one row."""
 

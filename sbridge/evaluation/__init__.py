@@ -11,7 +11,14 @@ from sbridge.evaluation.baselines import (
     ExactTransport,
     GaussianTransport,
 )
-from sbridge.evaluation.certificate import Certificate, certify
+from sbridge.evaluation.certificate import (
+    Certificate,
+    certificate_json,
+    certificate_or_reason,
+    certificate_text,
+    certify,
+    dual_bound,
+)
 from sbridge.evaluation.control import (
     ControlReport,
     control_error,
@@ -39,8 +46,12 @@ __all__ = [
     "Report",
     "Score",
     "Task",
+    "certificate_json",
+    "certificate_or_reason",
+    "certificate_text",
     "certify",
     "control_error",
+    "dual_bound",
     "evaluate",
     "evaluate_control",
     "fixed_point_residual",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, SbridgeError
 from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate
 from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.report import MODEL, PERFECT, Quantity, Report
@@ -24,6 +24,7 @@ from sbridge.metrics import EnergyDistance
 from sbridge.potentials import MixtureControl, MixturePotential
 from sbridge.problems import BridgeProblem
 from sbridge.random import ROW_BLOCK, Seed, as_seed, derive
+from sbridge.registry import Json
 from sbridge.solutions import Bridge
 from sbridge.solvers.mixture import MixtureBridge
 
@@ -141,14 +142,39 @@ def certify(
         potential = _fitted(bridge, fit_near, fit_far, solver, derive(seed, "judge"))
     forward, backward = _simulated(bridge)
     _check_foreign(bridge, forward, potential, near[:_PROBE_ROWS])
-    above, below = Estimate.of(potential(far)), Estimate.of(potential.log_normaliser(near))
-    error = math.hypot(above.standard_error, below.standard_error)
-    bound = Estimate(above.value - below.value, error, min(above.samples, below.samples))
+    bound = dual_bound(potential, near, far)
     spent, gap = _gap(forward, potential, near[: limits.rows], derive(seed, "paths"))
     report = evaluate(
         Bridge(forward, backward), near, far, seed=seed, metrics=(EnergyDistance(),), baselines=(), limits=limits
     )
     return Certificate(bound, spent, gap, report, potential)
+
+
+def dual_bound(potential: MixturePotential, x0: Tensor, x1: Tensor) -> Estimate:
+    """``D(g) = E_{p_T} g − E_{p_0} log c`` on rows of the two ends that had no part in ``g``; on average ``≤ V*``."""
+    above, below = Estimate.of(potential(x1)), Estimate.of(potential.log_normaliser(x0))
+    error = math.hypot(above.standard_error, below.standard_error)
+    return Estimate(above.value - below.value, error, min(above.samples, below.samples))
+
+
+def certificate_or_reason(
+    bridge: Bridge, x0: Rows, x1: Rows, *, seed: Seed, limits: Limits | None = None
+) -> Certificate | str:
+    """:func:`certify`, or the sentence that says why there is none: few rows, or a reference that is not linear."""
+    try:
+        return certify(bridge, x0, x1, seed=seed, limits=limits)
+    except SbridgeError as error:
+        return str(error)
+
+
+def certificate_json(found: Certificate | str) -> Json:
+    """As reports keep it: :meth:`Certificate.to_json`, or ``{"reason": …}``."""
+    return {"reason": found} if isinstance(found, str) else found.to_json()
+
+
+def certificate_text(found: Certificate | str) -> str:
+    """As reports show it."""
+    return f"no certificate: {found}\n" if isinstance(found, str) else found.text()
 
 
 def _fitted(bridge: Bridge, x0: Tensor, x1: Tensor, solver: MixtureBridge, seed: int) -> MixturePotential:

@@ -7,18 +7,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sbridge.controls import Control
 from sbridge.errors import UnsupportedError
 from sbridge.measures import Paths
 from sbridge.objectives.costs import WITHOUT_GRADIENTS, Costs
 from sbridge.processes import Chain
 
 
-def lean_adjoint(paths: Paths, costs: Costs) -> Tensor:
+def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Control | None = None) -> Tensor:
     """The adjoint state ``a_k`` of each path, shape ``(N + 1, batch, dim)``, exact for the chain.
 
     ``a_N = ∇g(x_N)``, ``a_k = a_{k+1} + ∇_x [(m_k(x) − x)·a_{k+1} + Δ f(t_k, x)]`` at ``x = x_k``, with ``m_k`` the
     mean of the *uncontrolled* step: one vector–Jacobian product a step, no graph across steps. In continuous time
     this is the lean adjoint of Domingo-Enrich et al. 2024 (arXiv:2409.08861, eqs. (38)–(39)).
+
+    Args:
+        paths: of either direction; ``k`` counts steps as they are run.
+        costs: running and terminal cost.
+        end: ``a_N``, if it is known otherwise.
+        base: a control ``w`` whose derivative is kept, as if it belonged to the drift: ``√Δ L w·a_{k+1} + Δ w·v`` joins
+            the bracket. Its mean is zero at the optimum, so the fixed point is the same; adjoint states then do not
+            grow where the uncontrolled process spreads and the process under ``w`` does not.
 
     Raises:
         UnsupportedError: with a stopping set.
@@ -29,21 +38,24 @@ def lean_adjoint(paths: Paths, costs: Costs) -> Tensor:
         )
     chain, states = paths.chain, paths.x.detach()
     adjoint = torch.empty_like(states)
-    adjoint[-1] = a = terminal_gradient(states[-1], costs)
+    adjoint[-1] = a = terminal_gradient(states[-1], costs) if end is None else end
     for k in reversed(range(chain.length)):
         t, span = chain.moments[k], chain.root_durations[k] ** 2
 
         def ahead(x: Tensor, k: int = k, t: float = t, span: float = span, a: Tensor = a) -> Tensor:
-            moved = (chain.move(k, x) * a).sum(1)
+            kept = None if base is None else base(t, x)
+            moved = (chain.move(k, x, kept) * a).sum(1)
+            if kept is not None:
+                moved = moved + span * (kept * paths.v[k].detach()).sum(1)
             return moved if costs.running is None else moved + span * costs.rate(t, x)
 
-        adjoint[k] = a = a + _gradient(states[k], ahead)
+        adjoint[k] = a = a + gradient(states[k], ahead)
     return adjoint
 
 
 def terminal_gradient(x: Tensor, costs: Costs) -> Tensor:
     """``∇g(x)``, shape ``(batch, dim)``."""
-    return _gradient(x, costs.end)
+    return gradient(x, costs.end)
 
 
 def adjoint_targets(chain: Chain, adjoint: Tensor) -> Tensor:
@@ -60,7 +72,7 @@ def matching_loss(u: Tensor, targets: Tensor, spans: Tensor) -> Tensor:
     return torch.einsum("k,kb->", spans.to(u), (u - targets).square().sum(2)) / u.shape[1]
 
 
-def _gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """``∇_x Σ function(x)``; zeros if it does not depend on ``x``."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -37,13 +37,13 @@ class Costs:
         """``f(t, x)``, shape ``(batch,)``; NonFiniteError or InvalidInputError if it is not that."""
         if self.running is None:
             return x.new_zeros(len(x))
-        return _checked(self.running(t, x), x, "running cost", f"t = {float(t):g}")
+        return checked(self.running(t, x), x, "running cost", f"t = {float(t):g}")
 
     def end(self, x: Tensor) -> Tensor:
         """``g(x)``, shape ``(batch,)``; errors likewise."""
         if self.terminal is None:
             return x.new_zeros(len(x))
-        return _checked(self.terminal(x), x, "terminal cost", "the end")
+        return checked(self.terminal(x), x, "terminal cost", "the end")
 
     def along(self, paths: Paths, alive: Tensor | None = None) -> Tensor:
         """``Σ_k Δ_k f(t_k, x_k) + g(x_N)`` for each path, shape ``(batch,)``, summed in float64.
@@ -67,23 +67,30 @@ class Costs:
                 "Gradients through a path do not see that its stopping time moves, so they are biased with a stopping "
                 f"set: use {WITHOUT_GRADIENTS}."
             )
-        # Scattered about the start, so that a step function is not taken for a constant.
-        rows = x.repeat(_SCATTER, 1)
-        rows = rows + (1.0 + rows.abs()) * torch.randn(rows.shape, generator=generator(0)).to(rows)
         running = self.running
         parts = [] if running is None else [("running cost", partial(running, t)) for t in moments]
         ends = [] if self.terminal is None else [("terminal cost", self.terminal)]
         for name, cost in [*parts, *ends]:
-            with torch.enable_grad():
-                value = cost(rows.clone().requires_grad_())
-            known = value[torch.isfinite(value)]
-            if not value.requires_grad and bool((known != known[:1]).any()):
+            if hides_gradient(cost, x):
                 return (
                     f"The {name} depends on x but has no gradient (is it computed outside torch, detached, or a "
                     f"step function?). Write it in differentiable torch functions, or use {WITHOUT_GRADIENTS}, which "
                     "need none."
                 )
         return None
+
+
+def hides_gradient(function: TerminalCost, x: Tensor) -> bool:
+    """Whether a function ``(batch, dim) → (batch,)`` depends on its states in a way that torch cannot differentiate.
+
+    Tried at states scattered about ``x``, so that a step function is not taken for a constant.
+    """
+    rows = x.repeat(_SCATTER, 1)
+    rows = rows + (1.0 + rows.abs()) * torch.randn(rows.shape, generator=generator(0)).to(rows)
+    with torch.enable_grad():
+        value = function(rows.requires_grad_())
+    known = value[torch.isfinite(value)]
+    return not value.requires_grad and bool((known != known[:1]).any())
 
 
 def _stopped(x: Tensor, alive: Tensor | None) -> Tensor:
@@ -93,7 +100,13 @@ def _stopped(x: Tensor, alive: Tensor | None) -> Tensor:
     return x[last, torch.arange(x.shape[1], device=x.device)]
 
 
-def _checked(value: object, x: Tensor, name: str, where: str) -> Tensor:
+def checked(value: object, x: Tensor, name: str, where: str) -> Tensor:
+    """``value`` of the function called ``name`` at states ``x``: one finite number a row.
+
+    Raises:
+        InvalidInputError: if it has another shape.
+        NonFiniteError: if it is NaN or infinite; says how many rows, and ``where``.
+    """
     if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InvalidInputError(

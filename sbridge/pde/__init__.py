@@ -9,7 +9,14 @@ from sbridge.pde.equations import FokkerPlanckSolution, backward_kolmogorov, fok
 from sbridge.pde.grids import Field, Grid
 from sbridge.pde.heat import amplification, heat_kernel, heat_spectral, wavenumbers
 from sbridge.pde.propagator import CRANK_NICOLSON, IMPLICIT_EULER, L_STABLE, Propagator, StateCost, TimeScheme
-from sbridge.pde.schroedinger import FortetSinkhorn, GridBridge, HalfStep, half_steps, solve_schroedinger
+from sbridge.pde.schroedinger import (
+    FortetSinkhorn,
+    GridBridge,
+    HalfStep,
+    half_steps,
+    proportional_fitting,
+    solve_schroedinger,
+)
 
 __all__ = [
     "CRANK_NICOLSON",
@@ -39,6 +46,7 @@ __all__ = [
     "heat_kernel",
     "heat_spectral",
     "log_density_on",
+    "proportional_fitting",
     "solve_schroedinger",
     "wavenumbers",
 ]

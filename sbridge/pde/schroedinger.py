@@ -274,27 +274,79 @@ def solve_schroedinger(
         InvalidInputError: if the grid misses mass of an end or is too coarse for the reference.
         NotConvergedError: if the tolerance is not met; the message says what was.
     """
-    log_start, log_end = (_log_density(end, grid, estimate) for end in (source, target))
-    if process.dim not in (None, grid.dim):
-        raise InvalidInputError(f"the process has dimension {process.dim}, the grid {grid.dim}.")
-    knots = times.times(process.horizon).numpy()
-    if isinstance(process, LinearProcess) and state_cost is None:
-        reference: Reference = ExactReference(process, grid)
-    else:
-        reference = PropagatedReference(Propagator(process, grid, knots, state_cost))
-    solved, error, iterations = _iterate(reference.whole, log_start, log_end, options)
-    return GridBridge(
-        process,
-        reference,
-        knots,
-        log_start,
-        log_end,
-        solved.log_phi_hat_start,
-        solved.log_phi_end,
-        state_cost,
-        error,
-        iterations,
-    )
+    setting = _Setting.of(process, source, target, grid, state_cost, times, estimate)
+    solved, error, iterations = _iterate(setting.reference.whole, setting.log_start, setting.log_end, options)
+    return setting.bridge(solved, error, iterations)
+
+
+def proportional_fitting(
+    process: Process,
+    source: Law | Field,
+    target: Law | Field,
+    grid: Grid,
+    *,
+    times: TimeGrid = HUNDRED_INTERVALS,
+    estimate: SampleDensity = KernelDensity(),
+) -> Iterator[GridBridge]:
+    """Every iterate of :func:`half_steps` as a path law, without end; arguments as in :func:`solve_schroedinger`.
+
+    The first is the reference from ``source``, reversed and started in ``target``; each is the reversal of the one
+    before, with the law of its other end put right. ``iterations`` counts half-steps; ``error`` is the L1 distance of
+    the end marginal from the target, which is zero after the first and every second one.
+    """
+    setting = _Setting.of(process, source, target, grid, None, times, estimate)
+    kernel, goal = setting.reference.whole, np.exp(setting.log_end)
+    for count, step in enumerate(half_steps(kernel, setting.log_start, setting.log_end), start=1):
+        reached = np.exp(step.log_phi_end + kernel.forward(step.log_phi_hat_start))
+        yield setting.bridge(step, grid.integrate(np.abs(reached - goal)), count)
+
+
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """The reference and both ends on the grid."""
+
+    process: Process
+    reference: Reference
+    knots: np.ndarray
+    log_start: Field
+    log_end: Field
+    state_cost: StateCost | None
+
+    @classmethod
+    def of(
+        cls,
+        process: Process,
+        source: Law | Field,
+        target: Law | Field,
+        grid: Grid,
+        state_cost: StateCost | None,
+        times: TimeGrid,
+        estimate: SampleDensity,
+    ) -> _Setting:
+        log_start, log_end = (_log_density(end, grid, estimate) for end in (source, target))
+        if process.dim not in (None, grid.dim):
+            raise InvalidInputError(f"the process has dimension {process.dim}, the grid {grid.dim}.")
+        knots = times.times(process.horizon).numpy()
+        if isinstance(process, LinearProcess) and state_cost is None:
+            reference: Reference = ExactReference(process, grid)
+        else:
+            reference = PropagatedReference(Propagator(process, grid, knots, state_cost))
+        return cls(process, reference, knots, log_start, log_end, state_cost)
+
+    def bridge(self, step: HalfStep, error: float, iterations: int) -> GridBridge:
+        """What the potentials of ``step`` make."""
+        return GridBridge(
+            self.process,
+            self.reference,
+            self.knots,
+            self.log_start,
+            self.log_end,
+            step.log_phi_hat_start,
+            step.log_phi_end,
+            self.state_cost,
+            error,
+            iterations,
+        )
 
 
 def _iterate(

@@ -6,6 +6,7 @@ what lies between is coloured by time. Data of more than two dimensions are draw
 principal components of both ends (:class:`Projection`), one-dimensional data against time.
 """
 
+from sbridge.plotting.certificates import certificate
 from sbridge.plotting.clouds import marginals
 from sbridge.plotting.couplings import coupling
 from sbridge.plotting.courses import trajectories
@@ -13,17 +14,19 @@ from sbridge.plotting.diffusion import action_gap, densities, reversals, score_f
 from sbridge.plotting.fields import drift_field, velocity_field
 from sbridge.plotting.histories import history
 from sbridge.plotting.projection import Projection
-from sbridge.plotting.standard import standard_figures
+from sbridge.plotting.standard import save_certificate, standard_figures
 
 __all__ = [
     "Projection",
     "action_gap",
+    "certificate",
     "coupling",
     "densities",
     "drift_field",
     "history",
     "marginals",
     "reversals",
+    "save_certificate",
     "score_field",
     "standard_figures",
     "trajectories",

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from sbridge import files
 from sbridge.diffusion import is_reverse_diffusion
+from sbridge.evaluation import Certificate
 from sbridge.laws import as_rows
+from sbridge.plotting.certificates import certificate
 from sbridge.plotting.clouds import marginals
 from sbridge.plotting.couplings import coupling
 from sbridge.plotting.courses import trajectories
@@ -65,6 +67,11 @@ def standard_figures(
     if quantity is not None:
         drawings["history"] = lambda: draw_history(history, quantity=quantity)
     return tuple(_write(draw(), Path(folder) / f"{name}.png") for name, draw in drawings.items())
+
+
+def save_certificate(found: Certificate, path: str | Path) -> Path:
+    """Writes :func:`~sbridge.plotting.certificate` as a PNG file, atomically."""
+    return _write(certificate(found), Path(path))
 
 
 def _bridge_drawings(bridge: Bridge, x0: Tensor, plane: Projection, seed: int) -> dict[str, Callable[[], Axes]]:

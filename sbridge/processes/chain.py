@@ -200,6 +200,12 @@ class Chain:
         """Noise root of step ``j``."""
         return self._roots[self.interval(j)]
 
+    def roots(self, j: Tensor) -> LinearMap:
+        """Noise roots of the steps ``j``, one for each, on the chain's device."""
+        interval = j if self.direction is Direction.FORWARD else self.length - 1 - j
+        roots = self._steps.roots
+        return LinearMap(roots.values[interval.to(roots.values.device)], roots.dense)
+
     def push(self, j: int, x: Tensor, shift: Tensor) -> Tensor:
         """``m_j(x) + L_j shift``, with ``shift = √Δ u + ξ``."""
         return self.mean(j, x) + self.root(j)(shift)

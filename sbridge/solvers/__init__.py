@@ -1,5 +1,6 @@
 """Solvers, one file per method."""
 
+from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Method, Solver
 from sbridge.solvers.conformance import check_solver
 from sbridge.solvers.control import (
@@ -18,19 +19,29 @@ from sbridge.solvers.control import (
     ZeroStart,
 )
 from sbridge.solvers.gaussian import GaussianBridge
+from sbridge.solvers.half_bridges import AdjointHalfBridge, HalfBridge, MaximumLikelihood, MeanMatching
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.ipf import IPF
+from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 __all__ = [
     "IMF",
+    "IPF",
+    "AdjointBridge",
+    "AdjointHalfBridge",
     "AdjointMatching",
     "Annealing",
     "ControlSolver",
     "CrossEntropy",
     "EarlierStart",
     "GaussianBridge",
+    "HalfBridge",
     "LogVariance",
+    "MatchedBridge",
+    "MaximumLikelihood",
+    "MeanMatching",
     "Method",
     "MixtureBridge",
     "Moment",

@@ -270,7 +270,11 @@ def _check_measure(trial: _Trial, name: str, measure: PathMeasure) -> None:
 
 
 def _rows(trial: _Trial, measure: PathMeasure) -> Tensor:
-    return measure.start.sample(_ROWS, generator_of(derive(trial.seed, "rows")))
+    start = measure.start
+    if isinstance(start, Density) and isinstance(trial.problem, BridgeProblem):
+        ends = (trial.problem.source, trial.problem.target)
+        start = next((end for end in ends if not isinstance(end, Density)), start)
+    return start.sample(_ROWS, generator_of(derive(trial.seed, "rows")))
 
 
 def _draws(trial: _Trial, solution: Bridge | ControlSolution) -> list[Tensor]:

@@ -14,8 +14,8 @@ from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, Law, Samples
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem
-from sbridge.processes import Direction, LinearProcess
+from sbridge.problems import BridgeProblem, unknown_transition
+from sbridge.processes import Direction
 from sbridge.processes.base import affine
 from sbridge.registry import register
 from sbridge.scaling import NoScaling, ScalingRecipe
@@ -91,11 +91,9 @@ class GaussianBridge(Solver[GaussianState]):
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs a linear reference, and ends that are Gaussian or sampled."""
-        if not isinstance(problem.reference, LinearProcess):
-            return (
-                f"GaussianBridge needs a linear reference such as BrownianMotion, got "
-                f"{type(problem.reference).__name__}."
-            )
+        unknown = unknown_transition("GaussianBridge", problem.reference)
+        if unknown is not None:
+            return unknown
         for law in (problem.source, problem.target):
             if not isinstance(law, (Gaussian, Samples)):
                 return (

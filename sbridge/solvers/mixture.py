@@ -15,15 +15,16 @@ from sbridge.errors import InvalidInputError
 from sbridge.laws import Density, Law, Samples
 from sbridge.measures import PathMeasure
 from sbridge.potentials import MixtureControl, MixtureKernel
-from sbridge.problems import BridgeProblem
-from sbridge.processes import Direction, LinearProcess
+from sbridge.problems import BridgeProblem, unknown_transition
+from sbridge.processes import Direction
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.registry import register
 from sbridge.scaling import NoScaling, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import is_singular
-from sbridge.solvers.mixture_likelihood import Likelihood, Rows, climb_by_matching, climb_by_quasi_newton
+from sbridge.solvers.mixture_climb import climb_by_matching, climb_by_quasi_newton, shrink
+from sbridge.solvers.mixture_likelihood import Likelihood, Rows
 from sbridge.solvers.mixture_plan import Coordinates, Parts
 from sbridge.solvers.sinkhorn import FarEnd, PlugInControl, PlugInKernel
 from sbridge.time import TimeGrid
@@ -32,7 +33,9 @@ from sbridge.transport import Cloud
 
 _RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
 _PRODUCTS = 1_000_000
+_PIECE = 2**14
 _NAMES = ("logits", "means", "spreads")
+_PULLS = ("pulls", "best_pulls")
 
 
 @register
@@ -51,8 +54,9 @@ class MixtureBridge(Solver["MixtureState"]):
     The model is that of Korotin et al. 2024 (arXiv:2310.01174): it maximises ``E_{p_T} g − E_{p_0} log c``, a lower
     bound on the value of the problem that is reached by the bridge itself. Here on all rows at once: from clusters of
     the target every component is matched, again and again, to the bridge between the Gaussians that it claims of
-    either end; then L-BFGS. Numbers of components are tried in rising order as long as the likelihood of held-out rows
-    rises. Plan, marginals and forward control are closed forms. The backward
+    either end; its shape is drawn towards that of the Gaussian bridge as far as it is sampling noise (which counts in
+    high dimension and at small noise); then L-BFGS. Numbers of components are tried in rising order as long as the
+    likelihood of held-out rows rises. Plan, marginals and forward control are closed forms. The backward
     process is exact for the model and the source rows: its start points are source rows.
 
     Args:
@@ -74,7 +78,7 @@ class MixtureBridge(Solver["MixtureState"]):
 
     components: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     covariance: Covariance = Covariance.FULL
-    rows: int = 20_000
+    rows: int = 50_000
     held_out: float = 0.2
     max_rows: int = 100_000
     matchings: int = 20
@@ -100,11 +104,9 @@ class MixtureBridge(Solver["MixtureState"]):
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs a linear reference and ends that can be sampled."""
-        if not isinstance(problem.reference, LinearProcess):
-            return (
-                f"MixtureBridge needs a linear reference such as BrownianMotion, got "
-                f"{type(problem.reference).__name__}."
-            )
+        unknown = unknown_transition("MixtureBridge", problem.reference)
+        if unknown is not None:
+            return unknown
         if isinstance(problem.source, Density) or isinstance(problem.target, Density):
             return "MixtureBridge needs ends that can be sampled, which an unnormalised density cannot: draw samples."
         return None
@@ -133,13 +135,15 @@ class MixtureBridge(Solver["MixtureState"]):
         """Matching, or one round of L-BFGS; then, if that ends a fit, what is fitted next."""
         likelihood = state.everything if state.last else state.subset
         if state.round == 0:
-            value, parts = climb_by_matching(likelihood, state.parts, self.matchings, self.tolerance)
-            over = False
+            value, parts = climb_by_matching(likelihood, state.parts, self.matchings, self.tolerance, state.pulls)
+            if not state.last:
+                parts, state.pulls = shrink(likelihood, parts)
+            before, over = -math.inf, False
         else:
-            value, parts = climb_by_quasi_newton(likelihood, state.parts, self.iterations, self.tolerance)
-            over = state.round == self.rounds or value - state.value < 10.0 * self.tolerance
+            value, parts = climb_by_quasi_newton(likelihood, state.parts, self.iterations, self.tolerance, state.pulls)
+            before, over = value, state.round == self.rounds or value - state.value < 10.0 * self.tolerance
             over = over or not (state.last or state.improves(parts))
-        state.parts, state.value, state.round, state.step = parts, value, state.round + 1, state.step + 1
+        state.parts, state.value, state.round, state.step = parts, before, state.round + 1, state.step + 1
         info = {"log likelihood": value, "components": float(len(parts.logits))}
         if over:
             state.advance(self)
@@ -153,7 +157,8 @@ class MixtureBridge(Solver["MixtureState"]):
             reference, MixtureControl(potential), problem.source, grid=self.grid, end_kernel=MixtureKernel(potential)
         )
         rows, weights = state.source
-        logits = -potential.log_normaliser(rows.double())
+        parts = rows.split(_PIECE)  # in float64 a piece at a time: there may be millions
+        logits = -torch.cat([potential.log_normaliser(part.double()) for part in parts])
         cloud = Cloud(rows, logits if weights is None else logits + weights.double().log())
         far = FarEnd(reference, cloud, Direction.BACKWARD)
         backward = PathMeasure(
@@ -176,15 +181,20 @@ class MixtureState:
         self.seed, self.value = seed, -math.inf
         self.best: Parts | None = None
         self.parts: Parts
+        self.pulls: Tensor | None = None
+        self.best_pulls: Tensor | None = None
         reference = problem.linear_reference
         ends = (problem.source, "source"), (problem.target, "target")
         self.source, target = (_drawn(law, name, solver.max_rows, seed) for law, name in ends)
         diagonal = solver.covariance is Covariance.DIAGONAL
         chosen = [_chosen(*end, solver.max_rows, derive(seed, i)) for i, end in enumerate((self.source, target))]
-        self.coordinates = Coordinates.of(reference, chosen[0][0], chosen[1][0], diagonal=diagonal)
-        self._chosen, self._share = chosen, (solver.rows, solver.held_out)
-        _check_resolution(self.coordinates, chosen[0][0])
+        self._chosen, self._share = chosen, solver.held_out
+        self._dim = problem.dim
+        self._most = max(solver.rows, 2 * _PRODUCTS // (self._dim * (self._dim + 3)))
         self._check_enough(solver.components[0])
+        fitted = [rows[self._held_out(rows) :] for rows, _ in chosen]  # shapes are drawn to what these show
+        self.coordinates = Coordinates.of(reference, *fitted, diagonal=diagonal)
+        _check_resolution(self.coordinates, chosen[0][0])
 
     @cached_property
     def everything(self) -> Likelihood:
@@ -215,13 +225,15 @@ class MixtureState:
             return
         better = self.improves(self.parts)
         if better:
-            self.best = self.parts
+            self.best, self.best_pulls = self.parts, self.pulls
         following = solver.components[self.rung + 1 : self.rung + 2]
         if better and following and self._affords(following[0]):
             self.rung += 1
-            self.parts = self.start(following[0])
-        else:
+            self.parts, self.pulls = self.start(following[0]), None
+        else:  # the more rows, the less is chance
+            share = self.subset.source.count / self.everything.source.count
             self.last, self.parts = True, self.best or self.parts
+            self.pulls = None if self.best_pulls is None else share * self.best_pulls
 
     def improves(self, parts: Parts) -> bool:
         """Whether held-out rows are likelier under ``parts`` than under the best number of components so far."""
@@ -233,6 +245,9 @@ class MixtureState:
         flat |= {"last": int(self.last), "done": int(self.done)}
         if math.isfinite(self.value):
             flat["value"] = self.value
+        for name in _PULLS:
+            if getattr(self, name) is not None:
+                flat[name] = getattr(self, name).clone()
         for prefix, parts in (("parts", self.parts), ("best", self.best)):
             if parts is not None:
                 flat |= {f"{prefix}.{name}": getattr(parts, name).clone() for name in _NAMES}
@@ -244,28 +259,34 @@ class MixtureState:
         self.last, self.done = (bool(flat_number(flat, name)) for name in ("last", "done"))
         self.value = flat_number(flat, "value") if "value" in flat else -math.inf
         self.parts = Parts(*(flat_tensor(flat, f"parts.{name}") for name in _NAMES))
+        self.pulls, self.best_pulls = (flat_tensor(flat, name) if name in flat else None for name in _PULLS)
         if "best.logits" in flat:
             self.best = Parts(*(flat_tensor(flat, f"best.{name}") for name in _NAMES))
 
     def _affords(self, count: int) -> bool:
-        return min(len(self.subset.source.rows), len(self.subset.target.rows)) >= count * (len(self.coordinates.n) + 1)
+        return self._fitted_on >= count * (self._dim + 1)
 
     def _check_enough(self, count: int) -> None:
         if not self._affords(count):
-            found = min(len(self.subset.source.rows), len(self.subset.target.rows))
             raise InvalidInputError(
-                f"{count} component(s) in {len(self.coordinates.n)} dimensions need {count} × "
-                f"{len(self.coordinates.n) + 1} rows a side to be fitted on, {found} are left beside the held-out "
-                "ones; give more rows, ask for fewer components, or reduce the dimension."
+                f"{count} component(s) in {self._dim} dimensions need {count} × {self._dim + 1} rows a side to be "
+                f"fitted on, {self._fitted_on} are left beside the held-out ones; give more rows, ask for fewer "
+                "components, or reduce the dimension."
             )
 
+    @property
+    def _fitted_on(self) -> int:
+        """Rows of the smaller side on which numbers of components are fitted."""
+        return min(min(self._most, len(rows)) - self._held_out(rows) for rows, _ in self._chosen)
+
+    def _held_out(self, rows: Tensor) -> int:
+        """How many of the rows of an end, the first ones, are held out."""
+        return max(1, round(self._share * min(self._most, len(rows))))
+
     def _part(self, *, held_out: bool) -> Likelihood:
-        (least, share), dim = self._share, len(self.coordinates.n)
-        most = max(least, 2 * _PRODUCTS // (dim * (dim + 3)))
         sides = []
         for rows, weights in self._chosen:
-            count = min(most, len(rows))
-            first = max(1, round(share * count))
+            first, count = self._held_out(rows), min(self._most, len(rows))
             part = slice(first) if held_out else slice(first, count)
             sides.append((rows[part], None if weights is None else weights[part] / weights[part].sum()))
         (x, a), (y, b) = sides

@@ -1,4 +1,4 @@
-"""The likelihood of a Gaussian-mixture plan given unpaired rows of both ends, and how it is climbed.
+"""The likelihood of a Gaussian-mixture plan given unpaired rows of both ends, and where it is stationary.
 
 The mean log likelihood of rows ``y`` given rows ``x`` is, up to a constant, ``D = E log v(ỹ) − E log Z(x̃)`` (Korotin et
 al. 2024, arXiv:2310.01174, eq. 15; notation of :mod:`sbridge.solvers.mixture_plan`). Both are logarithms of sums of
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import minimize as scipy_minimise
 from torch import Tensor
 
 from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
@@ -47,6 +46,15 @@ class Claims:
             return self.seconds / self.masses.unsqueeze(1) - mean.square()
         return self.seconds / self.masses.reshape(-1, 1, 1) - mean.unsqueeze(2) * mean.unsqueeze(1)
 
+    def pulled(self, n: Tensor, pulls: Tensor | None) -> Tensor:
+        """:attr:`covariance`, averaged with ``diag(n)`` as if that had been seen with masses ``pulls``."""
+        own = self.covariance
+        if pulls is None:
+            return own
+        everything = n if own.ndim == 2 else torch.diag(n)
+        share = (pulls / (pulls + self.masses)).reshape(-1, *[1] * (own.ndim - 1))
+        return own + share * (everything - own)
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -54,6 +62,11 @@ class Rows:
 
     rows: Tensor
     weights: Tensor | None = None
+
+    @property
+    def count(self) -> float:
+        """Their number; of weighted rows the effective one."""
+        return float(len(self.rows)) if self.weights is None else 1.0 / float(self.weights.square().sum())
 
     def log_sums(self, forms: Quadratics) -> Tensor:
         """``log Σ_k exp(form_k(z))`` of each row, float64."""
@@ -211,17 +224,19 @@ class Likelihood:
         return match(flat, claims_x, self.target.claimed(shares, diagonal=coordinates.diagonal), coordinates)
 
 
-def match(parts: Parts, source: Claims, target: Claims, coordinates: Coordinates) -> Parts:
+def match(parts: Parts, source: Claims, target: Claims, coordinates: Coordinates, pulls: Tensor | None = None) -> Parts:
     """Every component as the bridge between the Gaussians of its claims, and its mass scaled by their ratio.
 
     ``S`` solves ``S A S + S = B`` for the covariances ``A, B`` of the two claims, ``m = ȳ − S x̄`` for their means;
     ``a_k`` changes by ``log E q_k / E r_k`` and so that the mean of the exponent over the claimed source rows stays.
-    Components that claim next to nothing of an end are left as they are.
+    Components that claim next to nothing of an end are left as they are. With pulls ``τ_k``, covariances of claims are
+    averaged with that of all rows, which counts as much as a mass ``τ_k``.
     """
     floor = _LEAST_SPREAD * coordinates.n
     held = torch.minimum(source.masses, target.masses) > 1e-12
     safe_x, safe_y = (Claims(torch.where(held, c.masses, 1.0), c.firsts, c.seconds) for c in (source, target))
-    ax, by, a, b = safe_x.mean, safe_y.mean, safe_x.covariance, safe_y.covariance
+    ax, by = safe_x.mean, safe_y.mean
+    a, b = (one.pulled(coordinates.n, pulls) for one in (safe_x, safe_y))
     if coordinates.diagonal:
         a, b = a.clamp_min(0.0) + floor, b.clamp_min(0.0) + floor
         spreads = 2.0 * b / (1.0 + (1.0 + 4.0 * a * b).sqrt())
@@ -239,87 +254,6 @@ def match(parts: Parts, source: Claims, target: Claims, coordinates: Coordinates
         torch.where(held.unsqueeze(1), means, parts.means),
         torch.where(wide, spreads, parts.spreads),
     )
-
-
-def climb_by_matching(likelihood: Likelihood, parts: Parts, steps: int, tolerance: float) -> tuple[float, Parts]:
-    """:func:`match` as long as ``D`` rises by more than ``tolerance``; the best ``D`` and its components."""
-    best, found = -torch.inf, parts
-    for _ in range(steps):
-        value, *claims = likelihood.claims(parts)
-        gain = value - best
-        if not gain > 0:
-            break
-        best, found = value, parts
-        if gain <= tolerance:
-            break
-        parts = match(parts, *claims, likelihood.coordinates)
-    return float(best), found
-
-
-def climb_by_quasi_newton(likelihood: Likelihood, parts: Parts, steps: int, tolerance: float) -> tuple[float, Parts]:
-    """At most ``steps`` iterations of L-BFGS, in parameters whose second derivatives are of one size."""
-    chart = _Chart(likelihood.coordinates, len(parts.logits))
-
-    def objective(flat: object) -> tuple[float, object]:
-        point = torch.as_tensor(flat, dtype=torch.float64).requires_grad_()
-        here = chart.parts(point)
-        s = likelihood.coordinates.s
-        forms = here.source_forms(s), here.target_forms(s)
-        with torch.no_grad():
-            value, *claims = likelihood.claims(here)
-        (gradient,) = torch.autograd.grad(_linearised(forms[0], claims[0]) - _linearised(forms[1], claims[1]), point)
-        return -value, gradient.numpy()
-
-    options = {"maxiter": steps, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7}
-    result = scipy_minimise(objective, chart.point(parts).numpy(), jac=True, method="L-BFGS-B", options=options)
-    with torch.no_grad():
-        return -float(result.fun), chart.parts(torch.as_tensor(result.x, dtype=torch.float64))
-
-
-@dataclass(frozen=True, eq=False)
-class _Chart:
-    """Components as one flat vector: ``a``, ``m/√s``, and the logarithmic Cholesky root of ``s^{−½} S s^{−½}``.
-
-    The last is divided by the root of the second derivative that ``D`` has for one Gaussian, ``½(1 + s_i n_i +
-    s_j n_j)``.
-    """
-
-    coordinates: Coordinates
-    count: int
-
-    @property
-    def _scales(self) -> Tensor:
-        h = self.coordinates.s * self.coordinates.n
-        return (0.5 * (1.0 + 2.0 * h if self.coordinates.diagonal else 1.0 + h.unsqueeze(1) + h)).rsqrt()
-
-    def point(self, parts: Parts) -> Tensor:
-        s, scales = self.coordinates.s, self._scales
-        if self.coordinates.diagonal:
-            shape = (parts.spreads / s).log() / scales
-        else:
-            low = torch.linalg.cholesky(parts.spreads / (s.unsqueeze(1) * s).sqrt())
-            diagonal = low.diagonal(dim1=1, dim2=2)
-            i, j = torch.tril_indices(len(s), len(s))
-            shape = ((low - torch.diag_embed(diagonal - 2.0 * diagonal.log())) / scales)[:, i, j]
-        return torch.cat([parts.logits, (parts.means / s.sqrt()).reshape(-1), shape.reshape(-1)])
-
-    def parts(self, point: Tensor) -> Parts:
-        s, scales, k, dim = self.coordinates.s, self._scales, self.count, len(self.coordinates.s)
-        logits, means, shape = point[:k], point[k : k + k * dim].reshape(k, dim), point[k + k * dim :].reshape(k, -1)
-        if self.coordinates.diagonal:
-            return Parts(logits, means * s.sqrt(), s * (shape * scales).exp())
-        i, j = torch.tril_indices(dim, dim)
-        low = torch.zeros(k, dim, dim, dtype=point.dtype)
-        low[:, i, j] = shape * scales[i, j]
-        root = low.tril(-1) + torch.diag_embed((0.5 * low.diagonal(dim1=1, dim2=2)).exp())
-        root = s.sqrt().unsqueeze(1) * root
-        return Parts(logits, means * s.sqrt(), root @ root.mT)
-
-
-def _linearised(forms: Quadratics, claims: Claims) -> Tensor:
-    """What has the same gradient as the mean of ``log Σ_k exp(form_k)``."""
-    linear = (forms.constants * claims.masses).sum() + (forms.linear * claims.firsts).sum()
-    return linear + (forms.quadratic * claims.seconds).sum()
 
 
 def _exponent(parts: Parts, mean: Tensor, covariance: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Samples
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem
+from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes import Direction, LinearProcess
 from sbridge.registry import register
 from sbridge.solutions import Bridge
@@ -219,11 +219,9 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs samples at both ends and a linear reference."""
-        if not isinstance(problem.reference, LinearProcess):
-            return (
-                f"SinkhornBridge needs a linear reference such as BrownianMotion, got "
-                f"{type(problem.reference).__name__}."
-            )
+        unknown = unknown_transition("SinkhornBridge", problem.reference)
+        if unknown is not None:
+            return unknown
         for law in (problem.source, problem.target):
             if not isinstance(law, Samples):
                 return f"SinkhornBridge needs samples at both ends, got {type(law).__name__}: draw rows from it first."

@@ -38,6 +38,10 @@ the final ε), ``iterations``."""
 _LARGEST_RELAXATION = 1.99
 _LARGEST_CHANGE = 40.0
 """Of a log scaling in one batch: keeps ``K``'s products inside float32; the next batch goes on from there."""
+_SMALLEST_SHARE, _WORKABLE_SHARE = 1e-6, 3e-5
+"""ε over the lower quartile of the cost. 400 rows in the plane take 6500 iterations at 3e-5, where a row shares its
+mass among 1.2 others; at 3e-6, 20 000 do not suffice."""
+_THINNED = 500
 _UNMEASURED = 2.0
 """No L1 error between probabilities is larger."""
 
@@ -156,8 +160,13 @@ class SinkhornSolution:
 
 
 def sinkhorn_init(problem: EntropicProblem, options: Sinkhorn | None = None) -> SinkhornState:
-    """The state before the first step: ``g = 0``, ε a bound on the cost (or the problem's ε, if larger)."""
+    """The state before the first step: ``g = 0``, ε a bound on the cost (or the problem's ε, if larger).
+
+    Raises:
+        InvalidInputError: if ε is so small beside the cost that the plan degenerates.
+    """
     options = options or Sinkhorn()
+    _check_epsilon(problem)
     x, y = problem.x.double(), problem.y.double()
     centre = y.mean(0)
     # ½|x−y|² ≤ |x−c|² + |y−c|².
@@ -238,6 +247,21 @@ def sinkhorn(problem: EntropicProblem, options: Sinkhorn | None = None) -> Sinkh
     while not sinkhorn_converged(problem, state, options):
         state = sinkhorn_step(problem, state, options)
     return sinkhorn_finish(problem, state)
+
+
+def _check_epsilon(problem: EntropicProblem) -> None:
+    """The quartile, not the mean: parts of the data that are far from each other set no scale."""
+    x, y = (rows[:: -(-len(rows) // _THINNED)].double() for rows in (problem.x, problem.y))
+    cost = float(0.5 * torch.cdist(x, y).square().quantile(0.25))
+    if problem.epsilon >= _SMALLEST_SHARE * cost:
+        return
+    factor = _WORKABLE_SHARE * cost / problem.epsilon
+    raise InvalidInputError(
+        f"ε is {problem.epsilon / cost:.2g} of the lower quartile of the cost ½|x−y|²: the plan degenerates to "
+        f"a matching, and Sinkhorn's iteration would not end. The smallest workable ε is about {_WORKABLE_SHARE:g} of "
+        f"it, {factor:.3g} times this one: multiply σ by {math.sqrt(factor):.3g} (ε = σ²T), or take exact transport, "
+        "sbridge.transport.exact_plan(x, y)."
+    )
 
 
 class _Batch:

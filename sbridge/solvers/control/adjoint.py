@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, NotConvergedError
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
@@ -72,11 +73,8 @@ class MatchingSolver(ControlSolver):
         """Mean square error on a batch of rows, at each step in units of the targets' mean square there."""
         self.refresh(problem, costs, state)
         memory = state.memory
-        index = torch.randint(len(memory["x"]), (self.optimisation.batch,), generator=state.generator)
-        index = index.to(memory["x"].device)
-        u = state.control(memory["t"][index], memory["x"][index])
-        error = (u - memory["target"][index]).square().mean(1)
-        return (memory["weight"][index] * error).mean(), {"objective": float(memory["objective"])}
+        loss = row_loss(state.control, memory, self.optimisation.batch, state.generator)
+        return loss, {"objective": float(memory["objective"])}
 
     def refresh(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
         """New paths of the current control and their rows, if it is time."""
@@ -108,26 +106,8 @@ class MatchingSolver(ControlSolver):
         """States at which the control is regressed, and targets there, both ``(N, batch, dim)``."""
 
     def remember(self, state: ControlState, chain: Chain, x: Tensor, targets: Tensor) -> None:
-        """Rows with their weights; the oldest make room.
-
-        The regression at one step knows nothing of the others, so any weight of a step has the same fixed point. That
-        of step ``k`` is ``Δ_k`` over the targets' mean square there: where the uncontrolled process spreads, adjoint
-        states of early steps can be so large that nothing else would be learned.
-        """
-        spans = chain.times.diff().to(x)
-        squares = _mean_squares(targets)
-        weight = spans / spans.mean() / (squares + _FLOOR * squares.mean()).clamp_min(torch.finfo(x.dtype).tiny).to(x)
-        batch, dim = x.shape[1:]
-        new = {
-            "x": x.reshape(-1, dim),
-            "t": chain.times[:-1].to(x.device).repeat_interleave(batch),
-            "target": targets.reshape(-1, dim),
-            "weight": weight.repeat_interleave(batch),
-        }
-        limit = self.replay.kept * len(new["x"])
-        for key, value in new.items():
-            old = state.memory.get(key)
-            state.memory[key] = value.clone() if old is None else torch.cat([old, value])[-limit:].clone()
+        """Rows with their weights; the oldest make room."""
+        keep_rows(state.memory, regression_rows(chain, x, targets), self.replay.kept)
 
 
 @register
@@ -152,6 +132,44 @@ def _mean_and_spread(actions: Tensor) -> Tensor:
     """The mean of the paths' actions, and the largest of its size, their standard deviation and 1, shape ``(2,)``."""
     mean = actions.mean()
     return torch.stack([mean, torch.maximum(actions.std(correction=0), mean.abs()).clamp_min(1.0)])
+
+
+def regression_rows(chain: Chain, x: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """The rows ``(t_k, x_k)`` of a chain of either direction, their targets, and their weights.
+
+    The regression at one step knows nothing of the others, so any weight of a step has the same fixed point. That of
+    step ``k`` is ``Δ_k`` over the targets' mean square there: where the uncontrolled process spreads, adjoint states of
+    early steps can be so large that nothing else would be learned.
+
+    Args:
+        chain: whose control is regressed.
+        x: states before each step, shape ``(N, batch, dim)``.
+        targets: likewise.
+    """
+    spans = chain.visited.diff().abs().to(x)
+    squares = _mean_squares(targets)
+    weight = spans / spans.mean() / (squares + _FLOOR * squares.mean()).clamp_min(torch.finfo(x.dtype).tiny).to(x)
+    batch, dim = x.shape[1:]
+    return {
+        "x": x.reshape(-1, dim),
+        "t": chain.visited[:-1].to(x.device).repeat_interleave(batch),
+        "target": targets.reshape(-1, dim),
+        "weight": weight.repeat_interleave(batch),
+    }
+
+
+def keep_rows(memory: dict[str, Tensor], new: dict[str, Tensor], kept: int) -> None:
+    """Puts ``new`` into the memory, where ``kept`` times as many rows have room; the oldest go."""
+    for key, value in new.items():
+        old = memory.get(key)
+        memory[key] = value.clone() if old is None else torch.cat([old, value])[-kept * len(value) :].clone()
+
+
+def row_loss(control: Control, memory: dict[str, Tensor], batch: int, generator: torch.Generator) -> Tensor:
+    """Weighted mean square error on ``batch`` of the rows."""
+    index = torch.randint(len(memory["x"]), (batch,), generator=generator).to(memory["x"].device)
+    error = control(memory["t"][index], memory["x"][index]) - memory["target"][index]
+    return (memory["weight"][index] * error.square().mean(1)).mean()
 
 
 def _mean_squares(targets: Tensor) -> Tensor:

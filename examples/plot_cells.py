@@ -1,0 +1,133 @@
+"""Single cells over time: predicting a time point that was left out
+==================================================================
+
+A sequencing experiment kills the cells it measures, so a time course is a series of unpaired snapshots. Bridges between
+consecutive snapshots (:func:`sbridge.fit_course`) make paths of them. The test is a time point that the bridges never
+saw: :func:`sbridge.evaluation.score_at` predicts its cells and sets the distance beside a floor, beside cells left
+where they were, and beside straight lines of optimal transport. Then comes what snapshots alone cannot show: where the
+descendants of a single early cell end up.
+
+Point ``SBRIDGE_CELLS`` at a file of your own, an ``.npz`` with an array ``x`` (cells × features, principal components
+for instance) and an array ``time`` (one number per cell, at least three different ones). Without it a *synthetic*
+branching course stands in: counts of genes that are switched by a hidden process with one fork, no biology.
+"""
+
+import os
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+import sbridge as sb
+from sbridge import plotting
+from sbridge.evaluation import score_at
+
+FAST = "--fast" in sys.argv
+FILE = os.environ.get("SBRIDGE_CELLS")
+CELLS = 300 if FAST else 1500  # per time point of the stand-in
+solver = sb.IMF(pretraining=500, stages=0, network=sb.MLP(width=64)) if FAST else sb.IMF(stages=2)
+
+# %%
+# Snapshots
+# ---------
+# The stand-in: a hidden state moves along a first coordinate and falls into one of two branches of a second; forty
+# genes respond to it, are counted with Poisson noise, and go through the usual logarithm and principal components.
+
+
+def stand_in(times, cells, components=5):
+    """Rows of principal components and their times."""
+
+    def drift(t, x):
+        fork = 6.0 * (x[:, :1] - 1.0).clamp(0, 1) * x[:, 1:] - 4.0 * x[:, 1:] ** 3
+        return torch.cat([torch.full_like(fork, 1.0), fork], 1)
+
+    hidden = sb.DriftProcess(drift, sigma=torch.tensor([0.12, 0.35]), horizon=max(times))
+    start = sb.Gaussian(torch.zeros(2), torch.diag(torch.tensor([0.02, 0.03])))
+    measure = sb.PathMeasure(hidden, None, start, grid=sb.TimeGrid.uniform(100))
+    rng = np.random.default_rng(0)
+    weights, bias = rng.normal(0, 1.0, (2, 40)), rng.normal(1.0, 0.5, 40)
+    # other cells at every time: a cell is measured once
+    states = np.concatenate([measure.marginals([t], cells, seed=k)[0].numpy() for k, t in enumerate(times)])
+    counts = rng.poisson(np.exp(np.clip((np.array([0.8, 1.2]) * np.tanh(states / 2)) @ weights + bias, None, 5)))
+    logs = np.log1p(counts)
+    centred = logs - logs.mean(0)
+    directions = np.linalg.svd(centred, full_matrices=False)[2][:components]
+    return centred @ directions.T, np.repeat(times, cells)
+
+
+if FILE:
+    with np.load(FILE) as file:
+        x, time = file["x"], file["time"]
+    print(f"{len(x)} cells of {FILE}")
+else:
+    x, time = stand_in([0.0, 1.0, 2.0, 3.0], CELLS)
+    print(f"{len(x)} cells of a synthetic course")
+times = sorted(set(time.tolist()))
+snapshots = {t: torch.from_numpy(x[time == t]).float() for t in times}
+print({t: tuple(rows.shape) for t, rows in snapshots.items()})
+
+plane = plotting.Projection.fit(snapshots[times[0]], torch.cat(list(snapshots.values())))
+colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(times)))
+fig, ax = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+for t, colour in zip(times, colours, strict=True):
+    ax.scatter(*plane(snapshots[t]).T, s=5, color=colour, linewidths=0, alpha=0.6, label=f"$t$ = {t:g}")
+ax.set(xlabel=plane.labels[0], ylabel=plane.labels[1], title="Snapshots")
+ax.legend(frameon=False, fontsize=8, markerscale=2)
+
+# %%
+# Leave one time point out
+# ------------------------
+# A middle one: the bridge runs from its neighbour before to its neighbour after.
+
+middle = len(times) // 2
+before, out, after = times[middle - 1 : middle + 2]
+course = sb.fit_course([snapshots[before], snapshots[after]], [before, after], solver=solver, seed=0)
+report = score_at(course.bridges[0], snapshots[before], snapshots[out], out - before, seed=1)
+print(report.text())
+
+predicted = course.interpolate(snapshots[before], before, out, seed=2)
+fig, panels = plt.subplots(1, 2, figsize=(9.4, 4), layout="constrained", sharex=True, sharey=True)
+clouds = {"predicted": predicted, "measured, never seen by the bridges": snapshots[out]}
+for ax, (name, rows) in zip(panels, clouds.items(), strict=True):
+    for t, colour in ((before, "#0072B2"), (after, "#D55E00")):
+        ax.scatter(*plane(snapshots[t]).T, s=3, color=colour, linewidths=0, alpha=0.25, label=f"$t$ = {t:g}")
+    ax.scatter(*plane(rows).T, s=5, color="#333333", linewidths=0, alpha=0.6, label=f"$t$ = {out:g}")
+    ax.set(xlabel=plane.labels[0], title=name)
+panels[0].set_ylabel(plane.labels[1])
+panels[0].legend(frameon=False, fontsize=8, markerscale=2)
+fig.suptitle(f"Time {out:g} from its neighbours")
+
+# %%
+# Fates
+# -----
+# All snapshots now. Ends are assigned to two groups of the last snapshot (two means), and every early cell gets the
+# probability that its paths end in the first. Such probabilities depend on σ, on how much chance there is in a cell's
+# course beyond what transport needs: snapshots do not know it. The default is small; here it is twice that, and
+# printed.
+
+sigma = 2 * sb.choose_sigma(snapshots[before], snapshots[after], horizon=after - before).sigma
+print(f"sigma = {sigma:.3f} per root of the time unit")
+full = sb.fit_course([snapshots[t] for t in times], times, sigma=sigma, solver=solver, seed=3)
+last = snapshots[times[-1]]
+axis = torch.linalg.svd(last - last.mean(0), full_matrices=False).Vh[0]
+centres = torch.stack([last[(last - last.mean(0)) @ axis < 0].mean(0), last[(last - last.mean(0)) @ axis >= 0].mean(0)])
+for _ in range(20):
+    group = torch.cdist(last, centres).argmin(1)
+    centres = torch.stack([last[group == k].mean(0) for k in range(2)])
+print(f"share of the last snapshot in the first group: {(group == 0).float().mean():.3f}")
+
+DRAWS = 24
+fig, panels = plt.subplots(1, 3, figsize=(10.4, 3.8), layout="constrained", sharex=True, sharey=True)
+for ax, t in zip(panels, times, strict=False):
+    cells = snapshots[t]
+    ends = full.interpolate(cells.repeat(DRAWS, 1), t, times[-1], seed=4)
+    fate = (torch.cdist(ends, centres).argmin(1) == 0).float().reshape(DRAWS, -1).mean(0)
+    decided = float(((fate < 0.1) | (fate > 0.9)).float().mean())
+    print(f"t = {t:g}: mean probability {fate.mean():.3f}; below 0.1 or above 0.9 for {decided:.0%} of the cells")
+    ax.scatter(*plane(last).T, s=3, color="#D0D0D0", linewidths=0)
+    image = ax.scatter(*plane(cells).T, s=8, c=fate, cmap="coolwarm", vmin=0, vmax=1, linewidths=0)
+    ax.set(xlabel=plane.labels[0], title=f"cells at $t$ = {t:g}: {decided:.0%} decided")
+panels[0].set_ylabel(plane.labels[1])
+fig.colorbar(image, ax=panels, label="probability of the first group")
+fig.suptitle("Where cells will end (grey: the last snapshot)")

@@ -1,0 +1,112 @@
+"""Exact reversal only remembers
+=============================
+
+The score of a finite set of points is known exactly. Reversing with it to the very end returns the points themselves,
+nothing new: the support of the data is preserved. This page follows that on a handful of points
+(:class:`sbridge.ExactScore`, :func:`sbridge.reverse_diffusion`), shows the moment at which a path makes up its mind,
+and then lets a trained network reverse the same noise (:func:`sbridge.diffuse`): what it gets wrong about the score is
+what makes new points.
+"""
+
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+import sbridge as sb
+from sbridge import datasets
+
+FAST = "--fast" in sys.argv
+N = 1000 if FAST else 4000
+UPDATES = 1200 if FAST else 6000
+
+
+def knots(steps, first):
+    """0, then ``steps`` steps from ``first`` to 1, much finer near 0."""
+    low = first ** (1 / 7)
+    return sb.TimeGrid((0.0, *((low + (1 - low) * k / steps) ** 7 for k in range(steps)), 1.0))
+
+
+# %%
+# Twelve points
+# -------------
+# The reversal goes down to a time at which the noise left is invisible.
+
+points = datasets.make("circles", 12, seed=4).double()
+data = sb.Samples(points)
+process = sb.choose_noising(data)
+exact = sb.ExactScore(process, data)
+bridge = sb.reverse_diffusion(process, data, exact, grid=knots(200, 1e-6))
+paths = bridge.backward.sample(N, seed=1)
+generated = sb.generate(bridge, N, seed=1)
+
+nearest = torch.cdist(generated, points).min(1)
+print(f"largest distance of {N} generated points to a data point: {float(nearest.values.max()):.1e}")
+counts = torch.bincount(nearest.indices, minlength=len(points))
+expected = N / len(points)
+chi2 = float(((counts - expected) ** 2 / expected).sum())
+print(f"how often each point comes back: {counts.tolist()}")
+print(f"chi-square of equal frequencies {chi2:.1f} with {len(points) - 1} degrees of freedom")
+
+# %%
+# Making up its mind
+# ------------------
+# ``E[X_0 | X_t]``, the mean of the points as seen from the state, moves from the centre of the data to a single point.
+# The entropy of the weights that the points have in it falls from the logarithm of their number to zero. It does so
+# within a limited range of times: before it, all paths are alike; after it, each one only finishes.
+
+visited = paths.t.tolist()
+moments = [k for k in range(len(visited)) if visited[k] > 1e-4]
+entropies = []
+for k in moments:
+    law = process.transition(0.0, visited[k])
+    exponents = -0.5 * torch.cdist(law.root.inverse()(paths.x[k]), law.root.inverse()(law.mean(points))).square()
+    weights = torch.softmax(exponents, 1)
+    entropies.append(torch.special.entr(weights).sum(1))
+bands = np.quantile(torch.stack(entropies).numpy(), (0.1, 0.5, 0.9), axis=1)
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(9.8, 4.2), layout="constrained")
+left.plot(*paths.x[:, :4].permute(2, 0, 1).double(), color="#0072B2", linewidth=0.6, alpha=0.7)
+left.scatter(*points.T, s=40, color="#D55E00", zorder=3, label="data points")
+left.scatter(*generated[:400].T, s=6, color="#333333", zorder=4, label="generated")
+left.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title="Every path ends in a data point")
+left.legend(frameon=False, fontsize=8, loc="upper right")
+right.fill_between([visited[k] for k in moments], bands[0], bands[2], color="#0072B2", alpha=0.2, label="10–90 %")
+right.plot([visited[k] for k in moments], bands[1], color="#0072B2", label="median path")
+right.axhline(np.log(len(points)), color="#333333", linewidth=0.8, linestyle=":", label="log of the number of points")
+right.set(xscale="log", xlabel="noising time $t$ (the reversal runs to the left)", ylabel="entropy (nats)")
+right.set_title("How many points a state may still become")
+right.legend(frameon=False, fontsize=8)
+
+# %%
+# A network instead
+# -----------------
+# 300 points of the same law. Distances to the nearest training point: those of fresh points of the law say what new
+# points look like.
+
+train = datasets.make("circles", 300, seed=5)
+fresh = datasets.make("circles", N, seed=6)
+model = sb.diffuse(train, solver=sb.ScoreMatching(updates=UPDATES), seed=2)
+noising, rows = model.reference, sb.Samples(train)
+memory = sb.reverse_diffusion(noising, rows, sb.ExactScore(noising, rows), grid=knots(200, 1e-6))
+clouds = {
+    "exact score": sb.generate(memory, N, seed=3),
+    "trained network": sb.generate(model, N, seed=3),
+    "fresh points": fresh,
+}
+fig, panels = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
+for name, cloud in clouds.items():
+    gaps = torch.cdist(cloud.double(), train.double()).amin(1).numpy()
+    copies = float((gaps < 1e-3).mean())
+    error = (copies * (1 - copies) / len(gaps)) ** 0.5
+    print(f"{name:16s} median distance {np.median(gaps):.1e}; copies (within 1e-3) {copies:.3f} ± {error:.3f}")
+    panels[2].plot(np.sort(gaps), np.linspace(0, 1, len(gaps)), label=name)
+panels[2].set(xscale="log", xlim=(1e-9, 2), xlabel="distance to the nearest training point", ylabel="share below")
+panels[2].set_title("Copies and new points")
+panels[2].legend(frameon=False, fontsize=8, loc="center")
+for ax, name in zip(panels, ("exact score", "trained network"), strict=False):
+    ax.scatter(*train.T, s=16, color="#B8B8B8", linewidths=0, label="training points")
+    ax.scatter(*clouds[name][:1000].T, s=4, color="#0072B2", linewidths=0, label="generated")
+    ax.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title=name)
+panels[0].legend(frameon=False, fontsize=7, loc="center")

@@ -1,0 +1,131 @@
+"""Samplers at equal cost
+======================
+
+All samplers of a diffusion model solve one of two equations, the reverse SDE or the probability-flow ODE, and pay with
+evaluations of the score. Here every one gets the same number of them on the same problem: reverse diffusion of two
+moons by the *exact* score of the points (:class:`sbridge.ExactScore`), so that what one sees is the sampler's own
+error. W2 to fresh points stands beside its floor, the W2 of as many fresh points, and beside draws of the points
+themselves, which is what a perfect sampler of this score returns.
+"""
+
+import sys
+
+import matplotlib.pyplot as plt
+import torch
+
+import sbridge as sb
+from sbridge import datasets
+from sbridge.diffusion import AncestralSampler, DDIMSampler, PredictorCorrector
+from sbridge.metrics import ExactW2
+from sbridge.processes import EulerMaruyama
+from sbridge.simulation.ode import Euler, Heun, RungeKutta4
+
+FAST = "--fast" in sys.argv
+POINTS = 1000
+ROWS = 400 if FAST else 600
+SEEDS = 8
+BUDGETS = [8, 16, 32] if FAST else [8, 16, 32, 64, 128]
+
+# %%
+# The contestants
+# ---------------
+# Steps are fine near the data and coarse near the noise: equal in ``t^(1/3)``. Two-stage methods get half as many
+# steps, RK4 a quarter; one evaluation of every budget goes into the last step, the conditional mean ``E[X_0 | X_t]``.
+
+
+def knots(steps, first=1e-3):
+    """0, then ``steps`` steps from ``first`` to 1."""
+    low = first ** (1 / 3)
+    return sb.TimeGrid((0.0, *((low + (1 - low) * k / steps) ** 3 for k in range(steps)), 1.0))
+
+
+samplers = {
+    "SDE: Euler–Maruyama": (lambda grid: sb.StochasticSampler(EulerMaruyama(), grid), 1),
+    "SDE: exact linear part": (lambda grid: sb.StochasticSampler(grid=grid), 1),
+    "SDE: ancestral (DDPM)": (lambda grid: AncestralSampler(grid=grid), 1),
+    "SDE: predictor–corrector": (lambda grid: PredictorCorrector(grid=grid), 2),
+    "ODE: Euler": (lambda grid: sb.FlowSampler(Euler(), grid), 1),
+    "ODE: DDIM": (lambda grid: DDIMSampler(grid), 1),
+    "ODE: Heun": (lambda grid: sb.FlowSampler(Heun(), grid), 2),
+    "ODE: RK4": (lambda grid: sb.FlowSampler(RungeKutta4(), grid), 4),
+}
+
+# %%
+# The race
+# --------
+# Standard errors are over independent data sets, starts and noises.
+
+metric = ExactW2(ROWS)
+
+
+def distance(rows, reference):
+    """W2 between two sets of rows."""
+    return metric(rows.double(), reference.double(), torch.Generator().manual_seed(0))
+
+
+found, pictures = {}, {}
+for seed in range(SEEDS):
+    points = datasets.make("two_moons", POINTS, seed=10 * seed)
+    fresh, others = datasets.make("two_moons", 2 * ROWS, seed=10 * seed + 1).split(ROWS)
+    process = sb.choose_noising(sb.Samples(points))
+    bridge = sb.reverse_diffusion(process, sb.Samples(points), sb.ExactScore(process, sb.Samples(points)))
+    found.setdefault("floor: fresh points", []).append(distance(others, fresh))
+    again = sb.Samples(points).sample(ROWS, torch.Generator().manual_seed(seed))
+    found.setdefault("draws of the points", []).append(distance(again, fresh))
+    for budget in BUDGETS:
+        for name, (make, cost) in samplers.items():
+            sampled = make(knots((budget - 1) // cost)).run(bridge, ROWS, seed=100 * seed + len(pictures))
+            found.setdefault((name, budget), []).append(distance(sampled.x, fresh))
+            pictures[seed, name, budget] = sampled
+
+values = {key: torch.tensor(one, dtype=torch.float64) for key, one in found.items()}
+mean = {key: float(one.mean()) for key, one in values.items()}
+error = {key: float(one.std() / len(one) ** 0.5) for key, one in values.items()}
+for name in ("floor: fresh points", "draws of the points"):
+    print(f"{name:26s} W2 {mean[name]:.3f} ± {error[name]:.3f}")
+print(f"{'evaluations':26s}" + "".join(f"{budget:>16d}" for budget in BUDGETS))
+for name in samplers:
+    cells = (f"{mean[name, b]:.3f} ± {error[name, b]:.3f}" for b in BUDGETS)
+    print(f"{name:26s}" + "".join(f"{cell:>16s}" for cell in cells))
+
+# %%
+# Samplers of the ODE come near the line of the points with few evaluations: its paths are smooth, and nearly straight
+# far from the data. Samplers of the SDE add noise at every step and need enough steps to take it away again.
+
+fig, ax = plt.subplots(figsize=(8, 4.6), layout="constrained")
+colours = plt.get_cmap("tab10").colors
+for name, colour in zip(samplers, colours, strict=False):
+    style = "--" if name.startswith("ODE") else "-"
+    ax.errorbar(
+        BUDGETS,
+        [mean[name, b] for b in BUDGETS],
+        [error[name, b] for b in BUDGETS],
+        fmt="o" + style,
+        color=colour,
+        markersize=4,
+        capsize=2,
+        label=name,
+    )
+ax.axhline(mean["draws of the points"], color="#333333", linewidth=1, label="draws of the points")
+ax.axhline(mean["floor: fresh points"], color="#333333", linewidth=1, linestyle=":", label="floor: fresh points")
+ax.set(xscale="log", yscale="log", xlabel="evaluations of the score per sample", ylabel="W2 to fresh points")
+ax.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
+ax.set_yticks([0.4, 0.6, 1.0, 2.0], ["0.4", "0.6", "1", "2"])
+ax.minorticks_off()
+ax.set_title("Samplers at equal numbers of evaluations")
+ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+# %%
+# What the smallest budget looks like
+# -----------------------------------
+
+fig, panels = plt.subplots(2, 4, figsize=(10, 4.4), layout="constrained", sharex=True, sharey=True)
+for ax, name in zip(panels.flat, samplers, strict=True):
+    sampled = pictures[SEEDS - 1, name, BUDGETS[0]]
+    ax.scatter(*points.T, s=4, color="#B8B8B8", linewidths=0)
+    ax.scatter(*sampled.x.T, s=4, color="#0072B2", linewidths=0)
+    ax.set(xlim=(-5, 7), ylim=(-3.5, 3.5), aspect="equal")
+    ax.set_title(f"{name}\n{sampled.evaluations} evaluations", fontsize=9)
+fig.supxlabel("$x_1$", fontsize=10)
+fig.supylabel("$x_2$", fontsize=10)
+fig.suptitle(f"Samples at a budget of {BUDGETS[0]} evaluations (grey: the points)")

@@ -1,0 +1,106 @@
+"""Many rows: ``python -m sbridge.benchmarks.many_rows``: memory and time per step from 10⁴ to 10⁶ rows a side.
+
+Ends: the Gaussian mixtures of :mod:`sbridge.benchmarks.large` in 50 dimensions. ``imf`` takes a few updates after its
+start coupling, ``mixture`` a whole fit of five components, which looks at 100 000 rows at most. Each line is measured
+in a process of its own. ``data`` is what the rows themselves take; a solver may keep them in its own units, too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+
+import tyro
+
+from sbridge.benchmarks import large
+from sbridge.benchmarks.memory import in_fresh_process, peak_memory
+from sbridge.benchmarks.tables import row, timed
+from sbridge.coupling import EntropicCoupling
+from sbridge.errors import unknown_name
+from sbridge.laws import Samples
+from sbridge.problems import BridgeProblem
+from sbridge.processes import BrownianMotion
+from sbridge.random import generator
+from sbridge.registry import Json
+from sbridge.solvers.base import Solver
+from sbridge.solvers.imf import IMF
+from sbridge.solvers.mixture import MixtureBridge
+
+SOLVERS: dict[str, Solver] = {
+    "mixture": MixtureBridge(components=(5,), rounds=1, iterations=10),
+    "imf": IMF(start=EntropicCoupling(rows=1024), pretraining=100, stages=2, updates=50, refresh=50),
+}
+"""By name; short fits, since memory and time per step show at once."""
+_SIGMA = 3.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of this benchmark.
+
+    Args:
+        solvers: names of rows.
+        rows: training rows a side.
+        dim: columns.
+    """
+
+    solvers: tuple[str, ...] = tuple(SOLVERS)
+    rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    dim: int = 50
+
+
+def run(name: str, rows: int, dim: int) -> Json:
+    """Seconds of the start, seconds per step, and memory in MiB, in this process."""
+    ends = large.Settings(dim=dim, rows=rows)
+    x0, x1 = (large.sample(ends, end, "train", rows) for end in ("source", "target"))
+    problem, solver = BridgeProblem(Samples(x0), Samples(x1), BrownianMotion(_SIGMA)), SOLVERS[name]
+    before = peak_memory()
+    state, start = timed(lambda: solver.init(problem, generator(0)))
+    steps = 0
+
+    def train() -> None:
+        nonlocal state, steps
+        while not solver.finished(problem, state):
+            state, _ = solver.step(problem, state)
+            steps += 1
+
+    _, seconds = timed(train)
+    _, finish = timed(lambda: solver.finish(problem, state))
+    data = 2 * x0.numel() * x0.element_size() / 2**20
+    return {
+        "start": start,
+        "per_step": seconds / steps,
+        "finish": finish,
+        "data": data,
+        "before": before,
+        "peak": peak_memory(),
+    }
+
+
+def main(settings: Settings) -> None:
+    """A line per solver and number of rows."""
+    for name in settings.solvers:
+        if name not in SOLVERS:
+            raise unknown_name("solver", name, SOLVERS)
+        for rows in settings.rows:
+            arguments = [_ONE_ROW, name, str(rows), str(settings.dim)]
+            found = json.loads(in_fresh_process("sbridge.benchmarks.many_rows", arguments))
+            row(
+                f"{name} {rows} × {settings.dim} a side",
+                start=f"{found['start']:.1f} s",
+                step=f"{1e3 * found['per_step']:.1f} ms",
+                finish=f"{found['finish']:.1f} s",
+                data=f"{found['data']:.0f} MiB",
+                peak=f"{found['peak']:.0f} MiB",
+                before=f"{found['before']:.0f} MiB",
+            )
+
+
+_ONE_ROW = "one-row"
+
+if __name__ == "__main__":
+    if len(sys.argv) == 5 and sys.argv[1] == _ONE_ROW:  # for the parent process
+        sys.stdout.write(json.dumps(run(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))) + "\n")
+    else:
+        main(tyro.cli(Settings))

@@ -1,0 +1,168 @@
+"""What makes two ends hard for every solver, with the number that shows it: seen before a fit, told as a warning.
+
+Each is judged on rows of the ends, thinned to a thousand where pairs of rows are compared, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from sbridge.errors import DisconnectedWarning, HeavyTailsWarning, SbridgeWarning, ScalesWarning
+from sbridge.processes import LinearProcess, Process
+
+TAIL_SHARE = 1.0 / 3.0
+"""Of the variance, carried by the hundredth of the rows that is farthest out: a Gaussian has .085 in one dimension and
+less in more, an exponential law .22, Student's law with three degrees of freedom .36, a standard lognormal one .49."""
+GAP_IN_RADII, GAP_IN_NOISE = 5.0, 3.0
+"""The gap between two parts, over the larger root mean square radius of a part and over the noise ``σ√T``."""
+WIDTHS = 10.0
+"""The ratio of the widths of the ends."""
+_FEW, _THINNED, _PART = 200, 1000, 0.01
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The widest gap that parts the rows in two, neither of which is a handful of outliers.
+
+    Attributes:
+        width: least distance between a row of one part and a row of the other.
+        radius: the larger root mean square distance of a part's rows from their mean.
+        share: of the rows, in the smaller part.
+    """
+
+    width: float
+    radius: float
+    share: float
+
+
+def warn_of_difficulties(
+    x0: Tensor | None, x1: Tensor | None, reference: Process, names: tuple[str, str] = ("x0", "x1")
+) -> None:
+    """Warns of heavy tails, of parts that are far apart, and of ends of very different widths.
+
+    Args:
+        x0, x1: rows of either end, shape ``(n, dim)``; ``None`` for an end without rows. Fewer than 200 say too little.
+        reference: the process of the bridge between them.
+        names: what messages call the ends.
+    """
+    ends = [(name, rows.double()) for name, rows in zip(names, (x0, x1), strict=True) if rows is not None]
+    noise = noise_level(reference, len(ends[0][1][0])) if ends else 0.0
+    for name, rows in ends:
+        if len(rows) >= _FEW and float(rows.std(0).max()) > 0.0:
+            _warn_of_tails(name, rows)
+            _warn_of_gap(name, rows, noise)
+    if len(ends) == 2:
+        _warn_of_widths(ends[0], ends[1], reference)
+
+
+def tail_share(rows: Tensor) -> float:
+    """The share of the variance that is carried by the hundredth of the rows that is farthest from the mean."""
+    squares = (rows - rows.mean(0)).square().sum(1)
+    return float(squares.topk(max(1, len(rows) // 100)).values.sum() / squares.sum())
+
+
+def kurtosis(rows: Tensor) -> float:
+    """The largest excess kurtosis ``E z⁴ − 3`` of a column that is not constant."""
+    centred = rows - rows.mean(0)
+    variance = centred.square().mean(0)
+    return float((centred.pow(4).mean(0)[variance > 0] / variance[variance > 0].square() - 3.0).max())
+
+
+def widest_gap(rows: Tensor) -> Gap | None:
+    """The widest gap by single linkage (Gower & Ross 1969, https://doi.org/10.2307/2346439); ``None`` without one.
+
+    Either part has at least a hundredth of the rows.
+    """
+    from scipy.cluster.hierarchy import linkage
+
+    thinned = rows[:: -(-len(rows) // _THINNED)]
+    count = len(thinned)
+    merges = linkage(thinned.cpu().numpy(), "single")  # rising; cluster count + k is made by merge k
+    sizes = [1] * count + [int(merge[3]) for merge in merges]
+    least = max(2, math.ceil(_PART * count))
+    for left, right, width, _ in reversed(merges.tolist()):
+        parts = (int(left), int(right))
+        if min(sizes[part] for part in parts) >= least:
+            radii = [_radius(thinned[_members(merges, part, count)]) for part in parts]
+            return Gap(width, max(radii), min(sizes[part] for part in parts) / count)
+    return None
+
+
+def noise_level(reference: Process, dim: int) -> float:
+    """What the reference adds to a coordinate over its horizon, as a standard deviation; ``σ(0)√T`` if not linear."""
+    if isinstance(reference, LinearProcess):
+        return float(reference.transition(0.0, reference.horizon).root.mean_square(dim)) ** 0.5
+    return float(reference.scale(0.0).mean_square(dim) * reference.horizon) ** 0.5
+
+
+def _warn_of_tails(name: str, rows: Tensor) -> None:
+    share = tail_share(rows)
+    if share > TAIL_SHARE:
+        _tell(
+            HeavyTailsWarning,
+            f"{name} has heavy tails: a hundredth of its rows carries {share:.0%} of its variance (largest excess "
+            f"kurtosis of a column {kurtosis(rows):.3g}). Scales and the default σ follow these rows, beside which the "
+            "others are one point. Are they data? If so, transform the columns (logarithm, ranks) or clip them.",
+        )
+
+
+def _warn_of_gap(name: str, rows: Tensor, noise: float) -> None:
+    gap = widest_gap(rows)
+    if gap is not None and gap.width > GAP_IN_RADII * gap.radius and gap.width > GAP_IN_NOISE * noise:
+        _tell(
+            DisconnectedWarning,
+            f"{name} is disconnected: a gap of {gap.width:.3g} parts {gap.share:.1%} of its rows from the others, "
+            f"{gap.width / gap.radius:.3g} times the radius {gap.radius:.3g} of the wider part and "
+            f"{gap.width / noise:.3g} times the noise σ√T = {noise:.3g} of the reference. No path of the reference "
+            "crosses it, so controls have to switch there: look at the share of each part in what comes out, take a "
+            "larger σ, or fit the parts by themselves.",
+        )
+
+
+def _warn_of_widths(first: tuple[str, Tensor], second: tuple[str, Tensor], reference: Process) -> None:
+    (name0, x0), (name1, x1) = first, second
+    widths = [_width(x0), _width(x1)]
+    if not 0.0 < WIDTHS * min(widths) < max(widths):
+        return
+    if isinstance(reference, LinearProcess):
+        law = reference.transition(0.0, reference.horizon)
+        reached = math.hypot(_width(law.mean(x0)), noise_level(reference, x0.shape[1]))
+        if 0.5 < widths[1] / reached < 2.0:  # the reference itself leads from one width to the other
+            return
+    _tell(
+        ScalesWarning,
+        f"the ends are on very different scales: the mean standard deviation of a column is {widths[0]:.3g} in {name0} "
+        f"and {widths[1]:.3g} in {name1}, a ratio of {max(widths) / min(widths):.3g}. One σ cannot suit both: the "
+        "noise swamps the narrow end or hardly moves the wide one. Are the units the same? If so, take a reference "
+        "that widens by itself, such as VarianceExploding.",
+    )
+
+
+def _width(rows: Tensor) -> float:
+    """The root mean square over columns of the standard deviation."""
+    return float(rows.var(0, correction=0).mean()) ** 0.5
+
+
+def _members(merges: np.ndarray, cluster: int, count: int) -> list[int]:
+    """The rows of a cluster of a linkage of ``count`` rows."""
+    found, waiting = [], [cluster]
+    while waiting:
+        one = waiting.pop()
+        if one < count:
+            found.append(one)
+        else:
+            waiting.extend(int(child) for child in merges[one - count, :2])
+    return found
+
+
+def _radius(rows: Tensor) -> float:
+    return float((rows - rows.mean(0)).square().sum(1).mean()) ** 0.5
+
+
+def _tell(kind: type[SbridgeWarning], message: str) -> None:
+    warnings.warn(message, kind, stacklevel=2)

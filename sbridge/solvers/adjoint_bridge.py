@@ -1,0 +1,290 @@
+"""The bridge to an end that is an unnormalised density: adjoint matching one way, corrector matching the other."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sbridge.controls import MLP, NetworkRecipe, seeded_control
+from sbridge.coupling.simple import Pairs
+from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.laws import Density, Law
+from sbridge.measures import PathMeasure, Paths
+from sbridge.objectives.adjoint import adjoint_targets, gradient, lean_adjoint
+from sbridge.objectives.costs import Costs, checked, hides_gradient
+from sbridge.problems import BridgeProblem, unknown_transition
+from sbridge.processes import Direction
+from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.registry import register
+from sbridge.scaling import NoScaling, ScalingRecipe
+from sbridge.solutions import Bridge
+from sbridge.solvers.base import Solver
+from sbridge.solvers.control import Annealing, Replay
+from sbridge.solvers.control.adjoint import keep_rows, regression_rows, row_loss
+from sbridge.solvers.matching import DIRECTIONS, Regression
+from sbridge.time import TimeGrid
+from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
+
+_PROBE_ROWS, _FEW_ROWS = 512, 8
+_ENDS = ("source", "end")
+_WHERE = "the ends of simulated paths"
+
+
+@register
+@dataclass(frozen=True)
+class AdjointBridge(Solver["AdjointBridgeState"]):
+    """The Schrödinger bridge to ``e^{−E}``, which cannot be sampled (Liu et al. 2025, arXiv:2506.22565).
+
+    With ``φ, φ̂`` the potentials of the Schrödinger system, ``φ(T) φ̂(T) = e^{−E}`` up to a constant. Two regressions
+    share the paths that the forward control makes of the source::
+
+        adjoint      u(t_k, X_k) ← −L_kᵀ Φ(T, t_{k+1})ᵀ (∇E + h)(X_T)/√Δ_k         h = ∇log φ̂(T, ·) = σ⁻ᵀ û(T, ·)
+        corrector    û(t, X_t)   ← σᵀ ∇_x log R(X_t | X_0)                         at t = T and between the ends
+
+    For a given ``h`` the first solves the control problem with terminal cost ``E + log φ̂(T)``; for given paths the
+    second finds the score of the reference on its way from where they began: each is a half-step of iterative
+    proportional fitting. The corrector is the backward control at ``T``, so the second network gives ``h`` and, from
+    pinned bridges between the ends of the paths, the backward process too. It is zero at first. The states of the
+    adjoint regression are those of the paths: drawn from pinned bridges, they would leave other fixed points where the
+    reference remembers its start.
+
+    A density at ``t = 0`` is the same run the other way: ``û`` is regressed on ``−σᵀ Φ(t, 0)⁻ᵀ (∇E + h)(X_0)``, and
+    ``h = ∇log φ(0, ·) = σ⁻ᵀ u(0, ·)``.
+
+    Needs a linear reference, a :class:`~sbridge.laws.Density` with a gradient at one end, and a law that can be sampled
+    at the other. Gradients do not see the weights of modes that no path connects: let the reference reach from one to
+    the other, and bring the cost in by ``annealing``.
+
+    Args:
+        updates: of either network.
+        replay: how many paths are simulated, and how often.
+        network: recipe of either network.
+        optimisation: how networks are trained.
+        grid: time grid of paths and solution; the control towards the density is the best one for its steps.
+        annealing: brings the terminal cost ``E + log φ̂(T)`` in little by little; ``None``: at once.
+    """
+
+    updates: int = 4000
+    replay: Replay = field(default_factory=lambda: Replay(paths=512))
+    network: NetworkRecipe = field(default_factory=MLP)
+    optimisation: Optimisation = field(
+        default_factory=lambda: Optimisation(learning_rate=5e-3, batch=512, ema_decay=0.99, clip=10.0)
+    )
+    grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(50))
+    annealing: Annealing | None = None
+
+    scaling: ClassVar[ScalingRecipe] = NoScaling()
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise InvalidInputError(f"updates must be positive, got {self.updates}.")
+
+    def refusal(self, problem: BridgeProblem) -> str | None:
+        """Needs what the class says."""
+        densities = sum(isinstance(end, Density) for end in (problem.source, problem.target))
+        if densities == 0:
+            return (
+                "AdjointBridge is for an end that is known by its density alone, and both of these can be sampled: use "
+                "IMF(), or GaussianBridge() for Gaussian laws."
+            )
+        if densities == 2:
+            return (
+                "AdjointBridge simulates paths from an end that can be sampled, and both of these are densities: draw "
+                "samples of one first, say with AdjointBridge() from a Gaussian."
+            )
+        unknown = unknown_transition("AdjointBridge", problem.reference)
+        return _without_gradient(problem) if unknown is None else unknown
+
+    def length(self, problem: BridgeProblem) -> int:
+        """The number of updates."""
+        return self.updates
+
+    def init(self, problem: BridgeProblem, generator: torch.Generator) -> AdjointBridgeState:
+        """Networks at zero output, sized by the first targets and by the reference.
+
+        Raises:
+            NonFiniteError: if the log density or its gradient is NaN or infinite where the reference ends.
+        """
+        seed, out = as_seed(generator), outward(problem)
+        paths = self.measure(problem, out, None).sample(_PROBE_ROWS, seed=derive(seed, "probe"))
+        targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), energy_gradient(problem, paths.x[-1])))
+        size = float(targets.double().square().mean((1, 2)).median().sqrt())
+        usual = Regression.of(problem, _pairs(paths)).typical_size
+        return AdjointBridgeState(self, problem, seed, {out: size or usual, opposite(out): usual})
+
+    def restore(self, problem: BridgeProblem, flat: Flat) -> AdjointBridgeState:
+        """The state of an interrupted run."""
+        sizes = {direction: flat_number(flat, f"size.{direction.name.lower()}") for direction in DIRECTIONS}
+        state = AdjointBridgeState(self, problem, int(flat_number(flat, "seed")), sizes)
+        for direction, learner in state.learners.items():
+            learner.load(flat, direction.name.lower())
+        prefix = "memory."
+        names = [key.removeprefix(prefix) for key in flat if key.startswith(prefix)]
+        state.memory = {name: flat_tensor(flat, prefix + name) for name in names}
+        state.generator.set_state(flat_tensor(flat, "generator"))
+        state.step = int(flat_number(flat, "step"))
+        return state
+
+    def step(self, problem: BridgeProblem, state: AdjointBridgeState) -> tuple[AdjointBridgeState, Info]:
+        """One update of either network, on new paths if it is time."""
+        if state.step % self.replay.updates == 0:
+            self.refresh(problem, state)
+        out, batch = outward(problem), self.optimisation.batch
+        towards, back = state.learners[out], state.learners[opposite(out)]
+        adjoint = towards.update(row_loss(towards.module, state.memory, batch, state.generator))
+        corrector = back.update(self.corrector_loss(problem, state))
+        state.step += 1
+        return state, {"adjoint loss": adjoint, "corrector loss": corrector}
+
+    def finish(self, problem: BridgeProblem, state: AdjointBridgeState) -> Bridge:
+        """The averaged networks; copies, so that the state can be trained on."""
+        networks = {d: copy.deepcopy(learner.averaged).eval() for d, learner in state.learners.items()}
+        forward, backward = (
+            self.measure(problem, d, networks[d].requires_grad_(requires_grad=False)) for d in DIRECTIONS
+        )
+        return Bridge(forward, backward)
+
+    def measure(self, problem: BridgeProblem, direction: Direction, network: nn.Module | None) -> PathMeasure:
+        """The process that ``network`` controls."""
+        start = problem.source if direction is Direction.FORWARD else problem.target
+        return PathMeasure(problem.reference, network, start, direction, self.grid)
+
+    def refresh(self, problem: BridgeProblem, state: AdjointBridgeState) -> None:
+        """Paths of the averaged control towards the density, and the rows of both regressions."""
+        out = outward(problem)
+        measure = self.measure(problem, out, state.learners[out].averaged)
+        paths = measure.sample(self.replay.paths, seed=state.generator)
+        end = paths.x[-1]
+        slope = energy_gradient(problem, end) + corrector(problem, state.learners[opposite(out)].averaged, end)
+        if self.annealing is not None:
+            slope = self.annealing.factor(state.step / self.updates) * slope
+        targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), slope))
+        keep_rows(state.memory, regression_rows(paths.chain, paths.x[:-1], targets), self.replay.kept)
+        keep_rows(state.memory, dict(zip(_ENDS, _pairs(paths), strict=True)), self.replay.kept)
+
+    def corrector_loss(self, problem: BridgeProblem, state: AdjointBridgeState) -> Tensor:
+        """Of the control that leaves the density: half at its start, half on pinned bridges, each about 1 at zero."""
+        direction, batch = opposite(outward(problem)), self.optimisation.batch
+        module, pairs = state.learners[direction].module, state.pairs
+        between = Regression.of(problem, pairs).loss(module, pairs, direction, batch, state.generator)
+        index = torch.randint(len(pairs[0]), (batch,), generator=state.generator)
+        x0, xT = (side[index.to(side.device)] for side in pairs)
+        t, x = _start(problem, direction), x0 if direction is Direction.FORWARD else xT
+        target = problem.reference.scale(t).T.to(x)(transition_gradient(problem, x0, xT))
+        error = (module(t, x) - target).square().mean()
+        return 0.5 * (between + error / target.square().mean())
+
+
+class AdjointBridgeState:
+    """Networks, optimisers, generator, and the rows that both regressions draw from."""
+
+    def __init__(self, solver: AdjointBridge, problem: BridgeProblem, seed: int, sizes: dict[Direction, float]) -> None:
+        self.step, self.seed, self.sizes = 0, seed, sizes
+        self.generator = generator_of(derive(seed, "training"))
+        self.memory: dict[str, Tensor] = {}
+        like, horizon = _sampled_end(problem).sample(1, generator_of(0)), problem.reference.horizon
+        self.learners: dict[Direction, Learner] = {}
+        for direction, size in sizes.items():
+            weights = generator_of(derive(seed, direction.name))
+            module = seeded_control(solver.network, problem.dim, horizon, size, weights).to(like)
+            self.learners[direction] = Learner(module, solver.optimisation, solver.updates)
+
+    @property
+    def pairs(self) -> Pairs:
+        """``(X_0, X_T)`` of the paths at hand."""
+        source, end = (self.memory[name] for name in _ENDS)
+        return source, end
+
+    def flat(self) -> Flat:
+        """Everything that goes on, as data."""
+        flat: Flat = {"step": self.step, "seed": self.seed, "generator": self.generator.get_state()}
+        flat |= {f"memory.{key}": value.clone() for key, value in self.memory.items()}
+        for direction, learner in self.learners.items():
+            name = direction.name.lower()
+            flat |= {f"size.{name}": self.sizes[direction]} | learner.flat(name)
+        return flat
+
+
+def outward(problem: BridgeProblem) -> Direction:
+    """The direction that runs from the end that can be sampled to the density."""
+    return Direction.FORWARD if isinstance(problem.target, Density) else Direction.BACKWARD
+
+
+def opposite(direction: Direction) -> Direction:
+    """The other direction."""
+    return Direction.BACKWARD if direction is Direction.FORWARD else Direction.FORWARD
+
+
+def energy_gradient(problem: BridgeProblem, x: Tensor) -> Tensor:
+    """``∇E(x)`` for the end with log density ``−E``, shape ``(batch, dim)``.
+
+    Raises:
+        InvalidInputError: if the log density is not one number a row.
+        NonFiniteError: if it, or its gradient, is NaN or infinite.
+    """
+    density = _density(problem)
+
+    def energy(y: Tensor) -> Tensor:
+        return -checked(density.log_density(y), y, "log density", _WHERE)
+
+    found = gradient(x, energy)
+    bad = int((~torch.isfinite(found)).any(1).sum())
+    if bad:
+        raise NonFiniteError(
+            f"the log density is finite at {_WHERE} but its gradient is not, in {bad} of {len(x)} rows: the square "
+            "root of zero does that. Write it so that it can be differentiated there."
+        )
+    return found
+
+
+def corrector(problem: BridgeProblem, network: nn.Module, x: Tensor) -> Tensor:
+    """``h = σ⁻ᵀ û`` at the density's end, ``û`` the control that leaves it."""
+    t = _start(problem, opposite(outward(problem)))
+    with torch.no_grad():
+        return problem.reference.scale(t).T.inverse().to(x)(network(t, x))
+
+
+def transition_gradient(problem: BridgeProblem, x0: Tensor, xT: Tensor) -> Tensor:
+    """``∇log R(X_T | X_0)`` with respect to the state at the density's end, shape ``(batch, dim)``."""
+    reference = problem.linear_reference
+    if outward(problem) is Direction.FORWARD:
+        return reference.push(reference.horizon, xT, x0)
+    return reference.pull(0.0, x0, xT)
+
+
+def _without_gradient(problem: BridgeProblem) -> str | None:
+    density = _density(problem)
+    with torch.no_grad():
+        x = _sampled_end(problem).sample(_FEW_ROWS, generator_of(0))
+    if not hides_gradient(density.log_density, x):
+        return None
+    return (
+        "AdjointBridge follows the gradient of the log density, which depends on x here but has none (is it computed "
+        "outside torch, detached, or a step function?). Write it in differentiable torch functions, or draw samples of "
+        "it and use IMF()."
+    )
+
+
+def _density(problem: BridgeProblem) -> Density:
+    for end in (problem.target, problem.source):
+        if isinstance(end, Density):
+            return end
+    raise UnsupportedError("AdjointBridge needs an end that is a Density; use IMF() for ends that can be sampled.")
+
+
+def _pairs(paths: Paths) -> Pairs:
+    first, last = paths.x[0], paths.x[-1]
+    return (first, last) if paths.chain.direction is Direction.FORWARD else (last, first)
+
+
+def _start(problem: BridgeProblem, direction: Direction) -> float:
+    """The time at which ``direction`` begins."""
+    return 0.0 if direction is Direction.FORWARD else problem.reference.horizon
+
+
+def _sampled_end(problem: BridgeProblem) -> Law:
+    return problem.source if outward(problem) is Direction.FORWARD else problem.target

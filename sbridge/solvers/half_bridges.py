@@ -1,0 +1,246 @@
+"""The half-bridges of iterative proportional fitting: three ways to learn one direction from the other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sbridge.controls import Control, Divergence, ExactTrace
+from sbridge.errors import UnsupportedError
+from sbridge.laws import Density, Law
+from sbridge.measures import Paths
+from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
+from sbridge.objectives.costs import Costs
+from sbridge.objectives.half_bridge import StepsTaken, When, likelihood, mean_matching, terminal_adjoint
+from sbridge.objectives.score_matching import divergence
+from sbridge.problems import BridgeProblem
+from sbridge.processes import Chain, Direction, LinearProcess, Process
+from sbridge.processes.base import Time
+from sbridge.random import generator as generator_of
+from sbridge.registry import register
+from sbridge.sampling import HasDensity
+
+_PROBE_ROWS = 8
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Retraced:
+    """``û = 2 σ⁻¹ b``: the backward process then has the drift ``−b + σû = b`` of the reference itself.
+
+    An equilibrium reference is its own reversal. As what a network is added to, it keeps backward paths where the
+    reference lives: a drift that grows faster than any network and pulls inwards would, turned round, throw them out.
+    """
+
+    process: Process
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """The control at time ``t`` and states ``x``."""
+        return 2.0 * self.process.scale(t).inverse().to(x)(self.process.drift(t, x))
+
+
+@dataclass(frozen=True, eq=False)
+class Learning:
+    """What a half-bridge sees of the half-step that it serves.
+
+    Attributes:
+        problem: in the units that are trained in.
+        trained: the direction that learns.
+        network: the network under training.
+        base: what it is added to, or ``None``.
+        other: the whole control of the other direction, which is fixed.
+        chain: of the paths that were simulated.
+        kept: tensors made of these paths, see :meth:`HalfBridge.keep`.
+    """
+
+    problem: BridgeProblem
+    trained: Direction
+    network: nn.Module
+    base: Control | None
+    other: Control
+    chain: Chain
+    kept: dict[str, Tensor]
+
+
+class HalfBridge(ABC):
+    """How the control of one direction is learned from that of the other."""
+
+    @abstractmethod
+    def simulated(self, trained: Direction) -> Direction:
+        """The direction of the paths from which ``trained`` learns."""
+
+    @abstractmethod
+    def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
+        """Why ``trained`` cannot be learned this way, with the cure, or ``None``."""
+
+    @abstractmethod
+    def keep(self, paths: Paths, learning: Learning) -> dict[str, Tensor]:
+        """What is kept of simulated paths: tensors ``(N, paths, dim)``."""
+
+    @abstractmethod
+    def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss per unit of time of step ``steps[i]`` of path ``rows[i]``, shape ``(batch,)``."""
+
+
+@dataclass(frozen=True)
+class _Reversal(HalfBridge):
+    """Paths of the other direction are taken back."""
+
+    def simulated(self, trained: Direction) -> Direction:
+        return opposite(trained)
+
+    def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
+        if not isinstance(far_end(problem, trained), Density):
+            return None
+        name, known = trained.name.lower(), type(self).__name__
+        return (
+            f"{known} learns the {name} control from paths that start in the {end_name(trained)}, and an unnormalised "
+            f"density cannot be sampled: use IPF({name}=AdjointHalfBridge()), or draw samples first."
+        )
+
+    def keep(self, paths: Paths, learning: Learning) -> dict[str, Tensor]:
+        return dict(vars(StepsTaken.of(paths, learning.base)))
+
+    @staticmethod
+    def taken(learning: Learning, steps: Tensor, rows: Tensor) -> tuple[StepsTaken, When]:
+        return StepsTaken(**learning.kept).rows(steps, rows), When.of(learning.chain, steps)
+
+
+@register
+@dataclass(frozen=True)
+class MeanMatching(_Reversal):
+    """Regression on the steps of the other direction (De Bortoli et al. 2021, arXiv:2106.01357, Prop. 3).
+
+    ``û(t_{k+1}, x_{k+1})`` learns the shift that takes ``x_{k+1}`` back to ``x_k``: for exact steps
+    ``−ξ_k/√Δ_k − u(t_k, x_k)``. The mean is the backward chain nearest to the simulated one. Every step is used with
+    ``ξ`` and with ``−ξ``, which takes away the noise of the target that grows as the steps shrink. No derivative of the
+    drift is taken, so any drift will do.
+    """
+
+    def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """``½|û + h|² + û·ξ/√Δ``, mirrored."""
+        return mean_matching(*self.taken(learning, steps, rows), learning.network)
+
+
+@register
+@dataclass(frozen=True)
+class MaximumLikelihood(_Reversal):
+    """Likelihood of simulated paths, in the divergence form (Vargas et al. 2021; Chen, Liu & Theodorou 2022).
+
+    The minimiser is that of :class:`MeanMatching`, of which this takes the mean over the noise of a step; the price is
+    a derivative of the network.
+
+    Args:
+        divergence: :class:`~sbridge.controls.ExactTrace`, a derivative for each coordinate, or
+            :class:`~sbridge.controls.Hutchinson` with random probes.
+    """
+
+    divergence: Divergence = field(default_factory=ExactTrace)
+
+    def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """``½|û + h|² + ∇·(L û)/√Δ``."""
+        taken, when = self.taken(learning, steps, rows)
+        return likelihood(taken, when, learning.network, self.divergence.probes(taken.x, generator))
+
+
+@register
+@dataclass(frozen=True)
+class AdjointHalfBridge(HalfBridge):
+    """Minimises ``KL(P^u ‖ P^û)`` over ``u``, a control problem, by adjoint matching (arXiv:2409.08861).
+
+    Towards the law ``p`` with the reference as the uncontrolled process, the terminal cost is ``−log p + log φ̂``, and
+    the running cost ``∇·b`` backward in time (none forward). It runs on paths of the direction that learns, so the law
+    ``p`` need not be sampled; only its log density is asked for, up to a constant.
+    """
+
+    def simulated(self, trained: Direction) -> Direction:
+        """The direction that learns itself."""
+        return trained
+
+    def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
+        """Needs a start that can be sampled, a density at the far end, and derivatives of the drift."""
+        name, far = trained.name.lower(), far_end(problem, trained)
+        if isinstance(far_end(problem, opposite(trained)), Density):
+            return (
+                f"AdjointHalfBridge learns the {name} control on its own paths, which start in a law that cannot be "
+                f"sampled: use IPF({name}=MeanMatching())."
+            )
+        if not isinstance(far, HasDensity):
+            return (
+                f"AdjointHalfBridge needs the log density of the {end_name(trained)}, which {type(far).__name__} has "
+                f"not: use IPF({name}=MeanMatching()) or IPF({name}=MaximumLikelihood())."
+            )
+        if not isinstance(problem.reference, LinearProcess) and not _differentiable(problem):
+            return (
+                "AdjointHalfBridge differentiates the drift of the reference, and torch cannot: write the drift in "
+                f"torch functions of x, or use IPF({name}=MeanMatching()), which takes no derivative of it."
+            )
+        return None
+
+    def keep(self, paths: Paths, learning: Learning) -> dict[str, Tensor]:
+        """The states visited and the targets of the network there."""
+        chain, process = paths.chain, learning.problem.reference
+        log_density = _density(far_end(learning.problem, learning.trained)).log_density
+        end = terminal_adjoint(chain, paths.x[-1], log_density, learning.other)
+        curved = learning.trained is Direction.BACKWARD and not isinstance(process, LinearProcess)
+        adjoint = lean_adjoint(paths, Costs(_Expansion(process) if curved else None), end, learning.base)
+        targets = adjoint_targets(chain, adjoint)
+        if learning.base is not None:
+            with torch.no_grad():
+                moments = enumerate(chain.moments)
+                targets = targets - torch.stack([learning.base(t, paths.x[j]) for j, t in moments])
+        return {"x": paths.x[:-1], "target": targets}
+
+    def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """``½|u + Lᵀa/√Δ|²``."""
+        x, target = learning.kept["x"], learning.kept["target"]
+        here, paths = steps.to(x.device), rows.to(x.device)
+        times = learning.chain.visited[steps].to(x.device)
+        return 0.5 * (learning.network(times, x[here, paths]) - target[here, paths]).square().sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Expansion:
+    """``∇·b``: what the reference, read backward, gains in mass."""
+
+    process: Process
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        return divergence(lambda y: self.process.drift(t, y), x)[1]
+
+
+def opposite(direction: Direction) -> Direction:
+    """The other direction."""
+    return Direction(-direction.value)
+
+
+def far_end(problem: BridgeProblem, direction: Direction) -> Law:
+    """The law towards which a direction runs."""
+    return problem.target if direction is Direction.FORWARD else problem.source
+
+
+def end_name(direction: Direction) -> str:
+    """What the law towards which a direction runs is called."""
+    return "target" if direction is Direction.FORWARD else "source"
+
+
+def sampled_end(problem: BridgeProblem) -> Law:
+    """An end that can be sampled."""
+    return problem.target if isinstance(problem.source, Density) else problem.source
+
+
+def _density(law: Law) -> HasDensity:
+    if not isinstance(law, HasDensity):
+        raise UnsupportedError(f"a law with a log density is needed, got {type(law).__name__}.")
+    return law
+
+
+def _differentiable(problem: BridgeProblem) -> bool:
+    """Whether torch can differentiate the drift, or need not, since it does not depend on the state."""
+    x = sampled_end(problem).sample(_PROBE_ROWS, generator_of(0))
+    with torch.enable_grad():
+        value = problem.reference.drift(0.0, x.detach().requires_grad_())
+    return value.requires_grad or bool((value == value[:1]).all())

@@ -1,0 +1,251 @@
+"""Iterative proportional fitting in path space, with a network for either direction."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from sbridge.controls import MLP, Control, NetworkRecipe, SumControl, seeded_control
+from sbridge.errors import InvalidInputError
+from sbridge.laws import Density
+from sbridge.measures import PathMeasure
+from sbridge.problems import BridgeProblem, ControlProblem
+from sbridge.processes import Chain, Direction, default_rule
+from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.registry import register
+from sbridge.solutions import Bridge
+from sbridge.solvers.base import Solver
+from sbridge.solvers.control.door import check_steps
+from sbridge.solvers.half_bridges import (
+    HalfBridge,
+    Learning,
+    MeanMatching,
+    Retraced,
+    far_end,
+    opposite,
+    sampled_end,
+)
+from sbridge.time import TimeGrid
+from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
+
+_PROBE_ROWS = 512
+_DIRECTIONS = (Direction.FORWARD, Direction.BACKWARD)
+
+
+@register
+@dataclass(frozen=True)
+class IPF(Solver["IPFState"]):
+    """Iterative proportional fitting: half-bridges in turn, as Fortet (1940) and Sinkhorn (1964) in path space.
+
+    From the reference started in the source, each half-step gives the law at hand its right end: it is reversed, and
+    started in the law of the other end. In terms of the potentials of the Schrödinger system, ``û = σᵀ∇log φ̂`` and
+    ``u = σᵀ∇log φ``::
+
+        half-steps 1, 3, …    backward from the target:  φ(T) = p_T / (φ̂(0) carried forward)
+        half-steps 2, 4, …    forward from the source:   φ̂(0) = p_0 / (φ(T) carried backward)
+
+    Paths are simulated, so any reference will do. The error of each half-step is that of one regression, and is
+    forgotten at the rate at which the iteration converges. That rate is slow where the noise is small: for a linear
+    reference :class:`~sbridge.solvers.IMF` needs fewer stages.
+
+    Args:
+        half_steps: how many; an even number leaves the forward control as the last that was learned.
+        updates: updates of one half-step.
+        forward: how the forward control is learned.
+        backward: how the backward control is learned.
+        refresh: updates between simulations of new paths.
+        paths: paths simulated at a time.
+        network: recipe of either network.
+        optimisation: how networks are trained; ``batch`` counts single steps of paths. The learning rate falls within
+            each half-step.
+        grid: time grid on which paths and solutions are simulated.
+
+    Works with any reference. Ends are samples, or closed-form laws; either end may be an unnormalised density if the
+    control that runs towards it is learned by :class:`~sbridge.solvers.AdjointHalfBridge`.
+    """
+
+    half_steps: int = 10
+    updates: int = 600
+    forward: HalfBridge = field(default_factory=MeanMatching)
+    backward: HalfBridge = field(default_factory=MeanMatching)
+    refresh: int = 50
+    paths: int = 512
+    network: NetworkRecipe = field(default_factory=MLP)
+    optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=512, ema_decay=0.99, warm_up=50))
+    grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(100))
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "refresh", "paths"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.half_steps < 2:
+            raise InvalidInputError(f"half_steps must be at least 2, one for each direction; got {self.half_steps}.")
+
+    def refusal(self, problem: BridgeProblem) -> str | None:
+        """Needs of each end what its half-bridge needs."""
+        if isinstance(problem.source, Density) and isinstance(problem.target, Density):
+            return "IPF needs an end that can be sampled, and both are unnormalised densities: draw samples from one."
+        refusals = (self.half_bridge(direction).refusal(problem, direction) for direction in _DIRECTIONS)
+        return next((reason for reason in refusals if reason is not None), None)
+
+    def half_bridge(self, direction: Direction) -> HalfBridge:
+        """How the control of ``direction`` is learned."""
+        return self.forward if direction is Direction.FORWARD else self.backward
+
+    def length(self, problem: BridgeProblem) -> int:
+        """Updates of all half-steps."""
+        return self.half_steps * self.updates
+
+    def init(self, problem: BridgeProblem, generator: torch.Generator) -> IPFState:
+        """Networks at zero output: the reference itself."""
+        like = sampled_end(problem)
+        check_steps(ControlProblem(problem.reference, like), self.grid, default_rule(problem.reference))
+        state = IPFState(self, problem, as_seed(generator))
+        state.begin(self, problem)
+        return state
+
+    def restore(self, problem: BridgeProblem, flat: Flat) -> IPFState:
+        """The state of an interrupted run."""
+        state = IPFState(self, problem, int(flat_number(flat, "seed")))
+        state.load(self, problem, flat)
+        return state
+
+    def step(self, problem: BridgeProblem, state: IPFState) -> tuple[IPFState, Info]:
+        """One update of the control that the half-step trains."""
+        half_step, within = divmod(state.step, self.updates)
+        trained = self.trained(half_step)
+        if within == 0:
+            state.renew(self, trained)
+        learning = self._learning(problem, state, trained)
+        if within % self.refresh == 0:
+            state.kept = self._simulate(problem, state, learning)
+            learning = replace(learning, kept=state.kept)
+        loss = self._loss(state, learning)
+        # Networks work in units of output_scale; in nats the clipping of gradients would depend on σ.
+        state.learners[trained].update(loss / (state.size**2 * problem.reference.horizon))
+        state.step += 1
+        return state, {"loss": float(loss.detach()), "half-step": float(half_step + 1)}
+
+    @staticmethod
+    def trained(half_step: int) -> Direction:
+        """Half-step 0 trains the backward control, on the reference; then they alternate."""
+        return Direction.BACKWARD if half_step % 2 == 0 else Direction.FORWARD
+
+    def finish(self, problem: BridgeProblem, state: IPFState) -> Bridge:
+        """The averaged networks; copies, so that the state can be trained on."""
+        forward, backward = (
+            self._measure(problem, direction, _frozen(copy.deepcopy(state.learners[direction].averaged)))
+            for direction in _DIRECTIONS
+        )
+        return Bridge(forward, backward)
+
+    def _measure(self, problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> PathMeasure:
+        start = far_end(problem, opposite(direction))
+        return PathMeasure(problem.reference, _control(problem, direction, network), start, direction, self.grid)
+
+    def _learning(self, problem: BridgeProblem, state: IPFState, trained: Direction) -> Learning:
+        other = _control(problem, opposite(trained), state.learners[opposite(trained)].averaged)
+        chain = state.chains[self.half_bridge(trained).simulated(trained)]
+        network = state.learners[trained].module
+        return Learning(problem, trained, network, _base(problem, trained), other, chain, state.kept)
+
+    def _simulate(self, problem: BridgeProblem, state: IPFState, learning: Learning) -> dict[str, Tensor]:
+        """What is kept of new paths: of the fixed control with averaged weights, or of the one that learns as it is."""
+        half_bridge = self.half_bridge(learning.trained)
+        simulated = half_bridge.simulated(learning.trained)
+        learner = state.learners[simulated]
+        network = learner.module if simulated is learning.trained else learner.averaged
+        measure = self._measure(problem, simulated, network)
+        with torch.no_grad():
+            starts = measure.start.sample(self.paths, state.generator)
+        paths = measure.simulate(starts, seed=state.generator)
+        return half_bridge.keep(paths, learning)
+
+    def _loss(self, state: IPFState, learning: Learning) -> Tensor:
+        """Sum over the steps of their loss times their length, estimated from a batch; nats, up to a constant."""
+        batch, steps = self.optimisation.batch, learning.chain.length
+        # Every step is used alike, and weighted by its length.
+        shifts = torch.rand(batch, generator=state.generator, dtype=torch.float64)
+        which = ((torch.arange(batch) + shifts) * (steps / batch)).long().clamp_max(steps - 1)
+        rows = torch.randint(self.paths, (batch,), generator=state.generator)
+        values = self.half_bridge(learning.trained).loss(learning, which, rows, state.generator)
+        spans = learning.chain.visited.diff().abs()[which]
+        return steps * (spans.to(values) * values).mean()
+
+
+class IPFState:
+    """Networks, optimisers, the paths at hand and the generator."""
+
+    def __init__(self, solver: IPF, problem: BridgeProblem, seed: int) -> None:
+        self.step, self.seed, self.size = 0, seed, 1.0
+        self.generator = generator_of(derive(seed, "training"))
+        self.like = sampled_end(problem).sample(1, generator_of(0))
+        times, rule = solver.grid.times(problem.reference.horizon), default_rule(problem.reference)
+        self.chains = {way: Chain(problem.reference, times, way, rule, self.like) for way in _DIRECTIONS}
+        self.kept: dict[str, Tensor] = {}
+        self.learners: dict[Direction, Learner] = {}
+
+    def begin(self, solver: IPF, problem: BridgeProblem) -> None:
+        """Measures the size of the problem, and makes the networks."""
+        self.size = _typical_control(solver, problem, derive(self.seed, "size"))
+        self.learners = {direction: self._learner(solver, problem, direction) for direction in _DIRECTIONS}
+
+    def renew(self, solver: IPF, direction: Direction) -> None:
+        """A new optimiser and a new average for the network as it was averaged last."""
+        network = copy.deepcopy(self.learners[direction].averaged)
+        self.learners[direction] = Learner(network, solver.optimisation, solver.updates)
+
+    def _learner(self, solver: IPF, problem: BridgeProblem, direction: Direction) -> Learner:
+        weights = generator_of(derive(self.seed, direction.name))
+        module = seeded_control(solver.network, problem.dim, problem.reference.horizon, self.size, weights)
+        return Learner(module.to(self.like), solver.optimisation, solver.updates)
+
+    def flat(self) -> Flat:
+        """Networks, optimisers, paths, generator, seed."""
+        flat: Flat = {"step": self.step, "seed": self.seed, "size": self.size}
+        flat["generator"] = self.generator.get_state()
+        flat |= {f"paths.{key}": value for key, value in self.kept.items()}
+        for direction, learner in self.learners.items():
+            flat |= learner.flat(direction.name.lower())
+        return flat
+
+    def load(self, solver: IPF, problem: BridgeProblem, flat: Flat) -> None:
+        """The opposite of :meth:`flat`."""
+        self.size = float(flat_number(flat, "size"))
+        self.learners = {direction: self._learner(solver, problem, direction) for direction in _DIRECTIONS}
+        for direction, learner in self.learners.items():
+            learner.load(flat, direction.name.lower())
+        self.kept = {key.removeprefix("paths."): flat_tensor(flat, key) for key in flat if key.startswith("paths.")}
+        self.generator.set_state(flat_tensor(flat, "generator"))
+        self.step = int(flat_number(flat, "step"))
+
+
+def _control(problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> Control:
+    base = _base(problem, direction)
+    return network if base is None else SumControl((base, network))
+
+
+def _base(problem: BridgeProblem, direction: Direction) -> Control | None:
+    """What the network of a direction is added to."""
+    return None if direction is Direction.FORWARD else Retraced(problem.reference)
+
+
+def _frozen(network: torch.nn.Module) -> torch.nn.Module:
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def _typical_control(solver: IPF, problem: BridgeProblem, seed: int) -> float:
+    """A size for controls: ``1/√T``, and what takes an end of the reference to an end of the target in time."""
+    horizon = problem.reference.horizon
+    square = 1.0 / horizon
+    if not isinstance(problem.source, Density) and not isinstance(problem.target, Density):
+        reference = PathMeasure(problem.reference, None, problem.source, grid=solver.grid)
+        reached = reference.transport(reference.starts(_PROBE_ROWS, seed=seed), seed=seed)
+        wanted = problem.target.sample(_PROBE_ROWS, generator_of(derive(seed, "target")))
+        lacking = problem.reference.scale(0.5 * horizon).inverse().to(wanted)(wanted - reached) / horizon
+        square += float(lacking.double().square().mean())
+    return math.sqrt(square)

@@ -1,0 +1,94 @@
+"""Simulation-free bridge matching: one regression of either control on a coupling of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from sbridge.controls import NetworkRecipe, ScaledMLP
+from sbridge.coupling import Coupling, MinibatchCoupling
+from sbridge.errors import InvalidInputError
+from sbridge.problems import BridgeProblem
+from sbridge.random import as_seed
+from sbridge.registry import register
+from sbridge.solutions import Bridge
+from sbridge.solvers.base import Solver
+from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingState, matching_refusal
+from sbridge.time import TimeGrid
+from sbridge.training import Flat, Info, Optimisation
+
+
+@register
+@dataclass(frozen=True)
+class MatchedBridge(Solver[MatchingState]):
+    """One regression of either control on pinned bridges between pairs of a coupling; nothing is simulated.
+
+    With ``(X_0, X_T)`` from the static Schrödinger plan and ``X_t`` from the reference's pinned bridge::
+
+        u*(t, x) = E[σᵀ ∇_x log R(X_T | X_t) | X_t = x]        û*(t, x) = E[σᵀ ∇_x log R(X_t | X_0) | X_t = x]
+
+    (Tong et al. 2024, arXiv:2307.03672, §3.3, with the drift of the bridge itself in place of flow and score.) Both
+    controls then are those of the bridge, up to the error of the regression and the bias of the plan of finitely many
+    rows, which nothing here removes: see the coupling. :class:`~sbridge.solvers.imf.IMF` starts the same way, and its
+    stages remove that bias for several times the cost. Of a coupling that is not the plan, the result is its Markovian
+    projection: it has the right ends (those of the coupling), and is no Schrödinger bridge.
+
+    Args:
+        coupling: the pairs.
+        updates: updates of each network.
+        refresh: updates between draws of new pairs.
+        pairs: pairs drawn at a time; they are used again until the next draw.
+        network: recipe of either network.
+        optimisation: how networks are trained.
+        grid: time grid on which solutions are simulated; finer towards both ends by default.
+
+    Works with any linear reference and any ends that can be sampled.
+    """
+
+    coupling: Coupling = field(default_factory=MinibatchCoupling)
+    updates: int = 6000
+    refresh: int = 500
+    pairs: int = 8192
+    network: NetworkRecipe = field(default_factory=ScaledMLP)
+    optimisation: Optimisation = field(default_factory=lambda: MATCHING)
+    grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "refresh", "pairs"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
+
+    def refusal(self, problem: BridgeProblem) -> str | None:
+        """Needs a linear reference and ends that can be sampled."""
+        return matching_refusal("MatchedBridge", problem)
+
+    def length(self, problem: BridgeProblem) -> int:
+        """The updates of either network."""
+        return self.updates
+
+    def init(self, problem: BridgeProblem, generator: torch.Generator) -> MatchingState:
+        """Networks at zero output."""
+        return MatchingState.begun(self.matcher, problem, as_seed(generator))
+
+    def restore(self, problem: BridgeProblem, flat: Flat) -> MatchingState:
+        """The state of an interrupted run."""
+        return MatchingState.restored(self.matcher, problem, flat)
+
+    def step(self, problem: BridgeProblem, state: MatchingState) -> tuple[MatchingState, Info]:
+        """One update of both networks."""
+        if state.step % self.refresh == 0:
+            state.pairs = state.start(self.pairs, state.generator)
+        losses = [state.learn(direction) for direction in DIRECTIONS]
+        state.step += 1
+        return state, {"loss": sum(losses) / len(losses)}
+
+    def finish(self, problem: BridgeProblem, state: MatchingState) -> Bridge:
+        """The averaged networks; copies, so that the state can be trained on."""
+        return self.matcher.bridge(problem, state)
+
+    @property
+    def matcher(self) -> Matcher:
+        """What is trained."""
+        updates = dict.fromkeys(DIRECTIONS, self.updates)
+        return Matcher(self.coupling, self.network, self.optimisation, self.grid, updates)

@@ -1,0 +1,152 @@
+"""How the likelihood of a Gaussian-mixture plan is climbed: by matching, by pulling shapes together, by L-BFGS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import minimize as scipy_minimise
+from torch import Tensor
+
+from sbridge.solvers.mixture_likelihood import Claims, Likelihood, match
+from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
+
+_LEAST_PULL = 0.05  # below it a shape is plain to see, and left as it is
+_MOST_PULL = 3.0  # of a component whose shape is all chance, in units of its mass
+
+
+def climb_by_matching(
+    likelihood: Likelihood, parts: Parts, steps: int, tolerance: float, pulls: Tensor | None = None
+) -> tuple[float, Parts]:
+    """:func:`match` as long as ``D``, less the pull, rises by more than ``tolerance``; the best and its components."""
+    best, found, chart = -torch.inf, parts, _Chart(likelihood.coordinates, len(parts.logits))
+    for _ in range(steps):
+        value, *claims = likelihood.claims(parts)
+        if pulls is not None:
+            value -= float(chart.pull(chart.point(parts), pulls))
+        gain = value - best
+        if not gain > 0:
+            break
+        best, found = value, parts
+        if gain <= tolerance:
+            break
+        parts = match(parts, *claims, likelihood.coordinates, pulls)
+    return float(best), found
+
+
+def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
+    """Components drawn towards the shape of the Gaussian bridge as far as their own is noise, and the pulls that do so.
+
+    A component of mass ``m_k`` shows an estimate of ``S_k``: in units of the Gaussian bridge it differs from the
+    identity by ``|s^{−½} S_k s^{−½} − I|²``, of which some ``⅛(1/n_0 + 1/n_T)(d² + d)/m_k`` comes by chance (as of
+    Ledoit & Wolf 2004, for the matrix ``(B A^{−1})^{½}``). The ratio of this to the rest, times ``m_k``, is the weight
+    ``τ_k`` of the squared parameters of its shape, shape ``(K,)``; nothing if the ratio is below a twentieth. One
+    component alone is the Gaussian bridge.
+    """
+    if len(parts.logits) == 1:
+        return parts, torch.zeros(1, dtype=torch.float64)
+    coordinates, (_, *claims) = likelihood.coordinates, likelihood.claims(parts)
+    dim, s = len(coordinates.s), coordinates.s
+    masses = torch.minimum(claims[0].masses, claims[1].masses)
+    freedom = 2.0 * dim if coordinates.diagonal else dim * (dim + 1.0)
+    # Half of what rows that belong to one component each would give: they are shared.
+    chance = 0.125 * (1.0 / likelihood.source.count + 1.0 / likelihood.target.count) * freedom
+    if coordinates.diagonal:
+        apart = (parts.spreads / s - 1.0).square().sum(1)
+    else:
+        white = parts.spreads / (s.unsqueeze(1) * s).sqrt() - torch.eye(dim, dtype=torch.float64)
+        apart = white.square().sum((1, 2))
+    chance = chance / masses
+    pulls = chance / torch.maximum(apart - chance, chance / _MOST_PULL)
+    pulls = torch.where(pulls < _LEAST_PULL, 0.0, pulls)
+    chart = _Chart(coordinates, len(masses))
+    point = chart.point(parts)
+    chart.shapes(point).div_((1.0 + pulls).unsqueeze(1))
+    return chart.parts(point), pulls * masses
+
+
+def climb_by_quasi_newton(
+    likelihood: Likelihood, parts: Parts, steps: int, tolerance: float, pulls: Tensor | None = None
+) -> tuple[float, Parts]:
+    """At most ``steps`` iterations of L-BFGS, in parameters whose second derivatives are of one size.
+
+    Args:
+        likelihood: climbed, less ``½ Σ_k τ_k |shape_k|²``.
+        parts: the start.
+        steps: largest number.
+        tolerance: relative gain that ends it.
+        pulls: ``τ``, shape ``(K,)``.
+    """
+    chart = _Chart(likelihood.coordinates, len(parts.logits))
+    pulls = torch.zeros(len(parts.logits), dtype=torch.float64) if pulls is None else pulls
+
+    def objective(flat: object) -> tuple[float, object]:
+        point = torch.as_tensor(flat, dtype=torch.float64).requires_grad_()
+        here = chart.parts(point)
+        s = likelihood.coordinates.s
+        forms = here.source_forms(s), here.target_forms(s)
+        with torch.no_grad():
+            value, *claims = likelihood.claims(here)
+        pull = 0.5 * (pulls.unsqueeze(1) * chart.shapes(point).square()).sum()
+        fall = _linearised(forms[0], claims[0]) - _linearised(forms[1], claims[1]) + pull
+        (gradient,) = torch.autograd.grad(fall, point)
+        return float(pull.detach()) - value, gradient.numpy()
+
+    options = {"maxiter": steps, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7}
+    result = scipy_minimise(objective, chart.point(parts).numpy(), jac=True, method="L-BFGS-B", options=options)
+    with torch.no_grad():
+        return -float(result.fun), chart.parts(torch.as_tensor(result.x, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class _Chart:
+    """Components as one flat vector: ``a``, ``m/√s``, and the logarithmic Cholesky root of ``s^{−½} S s^{−½}``.
+
+    The last is divided by the root of the second derivative that ``D`` has for one Gaussian, ``½(1 + s_i n_i +
+    s_j n_j)``.
+    """
+
+    coordinates: Coordinates
+    count: int
+
+    @property
+    def _scales(self) -> Tensor:
+        h = self.coordinates.s * self.coordinates.n
+        return (0.5 * (1.0 + 2.0 * h if self.coordinates.diagonal else 1.0 + h.unsqueeze(1) + h)).rsqrt()
+
+    def point(self, parts: Parts) -> Tensor:
+        s, scales = self.coordinates.s, self._scales
+        if self.coordinates.diagonal:
+            shape = (parts.spreads / s).log() / scales
+        else:
+            low = torch.linalg.cholesky(parts.spreads / (s.unsqueeze(1) * s).sqrt())
+            diagonal = low.diagonal(dim1=1, dim2=2)
+            i, j = torch.tril_indices(len(s), len(s))
+            shape = ((low - torch.diag_embed(diagonal - 2.0 * diagonal.log())) / scales)[:, i, j]
+        return torch.cat([parts.logits, (parts.means / s.sqrt()).reshape(-1), shape.reshape(-1)])
+
+    def shapes(self, point: Tensor) -> Tensor:
+        """The part of ``point`` that makes ``S``: zero for the Gaussian bridge's own, shape ``(K, …)``."""
+        return point[self.count * (1 + len(self.coordinates.s)) :].reshape(self.count, -1)
+
+    def pull(self, point: Tensor, pulls: Tensor) -> Tensor:
+        """``½ Σ_k τ_k |shape_k|²``."""
+        return 0.5 * (pulls.unsqueeze(1) * self.shapes(point).square()).sum()
+
+    def parts(self, point: Tensor) -> Parts:
+        s, scales, k, dim = self.coordinates.s, self._scales, self.count, len(self.coordinates.s)
+        logits, means, shape = point[:k], point[k : k + k * dim].reshape(k, dim), self.shapes(point)
+        if self.coordinates.diagonal:
+            return Parts(logits, means * s.sqrt(), s * (shape * scales).exp())
+        i, j = torch.tril_indices(dim, dim)
+        low = torch.zeros(k, dim, dim, dtype=point.dtype)
+        low[:, i, j] = shape * scales[i, j]
+        root = low.tril(-1) + torch.diag_embed((0.5 * low.diagonal(dim1=1, dim2=2)).exp())
+        root = s.sqrt().unsqueeze(1) * root
+        return Parts(logits, means * s.sqrt(), root @ root.mT)
+
+
+def _linearised(forms: Quadratics, claims: Claims) -> Tensor:
+    """What has the same gradient as the mean of ``log Σ_k exp(form_k)``."""
+    linear = (forms.constants * claims.masses).sum() + (forms.linear * claims.firsts).sum()
+    return linear + (forms.quadratic * claims.seconds).sum()

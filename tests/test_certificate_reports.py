@@ -1,0 +1,91 @@
+"""Where the certificate is told: the command, the run report, the figure."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sbridge.benchmarks.pairs import GaussianPair
+from sbridge.cli import run
+from sbridge.evaluation import (
+    Certificate,
+    Limits,
+    certificate_json,
+    certificate_or_reason,
+    certificate_text,
+    certify,
+)
+from sbridge.fitting import fit
+from sbridge.plotting import certificate, save_certificate
+from sbridge.processes import BrownianMotion
+from sbridge.solvers.gaussian import GaussianBridge
+from sbridge.solvers.mixture import MixtureBridge
+from sbridge.time import TimeGrid
+
+PAIR = GaussianPair(BrownianMotion(1.0), 2)
+
+
+@pytest.fixture(scope="module")
+def bridge():
+    solver = GaussianBridge(TimeGrid.uniform(20))
+    return fit(*PAIR.sample(1000, seed=1), reference=PAIR.reference, solver=solver, seed=0)
+
+
+@pytest.fixture(scope="module")
+def found(bridge):
+    rows = PAIR.sample(400, seed=2)
+    return certify(bridge, *rows, seed=0, solver=MixtureBridge((1,)), limits=Limits(rows=150, paths=64))
+
+
+def test_a_reason_stands_where_no_certificate_can(bridge):
+    x, y = PAIR.sample(100, seed=2)
+    reason = certificate_or_reason(bridge, x[:40], y, seed=0)
+    assert "at least 64 held-out rows" in reason
+    assert certificate_json(reason) == {"reason": reason}
+    assert certificate_text(reason).startswith("no certificate: ")
+
+
+def test_the_figure_shows_every_number(found, tmp_path):
+    axes = certificate(found)
+    (above,) = axes.child_axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(names) == 6
+    shown = [float(container[0].get_xdata()[0]) for container in axes.containers]
+    assert shown == [found.lower_bound.value, found.energy.value, found.gap.value, found.jeffreys.value]
+    errors = [float(c[0].get_xdata()[0]) for c in above.containers]
+    for error, direction in zip(errors, ("forward", "backward"), strict=True):
+        value, _, floor = found.end_error(direction)
+        assert error == pytest.approx(value / floor)
+    path = save_certificate(found, tmp_path / "bounds.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_and_fit_tell_the_certificate(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("train", 1), ("test", 2)):
+        for end, rows in zip("ab", PAIR.sample(700, seed=seed), strict=True):
+            np.save(f"{name}_{end}.npy", rows.numpy())
+    fitted = ["fit", "train_a.npy", "train_b.npy", "--out", "run", "--solver", "gaussian", "--sigma", "1.0"]
+    assert run([*fitted, "--held-out", "0.3", "--no-figures"]) == 0
+    text = capsys.readouterr().out
+    assert "lower bound D(g)" in text
+    assert "suboptimality gap" in text
+    (leg,) = json.loads((tmp_path / "run" / "report.json").read_text())["legs"]
+    told = leg["certificate"]
+    assert abs(told["lower_bound"]["value"] - PAIR.coupling.value) < 0.5
+    scored = ["evaluate", "run", "test_a.npy", "test_b.npy", "--out", "scores.json", "--figure", "bounds.png"]
+    assert run(scored) == 0
+    text = capsys.readouterr().out
+    for words in ("lower bound D(g)", "energy of the forward", "Jeffreys", "end law, forward", "floor"):
+        assert words in text
+    document = json.loads((tmp_path / "scores.json").read_text())["certificate"]
+    assert document["gap"]["standard_error"] > 0
+    assert (tmp_path / "bounds.png").read_bytes().startswith(b"\x89PNG")
+    assert run(scored) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_a_certificate_is_told_whole(found):
+    assert isinstance(found, Certificate)
+    assert certificate_text(found) == found.text()
+    assert certificate_json(found)["energy"]["value"] == found.energy.value

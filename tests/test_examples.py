@@ -1,0 +1,48 @@
+"""Every example runs from its first line to its last in its short form, without a warning, and writes no file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("plot_*.py"))
+# A warning is an error, except those that the docstrings of POT cause where an installer left them uncompiled: the same
+# exceptions as in pyproject.toml. The -W option of Python takes no patterns, so they are set by the first lines.
+RUNNER = """
+import runpy, sys, warnings
+for kind in (DeprecationWarning, SyntaxWarning):
+    warnings.filterwarnings("ignore", ".*invalid escape sequence", kind)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 17
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem.removeprefix("plot_"))
+def test_example_runs(script, tmp_path):
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "SBRIDGE_CELLS")}
+    environment = clean | {"MPLBACKEND": "Agg", "PYTHONPATH": paths}
+    command = [sys.executable, "-W", "error", "-c", RUNNER, str(script), "--fast"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip(), "an example prints the numbers that it speaks about"
+    assert not list(tmp_path.iterdir()), "an example writes no files"
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem.removeprefix("plot_"))
+def test_example_opens_like_a_page(script):
+    lines = script.read_text().splitlines()
+    title, rule = lines[0], lines[1]
+    assert title.startswith('"""')
+    assert len(title) > 3
+    assert set(rule) == {"="}
+    assert len(rule) >= len(title) - 3, "a shorter underline is a warning of the site's build"
+    assert 'FAST = "--fast" in sys.argv' in lines
+    assert "savefig" not in script.read_text()

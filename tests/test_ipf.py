@@ -1,0 +1,459 @@
+"""Iterative proportional fitting: every half-step against the grid, its end against closed forms, its states."""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import cumulative_trapezoid
+from torch import Tensor
+
+from sbridge.controls import MLP, ExactTrace, FourierMLP, Hutchinson
+from sbridge.controls.networks import TIME_FEATURES
+from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError
+from sbridge.fitting import fit, solve
+from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Point, Samples
+from sbridge.measures import Direction, PathMeasure
+from sbridge.pde import Grid, GridBridge, proportional_fitting
+from sbridge.problems import BridgeProblem
+from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, Process, VariancePreserving
+from sbridge.registry import register
+from sbridge.solvers import (
+    IPF,
+    AdjointHalfBridge,
+    GaussianBridge,
+    HalfBridge,
+    MaximumLikelihood,
+    MeanMatching,
+    check_solver,
+)
+from sbridge.solvers.ipf import IPFState
+from sbridge.time import TimeGrid
+from sbridge.training import Flat, Optimisation
+
+FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
+
+
+def tensor(value: object) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@register
+class DoubleWell(torch.nn.Module):
+    """``b = x − x³`` in every coordinate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, object] = {}
+
+    def forward(self, t: float | Tensor, x: Tensor) -> Tensor:
+        return x - x**3
+
+
+def well(dimension: int | None = None) -> DriftProcess:
+    return DriftProcess(DoubleWell(), 0.8, 1.0, dimension)
+
+
+M0, MT = tensor([-1.0, 0.2]), tensor([1.0, 0.5])
+A, B = tensor([[0.5, 0.2], [0.2, 1.0]]), tensor([[1.5, -0.4], [-0.4, 0.7]])
+RATE, SIGMA = tensor([[1.0, 0.6], [-0.8, 0.4]]), tensor([[0.8, 0.3], [0.1, 1.0]])
+PLANE: dict[str, Process] = {
+    "Brownian": BrownianMotion(1.0),
+    "OU, matrix": OrnsteinUhlenbeck(RATE, SIGMA, [0.3, -0.5], 1.3),
+    "VP": VariancePreserving(mean=[0.5, 0.0], horizon=0.5),
+    "double well": well(),
+}
+HALF_BRIDGES: dict[str, HalfBridge] = {
+    "mean matching": MeanMatching(),
+    "likelihood": MaximumLikelihood(),
+    "likelihood, probes": MaximumLikelihood(Hutchinson(2)),
+    "adjoint": AdjointHalfBridge(),
+}
+
+
+def gaussians(reference: Process, dtype: torch.dtype = torch.float64) -> BridgeProblem:
+    return BridgeProblem(Gaussian(M0.to(dtype), A.to(dtype)), Gaussian(MT.to(dtype), B.to(dtype)), reference)
+
+
+def quick(**options: object) -> IPF:
+    """A run of 12 steps that touches everything."""
+    settings: dict[str, object] = {
+        "half_steps": 3,
+        "updates": 4,
+        "refresh": 3,
+        "paths": 24,
+        "network": MLP(8, 2),
+        "optimisation": Optimisation(batch=32, warm_up=2, learning_rate=1e-4),
+        "grid": TimeGrid.uniform(4),
+    }
+    return IPF(**{**settings, **options})
+
+
+# --- states
+
+
+def run(solver: IPF, problem: BridgeProblem, state: IPFState, until: int) -> IPFState:
+    while state.step < until:
+        state, _ = solver.step(problem, state)
+    return state
+
+
+def same(left: Flat, right: Flat) -> bool:
+    return left.keys() == right.keys() and all(
+        torch.equal(left[key], right[key]) if isinstance(left[key], Tensor) else left[key] == right[key] for key in left
+    )
+
+
+@pytest.mark.parametrize("half_bridge", HALF_BRIDGES.values(), ids=HALF_BRIDGES)
+@pytest.mark.parametrize("stop", [0, 3, 4, 6, 12])
+def test_a_run_taken_up_again_ends_in_the_same_bits(stop, half_bridge):
+    solver = quick(forward=half_bridge, backward=half_bridge)
+    problem = gaussians(PLANE["OU, matrix"], torch.float32)
+    whole = run(solver, problem, solver.init(problem, seeded(3)), 12).flat()
+    flat = run(solver, problem, solver.init(problem, seeded(3)), stop).flat()
+    again = solver.restore(problem, flat)
+    assert same(again.flat(), flat)
+    assert same(run(solver, problem, again, 12).flat(), whole)
+
+
+@pytest.mark.parametrize("half_bridge", HALF_BRIDGES.values(), ids=HALF_BRIDGES)
+@pytest.mark.parametrize("name", PLANE)
+def test_it_keeps_the_laws_of_a_solver(name, half_bridge):
+    dtype = torch.float32 if name == "Brownian" else torch.float64
+    grid = TimeGrid.uniform(20 if name == "double well" else 4)  # its drift is steep
+    solver = quick(half_steps=2, updates=2, forward=half_bridge, backward=half_bridge, grid=grid)
+    check_solver(solver, gaussians(PLANE[name], dtype), generator=seeded(4))
+
+
+def test_it_keeps_them_for_samples_with_weights():
+    rows = 0.5 * torch.randn(40, 2, generator=seeded(1))
+    problem = BridgeProblem(Samples(rows, torch.ones(40) / 40), Samples(rows + 1), well(2))
+    check_solver(quick(half_steps=2, grid=TimeGrid.uniform(30)), problem, generator=seeded(4))
+
+
+# --- every half-step against the grid
+
+LINE: dict[str, Process] = {
+    "Brownian": BrownianMotion(0.8),
+    "OU": OrnsteinUhlenbeck(1.2, 0.9, 0.4),
+    "double well": well(1),
+}
+ONE = Gaussian(tensor([-0.8]), tensor([[0.25]]))
+APART = GaussianMixture(tensor([0.4, 0.6]), tensor([[-1.0], [1.2]]), tensor([[[0.15]], [[0.2]]]))
+SKEW = GaussianMixture(tensor([0.4, 0.6]), tensor([[-0.5], [1.0]]), tensor([[[0.3]], [[0.2]]]))
+CELLS = Grid.of(-4.5, 4.5, 240)
+
+
+def single(law: Law) -> Law:
+    """In float32, which trains faster."""
+    if isinstance(law, Gaussian):
+        return Gaussian(law.mean.float(), law.covariance.float())
+    if isinstance(law, GaussianMixture):
+        return GaussianMixture(law.weights.float(), law.means.float(), law.covariances.float())
+    return law
+
+
+def trained(**options: object) -> IPF:
+    settings: dict[str, object] = {
+        "half_steps": 10,
+        "updates": 150,
+        "paths": 512,
+        "refresh": 50,
+        "network": FourierMLP(64, 1),
+        "optimisation": Optimisation(learning_rate=1e-2, batch=1024, ema_decay=0.98, warm_up=20),
+        "grid": TimeGrid.cosine(100),
+    }
+    return IPF(**{**settings, **options})
+
+
+BY_ADJOINT: dict[str, object] = {
+    "forward": AdjointHalfBridge(),
+    "backward": AdjointHalfBridge(),
+    "updates": 200,
+    "refresh": 10,
+    "paths": 256,
+    "grid": TimeGrid.cosine(40),
+}
+"""Paths of the control that learns: fewer and more often."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What a half-step is judged by.
+
+    Attributes:
+        nats: ``½ E∫|u − u*|² dt`` under the law that was learned, the path KL from it to the grid's iterate.
+        potential: root mean square error of the log-potential half way, its mean taken off, under the grid's law.
+        end: Kolmogorov's distance of 2500 simulated far ends from the grid's far marginal.
+    """
+
+    nats: float
+    potential: float
+    end: float
+
+    def within(self, nats: float, potential: float, end: float) -> bool:
+        return self.nats < nats and self.potential < potential and self.end < end
+
+
+def judged(measure: PathMeasure, truth: GridBridge, n: int = 2500) -> Errors:
+    forward, horizon = measure.direction is FORWARD, measure.process.horizon
+    exact = truth.control if forward else truth.backward_control
+    paths = measure.simulate(measure.starts(n, seed=5), seed=5)
+    spans, nats = paths.t.diff().abs(), 0.0
+    for j, t in enumerate(paths.chain.moments):
+        error = paths.v[j].double() - exact(t, paths.x[j].double())
+        nats += 0.5 * float(spans[j] * error.square().mean())
+    centres, half = np.array(CELLS.centres[0]), 0.5 * horizon
+    slope = measure.control(half, torch.from_numpy(centres)[:, None]).detach() / measure.process.scale(half).values
+    wanted = truth.potentials.log_phi(half) if forward else truth.potentials.log_phi_hat(half)
+    error = cumulative_trapezoid(slope.numpy()[:, 0], centres, initial=0.0) - wanted
+    mass = truth.density(half) * CELLS.volume
+    potential = math.sqrt(float(mass @ (error - mass @ error) ** 2))
+    above = np.cumsum(truth.density(horizon if forward else 0.0)) * CELLS.volume
+    ends = np.sort(paths.x[-1].double().numpy()[:, 0])
+    places = np.interp(ends, centres + 0.5 * (centres[1] - centres[0]), above)
+    return Errors(nats, potential, float(np.abs(places - (np.arange(n) + 0.5) / n).max()))
+
+
+def half_steps_judged(
+    solver: IPF, reference: Process, count: int, known: tuple[Law, Law], ends: tuple[Law, Law] | None = None
+) -> list[Errors]:
+    """The errors of the first ``count`` half-steps, each judged by the grid's iterate between the ``known`` laws."""
+    source, target = (single(law) for law in known)
+    problem, found = BridgeProblem(*(ends or (source, target)), reference), []
+    state = solver.init(problem, seeded(1))
+    for half_step, truth in enumerate(islice(proportional_fitting(reference, *known, CELLS), count)):
+        state = run(solver, problem, state, (half_step + 1) * solver.updates)
+        bridge = solver.finish(problem, state)
+        forward = solver.trained(half_step) is FORWARD
+        measure = replace(bridge.forward, start=source) if forward else replace(bridge.backward, start=target)
+        found.append(judged(measure, truth))
+    return found
+
+
+@pytest.mark.parametrize("name", LINE)
+def test_every_half_step_is_that_of_the_grid(name):
+    """Four half-steps by mean matching, from one mode to two.
+
+    Allowances: an eighth of a nat between the laws of paths, with which one path tells them apart with probability
+    ½ + ½√(nats/2) = 0.62 at most (Pinsker), where the grid's controls cost 1 to 4 nats; a quarter of a nat in the
+    log-potential; and 0.05 for the learned control above the 0.1 % point of Kolmogorov's distance, 1.95/√2500 = 0.039.
+    """
+    errors = half_steps_judged(trained(), LINE[name], 4, (ONE, APART))
+    assert all(each.within(nats=0.125, potential=0.25, end=0.089) for each in errors), errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINE)
+def test_ten_half_steps_are_those_of_the_grid(name):
+    """Nothing builds up: half the allowance of nats with twice the updates."""
+    errors = half_steps_judged(trained(updates=400), LINE[name], 10, (ONE, APART))
+    assert all(each.within(nats=0.0625, potential=0.25, end=0.089) for each in errors), errors
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [ExactTrace(), pytest.param(Hutchinson(), marks=pytest.mark.slow)],
+    ids=["exact", "probes"],
+)
+def test_likelihood_is_that_of_the_grid(divergence):
+    ways = {"forward": MaximumLikelihood(divergence), "backward": MaximumLikelihood(divergence)}
+    errors = half_steps_judged(trained(**ways), LINE["double well"], 2, (ONE, APART))
+    assert all(each.within(nats=0.125, potential=0.25, end=0.089) for each in errors), errors
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "double well" else pytest.param(name, marks=pytest.mark.slow) for name in LINE]
+)
+def test_the_adjoint_is_that_of_the_grid(name):
+    """Two half-steps towards laws by their densities; 0.1 for the learned control in the last number."""
+    errors = half_steps_judged(trained(**BY_ADJOINT), LINE[name], 2, (ONE, SKEW))
+    assert all(each.within(nats=0.125, potential=0.25, end=0.139) for each in errors), errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["target", "source"])
+def test_an_end_may_be_an_unnormalised_density(end):
+    """It is never sampled. The other direction is learned from its paths."""
+    density, normal = Density(lambda x: SKEW.log_density(x) + 3.0, 1), single(ONE)
+    if end == "target":
+        solver = trained(**{**BY_ADJOINT, "backward": MeanMatching()})
+        errors = half_steps_judged(solver, LINE["double well"], 2, (ONE, SKEW), (normal, density))
+    else:
+        solver = trained(**{**BY_ADJOINT, "forward": MeanMatching()})
+        errors = half_steps_judged(solver, LINE["double well"], 2, (SKEW, ONE), (density, normal))
+    assert all(each.within(nats=0.125, potential=0.25, end=0.139) for each in errors), errors
+
+
+# --- where it converges to
+
+
+class AffineNet(torch.nn.Module):
+    """``u = G(t) x + g(t)``, linear in the features of time: the bridge of Gaussians is of this form."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(TIME_FEATURES + 1, dim * (dim + 1)))
+
+    def forward(self, features: Tensor, x: Tensor) -> Tensor:
+        h = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+        both = (h @ self.weight).reshape(-1, x.shape[1], x.shape[1] + 1)
+        return (both[..., :-1] @ x.unsqueeze(-1)).squeeze(-1) + both[..., -1]
+
+
+@pytest.mark.parametrize("name", ["OU, matrix", pytest.param("Brownian", marks=pytest.mark.slow)])
+def test_it_converges_to_the_bridge_of_gaussians(name):
+    """Both controls against closed forms: within a fifth of a nat, of three and of six."""
+    solver = trained(
+        half_steps=8,
+        updates=100,
+        network=AffineNet,
+        optimisation=Optimisation(learning_rate=2e-2, batch=1024, warm_up=10, ema_decay=0.97, clip=10.0),
+        grid=TimeGrid.cosine(80),
+    )
+    problem = gaussians(PLANE[name], torch.float32)
+    bridge, exact = solve(problem, solver, seed=1), solve(problem, GaussianBridge(), seed=0)
+    for found, truth in ((bridge.forward, exact.forward), (bridge.backward, exact.backward)):
+        paths = found.sample(2000, seed=3)
+        wanted = torch.stack([truth.control(t, paths.x[j]) for j, t in enumerate(paths.chain.moments)])
+
+        def nats(error: Tensor, spans: Tensor = paths.t.diff().abs()) -> float:
+            return 0.5 * float(spans @ error.double().square().sum(2).mean(1))
+
+        assert nats(paths.v - wanted) < 0.2
+        assert nats(wanted) > 2.0
+
+
+def test_two_clouds_under_a_drift_of_ones_own(dtype):
+    """Through the front door, where data are scaled and rows are fitted: ends of both directions, and new rows."""
+    rows = torch.randn(400, 2, generator=seeded(1), dtype=dtype) @ tensor([[0.5, 0.2], [0.0, 0.4]]).to(dtype)
+    x0, x1 = rows[:200] - 1.0, 0.5 * rows[200:] + torch.tensor([1.0, 0.5], dtype=dtype)
+    solver = trained(half_steps=4, updates=100, network=MLP(32, 1), grid=TimeGrid.cosine(60))
+    bridge = fit(x0, x1, reference=well(2), solver=solver, seed=3)
+    for measure, goal in ((bridge.forward, x1), (bridge.backward, x0)):
+        ends = measure.transport(measure.start.sample(4000, seeded(2)), seed=4)
+        assert ends.dtype == dtype
+        spread = goal.std(0)
+        assert float(((ends.mean(0) - goal.mean(0)) / spread).abs().max()) < 0.15
+        assert float((ends.std(0) / spread - 1.0).abs().max()) < 0.2
+
+
+def test_half_steps_alternate_and_start_at_the_right_ends():
+    x0, xT = torch.randn(30, 2, generator=seeded(1)), torch.randn(50, 2, generator=seeded(2)) + 3.0
+    problem, solver = BridgeProblem(Samples(x0), Samples(xT), BrownianMotion(1.0)), quick()
+    state, kept, updates = solver.init(problem, seeded()), [], []
+    assert solver.length(problem) == 12
+    while not solver.finished(problem, state):
+        state, info = solver.step(problem, state)
+        half_step = (state.step - 1) // 4
+        assert info["half-step"] == half_step + 1
+        updates.append(tuple(state.learners[way].updates for way in (FORWARD, BACKWARD)))
+        if not kept or state.kept["x"] is not kept[-1]:
+            kept.append(state.kept["x"])
+            # x_0 = x_1 − L ξ under the reference, with L = √Δ = ½
+            if half_step == 0:
+                start = kept[-1][0] - 0.5 * state.kept["noise"][0]
+                assert float(torch.cdist(start.double(), x0.double()).amin(1).max()) < 1e-6
+    assert len(kept) == 3 * 2
+    assert updates == [(0, k) for k in (1, 2, 3, 4)] + [(k, 4) for k in (1, 2, 3, 4)] + [(4, k) for k in (1, 2, 3, 4)]
+
+
+def test_before_any_half_step_it_is_the_reference():
+    problem = gaussians(PLANE["OU, matrix"])
+    bridge = quick().finish(problem, quick().init(problem, seeded()))
+    reference = PathMeasure(problem.reference, None, problem.source, grid=TimeGrid.uniform(4))
+    assert torch.equal(bridge.forward.sample(5, seed=1).x, reference.sample(5, seed=1).x)
+
+
+def test_the_bridge_uses_averaged_weights_and_is_frozen():
+    solver, problem = quick(), gaussians(BrownianMotion(1.0))
+    state = run(solver, problem, solver.init(problem, seeded()), 8)
+    control = solver.finish(problem, state).forward.control
+    averaged = dict(state.learners[FORWARD].averaged.state_dict())
+    for key, value in control.state_dict().items():
+        assert torch.equal(value, averaged[key])
+        assert value.data_ptr() != averaged[key].data_ptr()
+    assert not any(parameter.requires_grad for parameter in control.parameters())
+
+
+# --- what cannot be
+
+NORMAL = Gaussian(M0, A)
+UNNORMALISED = Density(lambda x: -x.square().sum(1), 2)
+DETACHED = DriftProcess(lambda t, x: -(x.detach() ** 3), 1.0)
+REFUSED: dict[str, tuple[IPF, Law, Law, Process, str]] = {
+    "a source that cannot be sampled": (IPF(), UNNORMALISED, NORMAL, PLANE["Brownian"], r"IPF\(backward=Adjoint"),
+    "a target that cannot be sampled": (IPF(), NORMAL, UNNORMALISED, PLANE["Brownian"], r"IPF\(forward=Adjoint"),
+    "neither can": (IPF(), UNNORMALISED, UNNORMALISED, PLANE["Brownian"], "draw samples from one"),
+    "a target without a density": (
+        IPF(forward=AdjointHalfBridge()),
+        NORMAL,
+        Samples(torch.eye(3, 2, dtype=torch.float64)),
+        PLANE["Brownian"],
+        r"log density of the target, which Samples has not: use IPF\(forward=MeanMatching",
+    ),
+    "a source without a density": (
+        IPF(backward=AdjointHalfBridge()),
+        Point(M0),
+        NORMAL,
+        PLANE["Brownian"],
+        r"log density of the source, which Point has not: use IPF\(backward=MeanMatching",
+    ),
+    "own paths from what cannot be sampled": (
+        IPF(forward=AdjointHalfBridge()),
+        UNNORMALISED,
+        NORMAL,
+        PLANE["Brownian"],
+        "start in a law that cannot be sampled",
+    ),
+    "a drift without derivatives": (
+        IPF(forward=AdjointHalfBridge()),
+        NORMAL,
+        NORMAL,
+        DETACHED,
+        "differentiates the drift of the reference, and torch cannot",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_it_refuses(case):
+    solver, source, target, reference, words = REFUSED[case]
+    with pytest.raises(UnsupportedError, match=words):
+        solve(BridgeProblem(source, target, reference), solver, seed=0)
+
+
+def test_what_it_takes():
+    """Any drift, smooth or not, when nothing differentiates it; a drift that does not depend on the state."""
+    wind = DriftProcess(lambda t, x: torch.ones_like(x), 1.0)
+    assert IPF().refusal(BridgeProblem(NORMAL, NORMAL, DETACHED)) is None
+    assert IPF(forward=AdjointHalfBridge()).refusal(BridgeProblem(NORMAL, NORMAL, wind)) is None
+    assert IPF(forward=AdjointHalfBridge()).refusal(BridgeProblem(NORMAL, UNNORMALISED, wind)) is None
+
+
+def test_steps_too_long_for_the_drift_are_refused():
+    steep = DriftProcess(lambda t, x: -300.0 * x, 1.0, 1.0, 2)
+    with pytest.raises(InvalidInputError, match=r"contracts at rate 300.*TimeGrid.uniform\(300\)"):
+        solve(BridgeProblem(NORMAL, NORMAL, steep), IPF(), seed=0)
+
+
+@pytest.mark.parametrize("name", ["updates", "refresh", "paths"])
+def test_counts_must_be_positive(name):
+    with pytest.raises(InvalidInputError, match=f"{name} must be positive, got 0"):
+        IPF(**{name: 0})
+
+
+def test_either_direction_must_be_learned():
+    with pytest.raises(InvalidInputError, match="half_steps must be at least 2"):
+        IPF(half_steps=1)
+
+
+def test_a_state_of_another_solver_is_named():
+    with pytest.raises(FileFormatError, match=r"no number 'seed'.*another solver"):
+        quick().restore(gaussians(BrownianMotion(1.0)), {"step": 3})

@@ -1,21 +1,25 @@
 """Benchmark problems: their truths against simulation, rows and commands."""
 
+import itertools
 import json
 import math
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
 
-from sbridge.benchmarks import control, control_problems
+from sbridge.benchmarks import control, control_memory, control_problems
+from sbridge.benchmarks.control_rows import Row, merged
 from sbridge.cli import run
-from sbridge.errors import UnknownNameError, UnsupportedError
+from sbridge.controls import MLP
+from sbridge.errors import InvalidInputError, UnknownNameError, UnsupportedError
 from sbridge.evaluation import control_error, objective_and_value
 from sbridge.laws import Point
-from sbridge.measures import PathMeasure
+from sbridge.measures import Estimate, PathMeasure
 from sbridge.problems import BridgeCorrection, ControlProblem
 from sbridge.processes import BrownianMotion, EulerMaruyama
 from sbridge.solutions import ControlSolution
-from sbridge.solvers import RiccatiStart
+from sbridge.solvers import LogVariance, ReciprocalAdjointMatching, RiccatiStart
 from sbridge.time import TimeGrid
 
 MAKERS = {
@@ -51,30 +55,144 @@ def test_optimal_control_reaches_the_optimum_and_its_weights_the_tilted_value(na
 
 
 def test_a_row_has_scores_beside_exact_answers():
-    row = control.run("linear_ou", "AdjointMatching", divisor=200)
+    row = control.run(control.Case("linear_ou", "AdjointMatching"), divisor=200)
     assert row.targets["objective"] == pytest.approx(-2.17593, abs=1e-5)
-    assert row.steps_per_second > 0
+    assert row.updates == 15
+    assert row.seconds > 0
     assert row.memory > 10
-    assert "[-2.1759]" in str(row)
-    assert json.loads(json.dumps(row.to_json()))["numbers"]["objective"]["samples"] > 2
+    assert "[-2.1759; limit -2.1617]" in str(row)
+    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_zero_control_is_the_trivial_row():
+    row = control.run(control.Case("linear_ou", control.ZERO), divisor=8)
+    assert float(row.numbers["control error"].value) == pytest.approx(1.0)
+    assert abs(row.numbers["objective"].value) < 4.0 * row.numbers["objective"].standard_error
+    assert row.updates == 0
+
+
+def test_a_budget_is_spent_on_updates(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(control.time, "process_time", lambda: float(next(ticks)))
+    problem = ControlProblem(BrownianMotion(1.0), Point(torch.zeros(1)), terminal_cost=lambda x: x.sum(1))
+    solver = LogVariance(grid=TimeGrid.uniform(2), network=MLP(4, 1))
+    # one second to set up and one for twenty updates, by this clock
+    assert control.updates_within(problem, solver, 5.0, seed=0) == 80
+    assert control.updates_within(problem, solver, 0.5, seed=0) == 1
+
+
+def test_several_seeds_make_one_row_with_the_error_of_their_mean():
+    rows = [
+        Row("p", "s", (seed,), 10, 2.0, 100.0 + seed, {"a": Estimate(value, 0.1, 5, 40.0), "b": value}, {"a": 2.0})
+        for seed, value in enumerate((1.0, 2.0, 6.0))
+    ]
+    row = merged(rows)
+    error = row.numbers["b"].standard_error
+    assert error == pytest.approx(math.sqrt(7.0 / 3.0))
+    assert row.seeds == (0, 1, 2)
+    assert row.memory == 102.0
+    assert row.numbers["a"] == Estimate(3.0, error, 3, 40.0)
+    assert row.numbers["b"] == Estimate(3.0, error, 3)
+    broken = merged([rows[0], Row("p", "s", (1,), failure="it broke")])
+    assert broken.failure == "seed 1 of 2: it broke"
+    assert "it broke" in str(broken)
+
+
+def test_the_distance_of_end_laws_is_that_of_scipy():
+    x, y = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (50, 80))
+    expected = max(float(ks_2samp(x[:, i].numpy(), 1.2 * y[:, i].numpy()).statistic) for i in range(3))
+    assert control.kolmogorov_smirnov(x, 1.2 * y) == pytest.approx(expected, abs=1e-12)
+
+
+def test_time_reversal_starts_from_the_stationary_law_and_ends_in_fine_steps():
+    target = control.TARGETS["nine modes"][0]()
+    problem = control.steered(target, 5.0, reversal=True)
+    first, last = (float(problem.process.scale(t).values.max()) for t in (0.0, 1.0))
+    assert first > 10 * last
+    assert ReciprocalAdjointMatching().refusal(problem) is None
+    covariance = problem.start.covariance
+    law = problem.process.transition(0.0, 1.0)
+    kept = law.map.expanded(2) @ covariance.double() @ law.map.expanded(2).mT + law.covariance.expanded(2)
+    assert torch.allclose(kept, covariance.double())
 
 
 def test_the_plan_names_known_problems_alone():
-    pairs = control.plan(control.Settings(only=("killed_well", "nine modes")))
-    assert [solver for name, solver in pairs if name == "killed_well"] == ["LogVariance", "Moment", "CrossEntropy"]
-    assert len(control.plan(control.Settings())) > 20
+    cases = control.plan(control.Settings(only=("killed_well", "nine modes")))
+    found = [case.solver for case in cases if case.problem == "killed_well"]
+    assert found == [control.ZERO, "LogVariance", "Moment", "CrossEntropy"]
+    compared = [case.label for case in control.plan(control.Settings(budget=7.0)) if case.budget]
+    assert len(compared) == 2 * len(control.SOLVERS)
+    assert "Moment, 7 s" in compared
+    assert not any(case.budget for case in control.plan(control.Settings(budget=0.0)))
     with pytest.raises(UnknownNameError, match="killed_well"):
         control.plan(control.Settings(only=("killed_wel",)))
+    with pytest.raises(InvalidInputError, match="at least one seed"):
+        control.Settings(seeds=())
 
 
 @pytest.mark.slow
 def test_benchmark_command_prints_rows_and_writes_them(tmp_path, capsys):
     target = tmp_path / "rows.json"
-    assert run(["benchmark", "control", "--quick", "--only", "linear_ou", "--json", str(target)]) == 0
+    command = ["benchmark", "control", "--quick", "--only", "linear_ou", "--json", str(target)]
+    assert run(command) == 0
     assert "AdjointMatching" in capsys.readouterr().out
     rows = json.loads(target.read_text())["rows"]
-    assert {row["solver"] for row in rows} == {"AdjointMatching", "RelativeEntropy", "LogVariance"}
+    assert {row["solver"] for row in rows} == {control.ZERO, *control.SOLVERS}
     assert all(row["failure"] is None for row in rows)
+
+
+@pytest.mark.slow
+def test_ten_double_wells_from_their_saddle():
+    row = control.run(control.Case("double_well", "AdjointMatching"), divisor=2)
+    assert row.numbers["excess %"] < 3.0
+    value = row.numbers["−log Eα"]
+    assert abs(value.value - row.targets["−log Eα"]) < 4.0 * value.standard_error
+    assert row.numbers["worst well"] < 0.05
+
+
+@pytest.mark.slow
+def test_only_backpropagation_keeps_a_graph_of_all_steps():
+    assert set(control_memory.LOSSES) >= {"AdjointMatching", "RelativeEntropy, adjoint", "RelativeEntropy, backprop"}
+    per_step = {}
+    for loss in control_memory.LOSSES:
+        (few, _), (many, _) = control_memory.growth(loss, 100), control_memory.growth(loss, 400)
+        per_step[loss] = (many - few) / (300 * 4 * control_memory.PATHS * control_memory.DIM / 2**20)
+    assert per_step["RelativeEntropy, adjoint"] < 4.0
+    assert per_step["AdjointMatching"] < 12.0
+    assert per_step["RelativeEntropy, backprop"] > 2.0 * per_step["AdjointMatching"]
+
+
+def test_an_interrupted_table_goes_on(tmp_path, capsys, monkeypatch):
+    asked, broken, target = [], [], tmp_path / "rows.json"
+
+    def measured(case, seed, divisor):
+        asked.append((case.solver, seed))
+        if case.solver == "LogVariance" and not broken:
+            broken.append(case)
+            raise KeyboardInterrupt
+        return Row(case.problem, case.label, (seed,), 5, 1.0, 1.0, {"objective": float(seed)})
+
+    monkeypatch.setattr(control, "_apart", measured)
+    command = ["benchmark", "control", "--only", "double_well", "--seeds", "3", "4", "--json", str(target)]
+    run(command)
+    assert len(json.loads(target.read_text())["rows"]) == 3
+    assert run(command) == 2
+    assert "--resume" in " ".join(capsys.readouterr().err.split())
+    asked.clear()
+    assert run([*command, "--resume"]) == 0
+    assert asked == [("LogVariance", 3), ("LogVariance", 4)]
+    rows = json.loads(target.read_text())["rows"]
+    assert [row["solver"] for row in rows] == [control.ZERO, "AdjointMatching", "RelativeEntropy", "LogVariance"]
+    assert rows[0]["numbers"]["objective"]["value"] == 3.5
+    assert run([*command, "--resume", "--quick"]) == 2
+    assert "without --quick" in " ".join(capsys.readouterr().err.split())
+    assert run(["benchmark", "control", "--resume"]) == 2
+    document = json.loads(target.read_text())
+    document["rows"][1]["failure"] = "it broke"
+    target.write_text(json.dumps(document))
+    asked.clear()
+    assert run([*command, "--resume"]) == 0
+    assert asked == [("AdjointMatching", 3), ("AdjointMatching", 4)]
 
 
 PROBLEM = """

@@ -250,6 +250,35 @@ def test_the_residual_becomes_constant_at_the_optimum_as_steps_shrink() -> None:
     assert 0.8 < slope < 1.2, spreads
 
 
+def test_each_step_has_its_own_time_in_costs_and_controls() -> None:
+    """``f = t`` on unequal steps: the sum at left ends; and a control ``u = t``, in paths and in its values on them."""
+    problem = ControlProblem(BrownianMotion(1.0, horizon=2.0), Point(torch.zeros(1, dtype=torch.float64)), _time)
+
+    def control(t: float | Tensor, x: Tensor) -> Tensor:
+        return torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1).expand(x.shape)
+
+    grid = TimeGrid.refined(7)
+    paths = PathMeasure(problem.process, control, problem.start, grid=grid).sample(3, seed=0)
+    times = grid.times(2.0)
+    spans = times.diff()
+    torch.testing.assert_close(paths.v[:, 0, 0], times[:-1])
+    torch.testing.assert_close(control_values(control, paths), paths.v)
+    expected = (spans * (times[:-1] + 0.5 * times[:-1].square())).sum()
+    torch.testing.assert_close(action(paths, problem.costs), expected.expand(3))
+
+
+def test_paths_that_are_constants_carry_no_graph() -> None:
+    case, control = small(), network()
+    paths = measure(case.problem, control, case.steps).sample(8, seed=0)
+    assert not any(part.requires_grad for part in (paths.x, paths.v, paths.noise))
+    assert not lean_adjoint(paths, case.problem.costs).requires_grad
+    assert control_values(control, paths).requires_grad
+
+
+def _time(t: float | Tensor, x: Tensor) -> Tensor:
+    return torch.full_like(x[:, 0], float(t))
+
+
 def test_cross_entropy_and_moment_are_stationary_at_the_optimum() -> None:
     case = small(40)
     optimal = case.optimal

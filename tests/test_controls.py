@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sbridge.controls import MLP, FourierMLP, NetworkControl, ScaledControl, ScaledMLP, ZeroControl, seeded_control
+from sbridge.controls import (
+    MLP,
+    AdditiveMLP,
+    FourierMLP,
+    NetworkControl,
+    ScaledControl,
+    ScaledMLP,
+    ZeroControl,
+    seeded_control,
+)
 from sbridge.controls.networks import TIME_FEATURES, time_features
 from sbridge.errors import InvalidInputError
 from sbridge.registry import decode, encode, register
@@ -189,6 +198,29 @@ def test_fourier_features_let_a_network_bend(dtype):
         FourierMLP(frequency=0.0)
     again = decode(*encode(net))
     torch.testing.assert_close(again(0.3, x), net(0.3, x))
+
+
+def test_an_additive_network_is_a_perceptron_and_waves_of_each_coordinate(dtype):
+    recipe = AdditiveMLP(8, 2, harmonics=3, frequency=1.5)
+    net = seeded_control(recipe, 2, 1.0, 1.0, seeded(), input_scale=2.0).to(dtype)
+    x = torch.randn(5, 2, generator=seeded(1), dtype=dtype)
+    assert not bool(net(0.3, x).any())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(generator=seeded(2))
+    features = time_features(0.3, 1.0, x)
+    weights = net.network.coefficients(features).reshape(7, 2)
+    inside = x / 2.0
+    expected = net.network.inner(features, inside) + weights[0] * inside
+    for j in (1, 2, 3):
+        angle = 1.5 * j * inside
+        expected = expected + weights[2 * j - 1] * angle.sin() + weights[2 * j] * angle.cos()
+    torch.testing.assert_close(net(0.3, x), expected)
+    torch.testing.assert_close(net(torch.full((5,), 0.3, dtype=torch.float64), x), expected)
+    again = decode(*encode(net))
+    torch.testing.assert_close(again(0.3, x), net(0.3, x))
+    with pytest.raises(InvalidInputError, match="must be positive"):
+        AdditiveMLP(harmonics=0)
 
 
 @pytest.mark.parametrize(("dim", "width"), [(1, 20), (5, 20), (6, 24), (9, 36), (10, 40), (500, 40)])

@@ -54,6 +54,7 @@ class ControlBenchmark:
         problem: in the dtype in which it is to be solved.
         grid, rule: the chain.
         truth: the answer, in float64.
+        positive: the probability that a coordinate ends above zero, where the problem is about that.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ControlBenchmark:
     grid: TimeGrid
     truth: Truth
     rule: StepRule = field(default_factory=EulerMaruyama)
+    positive: float | None = None
 
 
 @register
@@ -120,7 +122,8 @@ def double_well(steps: int = 200, dtype: torch.dtype = torch.float32) -> Control
     )
     process = DriftProcess(WellDrift(kappa), 1.0, dimension=len(columns))
     start = Point(torch.zeros(len(columns), dtype=dtype))
-    return ControlBenchmark("double_well", ControlProblem(process, start, terminal_cost=_WellCost(nu)), grid, truth)
+    problem = ControlProblem(process, start, terminal_cost=_WellCost(nu))
+    return ControlBenchmark("double_well", problem, grid, truth, positive=0.5)
 
 
 def killed_well(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -20,13 +21,19 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
 
-def in_fresh_process(module: str, arguments: Sequence[str]) -> str:
+def in_fresh_process(module: str, arguments: Sequence[str], *, threads: int | None = None) -> str:
     """What ``python -m MODULE ARGUMENTS …`` writes on standard output.
+
+    Args:
+        module, arguments: see above.
+        threads: that it may compute with; ``None``: as many as this process.
 
     Raises:
         NotConvergedError: with the last line of its errors, if it fails.
     """
-    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False, capture_output=True, text=True)
+    settings = dict(os.environ) | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=settings)
     if done.returncode != 0:
         last = done.stderr.strip().rsplit("\n", 1)[-1]
         raise NotConvergedError(f"the measurement {' '.join(arguments)} failed: {last}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sbridge import files
 from sbridge.benchmarks import bridge, control
+from sbridge.benchmarks.control_rows import Row
 from sbridge.cli.benchmark_commands import BridgeTable, ControlTable
 from sbridge.cli.console import Console
-from sbridge.errors import InvalidInputError
+from sbridge.errors import FileFormatError, InvalidInputError
 from sbridge.registry import Json
 
 Line = tuple[str, Json | None]
@@ -19,32 +20,56 @@ Line = tuple[str, Json | None]
 
 
 def run_benchmark(command: ControlTable | BridgeTable, console: Console) -> int:
-    """The whole command: rows as they come, then the file."""
+    """The whole command: rows as they come, and the file with all that there are so far."""
     target = None if command.json in (None, "-") else Path(command.json)
-    if target is not None and (target.exists() or not target.parent.is_dir()):
-        raise InvalidInputError(f"{target} exists, or its folder does not; choose another --json.")
-    asked = {key: value for key, value in dataclasses.asdict(command).items() if key != "json"}
-    lines = _control(command, console) if isinstance(command, ControlTable) else _bridge(command, console)
-    found = []
+    done = _earlier(target, command) if isinstance(command, ControlTable) and command.resume else None
+    if target is not None and done is None and target.exists():
+        raise InvalidInputError(f"{target} exists; choose another --json, or go on with a control table by --resume.")
+    if target is not None and not target.parent.is_dir():
+        raise InvalidInputError(f"the folder of {target} does not exist; choose another --json.")
+    asked = {key: value for key, value in dataclasses.asdict(command).items() if key not in ("json", "resume")}
+    lines = _control(command, console, done or []) if isinstance(command, ControlTable) else _bridge(command, console)
+    found: list[Json] = []
+    kept = [row.to_json() for row in done or []]
     for text, document in lines:
         if document is not None:
             found.append(document)
+            if target is not None:
+                rest = [row for row in kept if row not in found]
+                files.write_text(target, _text(asked, [*found, *rest]) + "\n")
         if command.json == "-":
             console.remark(text)
         else:
             console.say(text)
-    text = json.dumps({**asked, "rows": found}, indent=1, ensure_ascii=False)
-    if target is not None:
-        files.write_text(target, text + "\n")
-    elif command.json == "-":
-        console.say(text)
+    if command.json == "-":
+        console.say(_text(asked, found))
     return 0
 
 
-def _control(command: ControlTable, console: Console) -> Iterator[Line]:
-    settings = control.Settings(command.only, command.quick, command.seed)
+def _text(asked: dict[str, object], rows: list[Json]) -> str:
+    return json.dumps({**asked, "rows": rows}, indent=1, ensure_ascii=False)
+
+
+def _earlier(target: Path | None, command: ControlTable) -> list[Row]:
+    """The rows of the file, without failures; InvalidInputError if they were measured otherwise."""
+    if target is None:
+        raise InvalidInputError("--resume goes on with a file: name it by --json FILE.")
+    if not target.exists():
+        return []
+    document = files.read_json(target)
+    if not isinstance(document, dict) or not isinstance(document.get("rows"), list):
+        raise FileFormatError(f"{target} holds no rows of sbridge benchmark control.")
+    if document.get("quick") != command.quick:
+        how = "with" if document.get("quick") else "without"
+        raise InvalidInputError(f"{target} was measured {how} --quick; go on likewise.")
+    rows = [Row.from_json(row) for row in document["rows"]]
+    return [row for row in rows if row.failure is None]
+
+
+def _control(command: ControlTable, console: Console, done: Sequence[Row]) -> Iterator[Line]:
+    settings = control.Settings(command.only, command.quick, command.seeds, command.budget)
     console.remark(f"{len(control.plan(settings))} rows; [brackets]: exact")
-    for row in control.rows(settings):
+    for row in control.rows(settings, done):
         yield str(row), row.to_json()
 
 

@@ -18,21 +18,25 @@ class Table:
     quick: Flag = False
     """Little work in a minute or two: whether everything runs, not how good it is."""
     json: Annotated[str | None, arg(metavar="FILE|-", help_behavior_hint="(default: none)")] = None
-    """Also write the rows to this .json file; -: to standard output, in place of the table."""
+    """Also write the rows to this .json file, each as it is ready; -: to standard output, in place of the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlTable(Table):
     """Optimal control, and sampling from unnormalised densities.
 
-    Each row is a solver on a problem, trained in a process of its own; all of them together take an hour or two on two
-    cores.
+    Each row is a solver on a problem, trained in a process and thread of its own; all of them together take an hour or
+    two of CPU time for each seed.
     """
 
     only: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
     """Problems, by name."""
-    seed: int = 0
-    """Seed of everything random."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of everything random; with several, numbers are means over fits with their standard errors."""
+    budget: float = 120.0
+    """Seconds of CPU time of every loss in the rows at equal budget; 0: without them."""
+    resume: Flag = False
+    """Take the rows that the file of --json has, and measure the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroContro
 from sbridge.controls.divergence import Divergence, ExactTrace, Hutchinson, ProbeLaw, Probes
 from sbridge.controls.networks import (
     MLP,
+    AdditiveMLP,
     FourierMLP,
     NetworkControl,
     NetworkRecipe,
@@ -13,6 +14,7 @@ from sbridge.controls.networks import (
 
 __all__ = [
     "MLP",
+    "AdditiveMLP",
     "Control",
     "Divergence",
     "ExactTrace",

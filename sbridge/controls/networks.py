@@ -147,43 +147,102 @@ class _FourierPerceptron(nn.Module):
         self.inner = _Perceptron(dim * (1 + 2 * recipe.harmonics), recipe.width, recipe.depth, dim)
 
     def forward(self, features: Tensor, x: Tensor) -> Tensor:
-        angles = [frequency * x for frequency in self.frequencies]
-        waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
-        return self.inner(features, torch.cat([x, *waves], -1))
+        return self.inner(features, torch.cat([x, *_waves(x, self.frequencies)], -1))
+
+
+@register
+@dataclass(frozen=True)
+class AdditiveMLP:
+    """Recipe: an :class:`MLP` plus waves of each coordinate by itself, with coefficients linear in time features.
+
+    ``MLP(t, x)_i + a_i(t) x_i + Σ_j b_ij(t) sin(jωx_i) + c_ij(t) cos(jωx_i)``, ``j = 1 … harmonics``: a generalised
+    additive model (Hastie & Tibshirani 1986) beside the network, which has the rest. Coefficients enter linearly, so
+    that what a coordinate does by itself, such as leaving a saddle for either well, is learned at once; a plain
+    network, which fits a linear function first, sees nothing of it for long. Output zero at first. Waves repeat beyond
+    half a period ``π/ω``: states should be of order one, to which :class:`NetworkControl` brings them.
+
+    Raises:
+        InvalidInputError: if a number is not positive.
+    """
+
+    width: int = 64
+    depth: int = 3
+    harmonics: int = 8
+    frequency: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.harmonics, self.frequency) <= 0:
+            raise InvalidInputError(f"width, depth, harmonics and frequency must be positive, got {self}.")
+
+    def __call__(self, dim: int) -> nn.Module:
+        """The network."""
+        return _AdditivePerceptron(dim, self)
+
+
+class _AdditivePerceptron(nn.Module):
+    """The network of :class:`AdditiveMLP`."""
+
+    def __init__(self, dim: int, recipe: AdditiveMLP) -> None:
+        super().__init__()
+        self.frequencies = [recipe.frequency * (j + 1) for j in range(recipe.harmonics)]
+        self.inner = _Perceptron(dim, recipe.width, recipe.depth, dim)
+        self.coefficients = nn.Linear(TIME_FEATURES, (1 + 2 * recipe.harmonics) * dim)
+        nn.init.zeros_(self.coefficients.weight)
+        nn.init.zeros_(self.coefficients.bias)
+
+    def forward(self, features: Tensor, x: Tensor) -> Tensor:
+        coefficients = self.coefficients(features).unflatten(-1, (-1, x.shape[-1]))
+        return self.inner(features, x) + (coefficients * torch.stack([x, *_waves(x, self.frequencies)], -2)).sum(-2)
+
+
+def _waves(x: Tensor, frequencies: list[float]) -> list[Tensor]:
+    """Sine and cosine of each multiple of ``x``."""
+    angles = [frequency * x for frequency in frequencies]
+    return [wave for angle in angles for wave in (angle.sin(), angle.cos())]
 
 
 @register
 class NetworkControl(nn.Module):
-    """``u(t, x) = output_scale · network(features(t), x)``.
+    """``u(t, x) = output_scale · network(features(t), x / input_scale)``.
 
     Args:
         recipe: makes the network.
         dim: dimension of the state.
         horizon: ``T``, to which time is scaled.
         output_scale: the size that controls are expected to have, so that the network works on numbers of order one.
+        input_scale: the size that states are expected to have, likewise.
     """
 
-    def __init__(self, recipe: NetworkRecipe, dim: int, horizon: float, output_scale: float = 1.0) -> None:
+    def __init__(
+        self, recipe: NetworkRecipe, dim: int, horizon: float, output_scale: float = 1.0, input_scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.arguments: dict[str, object] = {
             "recipe": recipe,
             "dim": dim,
             "horizon": horizon,
             "output_scale": output_scale,
+            "input_scale": input_scale,
         }
         self.horizon = horizon
         self.output_scale = output_scale
+        self.input_scale = input_scale
         self.network = recipe(dim)
 
     def forward(self, t: Time, x: Tensor) -> Tensor:
         """The control at ``(t, x)``; computed in the network's own dtype and returned in that of ``x``."""
         own = next(self.network.parameters())
-        inside = x.to(own.dtype)
+        inside = x.to(own.dtype) / self.input_scale
         return self.output_scale * self.network(time_features(t, self.horizon, inside), inside).to(x.dtype)
 
 
 def seeded_control(
-    recipe: NetworkRecipe, dim: int, horizon: float, output_scale: float, generator: torch.Generator
+    recipe: NetworkRecipe,
+    dim: int,
+    horizon: float,
+    output_scale: float,
+    generator: torch.Generator,
+    input_scale: float = 1.0,
 ) -> NetworkControl:
     """A :class:`NetworkControl` whose initial weights come from ``generator``.
 
@@ -192,4 +251,4 @@ def seeded_control(
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(as_seed(generator))
-        return NetworkControl(recipe, dim, horizon, output_scale)
+        return NetworkControl(recipe, dim, horizon, output_scale, input_scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls import Control
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, NotConvergedError
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
 from sbridge.objectives.control import action
@@ -22,6 +21,7 @@ from sbridge.solvers.control.base import ControlSolver, ControlState
 from sbridge.training import Info, Optimisation
 
 _FLOOR = 1e-6
+_DIVERGED = 100.0  # in units of the first paths' spread or mean, or one nat, whichever is largest
 
 
 @register
@@ -54,8 +54,8 @@ class MatchingSolver(ControlSolver):
         optimisation: ``batch`` is the number of rows ``(t_k, x_k)`` that an update uses.
     """
 
-    updates: int = 4000
-    optimisation: Optimisation = field(default_factory=lambda: Optimisation(batch=1024))
+    updates: int = 3000
+    optimisation: Optimisation = field(default_factory=lambda: Optimisation(learning_rate=5e-3, batch=1024))
     replay: Replay = field(default_factory=Replay)
 
     def refusal(self, problem: ControlProblem) -> str | None:
@@ -67,7 +67,7 @@ class MatchingSolver(ControlSolver):
         paths, _ = self.sample(problem, state, state.base, self.replay.paths)
         _, targets = self.regression(problem, problem.costs, paths, state)
         size = float(_mean_squares(targets).median().sqrt())
-        return {"output": size if size > 0 else 1.0 / math.sqrt(problem.process.horizon)}
+        return super().scales(problem, state) | ({"output": size} if size > 0 else {})
 
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
         """Mean square error on a batch of rows, at each step in units of the targets' mean square there."""
@@ -80,8 +80,24 @@ class MatchingSolver(ControlSolver):
         """New paths of the current control and their rows, if it is time."""
         if state.step % self.replay.updates == 0:
             paths, _ = self.sample(problem, state, state.control, self.replay.paths)
-            state.memory["objective"] = action(paths, problem.costs).mean()
+            state.memory["objective"] = self.checked_objective(action(paths, problem.costs), state)
             self.remember(state, paths.chain, *self.regression(problem, costs, paths, state))
+
+    def checked_objective(self, actions: Tensor, state: ControlState) -> Tensor:
+        """The mean of the paths' actions; NotConvergedError if learning has made them far worse than they were.
+
+        Where costs are steep, targets at far states can throw paths still farther from one simulation to the next. The
+        regression itself does not see that: its errors are measured in units of the targets.
+        """
+        mean, first = actions.mean(), state.memory.setdefault("first", _mean_and_spread(actions))
+        if not float(mean) <= float(first[0]) + _DIVERGED * float(first[1]):
+            raise NotConvergedError(
+                f"{type(self).__name__} diverged: the objective is {float(mean):.3g} at update {state.step}, and was "
+                f"{float(first[0]):.3g} at first. The costs are too steep for paths that are far from the optimum. Use "
+                "LogVariance, which does not follow gradients of the costs; or lower the learning rate and bring the "
+                "terminal cost in little by little, annealing=Annealing()."
+            )
+        return mean
 
     @abstractmethod
     def regression(
@@ -110,6 +126,12 @@ class AdjointMatching(MatchingSolver):
     ) -> tuple[Tensor, Tensor]:
         """The states visited and their lean adjoints."""
         return paths.x[:-1], adjoint_targets(paths.chain, lean_adjoint(paths, costs))
+
+
+def _mean_and_spread(actions: Tensor) -> Tensor:
+    """The mean of the paths' actions, and the largest of its size, their standard deviation and 1, shape ``(2,)``."""
+    mean = actions.mean()
+    return torch.stack([mean, torch.maximum(actions.std(correction=0), mean.abs()).clamp_min(1.0)])
 
 
 def regression_rows(chain: Chain, x: Tensor, targets: Tensor) -> dict[str, Tensor]:

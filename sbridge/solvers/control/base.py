@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sbridge.controls import MLP, Control, NetworkControl, NetworkRecipe, SumControl, seeded_control
-from sbridge.errors import InvalidInputError
+from sbridge.controls import AdditiveMLP, Control, NetworkControl, NetworkRecipe, SumControl, seeded_control
+from sbridge.errors import InvalidInputError, NonFiniteError
 from sbridge.measures import PathMeasure, Paths
+from sbridge.objectives.control import action
 from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
 from sbridge.processes import StepRule, default_rule
@@ -27,6 +28,7 @@ from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, fla
 
 PATHS_OPTIMISATION = Optimisation(learning_rate=5e-3, batch=128, ema_decay=0.99)
 """For losses on whole paths: an update sees the control at every step of every path, so it may go far."""
+_SCALE_PATHS = 256
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
     """
 
     updates: int = 1500
-    network: NetworkRecipe = field(default_factory=MLP)
+    network: NetworkRecipe = field(default_factory=AdditiveMLP)
     optimisation: Optimisation = PATHS_OPTIMISATION
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(100))
     rule: StepRule | None = None
@@ -99,8 +101,21 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
         """The loss of one update, and numbers to report."""
 
     def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
-        """Numbers fixed before the first update; ``output`` is the size that controls are expected to have."""
-        return {"output": 1.0 / math.sqrt(problem.process.horizon)}
+        """Numbers fixed before the first update: the sizes that states and controls are expected to have.
+
+        ``input`` is the root mean square of states on paths of the control that learning starts from, ``output`` the
+        size of a control whose energy ``½ T dim |u_i|²`` is the spread of their costs: what it may pay to be rid of it.
+        """
+        paths, alive = self.sample(problem, state, state.base, _SCALE_PATHS)
+        size = float(paths.x.double().square().mean().sqrt())
+        if not math.isfinite(size):
+            raise NonFiniteError(
+                "paths of the control that learning starts from are NaN or infinite: take more steps, "
+                "grid=TimeGrid.uniform(steps), or another start."
+            )
+        spread = float(action(paths, problem.costs, alive).std())
+        volume = problem.process.horizon * problem.dim
+        return {"input": size, "output": math.sqrt(2.0 * spread / volume) if spread > 0 else volume**-0.5}
 
     def learner(self, problem: ControlProblem, state: ControlState, scales: dict[str, float]) -> Learner:
         """The network under training; keeps ``scales`` in the state."""
@@ -149,9 +164,9 @@ class ControlState:
 
     def new_network(self, solver: ControlSolver, problem: ControlProblem) -> NetworkControl:
         """A network with its initial weights."""
-        scale, horizon = self.scales["output"], problem.process.horizon
-        weights = generator_of(derive(self.seed, "weights"))
-        return seeded_control(solver.network, problem.dim, horizon, scale, weights).to(problem.probe)
+        horizon, weights = problem.process.horizon, generator_of(derive(self.seed, "weights"))
+        sizes = self.scales["output"], weights, self.scales["input"]
+        return seeded_control(solver.network, problem.dim, horizon, *sizes).to(problem.probe)
 
     def network(self, *, averaged: bool) -> nn.Module:
         """The network alone, under training or with averaged weights."""

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sbridge.controls import (
         MLP as MLP,
+        AdditiveMLP as AdditiveMLP,
         FourierMLP as FourierMLP,
+        ScaledMLP as ScaledMLP,
     )
     from sbridge.coupling import (
         EntropicCoupling as EntropicCoupling,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     )
     from sbridge.errors import (
         SbridgeError as SbridgeError,
+        SbridgeWarning as SbridgeWarning,
     )
     from sbridge.evaluation import (
         Certificate as Certificate,
@@ -233,6 +236,8 @@ _HOME = {
     "PerCoordinate": "sbridge.scaling",
     "MLP": "sbridge.controls",
     "FourierMLP": "sbridge.controls",
+    "AdditiveMLP": "sbridge.controls",
+    "ScaledMLP": "sbridge.controls",
     "Optimisation": "sbridge.training",
     "EntropicCoupling": "sbridge.coupling",
     "IndependentCoupling": "sbridge.coupling",
@@ -244,6 +249,7 @@ _HOME = {
     "check_solver": "sbridge.solvers",
     # errors
     "SbridgeError": "sbridge.errors",
+    "SbridgeWarning": "sbridge.errors",
 }
 
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -27,7 +27,6 @@ from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair, turning_reference
 from sbridge.benchmarks.planar_pairs import TARGETS, Pair, PlanarPair
 from sbridge.benchmarks.tables import timed
-from sbridge.coupling import MinibatchCoupling
 from sbridge.errors import NotConvergedError, SbridgeError, UnsupportedError, unknown_name
 from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline
 from sbridge.fitting import fit

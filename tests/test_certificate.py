@@ -174,7 +174,7 @@ def test_bad_input_is_told(bridge, rows):
         certify(bridge, x[:50], y, seed=0)
     curved = DriftProcess(lambda t, x: -x.sin(), 1.0)
     other = Bridge(*(replace(m, process=curved) for m in (bridge.forward, bridge.backward)))
-    with pytest.raises(UnsupportedError, match="linear reference"):
+    with pytest.raises(UnsupportedError, match="transitions in closed form"):
         certify(other, x, y, seed=0)
 
 

@@ -28,7 +28,7 @@ from sbridge.processes import (
 from sbridge.registry import register
 from sbridge.solutions import Bridge, load
 from sbridge.solvers import AdjointBridge, Annealing, Replay, check_solver
-from sbridge.solvers.adjoint_bridge import AdjointBridgeState, opposite, outward
+from sbridge.solvers.adjoint_bridge import AdjointBridgeState, outward
 from sbridge.solvers.gaussian import GaussianControl
 from sbridge.time import TimeGrid
 from sbridge.training import Optimisation
@@ -162,8 +162,8 @@ def test_the_corrector_loss_is_least_at_the_exact_control(name, out):
     solver = dataclasses.replace(solver, optimisation=Optimisation(batch=8192))
     slopes = []
     for wrong in (0.0, 0.1):
-        probe = Probe(GaussianControl(exact, opposite(out)), problem.reference.horizon, wrong)
-        state.learners[opposite(out)].module = probe
+        probe = Probe(GaussianControl(exact, out.opposite), problem.reference.horizon, wrong)
+        state.learners[out.opposite].module = probe
         for _ in range(4):
             solver.corrector_loss(problem, state).backward()
         slopes.append(float(probe.theta.grad.norm()))

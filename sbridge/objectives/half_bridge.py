@@ -28,7 +28,7 @@ from sbridge.controls import Control
 from sbridge.controls.divergence import Probes, probed_trace
 from sbridge.linear import LinearMap
 from sbridge.measures import Paths
-from sbridge.processes import Chain, Direction
+from sbridge.processes import Chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class StepsTaken:
     def of(cls, paths: Paths, base: Control | None = None) -> StepsTaken:
         """All steps of ``paths``; ``base`` is a part of ``û`` that is known, which joins ``h``."""
         chain = paths.chain
-        back = replace(chain, direction=Direction(-chain.direction.value))
+        back = replace(chain, direction=chain.direction.opposite)
         held, mirrored = torch.empty_like(paths.noise), torch.empty_like(paths.noise)
         with torch.no_grad():
             for j, xi in enumerate(paths.noise):

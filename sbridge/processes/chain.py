@@ -32,6 +32,11 @@ class Direction(Enum):
     FORWARD = 1
     BACKWARD = -1
 
+    @property
+    def opposite(self) -> Direction:
+        """The other way."""
+        return Direction(-self.value)
+
 
 class StepRule(ABC):
     """How a process becomes a chain."""

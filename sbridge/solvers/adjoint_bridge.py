@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sbridge.controls import MLP, NetworkRecipe, seeded_control
 from sbridge.coupling.simple import Pairs
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
-from sbridge.laws import Density, Law
+from sbridge.laws import Density
 from sbridge.measures import PathMeasure, Paths
 from sbridge.objectives.adjoint import adjoint_targets, gradient, lean_adjoint
 from sbridge.objectives.costs import Costs, checked, hides_gradient
@@ -25,6 +25,7 @@ from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.control import Annealing, Replay
 from sbridge.solvers.control.adjoint import keep_rows, regression_rows, row_loss
+from sbridge.solvers.half_bridges import sampled_end
 from sbridge.solvers.matching import DIRECTIONS, Regression
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
@@ -118,7 +119,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), energy_gradient(problem, paths.x[-1])))
         size = float(targets.double().square().mean((1, 2)).median().sqrt())
         usual = Regression.of(problem, _pairs(paths)).typical_size
-        return AdjointBridgeState(self, problem, seed, {out: size or usual, opposite(out): usual})
+        return AdjointBridgeState(self, problem, seed, {out: size or usual, out.opposite: usual})
 
     def restore(self, problem: BridgeProblem, flat: Flat) -> AdjointBridgeState:
         """The state of an interrupted run."""
@@ -138,7 +139,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         if state.step % self.replay.updates == 0:
             self.refresh(problem, state)
         out, batch = outward(problem), self.optimisation.batch
-        towards, back = state.learners[out], state.learners[opposite(out)]
+        towards, back = state.learners[out], state.learners[out.opposite]
         adjoint = towards.update(row_loss(towards.module, state.memory, batch, state.generator))
         corrector = back.update(self.corrector_loss(problem, state))
         state.step += 1
@@ -163,7 +164,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         measure = self.measure(problem, out, state.learners[out].averaged)
         paths = measure.sample(self.replay.paths, seed=state.generator)
         end = paths.x[-1]
-        slope = energy_gradient(problem, end) + corrector(problem, state.learners[opposite(out)].averaged, end)
+        slope = energy_gradient(problem, end) + corrector(problem, state.learners[out.opposite].averaged, end)
         if self.annealing is not None:
             slope = self.annealing.factor(state.step / self.updates) * slope
         targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), slope))
@@ -172,7 +173,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
 
     def corrector_loss(self, problem: BridgeProblem, state: AdjointBridgeState) -> Tensor:
         """Of the control that leaves the density: half at its start, half on pinned bridges, each about 1 at zero."""
-        direction, batch = opposite(outward(problem)), self.optimisation.batch
+        direction, batch = outward(problem).opposite, self.optimisation.batch
         module, pairs = state.learners[direction].module, state.pairs
         between = Regression.of(problem, pairs).loss(module, pairs, direction, batch, state.generator)
         index = torch.randint(len(pairs[0]), (batch,), generator=state.generator)
@@ -190,7 +191,7 @@ class AdjointBridgeState:
         self.step, self.seed, self.sizes = 0, seed, sizes
         self.generator = generator_of(derive(seed, "training"))
         self.memory: dict[str, Tensor] = {}
-        like, horizon = _sampled_end(problem).sample(1, generator_of(0)), problem.reference.horizon
+        like, horizon = sampled_end(problem).sample(1, generator_of(0)), problem.reference.horizon
         self.learners: dict[Direction, Learner] = {}
         for direction, size in sizes.items():
             weights = generator_of(derive(seed, direction.name))
@@ -218,11 +219,6 @@ def outward(problem: BridgeProblem) -> Direction:
     return Direction.FORWARD if isinstance(problem.target, Density) else Direction.BACKWARD
 
 
-def opposite(direction: Direction) -> Direction:
-    """The other direction."""
-    return Direction.BACKWARD if direction is Direction.FORWARD else Direction.FORWARD
-
-
 def energy_gradient(problem: BridgeProblem, x: Tensor) -> Tensor:
     """``∇E(x)`` for the end with log density ``−E``, shape ``(batch, dim)``.
 
@@ -247,7 +243,7 @@ def energy_gradient(problem: BridgeProblem, x: Tensor) -> Tensor:
 
 def corrector(problem: BridgeProblem, network: nn.Module, x: Tensor) -> Tensor:
     """``h = σ⁻ᵀ û`` at the density's end, ``û`` the control that leaves it."""
-    t = _start(problem, opposite(outward(problem)))
+    t = _start(problem, outward(problem).opposite)
     with torch.no_grad():
         return problem.reference.scale(t).T.inverse().to(x)(network(t, x))
 
@@ -276,7 +272,7 @@ def _spreading_back(problem: BridgeProblem) -> str | None:
 def _without_gradient(problem: BridgeProblem) -> str | None:
     density = _density(problem)
     with torch.no_grad():
-        x = _sampled_end(problem).sample(_FEW_ROWS, generator_of(0))
+        x = sampled_end(problem).sample(_FEW_ROWS, generator_of(0))
     if not hides_gradient(density.log_density, x):
         return None
     return (
@@ -301,7 +297,3 @@ def _pairs(paths: Paths) -> Pairs:
 def _start(problem: BridgeProblem, direction: Direction) -> float:
     """The time at which ``direction`` begins."""
     return 0.0 if direction is Direction.FORWARD else problem.reference.horizon
-
-
-def _sampled_end(problem: BridgeProblem) -> Law:
-    return problem.source if outward(problem) is Direction.FORWARD else problem.target

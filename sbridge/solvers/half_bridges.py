@@ -90,7 +90,7 @@ class _Reversal(HalfBridge):
     """Paths of the other direction are taken back."""
 
     def simulated(self, trained: Direction) -> Direction:
-        return opposite(trained)
+        return trained.opposite
 
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
         if not isinstance(far_end(problem, trained), Density):
@@ -163,7 +163,7 @@ class AdjointHalfBridge(HalfBridge):
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
         """Needs a start that can be sampled, a density at the far end, and derivatives of the drift."""
         name, far = trained.name.lower(), far_end(problem, trained)
-        if isinstance(far_end(problem, opposite(trained)), Density):
+        if isinstance(far_end(problem, trained.opposite), Density):
             return (
                 f"AdjointHalfBridge learns the {name} control on its own paths, which start in a law that cannot be "
                 f"sampled: use IPF({name}=MeanMatching())."
@@ -210,11 +210,6 @@ class _Expansion:
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         return divergence(lambda y: self.process.drift(t, y), x)[1]
-
-
-def opposite(direction: Direction) -> Direction:
-    """The other direction."""
-    return Direction(-direction.value)
 
 
 def far_end(problem: BridgeProblem, direction: Direction) -> Law:

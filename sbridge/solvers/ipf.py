@@ -26,14 +26,12 @@ from sbridge.solvers.half_bridges import (
     MeanMatching,
     Retraced,
     far_end,
-    opposite,
     sampled_end,
 )
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
 
 _PROBE_ROWS = 512
-_DIRECTIONS = (Direction.FORWARD, Direction.BACKWARD)
 
 
 @register
@@ -91,7 +89,7 @@ class IPF(Solver["IPFState"]):
         """Needs of each end what its half-bridge needs."""
         if isinstance(problem.source, Density) and isinstance(problem.target, Density):
             return "IPF needs an end that can be sampled, and both are unnormalised densities: draw samples from one."
-        refusals = (self.half_bridge(direction).refusal(problem, direction) for direction in _DIRECTIONS)
+        refusals = (self.half_bridge(direction).refusal(problem, direction) for direction in Direction)
         return next((reason for reason in refusals if reason is not None), None)
 
     def half_bridge(self, direction: Direction) -> HalfBridge:
@@ -141,16 +139,16 @@ class IPF(Solver["IPFState"]):
         """The averaged networks; copies, so that the state can be trained on."""
         forward, backward = (
             self._measure(problem, direction, _frozen(copy.deepcopy(state.learners[direction].averaged)))
-            for direction in _DIRECTIONS
+            for direction in Direction
         )
         return Bridge(forward, backward)
 
     def _measure(self, problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> PathMeasure:
-        start = far_end(problem, opposite(direction))
+        start = far_end(problem, direction.opposite)
         return PathMeasure(problem.reference, _control(problem, direction, network), start, direction, self.grid)
 
     def _learning(self, problem: BridgeProblem, state: IPFState, trained: Direction) -> Learning:
-        other = _control(problem, opposite(trained), state.learners[opposite(trained)].averaged)
+        other = _control(problem, trained.opposite, state.learners[trained.opposite].averaged)
         chain = state.chains[self.half_bridge(trained).simulated(trained)]
         network = state.learners[trained].module
         return Learning(problem, trained, network, _base(problem, trained), other, chain, state.kept)
@@ -187,14 +185,14 @@ class IPFState:
         self.generator = generator_of(derive(seed, "training"))
         self.like = sampled_end(problem).sample(1, generator_of(0))
         times, rule = solver.grid.times(problem.reference.horizon), default_rule(problem.reference)
-        self.chains = {way: Chain(problem.reference, times, way, rule, self.like) for way in _DIRECTIONS}
+        self.chains = {way: Chain(problem.reference, times, way, rule, self.like) for way in Direction}
         self.kept: dict[str, Tensor] = {}
         self.learners: dict[Direction, Learner] = {}
 
     def begin(self, solver: IPF, problem: BridgeProblem) -> None:
         """Measures the size of the problem, and makes the networks."""
         self.size = _typical_control(solver, problem, derive(self.seed, "size"))
-        self.learners = {direction: self._learner(solver, problem, direction) for direction in _DIRECTIONS}
+        self.learners = {direction: self._learner(solver, problem, direction) for direction in Direction}
 
     def renew(self, solver: IPF, direction: Direction) -> None:
         """A new optimiser and a new average for the network as it was averaged last."""
@@ -218,7 +216,7 @@ class IPFState:
     def load(self, solver: IPF, problem: BridgeProblem, flat: Flat) -> None:
         """The opposite of :meth:`flat`."""
         self.size = float(flat_number(flat, "size"))
-        self.learners = {direction: self._learner(solver, problem, direction) for direction in _DIRECTIONS}
+        self.learners = {direction: self._learner(solver, problem, direction) for direction in Direction}
         for direction, learner in self.learners.items():
             learner.load(flat, direction.name.lower())
         self.kept = {key.removeprefix("paths."): flat_tensor(flat, key) for key in flat if key.startswith("paths.")}

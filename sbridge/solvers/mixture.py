@@ -32,7 +32,6 @@ from sbridge.training import Flat, Info, flat_number, flat_tensor
 from sbridge.transport import Cloud
 
 _RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
-_PRODUCTS = 1_000_000
 _PIECE = 2**14
 _NAMES = ("logits", "means", "spreads")
 _PULLS = ("pulls", "best_pulls")
@@ -62,14 +61,13 @@ class MixtureBridge(Solver["MixtureState"]):
     Args:
         components: numbers of components to try, rising; one number is taken as it is.
         covariance: of the components: FULL, or DIAGONAL along the axes of the data.
-        rows: rows a side on which numbers of components are compared; in few dimensions as many more as fill no more
-            memory than a million products of coordinates.
+        rows: rows a side on which numbers of components are compared.
         held_out: the share of these rows on which they are compared.
         max_rows: rows a side of the last fit; of larger sets a random subset.
         matchings: largest number of matchings of components to what they claim, before L-BFGS.
         rounds: rounds of L-BFGS; a number of components is given up after one that leaves held-out rows less likely.
         iterations: iterations of L-BFGS in a round.
-        tolerance: gain of the mean log likelihood per matching, or by a round, that ends either, in nats.
+        tolerance: gain of the mean log likelihood by a matching, or by a round, that ends either, in nats.
         grid: time grid on which the solution is simulated.
 
     Time: ``O(rows · components · dim²)`` for each matching and iteration. Numbers of components for which fewer than
@@ -84,7 +82,7 @@ class MixtureBridge(Solver["MixtureState"]):
     matchings: int = 20
     rounds: int = 2
     iterations: int = 40
-    tolerance: float = 1e-5
+    tolerance: float = 1e-4
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(100))
 
     scaling: ClassVar[ScalingRecipe] = NoScaling()
@@ -140,8 +138,10 @@ class MixtureBridge(Solver["MixtureState"]):
                 parts, state.pulls = shrink(likelihood, parts)
             before, over = -math.inf, False
         else:
-            value, parts = climb_by_quasi_newton(likelihood, state.parts, self.iterations, self.tolerance, state.pulls)
-            before, over = value, state.round == self.rounds or value - state.value < 10.0 * self.tolerance
+            value, parts = climb_by_quasi_newton(
+                likelihood, state.parts, self.iterations, 0.1 * self.tolerance, state.pulls
+            )
+            before, over = value, state.round == self.rounds or value - state.value < self.tolerance
             over = over or not (state.last or state.improves(parts))
         state.parts, state.value, state.round, state.step = parts, before, state.round + 1, state.step + 1
         info = {"log likelihood": value, "components": float(len(parts.logits))}
@@ -190,7 +190,7 @@ class MixtureState:
         chosen = [_chosen(*end, solver.max_rows, derive(seed, i)) for i, end in enumerate((self.source, target))]
         self._chosen, self._share = chosen, solver.held_out
         self._dim = problem.dim
-        self._most = max(solver.rows, 2 * _PRODUCTS // (self._dim * (self._dim + 3)))
+        self._most = solver.rows
         self._check_enough(solver.components[0])
         fitted = [rows[self._held_out(rows) :] for rows, _ in chosen]  # shapes are drawn to what these show
         self.coordinates = Coordinates.of(reference, *fitted, diagonal=diagonal)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
 
-_CHUNK = 2**20  # numbers in the largest array that a chunk of rows makes
+_CHUNK = 2**18  # numbers in the largest array that a chunk of rows makes: it stays in the cache
 _LEAST_SPREAD = 1e-6  # smallest variance of a claim, in units of that of all rows
 _CLUSTER_ROWS, _CLUSTER_ROUNDS = 20_000, 20
 
@@ -107,7 +107,7 @@ class Rows:
         (count, dim), dense = forms.linear.shape, forms.quadratic.ndim == 3
         features = 1 + dim + dim * (dim + 1) // 2 if dense else 1 + 2 * dim
         packed = not dense or features <= count * dim
-        size = max(64, _CHUNK // (features if packed else count * dim))
+        size = max(64, _CHUNK // (max(features, count) if packed else count * dim))
         prepared = _Packed.of(forms, self.rows) if packed else _Blocked.of(forms, self.rows)
         for start in range(0, len(self.rows), size):
             rows = slice(start, start + size)

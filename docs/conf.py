@@ -25,6 +25,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "sphinx_gallery.gen_gallery",
     "site_content",
+    "local_links",
 ]
 exclude_patterns = ["_build", "**/*.ipynb"]
 templates_path = ["_templates"]
@@ -32,6 +33,8 @@ templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"sbridge {version}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
@@ -44,7 +47,12 @@ autosummary_ignore_module_all = False
 autosummary_imported_members = True
 PACKAGES = [f"sbridge.{init.parent.name}" for init in ROOT.glob("sbridge/*/__init__.py")]
 ELSEWHERE = {"sbridge.measures": ["Direction"], "sbridge.problems": ["BridgeCorrection", "StoppingSet"]}
-autosummary_context = {"packages": PACKAGES, "elsewhere": ELSEWHERE}  # names that two rooms hand out
+ALSO = {"sbridge.fitting": ["choose_solver", "SolverChoice"]}
+autosummary_context = {
+    "packages": PACKAGES,
+    "elsewhere": ELSEWHERE,  # names that two rooms hand out
+    "also": ALSO,  # names whose home is a file that only hands them on
+}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -64,5 +72,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "remove_config_comments": True,
     "show_signature": False,
-    "within_subsection_order": "FileNameSortKey",
+    "capture_repr": (),  # what an example prints, not what its last line happens to return
+    "write_computation_times": False,
+    "within_subsection_order": "site_content.ByPurpose",
 }

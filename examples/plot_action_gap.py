@@ -1,11 +1,16 @@
-"""The action gap is the score-matching loss
+r"""The action gap is the score-matching loss
 =========================================
 
 Reverse diffusion is a problem of optimal control: the action of a control is smallest for ``u = σᵀ∇log ρ``, and its
-excess over the minimum is ``½∫E|σᵀ(s_θ − ∇log ρ)|² dt``, the divergence between two path measures. Denoising score
-matching minimises another number, which needs no ``∇log ρ``. The two differ by a constant that the network does not
-enter (Premkumar 2023, eq. (3.36)–(3.43)). A :class:`sbridge.diffusion.GapRecorder` measures both while a network
-trains, from different random draws, and :func:`sbridge.plotting.action_gap` draws them: the curves lie on each other.
+excess over the minimum, the gap, is the divergence between two path measures. Denoising score matching minimises
+another number, which needs no ``∇log ρ``. The two differ by a constant ``C`` that the network does not enter
+(Premkumar 2023, eq. (3.36)–(3.43)):
+
+.. math:: \tfrac12 \int \mathbb E\, |\sigma^\top (s_\theta - \nabla\log\rho_t)|^2\, dt
+   = \tfrac12 \int \mathbb E\, |\sigma^\top (s_\theta - \nabla\log p(X_t | X_0))|^2\, dt - C .
+
+A :class:`sbridge.diffusion.GapRecorder` measures both sides while a network trains, from different random draws, and
+:func:`sbridge.plotting.action_gap` draws them: the curves agree within their bands of two standard errors.
 """
 
 import sys
@@ -94,5 +99,18 @@ fig, ax = plt.subplots(figsize=(5, 4.8), layout="constrained")
 ax.contourf(side, side, data.log_density(plane).exp().reshape(200, 200), levels=12, cmap="Blues")
 ax.scatter(*samples.T, s=2, color="#D55E00", linewidths=0, alpha=0.6)
 ax.set(
-    xlim=(-5, 5), ylim=(-5, 5), aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title="Generated points on the density"
+    xlim=(-5, 5),
+    ylim=(-5, 5),
+    aspect="equal",
+    xlabel="$x_1$",
+    ylabel="$x_2$",
+    title="Generated points (orange) on the density",
 )
+
+# %%
+# With your own data
+# -------------------
+# The gap itself can be measured only where the score is known: for a :class:`sbridge.GaussianMixture`, or for the
+# points themselves (``sb.ExactScore(process, sb.Samples(x))``; then the gap says how far the network is from
+# memorising). For other data the loss minus its own late values shows whether training still gains; its level says
+# nothing, since ``C`` is unknown.

@@ -1,4 +1,4 @@
-"""Single cells over time: predicting a time point that was left out
+r"""Single cells over time: predicting a time point that was left out
 ==================================================================
 
 A sequencing experiment kills the cells it measures, so a time course is a series of unpaired snapshots. Bridges between
@@ -7,10 +7,16 @@ saw: :func:`sbridge.evaluation.score_at` predicts its cells and sets the distanc
 where they were, and beside straight lines of optimal transport. Then comes what snapshots alone cannot show: where the
 descendants of a single early cell end up.
 
+Between snapshots ``p_k`` at times ``t_k`` each bridge solves, with one Brownian reference ``R`` for the whole course,
+
+.. math:: \min_P \mathrm{KL}(P \,\|\, R), \qquad P_{t_k} = p_k, \quad P_{t_{k+1}} = p_{k+1} .
+
 Point ``SBRIDGE_CELLS`` at a file of your own, an ``.npz`` with an array ``x`` (cells × features, principal components
 for instance) and an array ``time`` (one number per cell, at least three different ones). Without it a *synthetic*
 branching course stands in: counts of genes that are switched by a hidden process with one fork, no biology.
 """
+
+# sphinx_gallery_thumbnail_number = 3
 
 import os
 import sys
@@ -78,7 +84,10 @@ ax.legend(frameon=False, fontsize=8, markerscale=2)
 # %%
 # Leave one time point out
 # ------------------------
-# A middle one: the bridge runs from its neighbour before to its neighbour after.
+# A middle one: the bridge runs from its neighbour before to its neighbour after. Here is a limit of what two snapshots
+# can tell. The bridge moves at an even pace between its ends; these cells had gone most of the way by then. So the
+# bridge scores as straight lines of optimal transport do (``exact OT map``), far better than cells left where they
+# were, and above the floor. A snapshot in between, or a reference that knows the pace, would be needed.
 
 middle = len(times) // 2
 before, out, after = times[middle - 1 : middle + 2]
@@ -90,9 +99,13 @@ predicted = course.interpolate(snapshots[before], before, out, seed=2)
 fig, panels = plt.subplots(1, 2, figsize=(9.4, 4), layout="constrained", sharex=True, sharey=True)
 clouds = {"predicted": predicted, "measured, never seen by the bridges": snapshots[out]}
 for ax, (name, rows) in zip(panels, clouds.items(), strict=True):
-    for t, colour in ((before, "#0072B2"), (after, "#D55E00")):
-        ax.scatter(*plane(snapshots[t]).T, s=3, color=colour, linewidths=0, alpha=0.25, label=f"$t$ = {t:g}")
-    ax.scatter(*plane(rows).T, s=5, color="#333333", linewidths=0, alpha=0.6, label=f"$t$ = {out:g}")
+    layers = (
+        (before, snapshots[before], "#0072B2", 0.3),
+        (out, rows, "#333333", 0.6),
+        (after, snapshots[after], "#D55E00", 0.3),
+    )
+    for t, cloud, colour, alpha in layers:
+        ax.scatter(*plane(cloud).T, s=5, color=colour, linewidths=0, alpha=alpha, label=f"$t$ = {t:g}")
     ax.set(xlabel=plane.labels[0], title=name)
 panels[0].set_ylabel(plane.labels[1])
 panels[0].legend(frameon=False, fontsize=8, markerscale=2)
@@ -131,3 +144,12 @@ for ax, t in zip(panels, times, strict=False):
 panels[0].set_ylabel(plane.labels[1])
 fig.colorbar(image, ax=panels, label="probability of the first group")
 fig.suptitle("Where cells will end (grey: the last snapshot)")
+
+# %%
+# With your own data
+# -------------------
+# ``SBRIDGE_CELLS=mine.npz python plot_cells.py`` runs this page on a file of yours; use principal components (ten to
+# fifty), not raw counts. From the command line an ``.h5ad`` file will do as it is: ``sbridge fit cells.h5ad --time-key
+# day --out run`` fits the whole course, and ``sbridge fit day2.npy day6.npy --times 2 6 --out run`` with ``sbridge
+# evaluate run day2.npy day4.npy --time 4`` leaves day 4 out. Before you read anything into fates, vary σ
+# (:doc:`/sigma`).

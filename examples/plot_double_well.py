@@ -1,4 +1,4 @@
-"""Optimal control of a double well
+r"""Optimal control of a double well
 ================================
 
 A particle sits on the barrier between two wells and is to be in one of them at the end, at the least effort. By
@@ -6,7 +6,14 @@ symmetry half of the optimal paths go either way: solvers that follow the first 
 states the problem (:class:`sbridge.ControlProblem`), learns a control (:class:`sbridge.LogVariance`), and holds it
 against the Hamilton–Jacobi–Bellman equation on a grid (:func:`sbridge.pde.hamilton_jacobi_bellman`), which in one
 dimension is the truth. :func:`sbridge.evaluate_control` gives the numbers; the first two need no truth.
+
+The control ``u`` is to make the mean of effort and terminal cost ``g`` as small as it can be:
+
+.. math:: \min_u \; \mathbb E\Big[ \int_0^T \tfrac12 |u(t, X_t)|^2\, dt + g(X_T) \Big], \qquad
+   dX = \big(-\Psi'(X) + u\big)\, dt + dW .
 """
+
+# sphinx_gallery_thumbnail_number = 2
 
 import sys
 
@@ -45,7 +52,8 @@ problem = sb.ControlProblem(process, sb.Point(torch.zeros(1)), terminal_cost=ter
 # %%
 # The truth, on a grid
 # --------------------
-# ``J(t, x)``, the least cost from there on, and the control ``u* = −∂J/∂x``.
+# ``J(t, x)``, the least cost from there on, solves ``∂J/∂t − Ψ'∂J/∂x + ½∂²J/∂x² = ½(∂J/∂x)²`` with ``J(T, x) = g(x)``,
+# and the control is ``u* = −∂J/∂x``.
 
 grid = pde.Grid.of(-2.5, 2.5, 400)
 times = sb.TimeGrid.uniform(400)
@@ -89,7 +97,7 @@ print(f"squared error of the control, relative: {report.control_error}")
 
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 plotting.history(history, ax=ax)
-ax.set_title("The variance of the log weights falls towards zero")
+ax.set(ylabel="variance of the log weights", title="The loss falls towards zero")
 
 # %%
 # Paths, with and without
@@ -140,3 +148,12 @@ for ax, (name, control) in zip(panels, (("exact", exact), ("learned", learned)),
 panels[0].set_ylabel("$x$")
 fig.colorbar(image, ax=panels, label="$u(t, x)$")
 fig.suptitle("Which way the control pushes")
+
+# %%
+# With your own data
+# -------------------
+# A problem is a process, a start and two functions of batches: ``running_cost(t, x)`` and ``terminal_cost(x)``, each
+# one number a row. Smooth costs: try :class:`sbridge.AdjointMatching` first. Costs that jump, or that cannot be
+# differentiated: :class:`sbridge.LogVariance`, as here. Where there is no truth, compare ``objective`` with ``value``
+# in what :func:`sbridge.evaluate_control` prints: they meet at the optimum. A file with a variable ``problem`` can be
+# solved from the command line: ``sbridge control FILE.py``.

@@ -1,4 +1,4 @@
-"""Exact reversal only remembers
+r"""Exact reversal only remembers
 =============================
 
 The score of a finite set of points is known exactly. Reversing with it to the very end returns the points themselves,
@@ -6,6 +6,11 @@ nothing new: the support of the data is preserved. This page follows that on a h
 (:class:`sbridge.ExactScore`, :func:`sbridge.reverse_diffusion`), shows the moment at which a path makes up its mind,
 and then lets a trained network reverse the same noise (:func:`sbridge.diffuse`): what it gets wrong about the score is
 what makes new points.
+
+If ``X_t`` given ``X_0 = x_i`` is Gaussian with mean ``m_t x_i`` and variance ``v_t``, the score of ``n`` points is
+
+.. math:: \nabla\log\rho_t(x) = \frac{m_t\, \mathbb E[X_0 \,|\, X_t = x] - x}{v_t}, \qquad
+   \mathbb E[X_0 \,|\, X_t = x] = \sum_i w_i x_i, \quad w_i \propto e^{-|x - m_t x_i|^2 / 2 v_t} .
 """
 
 import sys
@@ -71,7 +76,7 @@ left.plot(*paths.x[:, :4].permute(2, 0, 1).double(), color="#0072B2", linewidth=
 left.scatter(*points.T, s=40, color="#D55E00", zorder=3, label="data points")
 left.scatter(*generated[:400].T, s=6, color="#333333", zorder=4, label="generated")
 left.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title="Every path ends in a data point")
-left.legend(frameon=False, fontsize=8, loc="upper right")
+left.legend(fontsize=8, loc="lower left")
 right.fill_between([visited[k] for k in moments], bands[0], bands[2], color="#0072B2", alpha=0.2, label="10–90 %")
 right.plot([visited[k] for k in moments], bands[1], color="#0072B2", label="median path")
 right.axhline(np.log(len(points)), color="#333333", linewidth=0.8, linestyle=":", label="log of the number of points")
@@ -83,7 +88,8 @@ right.legend(frameon=False, fontsize=8)
 # A network instead
 # -----------------
 # 300 points of the same law. Distances to the nearest training point: those of fresh points of the law say what new
-# points look like.
+# points look like. The exact score returns copies (distances of rounding errors), the network's distances are those of
+# fresh points. Not all of its points are good ones: some lie between the circles, fewer if it is trained longer.
 
 train = datasets.make("circles", 300, seed=5)
 fresh = datasets.make("circles", N, seed=6)
@@ -95,18 +101,28 @@ clouds = {
     "trained network": sb.generate(model, N, seed=3),
     "fresh points": fresh,
 }
-fig, panels = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
-for name, cloud in clouds.items():
+fig, panels = plt.subplots(1, 3, figsize=(10, 3.8), layout="constrained")
+styles = (("#D55E00", "-"), ("#0072B2", "-"), ("#333333", "--"))
+for (name, cloud), (colour, style) in zip(clouds.items(), styles, strict=True):
     gaps = torch.cdist(cloud.double(), train.double()).amin(1).numpy()
     copies = float((gaps < 1e-3).mean())
     error = (copies * (1 - copies) / len(gaps)) ** 0.5
     print(f"{name:16s} median distance {np.median(gaps):.1e}; copies (within 1e-3) {copies:.3f} ± {error:.3f}")
-    panels[2].plot(np.sort(gaps), np.linspace(0, 1, len(gaps)), label=name)
-panels[2].set(xscale="log", xlim=(1e-9, 2), xlabel="distance to the nearest training point", ylabel="share below")
+    panels[2].plot(np.sort(gaps), np.linspace(0, 1, len(gaps)), color=colour, linestyle=style, label=name)
+panels[2].set(
+    xscale="log", xlim=(1e-9, 2), xlabel="distance to the nearest training point", ylabel="share below", box_aspect=1
+)
 panels[2].set_title("Copies and new points")
 panels[2].legend(frameon=False, fontsize=8, loc="center")
 for ax, name in zip(panels, ("exact score", "trained network"), strict=False):
     ax.scatter(*train.T, s=16, color="#B8B8B8", linewidths=0, label="training points")
     ax.scatter(*clouds[name][:1000].T, s=4, color="#0072B2", linewidths=0, label="generated")
     ax.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title=name)
-panels[0].legend(frameon=False, fontsize=7, loc="center")
+fig.legend(*panels[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower left", ncols=2)
+
+# %%
+# With your own data
+# -------------------
+# To ask whether a model of yours copies: ``model = sb.diffuse(x, seed=0)``, ``new = sb.generate(model, n, seed=1)``,
+# and the distances of ``new`` to the nearest rows of ``x`` beside those of held-out rows, as above. Shares of copies
+# above those of held-out rows mean that the network has been trained too long, or is too large, for so few rows.

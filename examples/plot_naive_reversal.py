@@ -1,8 +1,13 @@
-"""Running a diffusion backward: naive and true reversal
+r"""Running a diffusion backward: naive and true reversal
 =====================================================
 
 Noise turns data into a Gaussian. To get the data back it is not enough to run the drift backward, nor to leave it as it
-is: the reversed equation has one more term, the score, ``dY = (−b + σ² ∇log ρ) ds + σ dB`` (Anderson 1982). This page
+is: the reversed equation has one more term, the score (Anderson 1982),
+
+.. math:: dX = b\, dt + \sigma\, dW \quad\text{reversed is}\quad
+   dY = (-b + \sigma^2 \nabla\log\rho)\, ds + \sigma\, dB .
+
+This page
 runs all three from the same states with the same noise, first in one dimension, where exact densities tell them apart
 (:func:`sbridge.reverse_diffusion` with :class:`sbridge.ExactScore`), then on two moons
 (:func:`sbridge.plotting.reversals`).
@@ -50,8 +55,9 @@ ways = {"true: drift −b + σ²∇log ρ": true, "naive: drift −b": no_score,
 # %%
 # What comes back
 # ---------------
-# L1 distances between histograms of the states at ``t = 0`` and the data's density in the same bins; the floor is that
-# of as many exact draws of the data.
+# L1 distances between histograms of the states at ``t = 0`` and the data's density in the same bins (between 0 and 2);
+# the floor is that of as many exact draws of the data. Means and standard errors are over five sets of paths. The true
+# reversal is near the floor, the naive ones are not.
 
 edges = np.linspace(-9, 9, 181)
 middle = torch.from_numpy((edges[1:] + edges[:-1]) / 2)[:, None]
@@ -68,13 +74,24 @@ def distance(states):
     return abs(found - shares).sum() + (1 - found.sum())
 
 
-ends = {name: measure.marginals([0.0], N, seed=1)[0, :, 0].numpy() for name, measure in ways.items()}
-floor = distance(data.sample(N, torch.Generator().manual_seed(2))[:, 0].numpy())
-print(f"floor, {N} draws of the data: L1 {floor:.3f}")
+def show(name, sets):
+    """The mean distance of sets of states, with its standard error, and their mean standard deviation."""
+    found = np.array([distance(states) for states in sets])
+    print(f"{name}: L1 {found.mean():.3f} ± {found.std(ddof=1) / len(found) ** 0.5:.3f} (s.e.), ", end="")
+    print(f"standard deviation of the states {np.mean([states.std() for states in sets]):.3f}")
+
+
+SETS = 5
+draws = data.sample(SETS * N, torch.Generator().manual_seed(2))[:, 0].split(N)
+show(f"floor, {N} draws of the data", [one.numpy() for one in draws])
+ends = {}
+for name, measure in ways.items():
+    sets = measure.marginals([0.0], SETS * N, seed=1)[0, :, 0].split(N)
+    show(name, [one.numpy() for one in sets])
+    ends[name] = sets[0].numpy()
 fig, panels = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained", sharey=True)
 colours = ("#0072B2", "#D55E00", "#CC79A7")
 for ax, (name, states), colour in zip(panels, ends.items(), colours, strict=True):
-    print(f"{name}: L1 {distance(states):.3f}, standard deviation {states.std():.3f}")
     ax.hist(states, edges, density=True, color=colour, alpha=0.5, label="states at $t = 0$")
     ax.plot(middle, data.log_density(middle).exp(), color="#333333", linewidth=1, label="data")
     ax.set(xlim=(-8, 8), xlabel="$x$", title=name)
@@ -85,6 +102,7 @@ fig.suptitle("The law at $t = 0$ after running back from $\\rho_T$")
 # %%
 # The way there
 # -------------
+# Time runs from right to left in the noising, so here from 1 (orange, noise) on the left to 0 (blue) on the right.
 
 fig, panels = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained", sharey=True)
 for ax, (name, measure) in zip(panels, ways.items(), strict=True):
@@ -97,7 +115,7 @@ fig.suptitle("Paths with the same starts and the same noise")
 # In the plane
 # ------------
 # :func:`sbridge.plotting.reversals` draws this comparison for any reverse diffusion. Here the data are two moons, and
-# the score is that of the points.
+# the score is that of the points. Without the score paths run away, and leave the panel.
 
 points = datasets.make("two_moons", 1000, seed=0)
 noising = sb.choose_noising(sb.Samples(points))
@@ -105,3 +123,10 @@ bridge = sb.reverse_diffusion(noising, sb.Samples(points), sb.ExactScore(noising
 fig, ax = plt.subplots(figsize=(9, 4.4))
 plotting.reversals(bridge, seed=3, ax=ax)
 fig.suptitle("Two moons from noise, with and without the score")
+
+# %%
+# With your own data
+# -------------------
+# ``bridge = sb.diffuse(x, seed=0)`` learns the score of an array ``x``, and ``plotting.reversals(bridge, seed=1)``
+# draws this comparison for it. Any process with a drift of its own is reversed in the same way:
+# ``sb.reverse_diffusion(process, law, score)`` takes a score that you know or have learned.

@@ -1,4 +1,4 @@
-"""Your own reference process
+r"""Your own reference process
 ==========================
 
 A bridge stays as close as it can to a reference process, and the reference may be any equation you believe in. Here it
@@ -6,7 +6,15 @@ is a swirl with a stable ring: a :class:`sbridge.Process` of a few lines, held a
 :func:`sbridge.check_process`, simulated, and bridged by :func:`sbridge.solve_schroedinger`, which solves Schrödinger's
 system on a grid for any drift. Under Brownian motion the same two blobs are joined by straight paths; under the swirl
 the bridge goes round.
+
+With the reference ``dX = b dt + σ dW`` two potentials solve Schrödinger's system, and the control follows from one:
+
+.. math:: \partial_t \varphi + b\cdot\nabla\varphi + \tfrac12\sigma^2 \Delta\varphi = 0, \quad
+   \partial_t \hat\varphi + \nabla\!\cdot(b \hat\varphi) = \tfrac12\sigma^2 \Delta\hat\varphi, \quad
+   p_0 = \varphi\hat\varphi|_{t=0}, \; p_T = \varphi\hat\varphi|_{t=T}, \quad u = \sigma\nabla\log\varphi .
 """
+
+# sphinx_gallery_thumbnail_number = 2
 
 import sys
 from dataclasses import dataclass, replace
@@ -109,6 +117,8 @@ fig.suptitle("One pair of ends, two references")
 # %%
 # Where the mass is
 # -----------------
+# Top: the swirl carries the mass round. Bottom: Brownian motion lets it go straight, and wider on the way. Each panel
+# has a colour scale of its own, from no density (white) to the largest (dark).
 
 fig, panels = plt.subplots(2, 5, figsize=(11, 4.8), layout="constrained", sharex=True, sharey=True)
 times = np.linspace(0, 1, 5)
@@ -123,3 +133,11 @@ for ax in panels[-1]:
 for ax in panels[:, 0]:
     ax.set_ylabel("$x_2$")
 fig.suptitle("Density of the bridge through time")
+
+# %%
+# With your own data
+# -------------------
+# Write your equation as ``drift(t, x)``: ``sb.DriftProcess(drift, sigma)`` makes a process of it without a class. The
+# grid is for one or two dimensions and for ends whose densities are known. For data, or more columns, give the same
+# process to ``sb.fit(x0, x1, reference=process)``, which simulates its paths (:doc:`/solvers`). A class as above can
+# also be saved, if it is registered (:doc:`/extend`).

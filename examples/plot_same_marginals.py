@@ -1,4 +1,4 @@
-"""Equal marginals, different joint law
+r"""Equal marginals, different joint law
 ====================================
 
 The reverse SDE and the probability-flow ODE of a diffusion have the same density at every single time. They are still
@@ -7,7 +7,14 @@ compares the two on a mixture in one dimension, where scores are exact (:class:`
 time, which agree, and the joint law of two times, which does not (:class:`sbridge.PathMeasure`,
 :meth:`sbridge.Bridge.velocity`). The SDE, not the ODE, is the time reversal of the noising process: its joint law is
 that of the noising.
+
+With noising ``dX = f dt + g dW`` of density ``ρ``, run backwards in ``s = T − t``,
+
+.. math:: \text{SDE:}\;\; dY = (-f + g^2 \nabla\log\rho)\, ds + g\, dB, \qquad
+   \text{ODE:}\;\; \dot y = -f + \tfrac12 g^2 \nabla\log\rho .
 """
+
+# sphinx_gallery_thumbnail_number = 3
 
 import sys
 from itertools import pairwise
@@ -62,6 +69,7 @@ clock = np.linspace(0.0, 1.0, KNOTS + 1)
 # %%
 # At one time: no difference
 # --------------------------
+# Single paths look nothing alike, rough here and smooth there. Quantiles over all paths are the same.
 
 colours = {"noising": "#333333", "reverse SDE": "#0072B2", "probability-flow ODE": "#D55E00"}
 fig, panels = plt.subplots(1, 2, figsize=(9.4, 3.8), layout="constrained", sharey=True)
@@ -72,7 +80,7 @@ panels[0].set_ylabel("$x$")
 fig.suptitle("Sixty paths of each")
 
 levels = (0.05, 0.25, 0.5, 0.75, 0.95)
-fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+fig, ax = plt.subplots(figsize=(8.2, 4), layout="constrained")
 for name, width, style in (("noising", 4, "-"), ("reverse SDE", 1.8, "-"), ("probability-flow ODE", 1.2, "--")):
     quantiles = np.quantile(processes[name].numpy(), levels, axis=1)
     lines = ax.plot(
@@ -80,7 +88,7 @@ for name, width, style in (("noising", 4, "-"), ("reverse SDE", 1.8, "-"), ("pro
     )
     lines[0].set_label(name)
 ax.set(xlabel="time $t$", ylabel="$x$", title="Quantiles at 5, 25, 50, 75 and 95 % agree at every time")
-ax.legend(frameon=False, fontsize=8, loc="upper right")
+ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 # %%
 # At two times: a different joint law
@@ -125,3 +133,10 @@ for name, x in processes.items():
         f"{name:21s} correlation {correlation:.4f} ± {error:.4f}; W2 of pairs {w2(pairs)}, "
         f"of the earlier state alone {w2(pairs[:, :1])}"
     )
+
+# %%
+# With your own data
+# -------------------
+# For a model of your own, ``model = sb.diffuse(x, seed=0)``, both processes are at hand: ``sb.generate(model, n,
+# seed=1)`` draws by the SDE, ``sampler=sb.FlowSampler()`` by the ODE. Take either for samples at one time. Take the SDE
+# (``model.backward.sample(n, seed=1)``) for anything that depends on two times: correlations, waiting times, fates.

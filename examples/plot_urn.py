@@ -9,6 +9,8 @@ that were seen is ``f_k g_kl h_l``: the entropic plan that Sinkhorn's scaling co
 simulation that waits for the rare event.
 """
 
+# sphinx_gallery_thumbnail_number = 4
+
 import sys
 
 import matplotlib.pyplot as plt
@@ -123,7 +125,7 @@ slope = np.polyfit(np.log(sizes), np.log(left), 1)[0]
 print(f"what is left falls like N^{slope:.2f}")
 
 fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
-ax.loglog(sizes, leading, "o-", color="#0072B2", label="|log P + N·KL| / N")
+ax.loglog(sizes, leading, "o-", color="#0072B2", label="|log P + N·KL| / N, a particle")
 ax.loglog(sizes, left, "s-", color="#D55E00", label="what is left after Stirling's square roots")
 ax.loglog(sizes, left[0] * sizes[0] / np.array(sizes), color="#333333", linestyle=":", label="1/N")
 ax.set(xlabel="particles N", ylabel="nats", title="log P = −N·KL, with its corrections")
@@ -132,8 +134,9 @@ ax.legend(frameon=False, fontsize=8)
 # %%
 # Many cells
 # ----------
-# Forty cells, all particles in the middle at first, and found in two heaps at the end. Counts can no longer be listed,
-# but Sinkhorn's plan can be computed; beside it stands what the particles would have done by themselves.
+# Forty cells; particles start in two heaps that overlap, and are found in two heaps further apart. Counts can no longer
+# be listed, but Sinkhorn's plan can be computed; beside it stands what the particles would have done by themselves:
+# they stay near the diagonal (dotted), and none of the two heaps keeps to itself.
 
 line = np.linspace(-4.0, 4.0, 40)
 free = kernel_between(line, 0.5)
@@ -162,3 +165,10 @@ for ax, (name, table) in zip(panels, pictures.items(), strict=True):
 panels[0].set_ylabel("cell at the end")
 fig.colorbar(image, ax=panels, label="share of the particles", shrink=0.8)
 fig.suptitle("Which cell goes where")
+
+# %%
+# With your own data
+# -------------------
+# ``sinkhorn(EntropicProblem(x, y, epsilon, a=..., b=...))`` takes places ``x`` and ``y`` of any dimension and weights
+# ``a`` and ``b`` (equal ones if you give none), and ``.plan()`` is the most probable transport between them. If paths
+# in between are wanted too, ``sb.fit(x, y, solver=sb.SinkhornBridge())`` gives the bridge of such a plan.

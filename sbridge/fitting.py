@@ -155,7 +155,7 @@ def prepare(
 ) -> Preparation:
     """Checks the input and makes every choice of :func:`fit`, without running anything yet.
 
-    Warns of ends that are hard for every solver: see :mod:`sbridge.difficulties`.
+    Warns of ends that are hard for every solver: see ``sbridge.difficulties``.
     """
     _check_options(reference, solver, scaling)
     seed = as_seed(seed)

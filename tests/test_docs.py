@@ -1,5 +1,6 @@
 """Every block of Python in the README and on the site runs; every public name stands in the reference."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -49,3 +50,24 @@ def test_blocks_run(page, short):
 def test_every_public_name_is_in_the_reference():
     listed = set(re.findall(r"^   ~sbridge\.[\w.]+?(\w+)$", (ROOT / "docs/api/index.md").read_text(), re.MULTILINE))
     assert listed == set(sb._HOME)
+
+
+def test_broken_local_links_are_found(tmp_path):
+    file = ROOT / "docs/_extensions/local_links.py"
+    spec = importlib.util.spec_from_file_location("local_links", file)
+    local_links = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(local_links)
+    (tmp_path / "rooms").mkdir()
+    (tmp_path / "rooms/index.html").write_text(
+        '<h1 id="a-b">A</h1> <a href="../start.html#gone">x</a> <img src="no.png">'
+    )
+    (tmp_path / "start.html").write_text(
+        '<a href="rooms/#a-b">1</a> <a href="rooms/index.html#a%2Db">2</a> <a href="#top">3</a> <a href="#">4</a>'
+        '<a href="https://example.org/none">5</a> <a href="mailto:x@example.org">6</a> <a href="rooms/#b">7</a>'
+    )
+    found = {(str(page), address) for page, address in local_links.broken_links(tmp_path)}
+    assert found == {
+        ("rooms/index.html", "../start.html#gone"),
+        ("rooms/index.html", "no.png"),
+        ("start.html", "rooms/#b"),
+    }

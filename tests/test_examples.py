@@ -39,7 +39,7 @@ def test_example_runs(script, tmp_path):
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem.removeprefix("plot_"))
 def test_example_opens_like_a_page(script):
     lines = script.read_text().splitlines()
-    title, rule = lines[0], lines[1]
+    title, rule = lines[0].removeprefix("r"), lines[1]
     assert title.startswith('"""')
     assert len(title) > 3
     assert set(rule) == {"="}

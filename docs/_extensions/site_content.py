@@ -4,6 +4,51 @@ import os
 import re
 from pathlib import Path
 
+from sphinx.ext import autosummary
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = (
+    # data to data
+    "two_moons",
+    "baselines",
+    "cells",
+    "digits",
+    # bridges with a known answer, and references
+    "gaussian_bridge",
+    "own_process",
+    "urn",
+    # costs
+    "double_well",
+    "unnormalised",
+    # generation by reverse diffusion
+    "double_moons_score",
+    "samplers",
+    "poisson",
+    # what reverse diffusion is
+    "fokker_planck",
+    "naive_reversal",
+    "same_marginals",
+    "memorisation",
+    "action_gap",
+)
+"""The gallery from what most people come for to what fewer ask."""
+
+
+class ByPurpose:
+    """Sorts the files of the gallery by :data:`EXAMPLES`; an example that is not listed there is an error."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, filename):
+        """The place of one file."""
+        return EXAMPLES.index(Path(filename).stem.removeprefix("plot_"))
+
+    def __repr__(self):
+        return "<ByPurpose>"  # the gallery asks whether its settings have changed
+
 
 def plain(text):
     """Text in which nothing is markup."""
@@ -34,9 +79,30 @@ def write_identities(app):
     (folder / "identities.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def resolve_at_root(app, env, node, contnode):
+    """Links ``sbridge.NAME`` to where NAME is described, which is the room that it lives in."""
+    import sbridge
+
+    if node.get("refdomain") != "py":
+        return None
+    target = node["reftarget"].removeprefix("sbridge.")
+    name = target.split(".")[0]
+    if name in sbridge._HOME:
+        domain, page = env.domains["py"], node.get("refdoc", "")
+        home = f"{sbridge._HOME[name]}.{target}"
+        found = domain.resolve_xref(env, page, app.builder, node["reftype"], home, node, contnode)
+        if found is not None:
+            return found
+    if node["reftarget"].startswith("sbridge.") and not node.get("refdoc", "").startswith("api/"):
+        logger.warning("no description of %s to link to", node["reftarget"], location=node)
+    return None
+
+
 def setup(app):
-    """What is written before anything is read."""
+    """What is written before anything is read, and where names lead."""
+    autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "Prop.", "Phys.")  # no end of a summary's first sentence
     app.connect("builder-inited", write_identities)
+    app.connect("missing-reference", resolve_at_root)
 
 
 def arguments(gallery_conf, script_vars):

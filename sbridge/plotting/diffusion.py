@@ -239,7 +239,7 @@ def action_gap(
         middle = losses[window // 2 : window // 2 + len(mean), 0]
         label = f"training loss $-\\,C$, mean of {window} updates"
         ax.plot(middle, np.where(mean > 0, mean, np.nan), color=TARGET, alpha=0.3, linewidth=0.8, label=label)
-    lines = (("gap", SOURCE, "-", 3.2, r"gap $\frac{1}{2}\int\! \mathbb{E}|\sigma^\top(s_\theta-\nabla\log\rho)|^2$"),
+    lines = (("gap", SOURCE, "-", 3.2, r"gap $\frac{1}{2}\int\! \mathrm{E}|\sigma^\top(s_\theta-\nabla\log\rho)|^2$"),
              ("excess", TARGET, "--", 1.4, r"denoising loss $-\,C$"))  # fmt: skip
     for key, color, style, width, label in lines:
         values, errors = (np.array([row[name] for row in measured]) for name in (key, f"{key}_error"))

@@ -1,6 +1,6 @@
 """Simulation on torchsde, integrated over step indices.
 
-A chain (:mod:`sbridge.processes.chain`) is handed to torchsde as an equation in *index time*: knots
+A chain (``sbridge.processes.chain``) is handed to torchsde as an equation in *index time*: knots
 ``0, 1, …, N``, step 1, drift ``m_j(x) − x + L_j √Δ_j u``, diffusion 1, and a Brownian motion whose
 increment over ``[j, j + 1]`` is ``L_j ξ_j``. One Euler step of that equation is one step of the chain,
 whatever the time grid, and index time is exact in every dtype.

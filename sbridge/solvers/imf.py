@@ -28,7 +28,7 @@ class IMF(Solver[MatchingState]):
 
     Pairs ``(X_0, X_T)`` of the current coupling are joined by the reference's pinned bridges (the reciprocal
     projection); regression on the gradients of the log transition density makes the mixture Markov again
-    (:mod:`sbridge.solvers.matching`).
+    (``sbridge.solvers.matching``).
 
     First both networks learn from ``start``. Then stages alternate: the backward network simulates pairs from the
     target's data and the forward network learns from them; then the other way round. Training rows are never the

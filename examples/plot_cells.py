@@ -84,10 +84,11 @@ ax.legend(frameon=False, fontsize=8, markerscale=2)
 # %%
 # Leave one time point out
 # ------------------------
-# A middle one: the bridge runs from its neighbour before to its neighbour after. Here is a limit of what two snapshots
-# can tell. The bridge moves at an even pace between its ends; these cells had gone most of the way by then. So the
-# bridge scores as straight lines of optimal transport do (``exact OT map``), far better than cells left where they
-# were, and above the floor. A snapshot in between, or a reference that knows the pace, would be needed.
+# A middle one: the bridge runs from its neighbour before to its neighbour after. The table counts time from there. The
+# stand-in shows a limit of what two snapshots can tell: a bridge moves at an even pace between its ends, and these
+# cells had gone most of the way by then. So the bridge scores as straight lines of optimal transport do (``exact OT
+# map``), far better than cells left where they were, and above the floor. A snapshot in between, or a reference that
+# knows the pace, would be needed.
 
 middle = len(times) // 2
 before, out, after = times[middle - 1 : middle + 2]
@@ -117,7 +118,7 @@ fig.suptitle(f"Time {out:g} from its neighbours")
 # All snapshots now. Ends are assigned to two groups of the last snapshot (two means), and every early cell gets the
 # probability that its paths end in the first. Such probabilities depend on σ, on how much chance there is in a cell's
 # course beyond what transport needs: snapshots do not know it. The default is small; here it is twice that, and
-# printed.
+# printed. A cell counts as decided if its probability is below 0.1 or above 0.9.
 
 sigma = 2 * sb.choose_sigma(snapshots[before], snapshots[after], horizon=after - before).sigma
 print(f"sigma = {sigma:.3f} per root of the time unit")

@@ -9,9 +9,10 @@ the bridge goes round.
 
 With the reference ``dX = b dt + σ dW`` two potentials solve Schrödinger's system, and the control follows from one:
 
-.. math:: \partial_t \varphi + b\cdot\nabla\varphi + \tfrac12\sigma^2 \Delta\varphi = 0, \quad
-   \partial_t \hat\varphi + \nabla\!\cdot(b \hat\varphi) = \tfrac12\sigma^2 \Delta\hat\varphi, \quad
-   p_0 = \varphi\hat\varphi|_{t=0}, \; p_T = \varphi\hat\varphi|_{t=T}, \quad u = \sigma\nabla\log\varphi .
+.. math::
+   \partial_t \varphi + b\cdot\nabla\varphi + \tfrac12\sigma^2 \Delta\varphi &= 0, &
+   \partial_t \hat\varphi + \nabla\!\cdot(b \hat\varphi) &= \tfrac12\sigma^2 \Delta\hat\varphi, \\
+   p_0 = \varphi\hat\varphi|_{t=0}, \quad p_T &= \varphi\hat\varphi|_{t=T}, & u &= \sigma\nabla\log\varphi .
 """
 
 # sphinx_gallery_thumbnail_number = 2

@@ -2,7 +2,7 @@ r"""Samplers at equal cost
 ======================
 
 All samplers of a diffusion model solve one of two equations, the reverse SDE or the probability-flow ODE, and pay with
-evaluations of the score. Here every one gets the same number of them on the same problem: reverse diffusion of two
+evaluations of the score. Here every one gets the same budget of them on the same problem: reverse diffusion of two
 moons by the *exact* score of the points (:class:`sbridge.ExactScore`), so that what one sees is the sampler's own
 error. W2 to fresh points stands beside its floor, the W2 of as many fresh points, and beside draws of the points
 themselves, which is what a perfect sampler of this score returns.

@@ -1,12 +1,17 @@
-"""Schrödinger's urn
+r"""Schrödinger's urn
 =================
 
 In 1931 Schrödinger asked: particles diffuse, and at the end they are found where they should hardly be; which way did
-they most probably go? With particles in cells this is a question about counts. The probability of a transport ``c`` is
-a product of multinomials, ``log P = −N·KL`` to leading order, and the most probable transport between the occupations
-that were seen is ``f_k g_kl h_l``: the entropic plan that Sinkhorn's scaling computes
-(:func:`sbridge.transport.sinkhorn`). This page counts, and compares with plans, with Stirling's formula and with a
-simulation that waits for the rare event.
+they most probably go? With particles in cells this is a question about counts. If a particle goes from cell ``k`` to
+``l`` with probability ``g_kl``, a transport that takes ``c_kl`` of ``N`` particles from ``k`` to ``l`` has the
+probability
+
+.. math:: P(c) = \prod_k N_k! \prod_l \frac{g_{kl}^{c_{kl}}}{c_{kl}!}, \qquad N_k = \sum_l c_{kl}, \qquad
+   \log P \approx -N\, \mathrm{KL},
+
+and the most probable transport between the occupations that were seen is ``f_k g_kl h_l``: the entropic plan that
+Sinkhorn's scaling computes (:func:`sbridge.transport.sinkhorn`). This page counts, and compares with plans, with
+Stirling's formula and with a simulation that waits for the rare event.
 """
 
 # sphinx_gallery_thumbnail_number = 4

@@ -44,13 +44,13 @@ _LEARNED = {
     "optimisation": Optimisation(learning_rate=1e-2, batch=256, warm_up=20, ema_decay=0.98),
     "grid": TimeGrid.cosine(30),
 }
-SOLVERS: dict[str, tuple[Solver, float]] = {
-    "MatchedBridge": (MatchedBridge(MinibatchCoupling(256), updates=400, refresh=200, **_LEARNED), 0.12),
-    "IMF": (IMF(ReferenceCoupling(), pretraining=100, stages=6, updates=150, refresh=50, **_LEARNED), 0.2),
-    "MixtureBridge": (MixtureBridge(components=(2,)), 0.02),
-    "SinkhornBridge": (SinkhornBridge(), 0.03),
+SOLVERS: dict[str, tuple[Solver, float, float]] = {
+    "MatchedBridge": (MatchedBridge(MinibatchCoupling(256), updates=400, refresh=200, **_LEARNED), 0.12, 0.01),
+    "IMF": (IMF(ReferenceCoupling(), pretraining=100, stages=6, updates=150, refresh=50, **_LEARNED), 0.2, 0.01),
+    "MixtureBridge": (MixtureBridge(components=(2,)), 0.005, 0.02),
+    "SinkhornBridge": (SinkhornBridge(), 0.03, 0.03),
 }
-"""With the largest mean square error of a control along the bridge, in units of its mean square.
+"""With the largest mean square error of either control along the bridge, in units of its mean square.
 
 Networks of a short training smooth the forward control, which bends around both modes towards ``t = T``; from pairs of
 the reference alone, IMF has the whole way to go. Of 4000 rows the plan is known to about a percent.
@@ -87,14 +87,15 @@ _SLOW = {("IMF", name) for name in LINE if name not in ("OU, expanding", "VP")}
     ],
 )
 def test_controls_are_those_of_the_grid(solver, name):
-    method, most = SOLVERS[solver]
+    method, *most = SOLVERS[solver]
     exact = solve_schroedinger(LINE[name], ONE, TWO, Grid.of(-8.0, 8.0, 160))
     ends = (ONE, TWO)
     if isinstance(method, (MixtureBridge, SinkhornBridge)):
         draws = torch.Generator().manual_seed(0)
         ends = tuple(Samples(law.sample(4000, draws).double()) for law in ends)
     found = errors(solve(BridgeProblem(*ends, LINE[name]), method, seed=1), exact)
-    assert max(found) < most, found
+    assert found[0] < most[0], found
+    assert found[1] < most[1], found
 
 
 @pytest.mark.parametrize("name", LINE)

@@ -15,7 +15,9 @@ from sbridge.measures import Estimate
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
+from sbridge.solvers.ipf import IPF
 from sbridge.solvers.matched import MatchedBridge
+from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 SOLVERS: dict[str, Solver] = {
@@ -23,6 +25,8 @@ SOLVERS: dict[str, Solver] = {
     "IMF, independent start": IMF(start=IndependentCoupling()),
     "MatchedBridge": MatchedBridge(),
     "SinkhornBridge": SinkhornBridge(),
+    "MixtureBridge": MixtureBridge(),
+    "IPF": IPF(),
     "GaussianBridge": GaussianBridge(),
 }
 """Every solver with its default options: one set for all tables."""

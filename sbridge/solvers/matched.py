@@ -23,7 +23,7 @@ class MatchedBridge(MatchingSolver):
 
         u*(t, x) = E[σᵀ ∇_x log R(X_T | X_t) | X_t = x]        û*(t, x) = E[σᵀ ∇_x log R(X_t | X_0) | X_t = x]
 
-    (Tong et al. 2024, arXiv:2307.03672, §3.3, with the drift of the bridge itself in place of flow and score.) Both
+    (Tong et al. 2024, arXiv:2307.03672, §3.2, with the drift of the bridge itself in place of flow and score.) Both
     controls then are those of the bridge, up to the error of the regression and the bias of the plan of finitely many
     rows, which nothing here removes: see the coupling. :class:`~sbridge.solvers.imf.IMF` starts the same way, and its
     stages remove that bias for several times the cost. Of a coupling that is not the plan, the result is its Markovian

@@ -4,8 +4,8 @@ Pairs ``(X_0, X_T)`` of a coupling are joined by the reference's pinned bridges;
 
     forward    u(t, X_t) ← σᵀ ∇_x log R(X_T | X_t)         backward   û(t, X_t) ← σᵀ ∇_x log R(X_t | X_0)
 
-makes the mixture of these bridges Markov (Shi et al. 2023, eq. (8); Peluchetti 2023). If the pairs follow the static
-Schrödinger plan, the mixture is Markov already and the regression finds the controls of the bridge itself.
+makes the mixture of these bridges Markov (Shi et al. 2023, Def. 1 and Prop. 9; Peluchetti 2023). If the pairs follow
+the static Schrödinger plan, the mixture is Markov already and the regression finds the controls of the bridge itself.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Pairs: mixture potentials in any dimension (:class:`~sbridge.benchmarks.pairs.MixturePair`), Gaussian ends under a
 Brownian and under a turning reference, and shapes in the plane solved on a grid
 (:class:`~sbridge.benchmarks.planar_pairs.PlanarPair`); 100 000 unpaired training rows a side. Columns: see
-:class:`~sbridge.benchmarks.bridge_scores.Scores`; seconds of the fit, and peak memory of the process that fitted.
+:class:`~sbridge.benchmarks.bridge_scores.Scores`; CPU seconds of the fit, and peak memory of the process that fitted.
 
 Rows: perfect draws (the sampling floor), the true drift on the steps that networks are simulated on (the floor of
 discretisation), no control and the independent coupling (what doing nothing scores), every solver with one set of
@@ -143,7 +143,7 @@ class Row:
         cell: the pair.
         method: solver, floor or trivial row.
         scores: ``None`` if there is a failure.
-        seconds: of the fit; ``None`` if nothing is fitted.
+        seconds: CPU time of the fit; ``None`` if nothing is fitted.
         memory: peak of the process that fitted it, in MiB.
         failure: why there are no scores.
     """
@@ -178,7 +178,7 @@ class Row:
 
 HEADING = (
     f"  {'':<24}{'cBW-UVP %':>10} {'excess ± s.e.':>18} {'BW-UVP %':>9} {'KL(P*‖P)':>18} {'KL(P‖P*)':>18} "
-    f"{'seconds':>8} {'MiB':>7}"
+    f"{'CPU s':>8} {'MiB':>7}"
 )
 """Names of the columns; divergences in nats."""
 

@@ -107,7 +107,7 @@ def noise(rows: int, dim: int = 2) -> sb.Samples:
         (noise(9, 9), noise(20, 9), sb.SinkhornBridge, "since 9 rows in 9 columns"),
         (noise(1200, 64), noise(1200, 64), sb.MixtureBridge, "since 1200 rows in 64 columns bear"),
         (noise(1200, 65), noise(1200, 65), sb.IMF, "since 65 columns are many for Gaussian components"),
-        (noise(1200), sb.Samples(torch.ones(1200, 2)), sb.IMF, "since a column of the target is constant"),
+        (noise(1200), sb.Samples(torch.ones(1200, 2)), sb.IMF, "since columns of the target are constant"),
         (sb.Samples(torch.ones(50, 2)), noise(50), sb.SinkhornBridge, "since 50 rows in 2 columns are few"),
     ],
     ids=[

@@ -98,5 +98,7 @@ def _without_density(problem: BridgeProblem) -> str | None:
         if isinstance(end, Samples):
             rows = end.rows.double()
             if is_singular(rows.mean(0), rows.mT.cov().reshape(problem.dim, problem.dim)):
-                return f"since a column of the {name} is constant or follows from the others, so Gaussian components do not fit"
+                return (
+                    f"since columns of the {name} are constant or follow from others, so Gaussian components do not fit"
+                )
     return None

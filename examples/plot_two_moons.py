@@ -26,7 +26,7 @@ solver = sb.IMF(pretraining=800, stages=2, updates=400) if FAST else sb.IMF()
 # Fit
 # ---
 # Without ``reference=`` the noise level σ is chosen from the data (:doc:`/sigma`), without ``solver=`` the solver from
-# the ends (:doc:`/solvers`). Here the solver is given only to keep ``--fast`` short.
+# the ends (:doc:`/solvers`). This page takes :class:`sbridge.IMF`, whose networks give new points in both directions.
 
 x0 = datasets.make("two_moons", ROWS + HELD_OUT, seed=0)
 x1 = datasets.make("eight_gaussians", ROWS + HELD_OUT, seed=1)

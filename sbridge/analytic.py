@@ -30,7 +30,7 @@ class GaussianCoupling:
 
     Nothing is inverted that may be singular (Φ of a fast mean reversion is, to rounding), and nothing is
     subtracted. For a Brownian reference it is the formula of Bunne et al. 2023 (arXiv:2202.05722, Thm. 3) and
-    Janati et al. 2020 (arXiv:2006.02572, Thm. 1). Numbers are float64; times are floats or tensors ``()`` or
+    Janati et al. 2020 (arXiv:2006.02572). Numbers are float64; times are floats or tensors ``()`` or
     ``(batch,)``, and what depends on time has their shape in front.
 
     Args:

@@ -26,7 +26,7 @@ def conditional_uvp(
     """``100 · BW²(N̂_x, N_x) / (½ tr Var)`` in percent for each row of ``x``; its mean is cBW²-UVP.
 
     ``N̂_x`` has the sample moments of ``draws`` far ends of ``measure`` given ``x``, ``N_x`` the exact ones (Gushchin
-    et al. 2023, arXiv:2306.10161, §4). The floor is the value of the exact measure with the same seed.
+    et al. 2023, arXiv:2306.10161). The floor is the value of the exact measure with the same seed.
 
     Args:
         measure: drawn from by ``transport``.

@@ -142,7 +142,7 @@ class HalfEnergyDistance:
 @register
 @dataclass(frozen=True)
 class MMD:
-    """``MMD² = E k(x,x') − 2E k(x,y) + E k(y,y')`` with ``k(x,y) = exp(−|x−y|²/2h²)`` (Gretton et al. 2012, eq. 1).
+    """``MMD² = E k(x,x') − 2E k(x,y) + E k(y,y')`` with ``k(x,y) = exp(−|x−y|²/2h²)`` (Gretton et al. 2012, Lemma 6).
 
     Args:
         bandwidth: ``h``; by default the median distance between distinct rows of the reference (at most 1000 of

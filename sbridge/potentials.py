@@ -34,7 +34,7 @@ class MixturePotential:
         X_T | X_t = x ~ Σ_k r_k N(M_k (m + Q η_k), M_k Q)
 
     regular up to ``t = T``. For a Brownian reference this is the parametrisation of Korotin et al. 2024
-    (arXiv:2310.01174, eqs. 8–10), whose ``v(y)`` is ``e^{g(y) − |y|²/2ε}``. A precision ``Λ_k`` need not be positive:
+    (arXiv:2310.01174), whose ``v(y)`` is ``e^{g(y) − |y|²/2ε}``. A precision ``Λ_k`` need not be positive:
     a plan that spreads more than its reference needs negative ones. What is needed is ``Λ_k + Q_T⁻¹ > 0``, so that
     ``c(x) = φ(0, x)`` is finite. Numbers are float64; results take dtype and device of the states. Times are floats,
     or tensors ``()`` or ``(batch,)``.

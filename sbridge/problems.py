@@ -30,7 +30,8 @@ class BridgeProblem:
         reference: ``R``, with its horizon ``T``.
 
     Raises:
-        InvalidInputError: if dimensions do not agree, or dtype or device of two sets of samples.
+        InvalidInputError: if an end is no law or the reference no process, or if dimensions do not agree, or dtype or
+            device of two sets of samples.
     """
 
     source: Law
@@ -39,6 +40,9 @@ class BridgeProblem:
 
     def __post_init__(self) -> None:
         names = ("source", "target")
+        for name in names:
+            _check_law(getattr(self, name), name)
+        _check_process(self.reference, "reference")
         check_same_space(self.source, self.target, names)
         if isinstance(self.source, Samples) and isinstance(self.target, Samples):
             check_same_kind(self.source.rows, self.target.rows, names)
@@ -64,6 +68,19 @@ class BridgeProblem:
         return BridgeProblem(
             self.source.rescaled(scaling), self.target.rescaled(scaling), rescale(self.reference, scaling)
         )
+
+
+def _check_law(value: object, name: str) -> None:
+    if not isinstance(value, Law):
+        raise InvalidInputError(
+            f"{name} must be a law such as Samples(rows), Gaussian(mean, covariance) or Point(x), got a "
+            f"{type(value).__name__}."
+        )
+
+
+def _check_process(value: object, name: str) -> None:
+    if not isinstance(value, Process):
+        raise InvalidInputError(f"{name} must be a process such as BrownianMotion(1.0), got a {type(value).__name__}.")
 
 
 def unknown_transition(who: str, process: Process) -> str | None:
@@ -106,6 +123,8 @@ class ControlProblem:
     stopping: StoppingSet | None = None
 
     def __post_init__(self) -> None:
+        _check_process(self.process, "process")
+        _check_law(self.start, "start")
         if self.process.dim not in (None, self.start.dim):
             raise InvalidInputError(
                 f"the process is made for dimension {self.process.dim}, the start law has {self.start.dim}."

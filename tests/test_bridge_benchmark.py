@@ -141,6 +141,23 @@ def test_quick_command_prints_the_table_and_writes_it(tmp_path, capsys, pairs, s
         assert 0.0 < divergence < rows[name, "no control"]["scores"]["from_truth"]["value"]
 
 
+def test_a_table_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
+    target = tmp_path / "rows.json"
+    command = ["benchmark", "bridge", "--quick", "--pairs", "mixture", "--json", str(target), "--solvers"]
+    assert run([*command, "gaussian"]) == 0
+    first = json.loads(target.read_text())["rows"]
+    assert run([*command, "gaussian"]) == 2
+    assert "--resume" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(bridge, "_unfitted", lambda *_: pytest.fail("measured again"))
+    assert run([*command, "gaussian", "Gaussian map", "--resume"]) == 0
+    rows = json.loads(target.read_text())["rows"]
+    assert rows[: len(first)] == first
+    assert [row["method"] for row in rows[len(first) :]] == ["Gaussian map"]
+    target.write_text(json.dumps({"quick": True, "rows": [{"problem": "easy"}]}))
+    assert run([*command, "gaussian", "--resume"]) == 2
+    assert "no rows of sbridge benchmark bridge" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(("value", "text"), [(1.23456, "1.235 ± 0.100"), (4321.0, "4321 ± 0"), (0.00012, "0.0001")])
 def test_divergences_are_shown_to_four_places(value, text):
     assert shown(Estimate(value, 0.1 if value < 1000 else 0.2, 9)).startswith(text)

@@ -275,6 +275,15 @@ def test_diagnostics_at_the_optimum_and_away_from_it() -> None:
     assert control_error(far, case.optimal, 2000, seed=1).value == pytest.approx(0.16, rel=1e-6)
 
 
+def test_no_control_at_all_is_judged_too() -> None:
+    case = small()
+    idle = ControlSolution(case.problem, PathMeasure(case.problem.process, None, case.problem.start, grid=GRID))
+    report = evaluate_control(idle, n=500, seed=0, known=case.optimal)
+    assert report.fixed_point_residual is None
+    assert report.control_error is not None
+    assert report.control_error.value == pytest.approx(1.0)
+
+
 def test_the_signal_of_the_gradient_sinks_with_training() -> None:
     case = small(dtype=torch.float32)
     options = {"network": MLP(16, 2), "grid": GRID, "optimisation": PATHS}

@@ -1,7 +1,8 @@
-"""Every block of Python in the README and on the site runs; every public name stands in the reference."""
+"""Every block of Python in the README and on the site runs; every public name and every paper has its place."""
 
 import importlib.util
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sbridge.diffusion import ScoreMatching
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NO_PAPERS = {("January", "1986"), ("Accident", "1986")}
 STEPS = 20
 """Of every solver that is trained: whether a block runs, not how good its result is."""
 
@@ -71,3 +73,26 @@ def test_broken_local_links_are_found(tmp_path):
         ("rooms/index.html", "no.png"),
         ("start.html", "rooms/#b"),
     }
+
+
+def plain(text):
+    """Without accents, in LaTeX or Unicode."""
+    text = re.sub(r"\\['\"`^]|[{}]", "", text)
+    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
+
+
+def test_papers_stand_in_the_bibliography():
+    entries = plain((ROOT / "docs/references.bib").read_text(encoding="utf-8")).splitlines()
+    known = {
+        (name, re.search(r"year = (\d{4})", entry)[1])
+        for entry in entries
+        for name in re.findall(r"[A-Z][\w-]+", re.search(r"author = (.*?), title", entry)[1])
+    }
+    ids = {match for entry in entries for match in re.findall(r"arXiv:(\d{4}\.\d{5})", entry)}
+    missing = set()
+    for path in sorted((ROOT / "sbridge").rglob("*.py")):
+        text = re.sub(r"\n\s*(#\s*)?", " ", plain(path.read_text(encoding="utf-8")))
+        cited = set(re.findall(r"([A-Z][\w-]+)(?: et al\.)? \(?((?:18|19|20)\d\d)\b", text)) - NO_PAPERS
+        missing |= {(path.name, *paper) for paper in cited - known}
+        missing |= {(path.name, number) for number in set(re.findall(r"arXiv:(\d{4}\.\d{5})", text)) - ids}
+    assert not missing

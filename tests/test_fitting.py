@@ -92,17 +92,36 @@ NORMAL = sb.Gaussian(torch.zeros(2), torch.eye(2))
 TWO = sb.GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.eye(2).expand(2, 2, 2))
 
 
+def noise(rows: int, dim: int = 2) -> sb.Samples:
+    return sb.Samples(torch.randn(rows, dim, generator=torch.Generator().manual_seed(rows)))
+
+
 @pytest.mark.parametrize(
     ("source", "target", "solver", "reason"),
     [
         (NORMAL, NORMAL, sb.GaussianBridge, "since the bridge between Gaussian laws is known in closed form"),
-        (NORMAL, TWO, sb.IMF, "since ends that can be drawn from at will in 2 columns let networks learn"),
-        (sb.Samples(torch.zeros(999, 2)), TWO, sb.MixtureBridge, "since 999 rows in 2 columns are few for a network"),
-        (TWO, sb.Samples(torch.zeros(1000, 2)), sb.IMF, "since 1000 rows in 2 columns let networks learn"),
-        (sb.Samples(torch.zeros(2000, 2)), sb.Samples(torch.zeros(3, 2)), sb.MixtureBridge, "since 3 rows"),
-        (sb.Samples(torch.zeros(9, 9)), sb.Samples(torch.zeros(20, 9)), sb.SinkhornBridge, "since 9 rows in 9 columns"),
+        (NORMAL, TWO, sb.MixtureBridge, "since ends that can be drawn from at will in 2 columns bear as many"),
+        (noise(999), TWO, sb.MixtureBridge, "since 999 rows in 2 columns are few for a network"),
+        (TWO, noise(1000), sb.MixtureBridge, "since 1000 rows in 2 columns bear as many Gaussian components"),
+        (noise(2000), noise(3), sb.MixtureBridge, "since 3 rows"),
+        (noise(9, 9), noise(20, 9), sb.SinkhornBridge, "since 9 rows in 9 columns"),
+        (noise(1200, 64), noise(1200, 64), sb.MixtureBridge, "since 1200 rows in 64 columns bear"),
+        (noise(1200, 65), noise(1200, 65), sb.IMF, "since 65 columns are many for Gaussian components"),
+        (noise(1200), sb.Samples(torch.ones(1200, 2)), sb.IMF, "since columns of the target are constant"),
+        (sb.Samples(torch.ones(50, 2)), noise(50), sb.SinkhornBridge, "since 50 rows in 2 columns are few"),
     ],
-    ids=["Gaussian", "laws", "few rows", "many rows", "few at one end", "fewer than one component needs"],
+    ids=[
+        "Gaussian",
+        "laws",
+        "few rows",
+        "many rows",
+        "few at one end",
+        "fewer than one component needs",
+        "64 columns",
+        "65 columns",
+        "flat",
+        "few and flat",
+    ],
 )
 def test_the_solver_is_chosen_by_ends_and_numbers_of_rows(source, target, solver, reason):
     choice = sb.choose_solver(sb.BridgeProblem(source, target, REFERENCE))
@@ -129,7 +148,6 @@ def test_of_few_rows_the_choice_ends_no_farther_from_held_out_rows_than_the_plug
     assert excess.value < 2 * excess.standard_error
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "epsilon"), [(2, 0.1), (2, 10.0), (16, 1.0)])
 def test_of_many_rows_too(dim, epsilon):
     """One fit on 5000 rows a side, its end law and the plug-in's against ten lots of 1000 rows that no fit has seen."""

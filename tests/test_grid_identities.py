@@ -137,7 +137,7 @@ def half_energy(patch):
 
 
 def no_boundary_terms(patch):
-    """(3.22) without ∫p_0 J_0 − ∫p_T J_T."""
+    """(3.21) without ∫p_0 J_0 − ∫p_T J_T."""
     original = Action.adjoint_form
 
     def wrong(self, p, u, multiplier):

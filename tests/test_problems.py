@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Samples
-from sbridge.problems import BridgeProblem
+from sbridge.problems import BridgeProblem, ControlProblem
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, RescaledProcess
 from sbridge.scaling import AffineScaling
 
@@ -64,3 +64,31 @@ def test_ends_and_reference_change_units_together():
 def test_a_drift_of_ones_own_changes_units_too():
     problem = BridgeProblem(SOURCE, TARGET, DriftProcess(lambda t, x: -x.sin(), 1.0))
     assert isinstance(problem.rescaled(SCALING).reference, RescaledProcess)
+
+
+def assembled(kind: type, **parts: object) -> None:
+    """``kind(**parts)`` as a user runs it, without the type checks of this test suite."""
+    problem = object.__new__(kind)
+    for name, part in parts.items():
+        object.__setattr__(problem, name, part)
+    problem.__post_init__()
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "said"),
+    [
+        (BridgeProblem, (BrownianMotion(1.0), SOURCE, TARGET), "source must be a law such as .*got a BrownianMotion"),
+        (
+            BridgeProblem,
+            (SOURCE, TARGET.rows, BrownianMotion(1.0)),
+            r"target must be a law .*Samples\(rows\).*a Tensor",
+        ),
+        (BridgeProblem, (SOURCE, TARGET, 1.0), "reference must be a process such as .*got a float"),
+        (ControlProblem, (SOURCE, BrownianMotion(1.0)), "process must be a process such as .*got a Gaussian"),
+        (ControlProblem, (BrownianMotion(1.0), TARGET.rows), "start must be a law such as .*got a Tensor"),
+    ],
+)
+def test_parts_in_the_wrong_places_are_named(kind, parts, said):
+    names = ("source", "target", "reference") if kind is BridgeProblem else ("process", "start")
+    with pytest.raises(InvalidInputError, match=said):
+        assembled(kind, **dict(zip(names, parts, strict=True)))

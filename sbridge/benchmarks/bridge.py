@@ -3,7 +3,7 @@
 Pairs: mixture potentials in any dimension (:class:`~sbridge.benchmarks.pairs.MixturePair`), Gaussian ends under a
 Brownian and under a turning reference, and shapes in the plane solved on a grid
 (:class:`~sbridge.benchmarks.planar_pairs.PlanarPair`); 100 000 unpaired training rows a side. Columns: see
-:class:`~sbridge.benchmarks.bridge_scores.Scores`; seconds of the fit, and peak memory of the process that fitted.
+:class:`~sbridge.benchmarks.bridge_scores.Scores`; CPU seconds of the fit, and peak memory of the process that fitted.
 
 Rows: perfect draws (the sampling floor), the true drift on the steps that networks are simulated on (the floor of
 discretisation), no control and the independent coupling (what doing nothing scores), every solver with one set of
@@ -16,8 +16,9 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import tyro
 
@@ -59,6 +60,9 @@ METHODS = (*SOLVERS, LIGHT, *_MAPS)
 """The names of all methods."""
 STEPS = IMF().grid
 """On which networks are simulated; other solvers know their ends in closed form."""
+
+
+_FREE = ("perfect draws", f"true drift, {STEPS.steps} steps", "no control", "independent coupling")
 
 
 def _brownian(epsilon: float) -> BrownianMotion:
@@ -143,7 +147,7 @@ class Row:
         cell: the pair.
         method: solver, floor or trivial row.
         scores: ``None`` if there is a failure.
-        seconds: of the fit; ``None`` if nothing is fitted.
+        seconds: CPU time of the fit; ``None`` if nothing is fitted.
         memory: peak of the process that fitted it, in MiB.
         failure: why there are no scores.
     """
@@ -175,10 +179,16 @@ class Row:
         """As it stands in files."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Row:
+        """The opposite of :meth:`to_json`."""
+        scores = None if document["scores"] is None else Scores.from_json(document["scores"])
+        return cls(**document | {"cell": Cell(**document["cell"]), "scores": scores})
+
 
 HEADING = (
     f"  {'':<24}{'cBW-UVP %':>10} {'excess ± s.e.':>18} {'BW-UVP %':>9} {'KL(P*‖P)':>18} {'KL(P‖P*)':>18} "
-    f"{'seconds':>8} {'MiB':>7}"
+    f"{'CPU s':>8} {'MiB':>7}"
 )
 """Names of the columns; divergences in nats."""
 
@@ -201,12 +211,21 @@ def cells(settings: Settings) -> list[Cell]:
     return found
 
 
-def rows(settings: Settings) -> Iterator[Row]:
-    """The rows, pair by pair; but for a quick run, each fit has a process of its own, so that its memory is its own."""
+def rows(settings: Settings, done: Collection[Row] = ()) -> Iterator[Row]:
+    """The rows, pair by pair; but for a quick run, each fit has a process of its own, so that its memory is its own.
+
+    Args:
+        settings: which.
+        done: rows of an earlier run, which are not measured again.
+    """
+    known = {(row.cell, row.method): row for row in done}
     for cell in cells(settings):
-        yield from _unfitted(cell, settings)
+        yield from [known[cell, name] for name in _FREE if (cell, name) in known] or _unfitted(cell, settings)
         for method in settings.solvers:
-            yield replace(run(cell, method, settings), memory=None) if settings.quick else run_alone(cell, method)
+            if (cell, method) in known:
+                yield known[cell, method]
+            else:
+                yield replace(run(cell, method, settings), memory=None) if settings.quick else run_alone(cell, method)
 
 
 def run_alone(cell: Cell, method: str, settings: Settings = Settings()) -> Row:
@@ -216,8 +235,7 @@ def run_alone(cell: Cell, method: str, settings: Settings = Settings()) -> Row:
         document = json.loads(in_fresh_process("sbridge.benchmarks.bridge", [_ONE_ROW, task]))
     except NotConvergedError as error:  # a solver that breaks down is a result, too
         return Row(cell, method, failure=str(error))
-    scores = None if document["scores"] is None else Scores.from_json(document["scores"])
-    return Row(**document | {"cell": cell, "scores": scores})
+    return Row.from_json(document)
 
 
 def run(cell: Cell, method: str, settings: Settings) -> Row:
@@ -263,10 +281,9 @@ def _unfitted(cell: Cell, settings: Settings) -> Iterator[Row]:
     stepped = replace(pair.truth, end_kernel=None, grid=STEPS)
     still = replace(stepped, control=None)
     independent = replace(still, end_kernel=IndependentKernel(pair.sample(settings.rows, seed=derive(pair.seed, 1))[1]))
-    yield Row(cell, "perfect draws", judge.scores(pair.truth, path=False))
-    yield Row(cell, f"true drift, {STEPS.steps} steps", judge.scores(stepped, path=False))
-    yield Row(cell, "no control", judge.scores(still))
-    yield Row(cell, "independent coupling", judge.scores(independent, path=False))
+    measures = (pair.truth, stepped, still, independent)
+    for name, measure in zip(_FREE, measures, strict=True):
+        yield Row(cell, name, judge.scores(measure, path=measure is still))
 
 
 def _say(text: str) -> None:

@@ -109,7 +109,7 @@ class IsotropicMixture:
 
 
 def nine_modes(log_normaliser: float = 0.0) -> Target:
-    """Nine Gaussians of variance 0.3 with means on ``{−5, 0, 5}²`` (Zhang & Chen 2022, arXiv:2111.15141, §5.1)."""
+    """Nine Gaussians of variance 0.3, means on ``{−5, 0, 5}²``: the modes of Zhang & Chen 2022 (arXiv:2111.15141)."""
     places = torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64)
     return _mixture("nine modes", IsotropicMixture(torch.cartesian_prod(places, places), 0.3), 8.0, log_normaliser)
 
@@ -117,7 +117,7 @@ def nine_modes(log_normaliser: float = 0.0) -> Target:
 def forty_modes(seed: int = 0, log_normaliser: float = 0.0) -> Target:
     """Forty Gaussians with means uniform on ``[−40, 40]²`` and standard deviation ``log(1 + e)``.
 
-    The recipe of Midgley et al. 2023 (arXiv:2208.01893, §4.1), with means drawn here from ``seed``.
+    The recipe of Midgley et al. 2023 (arXiv:2208.01893), with means drawn here from ``seed``.
     """
     draws = torch.rand(40, 2, generator=generator(derive(seed, "means")), dtype=torch.float64)
     mixture = IsotropicMixture(80.0 * draws - 40.0, math.log1p(math.e) ** 2)
@@ -125,7 +125,7 @@ def forty_modes(seed: int = 0, log_normaliser: float = 0.0) -> Target:
 
 
 def funnel(dim: int = 10, sigma: float = 3.0) -> Target:
-    """``x_1 ~ N(0, σ²)``, ``x_i | x_1 ~ N(0, e^{x_1})`` (Neal 2003, Ann. Stat. 31, 705, §8); ``Z = 1``.
+    """``x_1 ~ N(0, σ²)``, ``x_i | x_1 ~ N(0, e^{x_1})`` (Neal 2003, Ann. Stat. 31, 705); ``Z = 1``.
 
     Observables: whether the first coordinate is below −σ, and whether it is above σ.
     """
@@ -150,7 +150,7 @@ def funnel(dim: int = 10, sigma: float = 3.0) -> Target:
 
 
 def double_wells(dim: int = 5, wells: int = 5, separation: float = 4.0) -> Target:
-    """``E = Σ_{i ≤ w} (x_i² − δ)² + ½ Σ_{i > w} x_i²`` (Richter & Berner 2024, arXiv:2307.01198, §A.9).
+    """``E = Σ_{i ≤ w} (x_i² − δ)² + ½ Σ_{i > w} x_i²`` (Richter & Berner 2024, arXiv:2307.01198).
 
     It has ``2^w`` modes. Observables: whether each of the first ``w`` coordinates is positive.
     """

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from sbridge import files
 from sbridge.benchmarks import bridge, control
-from sbridge.benchmarks.control_rows import Row
 from sbridge.cli.benchmark_commands import BridgeTable, ControlTable
 from sbridge.cli.console import Console
 from sbridge.errors import FileFormatError, InvalidInputError
@@ -22,15 +21,15 @@ Line = tuple[str, Json | None]
 def run_benchmark(command: ControlTable | BridgeTable, console: Console) -> int:
     """The whole command: rows as they come, and the file with all that there are so far."""
     target = None if command.json in (None, "-") else Path(command.json)
-    done = _earlier(target, command) if isinstance(command, ControlTable) and command.resume else None
-    if target is not None and done is None and target.exists():
-        raise InvalidInputError(f"{target} exists; choose another --json, or go on with a control table by --resume.")
+    if target is not None and not command.resume and target.exists():
+        raise InvalidInputError(f"{target} exists; choose another --json, or go on by --resume.")
     if target is not None and not target.parent.is_dir():
         raise InvalidInputError(f"the folder of {target} does not exist; choose another --json.")
+    kept = _earlier(target, command) if command.resume else []
     asked = {key: value for key, value in dataclasses.asdict(command).items() if key not in ("json", "resume")}
-    lines = _control(command, console, done or []) if isinstance(command, ControlTable) else _bridge(command, console)
+    control_table = isinstance(command, ControlTable)
+    lines = _control(command, console, kept) if control_table else _bridge(command, console, kept)
     found: list[Json] = []
-    kept = [row.to_json() for row in done or []]
     for text, document in lines:
         if document is not None:
             found.append(document)
@@ -50,30 +49,32 @@ def _text(asked: dict[str, object], rows: list[Json]) -> str:
     return json.dumps({**asked, "rows": rows}, indent=1, ensure_ascii=False)
 
 
-def _earlier(target: Path | None, command: ControlTable) -> list[Row]:
+def _earlier(target: Path | None, command: ControlTable | BridgeTable) -> list[Json]:
     """The rows of the file, without failures; InvalidInputError if they were measured otherwise."""
+    name = "control" if isinstance(command, ControlTable) else "bridge"
     if target is None:
         raise InvalidInputError("--resume goes on with a file: name it by --json FILE.")
     if not target.exists():
         return []
     document = files.read_json(target)
-    if not isinstance(document, dict) or not isinstance(document.get("rows"), list):
-        raise FileFormatError(f"{target} holds no rows of sbridge benchmark control.")
+    rows = document.get("rows") if isinstance(document, dict) else None
+    own = "problem" if isinstance(command, ControlTable) else "cell"
+    if not isinstance(rows, list) or any(own not in row for row in rows):
+        raise FileFormatError(f"{target} holds no rows of sbridge benchmark {name}.")
     if document.get("quick") != command.quick:
         how = "with" if document.get("quick") else "without"
         raise InvalidInputError(f"{target} was measured {how} --quick; go on likewise.")
-    rows = [Row.from_json(row) for row in document["rows"]]
-    return [row for row in rows if row.failure is None]
+    return [row for row in rows if row["failure"] is None]
 
 
-def _control(command: ControlTable, console: Console, done: Sequence[Row]) -> Iterator[Line]:
+def _control(command: ControlTable, console: Console, done: Sequence[Json]) -> Iterator[Line]:
     settings = control.Settings(command.only, command.quick, command.seeds, command.budget)
     console.remark(f"{len(control.plan(settings))} rows; [brackets]: exact")
-    for row in control.rows(settings, done):
+    for row in control.rows(settings, [control.Row.from_json(row) for row in done]):
         yield str(row), row.to_json()
 
 
-def _bridge(command: BridgeTable, console: Console) -> Iterator[Line]:
+def _bridge(command: BridgeTable, console: Console, done: Sequence[Json]) -> Iterator[Line]:
     chosen = bridge.Settings.hurried() if command.quick else bridge.Settings()
     settings = dataclasses.replace(
         chosen,
@@ -83,7 +84,7 @@ def _bridge(command: BridgeTable, console: Console) -> Iterator[Line]:
     )
     console.remark(f"{len(bridge.cells(settings))} pairs; excess: over perfect draws, which are the floor")
     last = None
-    for row in bridge.rows(settings):
+    for row in bridge.rows(settings, [bridge.Row.from_json(row) for row in done]):
         if row.cell != last:
             yield f"{row.cell}\n{bridge.HEADING}", None
         last = row.cell

@@ -19,6 +19,8 @@ class Table:
     """Little work in a minute or two: whether everything runs, not how good it is."""
     json: Annotated[str | None, arg(metavar="FILE|-", help_behavior_hint="(default: none)")] = None
     """Also write the rows to this .json file, each as it is ready; -: to standard output, in place of the table."""
+    resume: Flag = False
+    """Take the rows that the file of --json has, and measure the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,6 @@ class ControlTable(Table):
     """Seeds of everything random; with several, numbers are means over fits with their standard errors."""
     budget: float = 120.0
     """Seconds of CPU time of every loss in the rows at equal budget; 0: without them."""
-    resume: Flag = False
-    """Take the rows that the file of --json has, and measure the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class ReferenceCoupling:
     """``X_0 ~ p_0`` and ``X_T`` from the reference: the far marginal is *not* the target.
 
     Allowed because the stages of IMF start from the data of the other end in turn; it then runs iterative
-    proportional fitting (Shi et al. 2023, §4).
+    proportional fitting (Shi et al. 2023, Prop. 10).
 
     Raises:
         UnsupportedError: if the reference has no closed-form transition.

@@ -42,8 +42,8 @@ class UniformTimes:
 class NoiseTimes:
     """Times with density ``∝ tr(σσᵀ Q_t⁻¹)``, the expected square of the denoising target under likelihood weighting.
 
-    Importance sampling that makes every time contribute alike to the variance (Song et al. 2021, arXiv:2101.09258,
-    §5.1). The density is constant on each of 512 cells that grow geometrically, and known exactly.
+    Importance sampling that makes every time contribute alike to the variance (Song et al. 2021,
+    arXiv:2101.09258). The density is constant on each of 512 cells that grow geometrically, and known exactly.
 
     Args:
         data_scale: with the standard deviation of the data, ``∝ tr(σσᵀ (data_scale² ΦΦᵀ + Q_t)⁻¹)`` instead: what the

@@ -108,7 +108,7 @@ def certify(
     """Bounds on the suboptimality of ``bridge`` from held-out rows, by a judging potential that it never saw.
 
     For any ``g`` with ``c(x) = E_R[e^{g(X_T)} | X_0 = x]`` in closed form and any control (Korotin et al. 2024,
-    arXiv:2310.01174, Prop. 3.1, for the dual; Girsanov's theorem for the gap; both directions of the verification
+    arXiv:2310.01174, for the dual; Girsanov's theorem for the gap; both directions of the verification
     argument of stochastic control)::
 
         D(g) = E_{p_T} g − E_{p_0} log c = V* − KL(P* ‖ P^g)        gap = KL(P^u ‖ P^g) ≥ 0

@@ -54,7 +54,7 @@ class Judge:
     The standard error of a value at ``n`` and ``m`` rows comes from ``B`` disjoint blocks, each scored alone: their
     standard deviation times ``√(size of a block / size of the whole)``, with ``1/(1/n + 1/m)`` for a size. That is
     right for values that fluctuate like ``1/√n``; at a floor, where they fluctuate less, it is too large
-    (Politis, Romano & Wolf 1999, §2.2). It holds for the given random projections, which all rows of a table share.
+    (Politis, Romano & Wolf 1999). It holds for the given random projections, which all rows of a table share.
 
     Args:
         reference: held-out rows in random order.

@@ -1,6 +1,6 @@
 """The action of stochastic control, its gap, and path KL with killing, along paths.
 
-For paths of ``dX = (b + σu) dt + σ dW`` with state cost ``V`` and a field ``J`` (Premkumar 2023, eq. (3.21)–(3.22))::
+For paths of ``dX = (b + σu) dt + σ dW`` with state cost ``V`` and a field ``J`` (Premkumar 2023, eq. (3.21))::
 
     S[p, u, J] = E ∫ ½|u|² + V dt + E ∫ [∂_t J + (b + σu)·∇J + ½ tr(σσᵀ∇²J)] dt + E J(0, X_0) − E J(T, X_T)
 

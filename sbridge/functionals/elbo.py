@@ -1,8 +1,8 @@
 """Lower bounds on the log likelihood of a reverse diffusion with score ``s_θ`` and prior ``π``.
 
 The model starts in ``π`` at ``T`` and follows ``dY = (−b + σσᵀs_θ) ds + σ dB`` back to ``s_min``, where its density is
-``p_θ``. For the noising process from ``X_{s_min} = x`` the verification theorem of control says (Premkumar 2023, §3.3;
-Huang, Lim & Courville 2021, arXiv:2106.02808, thm. 3; Song et al. 2021, arXiv:2101.09258, thm. 3)::
+``p_θ``. For the noising process from ``X_{s_min} = x`` the verification theorem of control says (for the control
+problem of Premkumar 2023, §3.3; Huang, Lim & Courville 2021, arXiv:2106.02808; Song et al. 2021, arXiv:2101.09258)::
 
     log p_θ(x) ≥ E[log π(X_T) | x] − ∫ E[½|σᵀs_θ|² + ∇·(σσᵀs_θ − b) | x] dt
 

@@ -52,7 +52,7 @@ def gap_of_a_control_is_a_divergence(setting: Setting) -> Iterator[Outcome]:
 @identity(
     group=GROUP,
     statement="½E∫|u|² dt − D(g) = KL(P^u ‖ P^g) + E_q g − E_{p_T} g with D(g) = E_{p_T} g − E_{p_0} log c",
-    equation="duality; Mikami & Thieullen 2006; Léonard 2014, §2",
+    equation="duality; Mikami & Thieullen 2006; Léonard 2014",
     kind=Kind.EQUALITY,
     left="energy along simulated paths; D(g) by quadrature over both ends, in closed form",
     right="½E∫|u − σᵀ∇log φ|² dt and g along the same paths, extrapolated in the step; quadrature for p_T",
@@ -75,7 +75,7 @@ def duality_identity(setting: Setting) -> Iterator[Outcome]:
 @identity(
     group=GROUP,
     statement="D(g) = E_{p_T} g − E_{p_0} log c ≤ V* = min KL(P ‖ R)",
-    equation="duality; Léonard 2014, §2; Mikami & Thieullen 2006",
+    equation="duality; Mikami & Thieullen 2006; Léonard 2014",
     kind=Kind.INEQUALITY,
     left="D(g): closed forms, integrated over both ends on a grid",
     right="V*, from the potentials of Schrödinger's system",
@@ -91,7 +91,7 @@ def dual_value_is_below_the_value(setting: Setting) -> Outcome:
 @identity(
     group=GROUP,
     statement="D(g) = V* − KL(P* ‖ P^g)",
-    equation="duality; Léonard 2014, §2",
+    equation="duality; Léonard 2014",
     kind=Kind.EQUALITY,
     left="closed forms of g and log c, integrated over both ends on a grid",
     right="energy of the bridge, less ½E∫|u* − σᵀ∇log φ|² dt along it; Simpson's rule in time",

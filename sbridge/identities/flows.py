@@ -31,7 +31,7 @@ GROUP = "reversal"
 @identity(
     group=GROUP,
     statement="a DDIM step is a step of Euler's method for d(x/α)/d(√v/α) = ε_θ",
-    equation="Song et al. 2021 (DDIM), eq. (14)",
+    equation="Song et al. 2021 (DDIM), eq. (13)–(14)",
     kind=Kind.RESIDUAL,
     left="largest difference of the sampler's step and the ODE solver's, relative",
     right="0",
@@ -80,7 +80,7 @@ def _has_density(setting: Setting) -> bool:
 @identity(
     group=GROUP,
     statement="the probability flow's log-likelihood is the log density of the data",
-    equation="Song et al. 2021, eq. (39)",
+    equation="Song et al. 2021, arXiv:2011.13456, eq. (39)",
     kind=Kind.RESIDUAL,
     left="largest difference at points: ∫∇·v along the flow with an exact trace against the closed form",
     right="0",
@@ -97,7 +97,7 @@ def flow_likelihood_is_exact(setting: Setting) -> Outcome:
 @identity(
     group=GROUP,
     statement="Hutchinson's divergence leaves the likelihood unbiased",
-    equation="Song et al. 2021, eq. (40); Grathwohl et al. 2019",
+    equation="Song et al. 2021, arXiv:2011.13456, eq. (40); Grathwohl et al. 2019",
     kind=Kind.EQUALITY,
     left="mean log-likelihood with one Rademacher probe kept along each path",
     right="mean log density of the same points in closed form",

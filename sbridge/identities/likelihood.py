@@ -88,7 +88,7 @@ class GaussianModel:
 @identity(
     group="action",
     statement="E ELBO_θ(X) ≤ E log p_θ(X)",
-    equation="Huang, Lim & Courville 2021, arXiv:2106.02808, thm. 3; Premkumar 2023, §3.3",
+    equation="Huang, Lim & Courville 2021, arXiv:2106.02808, the continuous-time ELBO",
     kind=Kind.INEQUALITY,
     left="the denoising bound along noising paths, or at random times",
     right="log p_θ of a Gaussian model from its moment equations; E log ρ ≥ E log p_θ for other scores",
@@ -111,7 +111,7 @@ def elbo_is_below_the_log_likelihood(setting: Setting) -> Iterator[Outcome]:
 @identity(
     group="action",
     statement="ELBO = E log p at the true score with the prior ρ_T",
-    equation="Premkumar 2023, §3.3 (verification theorem)",
+    equation="the verification theorem for the control problem of Premkumar 2023, §3.3",
     kind=Kind.EQUALITY,
     left="the denoising bound at random times",
     right="log ρ in closed form",
@@ -150,7 +150,7 @@ def path_kl_bounds_the_likelihood(setting: Setting) -> Outcome:
 @identity(
     group="action",
     statement="H(ρ_T) − H(ρ) = ∫ (½g² E|∇log ρ_s|² + E ∇·f) ds",
-    equation="Premkumar 2023, §3.3 (the value, averaged)",
+    equation="the value of the control problem of Premkumar 2023, §3.3, averaged",
     kind=Kind.EQUALITY,
     left="closed-form densities at both ends",
     right="closed-form scores at random times",

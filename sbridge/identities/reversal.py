@@ -46,7 +46,7 @@ def reverse_sde_marginals(setting: Setting) -> Iterator[Outcome]:
 @identity(
     group=GROUP,
     statement="the probability-flow ODE has the marginals of the noising process",
-    equation="Song et al. 2021; Nelson 1966",
+    equation="Song et al. 2021, arXiv:2011.13456; Nelson 1966",
     kind=Kind.EQUALITY,
     left="means over the flow of exact draws of X_T",
     right="characteristic function of the noised data; mean log density of exact draws",
@@ -79,7 +79,7 @@ def two_times_of_the_sde(setting: Setting) -> Iterator[Outcome]:
 @identity(
     group=GROUP,
     statement="the probability-flow ODE has another law at two times",
-    equation="Song et al. 2021: marginals only",
+    equation="Song et al. 2021, arXiv:2011.13456: marginals only",
     kind=Kind.DIFFERENCE,
     left="mean square of whitened increments along the flow",
     right="1, as for the noising process",

@@ -150,7 +150,7 @@ def most_probable_transport_is_sinkhorns(setting: Setting) -> Iterator[Outcome]:
 @identity(
     group=GROUP,
     statement="min_π {E_π ½|r|²_Q⁻¹ + KL(π ‖ p_0 ⊗ p_T)} + ½ log det 2πQ − H(p_T) = ½ E ∫|u*|² dt",
-    equation="Léonard 2014, §2; Premkumar 2023, eq. (3.18)",
+    equation="Léonard 2014; Premkumar 2023, eq. (3.18)",
     kind=Kind.EQUALITY,
     left="POT's plan between equally likely quantiles of both ends, extrapolated in their number",
     right="energy of the control of Schrödinger's system solved on a grid, Simpson's rule in time",
@@ -181,7 +181,7 @@ def static_value_is_dynamic_value(setting: Setting) -> Outcome:
 @identity(
     group=GROUP,
     statement="iterative proportional fitting of path laws has Sinkhorn's iterates as its ends",
-    equation="Fortet 1940; Ruschendorf 1995; De Bortoli et al. 2021",
+    equation="Fortet 1940; Rüschendorf 1995; De Bortoli et al. 2021",
     kind=Kind.RESIDUAL,
     left="L1 distance of end laws after each half-step: chains reversed by Bayes' formula against potentials scaled",
     right="0",

@@ -74,11 +74,11 @@ class World:
         return Triple(np.sin(np.pi * t) * p * waves[0], waves[1][None] / math.sqrt(space.horizon), waves[2])
 
     def constraint_form(self, z: Triple) -> float:
-        """Eq. (3.21)."""
+        """Eq. (3.22)."""
         return self.action.constraint_form(z.p, z.u, z.multiplier)
 
     def adjoint_form(self, z: Triple) -> float:
-        """Eq. (3.22)."""
+        """Eq. (3.21)."""
         return self.action.adjoint_form(z.p, z.u, z.multiplier)
 
     def change(self, at: Triple, along: Triple, length: float) -> float:
@@ -146,7 +146,7 @@ def action_has_a_slope_elsewhere(setting: Setting) -> Iterator[Outcome]:
     statement="S[p, u* + δu, J] − S[p, u*, J] = ½∫∫ p|δu|² dx dt",
     equation="Premkumar 2023, eq. (3.23c), (3.36)",
     kind=Kind.EQUALITY,
-    left="the action in form (3.21), with the divergence of the flow under J",
+    left="the action in form (3.22), with the divergence of the flow under J",
     right="quadrature",
     applies=_line,
 )
@@ -166,8 +166,8 @@ def control_variation_is_half_the_mean_square(setting: Setting) -> Iterator[Outc
     statement="the action with derivatives on p is the action with derivatives on J plus ∫p_0J_0 − ∫p_TJ_T",
     equation="Premkumar 2023, eq. (3.21) = (3.22)",
     kind=Kind.EQUALITY,
-    left="eq. (3.21) for random fields, no solution of anything",
-    right="eq. (3.22)",
+    left="eq. (3.22) for random fields, no solution of anything",
+    right="eq. (3.21)",
     applies=_line,
 )
 def both_forms_of_the_action_agree(setting: Setting) -> Iterator[Outcome]:

@@ -55,7 +55,7 @@ def residual(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None)
 
 
 def relative_entropy(paths: Paths, costs: Costs) -> Tensor:
-    """``E[Σ Δ (f + ½|u|²) + g]``, for paths simulated with their gradient: ``u = v`` (ibid., eq. (38)).
+    """``E[Σ Δ (f + ½|u|²) + g]``, for paths simulated with their gradient: ``u = v`` (ibid.).
 
     Raises:
         UnsupportedError: with a stopping set, whose hitting times the gradient does not see.
@@ -68,7 +68,7 @@ def relative_entropy(paths: Paths, costs: Costs) -> Tensor:
 
 
 def log_variance(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:
-    """``Var Ỹ``, unbiased, under the control that made the paths (ibid., eq. (50)).
+    """``Var Ỹ``, unbiased, under the control that made the paths (ibid.).
 
     With paths of ``u`` itself, taken as constants, its gradient is twice that of the relative entropy in expectation;
     it vanishes path by path at the optimum.
@@ -77,12 +77,12 @@ def log_variance(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = N
 
 
 def moment(paths: Paths, costs: Costs, u: Tensor, offset: Tensor, alive: Tensor | None = None) -> Tensor:
-    """``E (Ỹ + y_0)²``; the best ``y_0`` is ``−log E_R exp(−Σ Δ f − g)``, the value (ibid., eq. (46))."""
+    """``E (Ỹ + y_0)²``; the best ``y_0`` is ``−log E_R exp(−Σ Δ f − g)``, the value (ibid., moment loss)."""
     return (residual(paths, costs, u, alive) + offset).square().mean()
 
 
 def cross_entropy(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:
-    """``Σ_i w_i [Σ Δ (½|u|² − u·v) − √Δ u·ξ]_i`` with the normalised weights ``w ∝ α`` (ibid., eq. (42)).
+    """``Σ_i w_i [Σ Δ (½|u|² − u·v) − √Δ u·ξ]_i`` with the normalised weights ``w ∝ α`` (ibid.).
 
     ``KL(P* ‖ P^u)`` up to a constant; convex in ``u``. The weights are normalised from their logarithms.
     """

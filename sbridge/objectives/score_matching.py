@@ -82,7 +82,7 @@ def divergence(
 ) -> tuple[Tensor, Tensor]:
     """``f(x)``, shape ``(batch, dim)``, and ``∇·(a f)(x) = tr(a ∇f)``, shape ``(batch,)``.
 
-    Exact from ``dim`` backward passes, or Hutchinson's ``mean_i η_iᵀ ∇(a f · η_i)`` (Hutchinson 1990), unbiased, whose
+    Exact from ``dim`` backward passes, or Hutchinson's ``mean_i η_iᵀ ∇(a f · η_i)`` (Hutchinson 1989), unbiased, whose
     variance for Rademacher probes is ``½ Σ_{i≠j} (J + Jᵀ)²_ij`` over the number of probes. Row ``i`` of the field may
     depend on row ``i`` of ``x`` only. Differentiable in parameters and ``x`` where gradients are on.
 

@@ -19,7 +19,7 @@ class SpaceTime:
     """Grid × ``nodes`` Chebyshev points of ``[0, T]``, both ends among them.
 
     Fields on it have shape ``(nodes, *grid.shape)``, vector fields ``(dim, nodes, *grid.shape)``. Derivatives in time
-    are those of the interpolating polynomial (Trefethen 2000, ch. 6) and integrals those of Clenshaw & Curtis, so
+    are those of the interpolating polynomial (Trefethen 2000) and integrals those of Clenshaw & Curtis, so
     smooth fields are treated to 1e-10 with some twenty nodes; derivatives in space are differences of order 8.
     """
 
@@ -88,12 +88,12 @@ class Action:
     state_cost: StateCost | None = None
 
     def constraint_form(self, p: np.ndarray, u: np.ndarray, multiplier: np.ndarray) -> float:
-        """``∫∫ p (½|u|² + V) + ∫∫ J (−∂_t p − ∇·((b + σu)p) + ½σσᵀ:∇²p)``, eq. (3.21): derivatives on ``p``."""
+        """``∫∫ p (½|u|² + V) + ∫∫ J (−∂_t p − ∇·((b + σu)p) + ½σσᵀ:∇²p)``, eq. (3.22): derivatives on ``p``."""
         residual = self.fokker_planck_residual(p, u)
         return self.space.integrate(p * self._running_cost(u) - multiplier * residual)
 
     def adjoint_form(self, p: np.ndarray, u: np.ndarray, multiplier: np.ndarray) -> float:
-        """``∫∫ p (½|u|² + V + ∂_t J + (b + σu)·∇J + ½σσᵀ:∇²J) + ∫p_0 J_0 − ∫p_T J_T``, eq. (3.22).
+        """``∫∫ p (½|u|² + V + ∂_t J + (b + σu)·∇J + ½σσᵀ:∇²J) + ∫p_0 J_0 − ∫p_T J_T``, eq. (3.21).
 
         Equal to :meth:`constraint_form`, with derivatives on ``J`` instead of ``p``.
         """

@@ -34,7 +34,7 @@ class KernelDensity(SampleDensity):
 
     Args:
         bandwidth: in units of state; by default ``n^{−1/(dim+4)}`` standard deviations of each coordinate
-            (Scott 1992, eq. 6.42), with the effective number of points if they are weighted.
+            (Scott 1992), with the effective number of points if they are weighted.
     """
 
     bandwidth: float | None = None

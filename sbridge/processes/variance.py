@@ -95,7 +95,7 @@ class VarianceExploding(LinearProcess):
     """``dX = σ(t) dW`` whose noise level ``s(t) = σ_min (σ_max/σ_min)^{t/T}`` grows geometrically.
 
     ``X_t | X_s = x ~ N(x, s(t)² − s(s)²)`` and ``σ(t) = s(t) √(2 log(σ_max/σ_min)/T)``, geometric too: from 0
-    to ``t`` the noise gathered has standard deviation ``√(s(t)² − σ_min²)`` (Song et al. 2021, eq. 30, 31).
+    to ``t`` the noise gathered has standard deviation ``√(s(t)² − σ_min²)`` (Song et al. 2021, eq. 29, 30).
 
     Args:
         sigma_min: the noise level at the start, positive: a number or a vector ``(dim,)``, in units of state.

@@ -26,7 +26,7 @@ class LimitOnLine:
 
     With ``ρ = exp(∫b/σ²)`` the function ``ψ = ρφ`` of ``∂_t φ + bφ' + ½σ²φ'' = fφ`` solves ``∂_t ψ = Hψ`` for the
     symmetric ``H = −½σ²∂² + W``, ``W = b²/2σ² + ½b' + f``, with zero at both ends of the interval (a barrier adds what
-    is paid there). ``H`` is discretised in particle-in-a-box functions (Colbert & Miller 1992, eq. A6): digits double
+    is paid there). ``H`` is discretised in particle-in-a-box functions (Colbert & Miller 1992): digits double
     with the number of cells. ``u* = σ ∂ log φ``.
 
     Args:

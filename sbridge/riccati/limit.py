@@ -112,7 +112,7 @@ class Riccati(LinearQuadratic):
         nodes = [left + span * (0.5 + shift * math.sqrt(0.15)) for shift in (-1.0, 0.0, 1.0)]
         one, two, three = (self._hamiltonian(node, running) for node in nodes)
         h = span.reshape(-1, 1, 1)
-        # Blanes et al. 2000, eqs. (20)–(22), on the three Gauss–Legendre nodes
+        # the method of sixth order of Blanes et al. 2000 on the three Gauss–Legendre nodes
         first, slope, bend = (
             h * two,
             h * (three - one) * (math.sqrt(15.0) / 3.0),

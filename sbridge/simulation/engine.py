@@ -88,7 +88,7 @@ def reversible_heun_adjoint(
     steps: int,
     parameters: tuple[Tensor, ...],
 ) -> Tensor:
-    """The same state, with a backward pass that rebuilds the path (ibid., Alg. 2)."""
+    """The same state, with a backward pass that rebuilds the path (ibid.)."""
     return torchsde.sdeint_adjoint(
         equation,  # pyright: ignore[reportArgumentType] - a module is needed only where parameters are not named
         x0,

@@ -10,7 +10,7 @@ from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Solver
-from sbridge.solvers.gaussian import GaussianBridge
+from sbridge.solvers.gaussian import GaussianBridge, is_singular
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.ipf import IPF
 from sbridge.solvers.mixture import MixtureBridge
@@ -18,6 +18,8 @@ from sbridge.solvers.sinkhorn import SinkhornBridge
 
 FEW_ROWS = 1000
 """Below this number of rows at either end a network has too little to learn from."""
+MANY_COLUMNS = 64
+"""Beyond this number of columns the shapes of Gaussian components have too many parameters for a default."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,13 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     """The solver for a first result without tuning, decided by ends, reference, numbers of rows and columns.
 
     * two Gaussian laws under a linear reference: :class:`GaussianBridge`, exact;
-    * fewer than :data:`FEW_ROWS` rows at an end, under a linear reference: :class:`MixtureBridge`, whose number of
-      components is chosen on rows held out; with no more rows than columns, :class:`SinkhornBridge`;
-    * other ends that can be sampled, under a linear reference: :class:`IMF` from the entropic plan. It learns smooth
-      controls of either direction, so end points are new points and not rows of the data, and rows that it has not
-      seen are treated like those it has. (:class:`SinkhornBridge` is quicker, and exact for the empirical laws: use it
-      where reproducing the rows at hand is what you want.);
+    * other ends that can be sampled in at most :data:`MANY_COLUMNS` columns, or of fewer than :data:`FEW_ROWS` rows,
+      under a linear reference: :class:`MixtureBridge`, whose number of components is chosen on rows held out. It takes
+      seconds, and plan and forward control are closed forms. Backward end points are rows of the source;
+    * the same with more columns, or with rows that span fewer dimensions than they have columns: :class:`IMF` from
+      the entropic plan, which learns both directions and takes minutes;
+    * fewer than :data:`FEW_ROWS` rows that do so, or no more rows than columns: :class:`SinkhornBridge`, exact for the
+      rows at hand;
     * an end that is only an unnormalised density, under a linear reference: :class:`AdjointBridge`, which follows the
       gradient of the log density and needs no samples of that end;
     * ends that can be sampled under any other reference: :class:`IPF`, which needs no transition in closed form.
@@ -67,16 +70,35 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     if all(isinstance(end, Gaussian) for end in ends):
         return SolverChoice(GaussianBridge(), "since the bridge between Gaussian laws is known in closed form")
     counts = [len(end.rows) for end in ends if isinstance(end, Samples)]
-    rows = min(counts, default=None)
+    rows, flat = min(counts, default=None), _without_density(problem)
+    seen = "ends that can be drawn from at will" if rows is None else f"{rows} rows"
     if rows is not None and rows < FEW_ROWS:
         few = f"since {rows} rows in {problem.dim} columns are few for a network"
-        if rows > problem.dim:
+        if rows > problem.dim and flat is None:
             return SolverChoice(MixtureBridge(), f"{few}: it has as many Gaussian components as rows held out can bear")
         if len(counts) == len(ends):
             return SolverChoice(SinkhornBridge(), f"{few}, or for any covariance: it is exact for the rows at hand")
-    seen = "ends that can be drawn from at will" if rows is None else f"{rows} rows"
+    if problem.dim <= MANY_COLUMNS and flat is None:
+        return SolverChoice(
+            MixtureBridge(),
+            f"since {seen} in {problem.dim} columns bear as many Gaussian components as held-out rows ask for, in "
+            "seconds and in closed form; backward it ends in source rows (IMF learns both directions, in minutes)",
+        )
+    reason = f"since {problem.dim} columns are many for Gaussian components" if flat is None else flat
     return SolverChoice(
         IMF(),
-        f"since {seen} in {problem.dim} columns let networks learn both directions: they make new points and treat "
-        "unseen rows like seen ones (SinkhornBridge is quicker, and exact for the rows at hand)",
+        f"{reason}: its networks learn both directions, make new points and treat unseen rows like seen ones "
+        "(SinkhornBridge is quicker, and exact for the rows at hand)",
     )
+
+
+def _without_density(problem: BridgeProblem) -> str | None:
+    """That the rows of an end span fewer dimensions than they have columns; ``None`` if they do not."""
+    for name, end in (("source", problem.source), ("target", problem.target)):
+        if isinstance(end, Samples):
+            rows = end.rows.double()
+            if is_singular(rows.mean(0), rows.mT.cov().reshape(problem.dim, problem.dim)):
+                return (
+                    f"since columns of the {name} are constant or follow from others, so Gaussian components do not fit"
+                )
+    return None

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 from sbridge.controls import NetworkRecipe, ScaledMLP
 from sbridge.coupling import Coupling, EntropicCoupling
 from sbridge.coupling.simple import Pairs
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
 from sbridge.processes import Direction
-from sbridge.random import as_seed
 from sbridge.registry import register
-from sbridge.solutions import Bridge
-from sbridge.solvers.base import Solver
-from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingState, matching_refusal
+from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingSolver, MatchingState
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Info, Optimisation
+from sbridge.training import Info, Optimisation
 
 
 @register
 @dataclass(frozen=True)
-class IMF(Solver[MatchingState]):
+class IMF(MatchingSolver):
     """Iterative Markovian fitting: Markovian and reciprocal projections in turn (Shi et al. 2023; Peluchetti 2023).
 
     Pairs ``(X_0, X_T)`` of the current coupling are joined by the reference's pinned bridges (the reciprocal
@@ -66,21 +61,9 @@ class IMF(Solver[MatchingState]):
         if self.stages < 0:
             raise InvalidInputError(f"stages must not be negative, got {self.stages}.")
 
-    def refusal(self, problem: BridgeProblem) -> str | None:
-        """Needs a linear reference and ends that can be sampled."""
-        return matching_refusal("IMF", problem)
-
     def length(self, problem: BridgeProblem) -> int:
         """Pretraining and all stages."""
         return self.pretraining + self.stages * self.updates
-
-    def init(self, problem: BridgeProblem, generator: torch.Generator) -> MatchingState:
-        """Networks at zero output."""
-        return MatchingState.begun(self.matcher, problem, as_seed(generator))
-
-    def restore(self, problem: BridgeProblem, flat: Flat) -> MatchingState:
-        """The state of an interrupted run."""
-        return MatchingState.restored(self.matcher, problem, flat)
 
     def step(self, problem: BridgeProblem, state: MatchingState) -> tuple[MatchingState, Info]:
         """One update: of both networks while pretraining, of the stage's own network afterwards."""
@@ -104,10 +87,6 @@ class IMF(Solver[MatchingState]):
         """Even stages train the forward network, odd ones the backward network."""
         return Direction.FORWARD if stage % 2 == 0 else Direction.BACKWARD
 
-    def finish(self, problem: BridgeProblem, state: MatchingState) -> Bridge:
-        """The averaged networks; copies, so that the state can be trained on."""
-        return self.matcher.bridge(problem, state)
-
     @property
     def matcher(self) -> Matcher:
         """What is trained, with the updates that each network gets in all."""
@@ -118,7 +97,7 @@ class IMF(Solver[MatchingState]):
     def _new_pairs(self, problem: BridgeProblem, state: MatchingState, stage: int) -> Pairs:
         if stage < 0:
             return state.start(max(self.pairs, self.refresh * 8), state.generator)
-        # Shi et al. 2023, Alg. 1, lines 4 and 8: the coupling comes from the direction trained last.
+        # Shi et al. 2023, Alg. 1: the coupling comes from the direction trained last.
         other = Direction.BACKWARD if self.trained(stage) is Direction.FORWARD else Direction.FORWARD
         measure = self.matcher.measure(problem, other, state.learners[other].averaged)
         near = measure.start.sample(self.pairs, state.generator)

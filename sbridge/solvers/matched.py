@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 from sbridge.controls import NetworkRecipe, ScaledMLP
 from sbridge.coupling import Coupling, MinibatchCoupling
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
-from sbridge.random import as_seed
 from sbridge.registry import register
-from sbridge.solutions import Bridge
-from sbridge.solvers.base import Solver
-from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingState, matching_refusal
+from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingSolver, MatchingState
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Info, Optimisation
+from sbridge.training import Info, Optimisation
 
 
 @register
 @dataclass(frozen=True)
-class MatchedBridge(Solver[MatchingState]):
+class MatchedBridge(MatchingSolver):
     """One regression of either control on pinned bridges between pairs of a coupling; nothing is simulated.
 
     With ``(X_0, X_T)`` from the static Schrödinger plan and ``X_t`` from the reference's pinned bridge::
 
         u*(t, x) = E[σᵀ ∇_x log R(X_T | X_t) | X_t = x]        û*(t, x) = E[σᵀ ∇_x log R(X_t | X_0) | X_t = x]
 
-    (Tong et al. 2024, arXiv:2307.03672, §3.3, with the drift of the bridge itself in place of flow and score.) Both
+    (Tong et al. 2024, arXiv:2307.03672, §3.2, with the drift of the bridge itself in place of flow and score.) Both
     controls then are those of the bridge, up to the error of the regression and the bias of the plan of finitely many
     rows, which nothing here removes: see the coupling. :class:`~sbridge.solvers.imf.IMF` starts the same way, and its
     stages remove that bias for several times the cost. Of a coupling that is not the plan, the result is its Markovian
@@ -59,21 +54,9 @@ class MatchedBridge(Solver[MatchingState]):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
 
-    def refusal(self, problem: BridgeProblem) -> str | None:
-        """Needs a linear reference and ends that can be sampled."""
-        return matching_refusal("MatchedBridge", problem)
-
     def length(self, problem: BridgeProblem) -> int:
         """The updates of either network."""
         return self.updates
-
-    def init(self, problem: BridgeProblem, generator: torch.Generator) -> MatchingState:
-        """Networks at zero output."""
-        return MatchingState.begun(self.matcher, problem, as_seed(generator))
-
-    def restore(self, problem: BridgeProblem, flat: Flat) -> MatchingState:
-        """The state of an interrupted run."""
-        return MatchingState.restored(self.matcher, problem, flat)
 
     def step(self, problem: BridgeProblem, state: MatchingState) -> tuple[MatchingState, Info]:
         """One update of both networks."""
@@ -82,10 +65,6 @@ class MatchedBridge(Solver[MatchingState]):
         losses = [state.learn(direction) for direction in DIRECTIONS]
         state.step += 1
         return state, {"loss": sum(losses) / len(losses)}
-
-    def finish(self, problem: BridgeProblem, state: MatchingState) -> Bridge:
-        """The averaged networks; copies, so that the state can be trained on."""
-        return self.matcher.bridge(problem, state)
 
     @property
     def matcher(self) -> Matcher:

@@ -4,17 +4,19 @@ Pairs ``(X_0, X_T)`` of a coupling are joined by the reference's pinned bridges;
 
     forward    u(t, X_t) ← σᵀ ∇_x log R(X_T | X_t)         backward   û(t, X_t) ← σᵀ ∇_x log R(X_t | X_0)
 
-makes the mixture of these bridges Markov (Shi et al. 2023, eq. (8); Peluchetti 2023). If the pairs follow the static
-Schrödinger plan, the mixture is Markov already and the regression finds the controls of the bridge itself.
+makes the mixture of these bridges Markov (Shi et al. 2023, Def. 1 and Prop. 9; Peluchetti 2023). If the pairs follow
+the static Schrödinger plan, the mixture is Markov already and the regression finds the controls of the bridge itself.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import final
 
 import torch
 from torch import Tensor
@@ -28,8 +30,9 @@ from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes import Direction, LinearProcess
 from sbridge.processes.base import Pinned, spread
-from sbridge.random import derive, generator as generator_of
+from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.solutions import Bridge
+from sbridge.solvers.base import Solver
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Learner, Optimisation, flat_number, flat_tensor
 
@@ -39,18 +42,6 @@ MATCHING = Optimisation(learning_rate=3e-3, batch=512, ema_decay=0.998)
 _END_MARGIN = 1e-3
 _DENSE_TIMES = 32
 _PROBE_ROWS = 4096
-
-
-def matching_refusal(name: str, problem: BridgeProblem) -> str | None:
-    """Why bridge matching cannot treat ``problem``; ``name`` is the solver that says so."""
-    unknown = unknown_transition(name, problem.reference)
-    if unknown is not None:
-        return unknown
-    if isinstance(problem.source, Density) or isinstance(problem.target, Density):
-        return (
-            f"{name} needs ends that can be sampled, which an unnormalised density cannot: draw samples from it first."
-        )
-    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +155,47 @@ class Matcher:
             for direction in DIRECTIONS
         )
         return Bridge(forward, backward)
+
+
+class MatchingSolver(Solver["MatchingState"]):
+    """What the solvers by bridge matching share: all but their steps and how long they take.
+
+    They need a linear reference and ends that can be sampled.
+    """
+
+    @property
+    @abstractmethod
+    def matcher(self) -> Matcher:
+        """What is trained, with the updates that each network gets in all."""
+
+    @final
+    def refusal(self, problem: BridgeProblem) -> str | None:
+        """A reference without closed transitions, or an end that cannot be sampled."""
+        name = type(self).__name__
+        unknown = unknown_transition(name, problem.reference)
+        if unknown is not None:
+            return unknown
+        if isinstance(problem.source, Density) or isinstance(problem.target, Density):
+            return (
+                f"{name} needs ends that can be sampled, which an unnormalised density cannot: draw samples from it "
+                "first."
+            )
+        return None
+
+    @final
+    def init(self, problem: BridgeProblem, generator: torch.Generator) -> MatchingState:
+        """Networks at zero output."""
+        return MatchingState.begun(self.matcher, problem, as_seed(generator))
+
+    @final
+    def restore(self, problem: BridgeProblem, flat: Flat) -> MatchingState:
+        """The state of an interrupted run."""
+        return MatchingState.restored(self.matcher, problem, flat)
+
+    @final
+    def finish(self, problem: BridgeProblem, state: MatchingState) -> Bridge:
+        """The averaged networks; copies, so that the state can be trained on."""
+        return self.matcher.bridge(problem, state)
 
 
 class MatchingState:

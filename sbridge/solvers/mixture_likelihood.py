@@ -1,7 +1,7 @@
 """The likelihood of a Gaussian-mixture plan given unpaired rows of both ends, and where it is stationary.
 
 The mean log likelihood of rows ``y`` given rows ``x`` is, up to a constant, ``D = E log v(ỹ) − E log Z(x̃)`` (Korotin et
-al. 2024, arXiv:2310.01174, eq. 15; notation of :mod:`sbridge.solvers.mixture_plan`). Both are logarithms of sums of
+al. 2024, arXiv:2310.01174; notation of :mod:`sbridge.solvers.mixture_plan`). Both are logarithms of sums of
 exponentials of quadratic forms, so the moments of what each component claims of the rows carry all of the gradient::
 
     E[q_k (1, ỹ, ỹỹᵀ)]   q_k(ỹ): share of component k in v         E[r_k (1, x̃, x̃x̃ᵀ)]   r_k(x̃): its share in Z

@@ -138,8 +138,8 @@ class View:
 class PlugInControl:
     """``u = σᵀ Φᵀ Q⁻¹ (E[X_T | x] − m(T | t, x))``; backward ``û = −σᵀ Q_t⁻¹ (x − m(t | 0, E[X_0 | x]))``.
 
-    The gradients of ``log Σ_j exp(ℓ_j) R(z_j | x)`` and ``log Σ_i exp(ℓ_i) R(x | z_i)``: Pooladian & Niles-Weed 2024,
-    eq. (13), for a Brownian reference.
+    The gradients of ``log Σ_j exp(ℓ_j) R(z_j | x)`` and ``log Σ_i exp(ℓ_i) R(x | z_i)``: Pooladian & Niles-Weed 2024
+    (arXiv:2408.11686) for a Brownian reference.
     """
 
     far: FarEnd

@@ -67,7 +67,7 @@ class CrossEntropy(ControlSolver):
 @register
 @dataclass(frozen=True)
 class Moment(ControlSolver):
-    """Moment loss ``E (Ỹ + y_0)²`` with a learned ``y_0``, which estimates the value (Nüsken & Richter 2021, eq. (46)).
+    """Moment loss ``E (Ỹ + y_0)²`` with a learned ``y_0``, which estimates the value (Nüsken & Richter 2021).
 
     Args:
         optimisation: ``batch`` is the number of paths of an update.

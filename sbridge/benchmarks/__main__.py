@@ -1,0 +1,108 @@
+"""All tables of the README, one after the other: ``OMP_NUM_THREADS=1 python -m sbridge.benchmarks --out FOLDER``.
+
+Each goes to a file of its own in the folder, with its command as the first line. A table whose file is there is not
+measured again, so a run that was stopped goes on. All together take most of a day; ``--only`` chooses. The pictures and
+times of the gallery are made with the site: ``SBRIDGE_GALLERY=full sphinx-build docs docs/_build``.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sbridge.errors import NotConvergedError, unknown_name
+
+_BRIDGE = ("sbridge", "benchmark", "bridge", "--seeds", "3", "4", "5", "--pairs")
+_MODULES = "sbridge.benchmarks"
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "simulation": (f"{_MODULES}.simulation",),
+    "control": ("sbridge", "benchmark", "control", "--seeds", "0", "1", "2"),
+    "control_memory": (f"{_MODULES}.control_memory",),
+    "mixture": (*_BRIDGE, "mixture", "--solvers", "mixture", "light"),
+    "mixture_128": (*_BRIDGE, "mixture", "--solvers", "mixture", "light", "--dims", "128", "--epsilons", "1"),
+    "planar_pairs": (*_BRIDGE, "ring", "bananas", "spirals", "moons", "--solvers", "mixture", "light"),
+    "learned": (*_BRIDGE, "mixture", "--solvers", "imf", "matched", "ipf", "sinkhorn", "--dims", "16"),
+    "learned_64": (*_BRIDGE, "mixture", "--solvers", "imf", "--dims", "64"),
+    "turning": (f"{_MODULES}.gaussian_ends", "--reference", "turning", "--dims", "2", "10", "50"),
+    "gaussian_ends": (f"{_MODULES}.gaussian_ends", "--solvers", "IMF (default)"),
+    "planar": (f"{_MODULES}.planar", "--fresh", "2000", "--map-rows", "2000"),
+    "choices": (f"{_MODULES}.choices",),
+    "certificates": (f"{_MODULES}.certificates",),
+    "large": (f"{_MODULES}.large",),
+    "many_rows": (f"{_MODULES}.many_rows",),
+    "diffusion": (f"{_MODULES}.diffusion",),
+    "samplers": (f"{_MODULES}.samplers",),
+}
+"""What follows ``python -m``, by name of the file."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options.
+
+    Args:
+        out: folder for the tables.
+        only: names of tables; all by default.
+        snapshots: files of a time course, in order, for the table that leaves one out.
+        times: their times.
+    """
+
+    out: Path
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    snapshots: tuple[Path, ...] = ()
+    times: tuple[float, ...] = ()
+
+
+def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """The tables that were asked for.
+
+    Raises:
+        UnknownNameError: for a name that is none of them.
+    """
+    tables = dict(TABLES)
+    if settings.snapshots:
+        files, times = (str(file) for file in settings.snapshots), (f"{t:g}" for t in settings.times)
+        tables["snapshots"] = (f"{_MODULES}.snapshots", *files, "--times", *times)
+    for name in settings.only:
+        if name not in tables:
+            raise unknown_name("table", name, tables)
+    return {name: tables[name] for name in settings.only or tables}
+
+
+def main(settings: Settings) -> None:
+    """Measures what is not there yet.
+
+    Raises:
+        NotConvergedError: if one of them fails; those before it are kept.
+    """
+    settings.out.mkdir(parents=True, exist_ok=True)
+    for name, command in commands(settings).items():
+        done, under_way = settings.out / f"{name}.txt", settings.out / f"{name}.part"
+        if done.exists():
+            _say(f"{name}: is there")
+            continue
+        _say(f"{name}: python -m {shlex.join(command)}")
+        with under_way.open("w", encoding="utf-8") as file:
+            file.write(f"python -m {shlex.join(command)}\n")
+            file.flush()
+            code = subprocess.run([sys.executable, "-m", *command], check=False, stdout=file).returncode
+        if code:
+            raise NotConvergedError(f"the table {name} ended with exit code {code}: see above, and {under_way}.")
+        os.replace(under_way, done)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,59 @@
+"""The command that measures all tables, and the default solver against the plug-in."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from sbridge.benchmarks.__main__ import TABLES, Settings, commands, main
+from sbridge.benchmarks.bridge import PAIRS
+from sbridge.benchmarks.choices import Settings as Choices, scores
+from sbridge.errors import NotConvergedError, UnknownNameError
+
+
+def test_every_table_is_a_module_that_runs():
+    for module, *_ in TABLES.values():
+        importlib.import_module(module)
+
+
+def test_tables_are_kept_and_not_measured_twice(tmp_path, monkeypatch):
+    monkeypatch.setitem(TABLES, "here", ("platform", "--terse"))
+    main(Settings(tmp_path, only=("here",)))
+    first, *rest = (tmp_path / "here.txt").read_text().splitlines()
+    assert first == "python -m platform --terse"
+    assert rest
+    (tmp_path / "here.txt").write_text("kept")
+    main(Settings(tmp_path, only=("here",)))
+    assert (tmp_path / "here.txt").read_text() == "kept"
+
+
+def test_a_table_that_fails_is_named_and_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setitem(TABLES, "broken", ("platform_that_is_not_there",))
+    with pytest.raises(NotConvergedError, match="the table broken ended with exit code 1"):
+        main(Settings(tmp_path, only=("broken",)))
+    assert not (tmp_path / "broken.txt").exists()
+
+
+def test_unknown_tables_are_refused_and_snapshots_are_files_of_the_user(tmp_path):
+    with pytest.raises(UnknownNameError, match="planar"):
+        commands(Settings(tmp_path, only=("planr",)))
+    assert "snapshots" not in commands(Settings(tmp_path))
+    found = commands(Settings(tmp_path, snapshots=(Path("a.npy"), Path("b.npy"), Path("c.npy")), times=(0.0, 1.0, 2.5)))
+    assert found["snapshots"][1:] == ("a.npy", "b.npy", "c.npy", "--times", "0", "1", "2.5")
+
+
+def test_the_chosen_solver_stands_beside_the_plug_in_and_the_floor():
+    name, found = scores(PAIRS["mixture"](2, 1.0, 0), rows=400, fresh=500, seed=0)
+    assert name == "MixtureBridge"
+    assert 0.0 < found["perfect draws"] < 0.3 * found["unmoved"]
+    assert found["chosen"] < 0.3 * found["unmoved"]
+    assert found["plug-in"] < 0.3 * found["unmoved"]
+
+
+def test_choices_refuse_what_they_cannot_measure():
+    with pytest.raises(UnknownNameError, match="ring"):
+        Choices(pairs=("rng",))
+    with pytest.raises(ValueError, match="at least two rows"):
+        Choices(rows=(1,))

@@ -130,6 +130,13 @@ def test_the_solver_is_chosen_by_ends_and_numbers_of_rows(source, target, solver
     assert str(choice) == f"{solver.__name__}, {choice.reason}"
 
 
+@pytest.mark.parametrize(("rows", "solver"), [(30, sb.SinkhornBridge), (1200, sb.IMF)])
+def test_no_covariance_of_many_columns_is_made_for_the_choice(monkeypatch, rows, solver):
+    monkeypatch.setattr("sbridge.solvers.choice.span_fewer", lambda _: pytest.fail("made a covariance"))
+    problem = sb.BridgeProblem(noise(rows, 3000), noise(rows, 3000), REFERENCE)
+    assert sb.choose_solver(problem).solver == solver()
+
+
 @pytest.mark.parametrize("dim", [2, 16])
 @pytest.mark.parametrize("epsilon", [0.1, 1.0])
 def test_of_few_rows_the_choice_ends_no_farther_from_held_out_rows_than_the_plug_in(dim, epsilon):

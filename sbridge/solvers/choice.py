@@ -10,7 +10,7 @@ from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Solver
-from sbridge.solvers.gaussian import GaussianBridge, is_singular
+from sbridge.solvers.gaussian import GaussianBridge, span_fewer
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.ipf import IPF
 from sbridge.solvers.mixture import MixtureBridge
@@ -70,21 +70,25 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     if all(isinstance(end, Gaussian) for end in ends):
         return SolverChoice(GaussianBridge(), "since the bridge between Gaussian laws is known in closed form")
     counts = [len(end.rows) for end in ends if isinstance(end, Samples)]
-    rows, flat = min(counts, default=None), _without_density(problem)
-    seen = "ends that can be drawn from at will" if rows is None else f"{rows} rows"
-    if rows is not None and rows < FEW_ROWS:
-        few = f"since {rows} rows in {problem.dim} columns are few for a network"
-        if rows > problem.dim and flat is None:
-            return SolverChoice(MixtureBridge(), f"{few}: it has as many Gaussian components as rows held out can bear")
-        if len(counts) == len(ends):
-            return SolverChoice(SinkhornBridge(), f"{few}, or for any covariance: it is exact for the rows at hand")
-    if problem.dim <= MANY_COLUMNS and flat is None:
-        return SolverChoice(
-            MixtureBridge(),
-            f"since {seen} in {problem.dim} columns bear as many Gaussian components as held-out rows ask for, in "
-            "seconds and in closed form; backward it ends in source rows (IMF learns both directions, in minutes)",
-        )
-    reason = f"since {problem.dim} columns are many for Gaussian components" if flat is None else flat
+    rows = min(counts, default=None)
+    few = rows is not None and rows < FEW_ROWS
+    seen = f"{'ends that can be drawn from at will' if rows is None else f'{rows} rows'} in {problem.dim} columns"
+    bearable = problem.dim <= MANY_COLUMNS if rows is None or not few else rows > problem.dim
+    flat = _without_density(problem) if bearable else None  # of thousands of columns no covariance is made
+    if bearable and flat is None:
+        if few:
+            reason = f"since {seen} are few for a network: it has as many Gaussian components as rows held out can bear"
+        else:
+            reason = (
+                f"since {seen} bear as many Gaussian components as held-out rows ask for, in seconds and in closed "
+                "form; backward it ends in source rows (IMF learns both directions, in minutes)"
+            )
+        return SolverChoice(MixtureBridge(), reason)
+    if few and len(counts) == len(ends):
+        reason = f"since {seen} are few for a network, or for any covariance: it is exact for the rows at hand"
+        return SolverChoice(SinkhornBridge(), reason)
+    size = f"{rows} rows are few" if few else f"{problem.dim} columns are many"
+    reason = f"since {size} for Gaussian components" if flat is None else flat
     return SolverChoice(
         IMF(),
         f"{reason}: its networks learn both directions, make new points and treat unseen rows like seen ones "
@@ -95,10 +99,6 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
 def _without_density(problem: BridgeProblem) -> str | None:
     """That the rows of an end span fewer dimensions than they have columns; ``None`` if they do not."""
     for name, end in (("source", problem.source), ("target", problem.target)):
-        if isinstance(end, Samples):
-            rows = end.rows.double()
-            if is_singular(rows.mean(0), rows.mT.cov().reshape(problem.dim, problem.dim)):
-                return (
-                    f"since columns of the {name} are constant or follow from others, so Gaussian components do not fit"
-                )
+        if isinstance(end, Samples) and span_fewer(end.rows):
+            return f"since columns of the {name} are constant or follow from others, so Gaussian components do not fit"
     return None

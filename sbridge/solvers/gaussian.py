@@ -157,6 +157,12 @@ def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
     return mean, covariance
 
 
+def span_fewer(rows: Tensor) -> bool:
+    """Whether rows ``(n, dim)`` span fewer dimensions than they have columns, to rounding: :func:`is_singular`."""
+    precise, dim = rows.double(), rows.shape[1]
+    return is_singular(precise.mean(0), precise.mT.cov().reshape(dim, dim))
+
+
 def is_singular(mean: Tensor, covariance: Tensor) -> bool:
     """Whether a column is constant, or the correlations have an eigenvalue 0, to rounding.
 

@@ -22,7 +22,7 @@ from sbridge.registry import register
 from sbridge.scaling import NoScaling, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
-from sbridge.solvers.gaussian import is_singular
+from sbridge.solvers.gaussian import span_fewer
 from sbridge.solvers.mixture_climb import climb_by_matching, climb_by_quasi_newton, shrink
 from sbridge.solvers.mixture_likelihood import Likelihood, Rows
 from sbridge.solvers.mixture_plan import Coordinates, Parts
@@ -305,8 +305,7 @@ def _chosen(rows: Tensor, weights: Tensor | None, most: int, seed: int) -> tuple
     """At most ``most`` rows in random order, which have a density in every direction."""
     order = torch.randperm(len(rows), generator=generator_of(seed))[:most].to(rows.device)
     found = rows[order]
-    precise = found.double()
-    if is_singular(precise.mean(0), precise.mT.cov().reshape(rows.shape[1], rows.shape[1])):
+    if span_fewer(found):
         raise InvalidInputError(
             f"{len(found)} rows of an end span fewer than their {rows.shape[1]} dimensions, so no component has a "
             "density there; reduce the dimension (PCA), add rows, or use SinkhornBridge()."

@@ -6,16 +6,25 @@ import importlib
 from pathlib import Path
 
 import pytest
+import tyro
 
 from sbridge.benchmarks.__main__ import TABLES, Settings, commands, main
 from sbridge.benchmarks.bridge import PAIRS
 from sbridge.benchmarks.choices import Settings as Choices, scores
+from sbridge.cli.commands import parse
 from sbridge.errors import NotConvergedError, UnknownNameError
 
 
-def test_every_table_is_a_module_that_runs():
-    for module, *_ in TABLES.values():
-        importlib.import_module(module)
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_a_module_that_takes_these_options(name):
+    module, *options = TABLES[name]
+    if module == "sbridge":
+        assert parse(options) is not None
+        return
+    found = importlib.import_module(module)
+    assert callable(found.main)
+    if options:
+        tyro.cli(found.Settings, args=options)  # exits if it does not know them
 
 
 def test_tables_are_kept_and_not_measured_twice(tmp_path, monkeypatch):

@@ -153,6 +153,10 @@ def test_a_table_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     rows = json.loads(target.read_text())["rows"]
     assert rows[: len(first)] == first
     assert [row["method"] for row in rows[len(first) :]] == ["Gaussian map"]
+    monkeypatch.undo()
+    target.write_text(json.dumps({"quick": True, "rows": rows[1:]}))  # stopped before all floors were there
+    assert run([*command, "gaussian", "--resume"]) == 0
+    assert json.loads(target.read_text())["rows"][: len(first)] == first
     target.write_text(json.dumps({"quick": True, "rows": [{"problem": "easy"}]}))
     assert run([*command, "gaussian", "--resume"]) == 2
     assert "no rows of sbridge benchmark bridge" in " ".join(capsys.readouterr().err.split())

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import tyro
 
+from sbridge.benchmarks.output import say
 from sbridge.errors import NotConvergedError, unknown_name
 
 _BRIDGE = ("sbridge", "benchmark", "bridge", "--seeds", "3", "4", "5", "--pairs")
@@ -87,9 +88,9 @@ def main(settings: Settings) -> None:
     for name, command in commands(settings).items():
         done, under_way = settings.out / f"{name}.txt", settings.out / f"{name}.part"
         if done.exists():
-            _say(f"{name}: is there")
+            say(f"{name}: is there")
             continue
-        _say(f"{name}: python -m {shlex.join(command)}")
+        say(f"{name}: python -m {shlex.join(command)}")
         with under_way.open("w", encoding="utf-8") as file:
             file.write(f"python -m {shlex.join(command)}\n")
             file.flush()
@@ -97,11 +98,6 @@ def main(settings: Settings) -> None:
         if code:
             raise NotConvergedError(f"the table {name} ended with exit code {code}: see above, and {under_way}.")
         os.replace(under_way, done)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

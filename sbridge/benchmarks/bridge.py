@@ -25,6 +25,7 @@ import tyro
 from sbridge.benchmarks.bridge_scores import Effort, IndependentKernel, Judge, MapKernel, Scores, shown
 from sbridge.benchmarks.light import LightRecipe
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
+from sbridge.benchmarks.output import say
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair, turning_reference
 from sbridge.benchmarks.planar_pairs import TARGETS, Pair, PlanarPair
 from sbridge.benchmarks.tables import timed
@@ -220,7 +221,8 @@ def rows(settings: Settings, done: Collection[Row] = ()) -> Iterator[Row]:
     """
     known = {(row.cell, row.method): row for row in done}
     for cell in cells(settings):
-        yield from [known[cell, name] for name in _FREE if (cell, name) in known] or _unfitted(cell, settings)
+        whole = all((cell, name) in known for name in _FREE)
+        yield from (known[cell, name] for name in _FREE) if whole else _unfitted(cell, settings)
         for method in settings.solvers:
             if (cell, method) in known:
                 yield known[cell, method]
@@ -269,9 +271,9 @@ def main(settings: Settings) -> None:
     last = None
     for row in rows(Settings.hurried() if settings.quick else settings):
         if row.cell != last:
-            _say(f"{row.cell}\n{HEADING}")
+            say(f"{row.cell}\n{HEADING}")
         last = row.cell
-        _say(str(row))
+        say(str(row))
 
 
 def _unfitted(cell: Cell, settings: Settings) -> Iterator[Row]:
@@ -286,17 +288,12 @@ def _unfitted(cell: Cell, settings: Settings) -> Iterator[Row]:
         yield Row(cell, name, judge.scores(measure, path=measure is still))
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 _ONE_ROW = "one-row"
 
 if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == _ONE_ROW:  # for the parent process
         asked = json.loads(sys.argv[2])
         name, quick = asked.pop("method"), asked.pop("quick")
-        _say(json.dumps(run(Cell(**asked), name, Settings(quick=quick)).to_json()))
+        say(json.dumps(run(Cell(**asked), name, Settings(quick=quick)).to_json()))
     else:
         main(tyro.cli(Settings))

@@ -14,8 +14,9 @@ from typing import cast
 import torch
 import tyro
 
+from sbridge.benchmarks.output import row
 from sbridge.benchmarks.pairs import MixturePair
-from sbridge.benchmarks.tables import row, timed
+from sbridge.benchmarks.tables import timed
 from sbridge.evaluation import dual_bound
 from sbridge.fitting import solve
 from sbridge.laws import Samples

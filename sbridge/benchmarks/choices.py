@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import tyro
 
 from sbridge.benchmarks.bridge import PAIRS
+from sbridge.benchmarks.output import row
 from sbridge.benchmarks.planar_pairs import TARGETS, Pair
-from sbridge.benchmarks.tables import mean, row
+from sbridge.benchmarks.tables import mean
 from sbridge.errors import InvalidInputError, unknown_name
 from sbridge.fitting import solve
 from sbridge.laws import Samples

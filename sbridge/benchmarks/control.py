@@ -26,6 +26,7 @@ from sbridge.benchmarks.control_problems import ControlBenchmark
 from sbridge.benchmarks.control_rows import Row, merged
 from sbridge.benchmarks.densities import Target
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
+from sbridge.benchmarks.output import say
 from sbridge.errors import InvalidInputError, NotConvergedError, unknown_name
 from sbridge.evaluation import control_error, objective_and_value
 from sbridge.fitting import solve
@@ -304,17 +305,12 @@ def _apart(case: Case, seed: int, divisor: int) -> Row:
 def main(settings: Settings) -> None:
     """Prints the rows as they come."""
     for row in rows(settings):
-        _say(str(row))
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+        say(str(row))
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 6 and sys.argv[1] in (*PROBLEMS, *TARGETS):  # one fit, for the parent process
         name, how, limit, number, part = sys.argv[1:]
-        _say(json.dumps(run(Case(name, how, float(limit)), int(number), int(part)).to_json()))
+        say(json.dumps(run(Case(name, how, float(limit)), int(number), int(part)).to_json()))
     else:
         main(tyro.cli(Settings))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
+from sbridge.benchmarks.output import say
 from sbridge.controls import MLP
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Point
@@ -59,16 +60,16 @@ def growth(loss: str, steps: int) -> tuple[float, float]:
 def main(arguments: list[str]) -> None:
     """Prints the table, or with ``LOSS STEPS`` the MiB of one measurement."""
     if not arguments:
-        _say(f"One update on {PATHS} paths in {DIM} dimensions: MiB beyond imports (arrays of states)")
+        say(f"One update on {PATHS} paths in {DIM} dimensions: MiB beyond imports (arrays of states)")
         for loss in LOSSES:
             found = [(steps, *growth(loss, steps)) for steps in STEPS]
             cells = [f"{steps:5d} steps {taken:7.1f} ({arrays:5.1f})" for steps, taken, arrays in found]
-            _say(f"{loss:<28}" + "   ".join(cells))
+            say(f"{loss:<28}" + "   ".join(cells))
     elif len(arguments) == 2 and arguments[0] in LOSSES and arguments[1].isdigit():
         update(arguments[0], 2)  # loads what is loaded on first use
         before = peak_memory()
         update(arguments[0], int(arguments[1]))
-        _say(f"{peak_memory() - before}")
+        say(f"{peak_memory() - before}")
     else:
         raise InvalidInputError(f"no arguments, or LOSS STEPS with a loss of {', '.join(LOSSES)}; got {arguments}.")
 
@@ -79,11 +80,6 @@ def _drift(t: Time, x: Tensor) -> Tensor:
 
 def _running(t: Time, x: Tensor) -> Tensor:
     return x.square().sum(1)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ import tyro
 from torch import Tensor
 
 from sbridge.analytic import GaussianCoupling
+from sbridge.benchmarks.output import row
 from sbridge.benchmarks.pairs import GaussianPair, turning_reference
-from sbridge.benchmarks.tables import SOLVERS, mean, row, timed
+from sbridge.benchmarks.tables import SOLVERS, mean, timed
 from sbridge.fitting import fit, solve
 from sbridge.laws import Gaussian
 from sbridge.measures import PathMeasure, path_kl

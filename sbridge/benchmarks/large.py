@@ -13,7 +13,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from sbridge.benchmarks.tables import row, timed
+from sbridge.benchmarks.output import row
+from sbridge.benchmarks.tables import timed
 from sbridge.fitting import fit
 from sbridge.metrics import BuresUVP, EnergyDistance, SlicedW2
 from sbridge.random import derive, generator

@@ -15,7 +15,8 @@ import tyro
 
 from sbridge.benchmarks import large
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
-from sbridge.benchmarks.tables import row, timed
+from sbridge.benchmarks.output import row
+from sbridge.benchmarks.tables import timed
 from sbridge.coupling import EntropicCoupling
 from sbridge.errors import unknown_name
 from sbridge.laws import Samples

@@ -13,7 +13,8 @@ import tyro
 from torch import Tensor
 
 from sbridge import datasets, transport
-from sbridge.benchmarks.tables import SOLVERS, mean, row, timed
+from sbridge.benchmarks.output import row
+from sbridge.benchmarks.tables import SOLVERS, mean, timed
 from sbridge.fitting import choose_sigma, fit
 from sbridge.metrics import ExactW2
 from sbridge.processes import BrownianMotion

@@ -16,7 +16,8 @@ import tyro
 from torch import Tensor
 
 from sbridge import datasets
-from sbridge.benchmarks.tables import mean, row
+from sbridge.benchmarks.output import row
+from sbridge.benchmarks.tables import mean
 from sbridge.diffusion import (
     AncestralSampler,
     AnnealedLangevin,

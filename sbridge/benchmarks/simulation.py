@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sbridge.benchmarks import memory
+from sbridge.benchmarks.output import say
 from sbridge.controls import MLP, Control, seeded_control
 from sbridge.errors import InvalidInputError
 from sbridge.processes import BrownianMotion, Chain, Direction, ExactTransition
@@ -132,22 +133,17 @@ def _report_memory(gradient: str, steps: int) -> None:
     gradient_step(GRADIENTS[gradient], 2, dim, 2, recipe=MLP(64, 2))  # loads what is loaded on first use
     before = memory.peak_memory()
     gradient_step(GRADIENTS[gradient], batch, dim, steps, recipe=MLP(64, 2))
-    _say(f"{memory.peak_memory()} {before}")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    say(f"{memory.peak_memory()} {before}")
 
 
 def _print_times() -> None:
-    _say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
-    _say("Simulation, ms (median); ratio = ours / (drift + noise); over = (ours − loop) per step, µs")
-    _say("batch  dim steps |   drift   noise    loop    ours |  ratio    over |  native  hinted")
+    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    say("Simulation, ms (median); ratio = ours / (drift + noise); over = (ours − loop) per step, µs")
+    say("batch  dim steps |   drift   noise    loop    ours |  ratio    over |  native  hinted")
     for batch, dim, steps in SHAPES:
         t = {**time_simulation(batch, dim, steps), **time_native(batch, dim, steps)}
         ratio, over = t["ours"] / (t["drift"] + t["noise"]), 1e3 * (t["ours"] - t["loop"]) / steps
-        _say(
+        say(
             f"{batch:5d} {dim:4d} {steps:5d} |{t['drift']:8.1f}{t['noise']:8.1f}{t['loop']:8.1f}{t['ours']:8.1f} |"
             f"{ratio:7.3f}{over:8.1f} |{t['native']:8.0f}{t['hinted']:8.0f}"
         )
@@ -156,11 +152,11 @@ def _print_times() -> None:
 def _print_gradients() -> None:
     tasks = {name: partial(gradient_step, gradient, 256, 2, 100) for name, gradient in GRADIENTS.items()}
     taken = ", ".join(f"{name} {value:.0f}" for name, value in medians(tasks, 5).items())
-    _say(f"Reversible Heun at (256, 2, 100), ms: {taken}")
-    _say(f"Peak memory of one gradient at {MEMORY_SHAPE}, noise drawn again when needed, MB in all (beyond imports)")
+    say(f"Reversible Heun at (256, 2, 100), ms: {taken}")
+    say(f"Peak memory of one gradient at {MEMORY_SHAPE}, noise drawn again when needed, MB in all (beyond imports)")
     for name, many in (("adjoint", 10_000), ("backprop", 1000)):
         few, more = peak_memory(name, 100), peak_memory(name, many)
-        _say(
+        say(
             f"{name:9s} 100 steps {few[0]:7.1f} ({few[1]:6.1f})   {many} steps {more[0]:7.1f} ({more[1]:6.1f})"
             f"   growth {100 * (more[0] / few[0] - 1):.1f} %"
         )

@@ -18,7 +18,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from sbridge.benchmarks.tables import SOLVERS, mean, row, timed
+from sbridge.benchmarks.output import row
+from sbridge.benchmarks.tables import SOLVERS, mean, timed
 from sbridge.errors import InvalidInputError
 from sbridge.fitting import fit
 from sbridge.laws import as_rows

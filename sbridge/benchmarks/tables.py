@@ -1,9 +1,8 @@
-"""What the accuracy benchmarks share: the solvers that are compared, and how rows are printed."""
+"""What the accuracy benchmarks share: the solvers that are compared, and how means and times are taken."""
 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -46,10 +45,3 @@ def timed(task: Callable[[], _T]) -> tuple[_T, float]:
     """
     begin = time.process_time()
     return task(), time.process_time() - begin
-
-
-def row(name: str, **cells: object) -> None:
-    """One line on standard output, at once."""
-    text = "  ".join(f"{key} {value}" for key, value in cells.items())
-    sys.stdout.write(f"{name:<34}{text}\n")
-    sys.stdout.flush()

@@ -27,8 +27,8 @@ def run_benchmark(command: ControlTable | BridgeTable, console: Console) -> int:
         raise InvalidInputError(f"the folder of {target} does not exist; choose another --json.")
     kept = _earlier(target, command) if command.resume else []
     asked = {key: value for key, value in dataclasses.asdict(command).items() if key not in ("json", "resume")}
-    control_table = isinstance(command, ControlTable)
-    lines = _control(command, console, kept) if control_table else _bridge(command, console, kept)
+    is_control = isinstance(command, ControlTable)
+    lines = _control(command, console, kept) if is_control else _bridge(command, console, kept)
     found: list[Json] = []
     for text, document in lines:
         if document is not None:
@@ -51,14 +51,13 @@ def _text(asked: dict[str, object], rows: list[Json]) -> str:
 
 def _earlier(target: Path | None, command: ControlTable | BridgeTable) -> list[Json]:
     """The rows of the file, without failures; InvalidInputError if they were measured otherwise."""
-    name = "control" if isinstance(command, ControlTable) else "bridge"
+    name, own = ("control", "problem") if isinstance(command, ControlTable) else ("bridge", "cell")
     if target is None:
         raise InvalidInputError("--resume goes on with a file: name it by --json FILE.")
     if not target.exists():
         return []
     document = files.read_json(target)
     rows = document.get("rows") if isinstance(document, dict) else None
-    own = "problem" if isinstance(command, ControlTable) else "cell"
     if not isinstance(rows, list) or any(own not in row for row in rows):
         raise FileFormatError(f"{target} holds no rows of sbridge benchmark {name}.")
     if document.get("quick") != command.quick:

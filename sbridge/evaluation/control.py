@@ -65,9 +65,9 @@ def evaluate_control(
     seed = as_seed(seed)
     top, bottom = objective_and_value(solution, n, seed=derive(seed, "paths"))
     error = None if known is None else control_error(solution, known, n, seed=derive(seed, "known"))
-    defined = solution.measure.control is not None  # of no control there is no relative residual
-    defined = defined and solution.problem.costs.refusal(solution.problem.probe, (0.0, solution.horizon)) is None
-    fixed = fixed_point_residual(solution, seed=derive(seed, "fixed point")) if defined else None
+    differentiable = solution.problem.costs.refusal(solution.problem.probe, (0.0, solution.horizon)) is None
+    relative = solution.measure.control is not None  # of no control there is no relative residual
+    fixed = fixed_point_residual(solution, seed=derive(seed, "fixed point")) if differentiable and relative else None
     noise = signal_to_noise(solution, seed=derive(seed, "gradient"))
     return ControlReport(top, bottom, top.value - bottom.value, error, fixed, noise)
 

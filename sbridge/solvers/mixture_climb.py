@@ -86,7 +86,7 @@ def climb_by_quasi_newton(
         forms = here.source_forms(s), here.target_forms(s)
         with torch.no_grad():
             value, *claims = likelihood.claims(here)
-        pull = 0.5 * (pulls.unsqueeze(1) * chart.shapes(point).square()).sum()
+        pull = chart.pull(point, pulls)
         fall = _linearised(forms[0], claims[0]) - _linearised(forms[1], claims[1]) + pull
         (gradient,) = torch.autograd.grad(fall, point)
         return float(pull.detach()) - value, gradient.numpy()

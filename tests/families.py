@@ -103,6 +103,15 @@ def linear_processes() -> dict[str, LinearProcess]:
 
 
 LINEAR = linear_processes()
+# Every kind of reference in one dimension, where a grid is the judge.
+ON_A_LINE: dict[str, LinearProcess] = {
+    "Brownian": BrownianMotion(0.8),
+    "Brownian, growing": BrownianMotion(lambda t: 0.5 + t, 1.5),
+    "OU": OrnsteinUhlenbeck(rate=1.2, sigma=0.9, mean=0.4),
+    "OU, expanding": OrnsteinUhlenbeck(rate=-0.7, sigma=0.9),
+    "VP": VariancePreserving(LinearSchedule(0.1, 4.0)),
+    "VE": VarianceExploding(0.1, 2.0),
+}
 # For tests that cost more than a few milliseconds each.
 FEW = {
     name: LINEAR[name]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from families import ON_A_LINE
 
 from sbridge.analytic import GaussianCoupling
 from sbridge.errors import InvalidInputError, NotConvergedError, UnsupportedError
@@ -22,8 +23,7 @@ from sbridge.pde import (
     half_steps,
     solve_schroedinger,
 )
-from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
-from sbridge.processes.schedules import LinearSchedule
+from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck
 from sbridge.time import TimeGrid
 from sbridge.transport import EntropicProblem, Sinkhorn, entropic_plan, sinkhorn
 
@@ -37,14 +37,6 @@ MIXTURE = GaussianMixture(tensor([0.4, 0.6]), tensor([[-1.0], [1.2]]), tensor([[
 PLANE0 = Gaussian(tensor([0.0, -0.5]), tensor([[0.5, 0.1], [0.1, 0.4]]))
 PLANE1 = Gaussian(tensor([0.5, 0.5]), tensor([[0.6, -0.2], [-0.2, 0.5]]))
 LINE, PLANE = Grid.of(-8.0, 8.0, 160), Grid.of((-5.0, -5.0), (5.0, 5.0), 40)
-LINEAR = {
-    "brownian": BrownianMotion(0.8),
-    "growing": BrownianMotion(lambda t: 0.5 + t, 1.5),
-    "ou": OrnsteinUhlenbeck(rate=1.2, sigma=0.9, mean=0.4),
-    "expanding": OrnsteinUhlenbeck(rate=-0.7, sigma=0.9),
-    "vp": VariancePreserving(LinearSchedule(0.1, 4.0)),
-    "ve": VarianceExploding(0.1, 2.0),
-}
 STATES = torch.linspace(-2.0, 2.0, 9, dtype=torch.float64)[:, None]
 
 
@@ -62,13 +54,13 @@ def controls_agree(bridge, exact, x, tolerance):
             torch.testing.assert_close(found, x @ gain.mT + offset, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", ON_A_LINE)
 def test_gaussian_ends_give_the_gaussian_bridge(name):
-    process = LINEAR[name]
+    process = ON_A_LINE[name]
     bridge, exact = solve_schroedinger(process, START, END, LINE), coupling(process, START, END)
     assert bridge.error <= 1e-10
     assert bridge.value == pytest.approx(exact.value, abs=1e-9)
-    assert bridge.energy == pytest.approx(exact.value, abs=1e-4 if name == "ve" else 1e-6)
+    assert bridge.energy == pytest.approx(exact.value, abs=1e-4 if name == "VE" else 1e-6)
     controls_agree(bridge, exact, STATES, 1e-6)
     mean, covariance = exact.end_given_start(STATES)
     torch.testing.assert_close(bridge.conditional_mean(STATES), mean, rtol=0, atol=1e-8)
@@ -199,7 +191,7 @@ def test_nonlinear_reference_with_state_cost():
 
 
 def test_propagated_is_exact_reference_to_second_order():
-    process, exact, gaps = LINEAR["ou"], coupling(LINEAR["ou"], START, END), []
+    process, exact, gaps = ON_A_LINE["OU"], coupling(ON_A_LINE["OU"], START, END), []
     drift = DriftProcess(process.drift, 0.9)
     for cells in (80, 160, 320):
         grid = Grid.of(-7.0, 8.0, cells)
@@ -235,7 +227,7 @@ def test_the_control_drives_simulated_paths_to_the_target():
             assert abs(values.mean() - LINE.integrate(density * x**power)) < 4 * error + 0.01 * abs(values).mean()
 
 
-@pytest.mark.parametrize("process", [LINEAR["ou"], WELL], ids=["exact", "propagated"])
+@pytest.mark.parametrize("process", [ON_A_LINE["OU"], WELL], ids=["exact", "propagated"])
 def test_doobs_transition_is_markov_and_moves_the_marginals(process):
     grid = Grid.of(-7.0, 7.0, 140)
     bridge = solve_schroedinger(process, START, MIXTURE, grid, times=TimeGrid.uniform(20))
@@ -310,7 +302,7 @@ def fields(bridge, nodes=32):
     return action, np.exp(phi + phi_hat), action.control_of(-phi), -phi
 
 
-@pytest.mark.parametrize("process", [LINEAR["ou"], LINEAR["growing"]], ids=["ou", "growing"])
+@pytest.mark.parametrize("process", [ON_A_LINE["OU"], ON_A_LINE["Brownian, growing"]], ids=["ou", "growing"])
 def test_both_forms_of_the_action_are_the_value(process):
     bridge = solve_schroedinger(process, START, MIXTURE, Grid.of(-7.0, 7.0, 200))
     action, p, u, j = fields(bridge, 40)

@@ -5,6 +5,7 @@
 
 import pytest
 import torch
+from families import ON_A_LINE
 from torch import Tensor
 
 from sbridge.controls import MLP
@@ -13,27 +14,11 @@ from sbridge.fitting import solve
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.pde import Grid, GridBridge, solve_schroedinger
 from sbridge.problems import BridgeProblem
-from sbridge.processes import (
-    BrownianMotion,
-    LinearProcess,
-    LinearSchedule,
-    OrnsteinUhlenbeck,
-    VarianceExploding,
-    VariancePreserving,
-)
 from sbridge.solutions import Bridge
 from sbridge.solvers import IMF, GaussianBridge, MatchedBridge, MixtureBridge, SinkhornBridge, Solver
 from sbridge.time import TimeGrid
 from sbridge.training import Optimisation
 
-LINE: dict[str, LinearProcess] = {
-    "Brownian": BrownianMotion(0.8),
-    "Brownian, growing": BrownianMotion(lambda t: 0.5 + t, 1.5),
-    "OU": OrnsteinUhlenbeck(rate=1.2, sigma=0.9, mean=0.4),
-    "OU, expanding": OrnsteinUhlenbeck(rate=-0.7, sigma=0.9),
-    "VP": VariancePreserving(LinearSchedule(0.1, 4.0)),
-    "VE": VarianceExploding(0.1, 2.0),
-}
 ONE: Law = Gaussian(torch.tensor([-0.5]), torch.tensor([[0.4]]))
 TWO: Law = GaussianMixture(torch.tensor([0.4, 0.6]), torch.tensor([[-1.0], [1.2]]), torch.tensor([[[0.2]], [[0.3]]]))
 SHIFTED: Law = Gaussian(torch.tensor([0.7]), torch.tensor([[0.9]]))
@@ -75,7 +60,7 @@ def errors(bridge: Bridge, exact: GridBridge) -> list[float]:
     return found
 
 
-_SLOW = {("IMF", name) for name in LINE if name not in ("OU, expanding", "VP")}
+_SLOW = {("IMF", name) for name in ON_A_LINE if name not in ("OU, expanding", "VP")}
 
 
 @pytest.mark.parametrize(
@@ -83,22 +68,22 @@ _SLOW = {("IMF", name) for name in LINE if name not in ("OU, expanding", "VP")}
     [
         pytest.param(solver, name, marks=[pytest.mark.slow] if (solver, name) in _SLOW else [])
         for solver in SOLVERS
-        for name in LINE
+        for name in ON_A_LINE
     ],
 )
 def test_controls_are_those_of_the_grid(solver, name):
     method, *most = SOLVERS[solver]
-    exact = solve_schroedinger(LINE[name], ONE, TWO, Grid.of(-8.0, 8.0, 160))
+    exact = solve_schroedinger(ON_A_LINE[name], ONE, TWO, Grid.of(-8.0, 8.0, 160))
     ends = (ONE, TWO)
     if isinstance(method, (MixtureBridge, SinkhornBridge)):
         draws = torch.Generator().manual_seed(0)
         ends = tuple(Samples(law.sample(4000, draws).double()) for law in ends)
-    found = errors(solve(BridgeProblem(*ends, LINE[name]), method, seed=1), exact)
+    found = errors(solve(BridgeProblem(*ends, ON_A_LINE[name]), method, seed=1), exact)
     assert found[0] < most[0], found
     assert found[1] < most[1], found
 
 
-@pytest.mark.parametrize("name", LINE)
+@pytest.mark.parametrize("name", ON_A_LINE)
 def test_the_closed_form_is_that_of_the_grid(name):
-    exact = solve_schroedinger(LINE[name], ONE, SHIFTED, Grid.of(-8.0, 8.0, 320))
-    assert max(errors(solve(BridgeProblem(ONE, SHIFTED, LINE[name]), GaussianBridge(), seed=0), exact)) < 1e-6
+    exact = solve_schroedinger(ON_A_LINE[name], ONE, SHIFTED, Grid.of(-8.0, 8.0, 320))
+    assert max(errors(solve(BridgeProblem(ONE, SHIFTED, ON_A_LINE[name]), GaussianBridge(), seed=0), exact)) < 1e-6

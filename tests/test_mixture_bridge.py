@@ -19,7 +19,7 @@ from sbridge.processes import BrownianMotion, Direction, DriftProcess, OrnsteinU
 from sbridge.solvers.conformance import check_solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.mixture import Covariance, MixtureBridge
-from sbridge.solvers.mixture_climb import climb_by_matching, climb_by_quasi_newton, shrink
+from sbridge.solvers.mixture_climb import Watch, climb_by_matching, climb_by_quasi_newton, shrink
 from sbridge.solvers.mixture_likelihood import Likelihood, Rows, match
 from sbridge.solvers.mixture_plan import Coordinates, Parts
 
@@ -96,7 +96,7 @@ def test_claims_are_the_gradient(dim, count, diagonal):
         gradients = torch.autograd.grad(value, leaves)
         total, claims = rows.claims(form)
         assert total == pytest.approx(float(value.detach()), rel=1e-12)
-        assert torch.allclose(rows.log_sums(form), sums.detach())
+        assert rows.mean_log_sum(form) == pytest.approx(float(value.detach()), rel=1e-12)
         for mine, theirs in zip((claims.masses, claims.firsts, claims.seconds), gradients, strict=True):
             assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)
 
@@ -213,6 +213,43 @@ def test_laws_in_closed_form_are_drawn_from():
     x = randn(50, 2, seed=2)
     assert torch.allclose(bridge.conditional_mean(x, seed=0), pair.coupling.end_given_start(x)[0], atol=0.1)
     assert bridge.forward.control.potential.components == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "hopeless"),
+    [
+        ((-3.0, 0.0, 0.5, 2.0), (False, False, False, False)),
+        ((5.0, 4.0, 3.0), (False, False, False)),
+        ((0.0, 0.5, 0.4, 0.6), (False, False, True, True)),
+    ],
+)
+def test_a_fit_is_hopeless_where_held_out_rows_fall_below_the_mark(values, hopeless, monkeypatch):
+    """Only a fall, and only below what another fit has; a fit that rises from below, or falls from above, goes on."""
+    found, *_ = likelihood(2, False)
+    given, left = parts(found.coordinates, 2), iter(values)
+    monkeypatch.setattr(Likelihood, "value", lambda self, parts: next(left))
+    watch = Watch(found, 1.0)
+    assert tuple(watch(given) for _ in values) == hopeless
+
+
+def test_more_components_than_the_rows_bear_are_given_up_in_matching(monkeypatch):
+    """What is chosen is the same without the watch, which saves all of L-BFGS for the rejected number."""
+    pair = MixturePair(8, 1.0)
+    problem = BridgeProblem(*(Samples(rows) for rows in pair.sample(2000, seed=1)), pair.reference)
+    rounds = []
+    for watched in (True, False):
+        with monkeypatch.context() as patch:
+            if not watched:
+                patch.setattr(Watch, "__call__", lambda self, parts: False)
+            solver, tried = MixtureBridge(components=(1, 5, 20), max_rows=2000), []
+            state = solver.init(problem, seeded())
+            while not solver.finished(problem, state):
+                state, info = solver.step(problem, state)
+                tried.append(int(info["components"]))
+        rounds.append((tried.count(20), state.parts))
+    (short, chosen), (long, same) = rounds
+    assert (short, long) == (1, 2)
+    assert torch.equal(chosen.means, same.means)
 
 
 def test_held_out_rows_choose_the_number_of_components():

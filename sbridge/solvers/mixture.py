@@ -23,7 +23,7 @@ from sbridge.scaling import NoScaling, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import span_fewer
-from sbridge.solvers.mixture_climb import climb_by_matching, climb_by_quasi_newton, shrink
+from sbridge.solvers.mixture_climb import Watch, climb_by_matching, climb_by_quasi_newton, shrink
 from sbridge.solvers.mixture_likelihood import Likelihood, Rows
 from sbridge.solvers.mixture_plan import Coordinates, Parts
 from sbridge.solvers.sinkhorn import FarEnd, PlugInControl, PlugInKernel
@@ -65,7 +65,8 @@ class MixtureBridge(Solver["MixtureState"]):
         held_out: the share of these rows on which they are compared.
         max_rows: rows a side of the last fit; of larger sets a random subset.
         matchings: largest number of matchings of components to what they claim, before L-BFGS.
-        rounds: rounds of L-BFGS; a number of components is given up after one that leaves held-out rows less likely.
+        rounds: rounds of L-BFGS. A number of components is given up after one that leaves held-out rows less likely
+            than the best number so far does, or as soon as matchings make them less and less so.
         iterations: iterations of L-BFGS in a round.
         tolerance: gain of the mean log likelihood by a matching, or by a round, that ends either, in nats.
         grid: time grid on which the solution is simulated.
@@ -132,15 +133,15 @@ class MixtureBridge(Solver["MixtureState"]):
     def step(self, problem: BridgeProblem, state: MixtureState) -> tuple[MixtureState, Info]:
         """Matching, or one round of L-BFGS; then, if that ends a fit, what is fitted next."""
         likelihood = state.everything if state.last else state.subset
+        start, tolerance = state.parts, self.tolerance
         if state.round == 0:
-            value, parts = climb_by_matching(likelihood, state.parts, self.matchings, self.tolerance, state.pulls)
+            watch = state.watch()
+            value, parts = climb_by_matching(likelihood, start, self.matchings, tolerance, state.pulls, watch)
             if not state.last:
                 parts, state.pulls = shrink(likelihood, parts)
-            before, over = -math.inf, False
+            before, over = -math.inf, watch is not None and watch.hopeless
         else:
-            value, parts = climb_by_quasi_newton(
-                likelihood, state.parts, self.iterations, 0.1 * self.tolerance, state.pulls
-            )
+            value, parts = climb_by_quasi_newton(likelihood, start, self.iterations, 0.1 * tolerance, state.pulls)
             before, over = value, state.round == self.rounds or value - state.value < self.tolerance
             over = over or not (state.last or state.improves(parts))
         state.parts, state.value, state.round, state.step = parts, before, state.round + 1, state.step + 1
@@ -237,7 +238,11 @@ class MixtureState:
 
     def improves(self, parts: Parts) -> bool:
         """Whether held-out rows are likelier under ``parts`` than under the best number of components so far."""
-        return self.best is None or self.judge.claims(parts)[0] > self.judge.claims(self.best)[0]
+        return self.best is None or self.judge.value(parts) > self.judge.value(self.best)
+
+    def watch(self) -> Watch | None:
+        """What gives up a number of components that does not come up to the best so far."""
+        return None if self.last or self.best is None else Watch(self.judge, self.judge.value(self.best))
 
     def flat(self) -> Flat:
         """Components, best components, counters, seed."""

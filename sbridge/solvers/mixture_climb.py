@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +14,43 @@ from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
 
 _LEAST_PULL = 0.05  # below it a shape is plain to see, and left as it is
 _MOST_PULL = 3.0  # of a component whose shape is all chance, in units of its mass
+_EVERY = 2  # matchings from one look at held-out rows to the next
+
+
+class Watch:
+    """Sees when a fit is not worth going on: held-out rows are less likely than they were, and than under another fit.
+
+    Args:
+        likelihood: of the held-out rows.
+        mark: what the other fit has there.
+    """
+
+    def __init__(self, likelihood: Likelihood, mark: float) -> None:
+        self._likelihood, self._mark, self._last = likelihood, mark, -math.inf
+        self.hopeless = False
+
+    def __call__(self, parts: Parts) -> bool:
+        """Whether it is so now, for good."""
+        value = self._likelihood.value(parts)
+        self.hopeless = self.hopeless or value < min(self._mark, self._last)
+        self._last = value
+        return self.hopeless
 
 
 def climb_by_matching(
-    likelihood: Likelihood, parts: Parts, steps: int, tolerance: float, pulls: Tensor | None = None
+    likelihood: Likelihood,
+    parts: Parts,
+    steps: int,
+    tolerance: float,
+    pulls: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> tuple[float, Parts]:
-    """:func:`match` as long as ``D``, less the pull, rises by more than ``tolerance``; the best and its components."""
+    """:func:`match` as long as ``D``, less the pull, rises by more than ``tolerance``; the best and its components.
+
+    ``watch`` ends it, too.
+    """
     best, found, chart = -torch.inf, parts, _Chart(likelihood.coordinates, len(parts.logits))
-    for _ in range(steps):
+    for step in range(steps):
         value, *claims = likelihood.claims(parts)
         if pulls is not None:
             value -= float(chart.pull(chart.point(parts), pulls))
@@ -28,7 +58,7 @@ def climb_by_matching(
         if not gain > 0:
             break
         best, found = value, parts
-        if gain <= tolerance:
+        if gain <= tolerance or (watch is not None and step % _EVERY == 0 and watch(parts)):
             break
         parts = match(parts, *claims, likelihood.coordinates, pulls)
     return float(best), found

@@ -68,12 +68,13 @@ class Rows:
         """Their number; of weighted rows the effective one."""
         return float(len(self.rows)) if self.weights is None else 1.0 / float(self.weights.square().sum())
 
-    def log_sums(self, forms: Quadratics) -> Tensor:
-        """``log Σ_k exp(form_k(z))`` of each row, float64."""
-        return torch.cat([torch.logsumexp(evaluate(), 1).double() for _, _, evaluate in self._chunks(forms)])
+    def mean_log_sum(self, forms: Quadratics) -> float:
+        """The mean of ``log Σ_k exp(form_k(z))``."""
+        sums = torch.cat([torch.logsumexp(evaluate(), 1).double() for _, _, evaluate in self._chunks(forms)])
+        return float(sums.mean() if self.weights is None else (sums * self.weights).sum())
 
     def claims(self, forms: Quadratics) -> tuple[float, Claims]:
-        """The mean of :meth:`log_sums`, and the claims."""
+        """:meth:`mean_log_sum`, and the claims."""
         (count, dim), total = forms.linear.shape, 0.0
         dense = forms.quadratic.ndim == 3
         sums = torch.zeros(count, 1 + dim + (dim * dim if dense else dim), dtype=torch.float64)
@@ -201,10 +202,10 @@ class Likelihood:
         above, claims_y = self.target.claims(parts.target_forms(s))
         return above - below, claims_x, claims_y
 
-    def terms(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """``log Z(x̃)`` and ``log v(ỹ)`` of every row, up to terms that are the same for all ``parts``."""
+    def value(self, parts: Parts) -> float:
+        """``D`` alone."""
         s = self.coordinates.s
-        return self.source.log_sums(parts.source_forms(s)), self.target.log_sums(parts.target_forms(s))
+        return self.target.mean_log_sum(parts.target_forms(s)) - self.source.mean_log_sum(parts.source_forms(s))
 
     def start(self, count: int, generator: torch.Generator) -> Parts:
         """``count`` clusters of the target rows, each joined to the whole source."""

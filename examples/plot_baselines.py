@@ -26,7 +26,6 @@ from sbridge.transport import entropic_map, exact_map, gaussian_map
 
 FAST = "--fast" in sys.argv
 ROWS, HELD_OUT = (1500, 500) if FAST else (4000, 2000)
-solver = sb.IMF(pretraining=1000, stages=2, updates=500) if FAST else sb.IMF()
 
 # %%
 # Fit
@@ -35,7 +34,7 @@ solver = sb.IMF(pretraining=1000, stages=2, updates=500) if FAST else sb.IMF()
 x0 = datasets.make("circles", ROWS + HELD_OUT, seed=0)
 x1 = datasets.make("eight_gaussians", ROWS + HELD_OUT, seed=1)
 fit0, fit1, test0, test1 = x0[:ROWS], x1[:ROWS], x0[ROWS:], x1[ROWS:]
-bridge = sb.fit(fit0, fit1, solver=solver, seed=2)
+bridge = sb.fit(fit0, fit1, seed=2)
 sigma = sb.choose_sigma(fit0, fit1)
 print(sigma)
 

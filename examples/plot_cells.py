@@ -32,7 +32,6 @@ from sbridge.evaluation import score_at
 FAST = "--fast" in sys.argv
 FILE = os.environ.get("SBRIDGE_CELLS")
 CELLS = 300 if FAST else 1500  # per time point of the stand-in
-solver = sb.IMF(pretraining=500, stages=0, network=sb.MLP(width=64)) if FAST else sb.IMF(stages=2)
 
 # %%
 # Snapshots
@@ -92,7 +91,7 @@ ax.legend(frameon=False, fontsize=8, markerscale=2)
 
 middle = len(times) // 2
 before, out, after = times[middle - 1 : middle + 2]
-course = sb.fit_course([snapshots[before], snapshots[after]], [before, after], solver=solver, seed=0)
+course = sb.fit_course([snapshots[before], snapshots[after]], [before, after], seed=0)
 report = score_at(course.bridges[0], snapshots[before], snapshots[out], out - before, seed=1)
 print(report.text())
 
@@ -122,7 +121,7 @@ fig.suptitle(f"Time {out:g} from its neighbours")
 
 sigma = 2 * sb.choose_sigma(snapshots[before], snapshots[after], horizon=after - before).sigma
 print(f"sigma = {sigma:.3f} per root of the time unit")
-full = sb.fit_course([snapshots[t] for t in times], times, sigma=sigma, solver=solver, seed=3)
+full = sb.fit_course([snapshots[t] for t in times], times, sigma=sigma, seed=3)
 last = snapshots[times[-1]]
 axis = torch.linalg.svd(last - last.mean(0), full_matrices=False).Vh[0]
 centres = torch.stack([last[(last - last.mean(0)) @ axis < 0].mean(0), last[(last - last.mean(0)) @ axis >= 0].mean(0)])

@@ -20,17 +20,16 @@ from sbridge import datasets, plotting
 
 FAST = "--fast" in sys.argv
 ROWS, HELD_OUT = (2000, 500) if FAST else (4000, 1000)
-solver = sb.IMF(pretraining=800, stages=2, updates=400) if FAST else sb.IMF()
 
 # %%
 # Fit
 # ---
 # Without ``reference=`` the noise level σ is chosen from the data (:doc:`/sigma`), without ``solver=`` the solver from
-# the ends (:doc:`/solvers`). This page takes :class:`sbridge.IMF`, whose networks give new points in both directions.
+# the ends (:doc:`/solvers`): here a mixture of Gaussians as potential (:class:`sbridge.MixtureBridge`).
 
 x0 = datasets.make("two_moons", ROWS + HELD_OUT, seed=0)
 x1 = datasets.make("eight_gaussians", ROWS + HELD_OUT, seed=1)
-bridge = sb.fit(x0[:ROWS], x1[:ROWS], solver=solver, seed=0)
+bridge = sb.fit(x0[:ROWS], x1[:ROWS], seed=0)
 print(sb.choose_sigma(x0[:ROWS], x1[:ROWS]))
 
 # %%
@@ -84,5 +83,5 @@ print(sb.evaluate(bridge, x0[ROWS:], x1[ROWS:], seed=1).text())
 # -------------------
 # Put two arrays in the place of ``x0`` and ``x1``, a row per sample and the same columns in both:
 # ``np.load("before.npy")``, or a table's ``.to_numpy()``. They need not be paired nor of equal length. Keep some rows
-# of each for :func:`sbridge.evaluate`. Leave ``solver=`` out. From the command line, with a report as one HTML page:
-# ``sbridge fit before.npy after.npy --out run``, then ``sbridge report run``.
+# of each for :func:`sbridge.evaluate`. From the command line, with a report as one HTML page: ``sbridge fit before.npy
+# after.npy --out run``, then ``sbridge report run``.

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sbridge.laws import Gaussian
 from sbridge.linear import LinearMap
+from sbridge.problems import BridgeProblem
 from sbridge.processes import (
     BrownianMotion,
     CosineSchedule,
@@ -112,6 +114,15 @@ ON_A_LINE: dict[str, LinearProcess] = {
     "VP": VariancePreserving(LinearSchedule(0.1, 4.0)),
     "VE": VarianceExploding(0.1, 2.0),
 }
+# Of each kind one in the plane, with a Gaussian at either end: for solvers that learn.
+IN_THE_PLANE: dict[str, LinearProcess] = {
+    "Brownian": BrownianMotion(1.0),
+    "Brownian, diagonal": BrownianMotion([0.6, 1.4], 2.0),
+    "OU, matrix": OrnsteinUhlenbeck([[1.0, 0.6], [-0.8, 0.4]], [[0.8, 0.3], [0.1, 1.0]], [0.3, -0.5], 1.3),
+    "VP": VariancePreserving(mean=[0.5, 0.0], horizon=0.5),
+}
+M0, MT = torch.tensor([[-1.0, 0.2], [1.0, 0.5]], dtype=torch.float64)
+A, B = torch.tensor([[[0.5, 0.2], [0.2, 1.0]], [[1.5, -0.4], [-0.4, 0.7]]], dtype=torch.float64)
 # For tests that cost more than a few milliseconds each.
 FEW = {
     name: LINEAR[name]
@@ -128,6 +139,11 @@ FEW = {
         "VE diagonal",
     )
 }
+
+
+def gaussians(reference: LinearProcess, dtype: torch.dtype = torch.float64) -> BridgeProblem:
+    """Ends ``N(M0, A)`` and ``N(MT, B)``."""
+    return BridgeProblem(Gaussian(M0.to(dtype), A.to(dtype)), Gaussian(MT.to(dtype), B.to(dtype)), reference)
 
 
 def is_function_of_time(process: Process) -> bool:

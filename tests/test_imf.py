@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from families import IN_THE_PLANE, M0, MT, A, B, gaussians
 from torch import Tensor, nn
 
 from sbridge.analytic import GaussianCoupling
@@ -16,7 +17,7 @@ from sbridge.fitting import solve
 from sbridge.laws import Density, Gaussian, Samples
 from sbridge.measures import Direction
 from sbridge.problems import BridgeProblem
-from sbridge.processes import BrownianMotion, DriftProcess, LinearProcess, OrnsteinUhlenbeck, VariancePreserving
+from sbridge.processes import BrownianMotion, DriftProcess, LinearProcess, OrnsteinUhlenbeck
 from sbridge.processes.base import Time
 from sbridge.random import generator as generator_of
 from sbridge.solvers import IMF, check_solver
@@ -33,21 +34,6 @@ def tensor(value: object) -> Tensor:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-M0, MT = tensor([-1.0, 0.2]), tensor([1.0, 0.5])
-A, B = tensor([[0.5, 0.2], [0.2, 1.0]]), tensor([[1.5, -0.4], [-0.4, 0.7]])
-RATE, SIGMA = tensor([[1.0, 0.6], [-0.8, 0.4]]), tensor([[0.8, 0.3], [0.1, 1.0]])
-REFERENCES: dict[str, LinearProcess] = {
-    "Brownian": BrownianMotion(1.0),
-    "Brownian, diagonal": BrownianMotion([0.6, 1.4], 2.0),
-    "OU, matrix": OrnsteinUhlenbeck(RATE, SIGMA, [0.3, -0.5], 1.3),
-    "VP": VariancePreserving(mean=[0.5, 0.0], horizon=0.5),
-}
-
-
-def gaussians(reference: LinearProcess, dtype: torch.dtype = torch.float64) -> BridgeProblem:
-    return BridgeProblem(Gaussian(M0.to(dtype), A.to(dtype)), Gaussian(MT.to(dtype), B.to(dtype)), reference)
 
 
 def quick(**options: object) -> IMF:
@@ -118,10 +104,10 @@ def losses(
 
 
 @pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", IN_THE_PLANE)
 def test_the_regression_is_minimal_at_the_markovian_projection(name, direction):
     """Its gradient vanishes there in every direction ``h = 1, τ, τ², x, τx``, within standard errors."""
-    reference = REFERENCES[name]
+    reference = IN_THE_PLANE[name]
     solver = quick(pairs=1024, optimisation=Optimisation(batch=1024))
 
     def control(t: Tensor, x: Tensor) -> Tensor:
@@ -139,7 +125,7 @@ def test_the_regression_is_minimal_at_the_markovian_projection(name, direction):
 @pytest.mark.parametrize("name", ["Brownian", "VP"])
 def test_the_loss_of_no_control_is_the_weighted_size_of_the_targets(name, direction):
     """``∫ w E target² dt / T``, the weights being ``1/(s √E target²)``."""
-    solver, reference = quick(pairs=1024, optimisation=Optimisation(batch=2048)), REFERENCES[name]
+    solver, reference = quick(pairs=1024, optimisation=Optimisation(batch=2048)), IN_THE_PLANE[name]
     values, _ = losses(solver, gaussians(reference), direction, lambda t, x: torch.zeros_like(x), 60)
     regression = solver.init(gaussians(reference), seeded(5)).regression
     fractions = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000 * 0.999
@@ -153,7 +139,7 @@ def test_the_loss_of_no_control_is_the_weighted_size_of_the_targets(name, direct
 @pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
 def test_noise_of_both_signs_cancels(direction):
     """Between equal ends the targets are noise alone: a control that does not see the state feels none of it."""
-    reference, pairs = REFERENCES["Brownian"], (torch.zeros(1, 2, dtype=torch.float64),) * 2
+    reference, pairs = IN_THE_PLANE["Brownian"], (torch.zeros(1, 2, dtype=torch.float64),) * 2
     regression, state = Regression(reference, 2, 1e-6), seeded(1)
     theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     gradients = []
@@ -165,10 +151,10 @@ def test_noise_of_both_signs_cancels(direction):
 
 @pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
 @pytest.mark.parametrize("fraction", [0.05, 0.5, 0.95])
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", IN_THE_PLANE)
 def test_the_expected_square_of_the_target(name, direction, fraction):
     """For a residual that is the same in all directions, against draws."""
-    reference, n, size = REFERENCES[name], 20_000, 1.7
+    reference, n, size = IN_THE_PLANE[name], 20_000, 1.7
     pinned, sigma = reference.pinned(fraction * reference.horizon), reference.scale(fraction * reference.horizon)
     x0, noise, residual = (torch.randn(n, 2, generator=seeded(k), dtype=torch.float64) for k in (1, 2, 3))
     xT = pinned.whole.mean(x0) + size * residual
@@ -181,7 +167,7 @@ def test_the_expected_square_of_the_target(name, direction, fraction):
 @pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
 @pytest.mark.parametrize(("name", "count"), [("Brownian", 96), ("OU, matrix", 32)])
 def test_times_are_stratified_and_stay_off_the_infinite_end(name, count, direction):
-    reference = REFERENCES[name]
+    reference = IN_THE_PLANE[name]
     times, _ = Regression(reference, 2, 1.0).times(96, direction, seeded(1))
     fractions = (times if direction is FORWARD else reference.horizon - times) / reference.horizon
     assert times.shape == (count,)
@@ -189,7 +175,7 @@ def test_times_are_stratified_and_stay_off_the_infinite_end(name, count, directi
     strata = (fractions / 0.999 * count).floor()
     assert torch.equal(strata, torch.arange(count, dtype=torch.float64))
     assert float(fractions.max()) <= 0.999
-    assert len(Regression(REFERENCES["OU, matrix"], 2, 1.0).times(50, direction, seeded(1))[0]) == 2
+    assert len(Regression(IN_THE_PLANE["OU, matrix"], 2, 1.0).times(50, direction, seeded(1))[0]) == 2
 
 
 # --- where it converges to
@@ -265,7 +251,7 @@ def test_it_finds_the_bridge_of_gaussians_under_a_matrix_reference():
         refresh=60,
         **AFFINE,
     )
-    mean, spread, cross = end_errors(gaussians(REFERENCES["OU, matrix"], torch.float32), solver)
+    mean, spread, cross = end_errors(gaussians(IN_THE_PLANE["OU, matrix"], torch.float32), solver)
     assert mean < 0.2
     assert spread < 0.2
     assert cross < 0.1
@@ -368,7 +354,7 @@ def same(left: Flat, right: Flat) -> bool:
 @pytest.mark.parametrize("start", [IndependentCoupling(), EntropicCoupling(rows=30)], ids=["independent", "entropic"])
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 9, 11, 20, 22])
 def test_a_run_taken_up_again_ends_in_the_same_bits(stop, start):
-    solver, problem = quick(start=start), gaussians(REFERENCES["OU, matrix"], torch.float32)
+    solver, problem = quick(start=start), gaussians(IN_THE_PLANE["OU, matrix"], torch.float32)
     whole = run(solver, problem, solver.init(problem, seeded(3)), 22).flat()
     flat = run(solver, problem, solver.init(problem, seeded(3)), stop).flat()
     again = solver.restore(problem, flat)
@@ -376,15 +362,15 @@ def test_a_run_taken_up_again_ends_in_the_same_bits(stop, start):
     assert same(run(solver, problem, again, 22).flat(), whole)
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", IN_THE_PLANE)
 def test_it_keeps_the_laws_of_a_solver(name, dtype):
-    check_solver(quick(), gaussians(REFERENCES[name], dtype), generator=seeded(4))
+    check_solver(quick(), gaussians(IN_THE_PLANE[name], dtype), generator=seeded(4))
 
 
 @pytest.mark.parametrize("coupling", [ReferenceCoupling(), EntropicCoupling(rows=30)], ids=["reference", "entropic"])
 def test_it_keeps_them_from_every_start(coupling):
     rows = torch.randn(40, 2, generator=seeded(1))
-    problem = BridgeProblem(Samples(rows, torch.ones(40) / 40), Samples(rows + 1), REFERENCES["OU, matrix"])
+    problem = BridgeProblem(Samples(rows, torch.ones(40) / 40), Samples(rows + 1), IN_THE_PLANE["OU, matrix"])
     check_solver(quick(start=coupling, stages=1, optimisation=Optimisation(batch=30)), problem, generator=seeded(4))
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from families import IN_THE_PLANE, gaussians
 from torch import Tensor
 
 from sbridge.controls import MLP
@@ -15,9 +16,6 @@ from sbridge.problems import BridgeProblem
 from sbridge.processes import (
     BrownianMotion,
     DriftProcess,
-    LinearProcess,
-    OrnsteinUhlenbeck,
-    VariancePreserving,
 )
 from sbridge.solvers import IMF, MatchedBridge, check_solver
 from sbridge.time import TimeGrid
@@ -30,21 +28,6 @@ def tensor(value: object) -> Tensor:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-RATE, SIGMA = tensor([[1.0, 0.6], [-0.8, 0.4]]), tensor([[0.8, 0.3], [0.1, 1.0]])
-M0, MT = tensor([-1.0, 0.2]), tensor([1.0, 0.5])
-A, B = tensor([[0.5, 0.2], [0.2, 1.0]]), tensor([[1.5, -0.4], [-0.4, 0.7]])
-PLANE: dict[str, LinearProcess] = {
-    "Brownian": BrownianMotion(1.0),
-    "Brownian, diagonal": BrownianMotion([0.6, 1.4], 2.0),
-    "OU, matrix": OrnsteinUhlenbeck(RATE, SIGMA, [0.3, -0.5], 1.3),
-    "VP": VariancePreserving(mean=[0.5, 0.0], horizon=0.5),
-}
-
-
-def gaussians(reference: LinearProcess, dtype: torch.dtype = torch.float64) -> BridgeProblem:
-    return BridgeProblem(Gaussian(M0.to(dtype), A.to(dtype)), Gaussian(MT.to(dtype), B.to(dtype)), reference)
 
 
 def quick(**options: object) -> MatchedBridge:
@@ -108,7 +91,7 @@ def same(left: Flat, right: Flat) -> bool:
 @pytest.mark.parametrize("coupling", [EntropicCoupling(30), MinibatchCoupling(400)], ids=["entropic", "minibatch"])
 @pytest.mark.parametrize("stop", [0, 2, 3, 7, 10])
 def test_a_run_taken_up_again_ends_in_the_same_bits(stop, coupling):
-    solver, problem = quick(coupling=coupling), gaussians(PLANE["OU, matrix"], torch.float32)
+    solver, problem = quick(coupling=coupling), gaussians(IN_THE_PLANE["OU, matrix"], torch.float32)
     whole = run(solver, problem, solver.init(problem, seeded(3)), 10).flat()
     flat = run(solver, problem, solver.init(problem, seeded(3)), stop).flat()
     again = solver.restore(problem, flat)
@@ -116,21 +99,21 @@ def test_a_run_taken_up_again_ends_in_the_same_bits(stop, coupling):
     assert same(run(solver, problem, again, 10).flat(), whole)
 
 
-@pytest.mark.parametrize("name", PLANE)
+@pytest.mark.parametrize("name", IN_THE_PLANE)
 def test_it_keeps_the_laws_of_a_solver(name, dtype):
-    check_solver(quick(), gaussians(PLANE[name], dtype), generator=seeded(4))
+    check_solver(quick(), gaussians(IN_THE_PLANE[name], dtype), generator=seeded(4))
 
 
 @pytest.mark.parametrize("coupling", [EntropicCoupling(30), MinibatchCoupling(400)], ids=["entropic", "minibatch"])
 def test_it_keeps_them_from_plans_of_weighted_rows(coupling):
     rows = torch.randn(40, 2, generator=seeded(1))
-    problem = BridgeProblem(Samples(rows, torch.ones(40) / 40), Samples(rows + 1), PLANE["OU, matrix"])
+    problem = BridgeProblem(Samples(rows, torch.ones(40) / 40), Samples(rows + 1), IN_THE_PLANE["OU, matrix"])
     check_solver(quick(coupling=coupling, updates=4), problem, generator=seeded(4))
 
 
 def test_it_is_the_first_part_of_imf():
     """The same plan, pairs, times and networks: without stages IMF takes the same steps."""
-    problem = gaussians(PLANE["Brownian"])
+    problem = gaussians(IN_THE_PLANE["Brownian"])
     shared = {"refresh": 3, "network": MLP(8, 2), "optimisation": Optimisation(batch=48), "grid": TimeGrid.uniform(4)}
     start = EntropicCoupling(50)
     one = solve(problem, MatchedBridge(start, updates=7, pairs=40, **shared), seed=2)

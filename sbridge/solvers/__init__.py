@@ -23,7 +23,7 @@ from sbridge.solvers.half_bridges import AdjointHalfBridge, HalfBridge, MaximumL
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.ipf import IPF
 from sbridge.solvers.matched import MatchedBridge
-from sbridge.solvers.mixture import MixtureBridge
+from sbridge.solvers.mixture import Covariance, MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "AdjointMatching",
     "Annealing",
     "ControlSolver",
+    "Covariance",
     "CrossEntropy",
     "EarlierStart",
     "GaussianBridge",

@@ -65,8 +65,9 @@ class MixtureBridge(Solver["MixtureState"]):
         held_out: the share of these rows on which they are compared.
         max_rows: rows a side of the last fit; of larger sets a random subset.
         matchings: largest number of matchings of components to what they claim, before L-BFGS.
-        rounds: rounds of L-BFGS. A number of components is given up after one that leaves held-out rows less likely
-            than the best number so far does, or as soon as matchings make them less and less so.
+        rounds: largest number of rounds of L-BFGS, as long as one uses up its iterations. A number of components is
+            given up after one that leaves held-out rows less likely than the best number so far does, or as soon as
+            matchings make them less and less so.
         iterations: iterations of L-BFGS in a round.
         tolerance: gain of the mean log likelihood by a matching, or by a round, that ends either, in nats.
         grid: time grid on which the solution is simulated.
@@ -141,8 +142,8 @@ class MixtureBridge(Solver["MixtureState"]):
                 parts, state.pulls = shrink(likelihood, parts)
             before, over = -math.inf, watch is not None and watch.hopeless
         else:
-            value, parts = climb_by_quasi_newton(likelihood, start, self.iterations, 0.1 * tolerance, state.pulls)
-            before, over = value, state.round == self.rounds or value - state.value < self.tolerance
+            value, parts, top = climb_by_quasi_newton(likelihood, start, self.iterations, 0.1 * tolerance, state.pulls)
+            before, over = value, top or state.round == self.rounds or value - state.value < tolerance
             over = over or not (state.last or state.improves(parts))
         state.parts, state.value, state.round, state.step = parts, before, state.round + 1, state.step + 1
         info = {"log likelihood": value, "components": float(len(parts.logits))}

@@ -96,8 +96,10 @@ def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
 
 def climb_by_quasi_newton(
     likelihood: Likelihood, parts: Parts, steps: int, tolerance: float, pulls: Tensor | None = None
-) -> tuple[float, Parts]:
+) -> tuple[float, Parts, bool]:
     """At most ``steps`` iterations of L-BFGS, in parameters whose second derivatives are of one size.
+
+    Returns what :func:`climb_by_matching` does, and whether the climb was over before ``steps`` were taken.
 
     Args:
         likelihood: climbed, less ``½ Σ_k τ_k |shape_k|²``.
@@ -124,7 +126,7 @@ def climb_by_quasi_newton(
     options = {"maxiter": steps, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7}
     result = scipy_minimise(objective, chart.point(parts).numpy(), jac=True, method="L-BFGS-B", options=options)
     with torch.no_grad():
-        return -float(result.fun), chart.parts(torch.as_tensor(result.x, dtype=torch.float64))
+        return -float(result.fun), chart.parts(torch.as_tensor(result.x, dtype=torch.float64)), result.nit < steps
 
 
 @dataclass(frozen=True, eq=False)

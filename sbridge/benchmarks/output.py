@@ -13,4 +13,4 @@ def say(text: str) -> None:
 
 def row(name: str, **cells: object) -> None:
     """One line of a table."""
-    say(f"{name:<34}" + "  ".join(f"{key} {value}" for key, value in cells.items()))
+    say(f"{name:<34} " + "  ".join(f"{key} {value}" for key, value in cells.items()))

@@ -7,7 +7,7 @@ Every message says what was given, what is needed and how to get there. All deri
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class SbridgeError(Exception):
@@ -60,3 +60,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Whether all ``names`` of some ``kind`` are known.
+
+    Raises:
+        UnknownNameError: for the first that is not.
+    """
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind, name, known)

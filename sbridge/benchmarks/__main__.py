@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from sbridge.benchmarks.output import say
-from sbridge.errors import NotConvergedError, unknown_name
+from sbridge.errors import NotConvergedError, check_known
 
 _BRIDGE = ("sbridge", "benchmark", "bridge", "--seeds", "3", "4", "5", "--pairs")
 _MODULES = "sbridge.benchmarks"
@@ -72,9 +72,7 @@ def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
     if settings.snapshots:
         files, times = (str(file) for file in settings.snapshots), (f"{t:g}" for t in settings.times)
         tables["snapshots"] = (f"{_MODULES}.snapshots", *files, "--times", *times)
-    for name in settings.only:
-        if name not in tables:
-            raise unknown_name("table", name, tables)
+    check_known("table", settings.only, tables)
     return {name: tables[name] for name in settings.only or tables}
 
 

@@ -29,7 +29,7 @@ from sbridge.benchmarks.output import say
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair, turning_reference
 from sbridge.benchmarks.planar_pairs import TARGETS, Pair, PlanarPair
 from sbridge.benchmarks.tables import timed
-from sbridge.errors import NotConvergedError, SbridgeError, UnsupportedError, unknown_name
+from sbridge.errors import NotConvergedError, SbridgeError, UnsupportedError, check_known
 from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline
 from sbridge.fitting import fit
 from sbridge.measures import Direction, PathMeasure
@@ -200,10 +200,8 @@ def cells(settings: Settings) -> list[Cell]:
     Raises:
         UnknownNameError: for a name that is not known.
     """
-    for kind, names, known in (("pair", settings.pairs, PAIRS), ("solver", settings.solvers, METHODS)):
-        for name in names:
-            if name not in known:
-                raise unknown_name(kind, name, known)
+    check_known("pair", settings.pairs, PAIRS)
+    check_known("solver", settings.solvers, METHODS)
     found = []
     for name in settings.pairs:
         dims = (2,) if name in TARGETS else settings.dims

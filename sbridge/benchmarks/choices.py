@@ -17,7 +17,7 @@ from sbridge.benchmarks.bridge import PAIRS
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.planar_pairs import TARGETS, Pair
 from sbridge.benchmarks.tables import mean
-from sbridge.errors import InvalidInputError, unknown_name
+from sbridge.errors import InvalidInputError, check_known
 from sbridge.fitting import solve
 from sbridge.laws import Samples
 from sbridge.metrics import energy_distance
@@ -48,9 +48,7 @@ class Settings:
     seeds: tuple[int, ...] = (3, 4, 5)
 
     def __post_init__(self) -> None:
-        for name in self.pairs:
-            if name not in PAIRS:
-                raise unknown_name("pair", name, PAIRS)
+        check_known("pair", self.pairs, PAIRS)
         if not self.seeds or self.fresh < 2 or min(self.rows) < 2:
             raise InvalidInputError(f"a seed, and at least two rows to fit and to score are needed, got {self}.")
 

@@ -27,7 +27,7 @@ from sbridge.benchmarks.control_rows import Row, merged
 from sbridge.benchmarks.densities import Target
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.output import say
-from sbridge.errors import InvalidInputError, NotConvergedError, unknown_name
+from sbridge.errors import InvalidInputError, NotConvergedError, check_known
 from sbridge.evaluation import control_error, objective_and_value
 from sbridge.fitting import solve
 from sbridge.laws import Gaussian, Point
@@ -167,9 +167,7 @@ def rows(settings: Settings, done: Collection[Row] = ()) -> Iterator[Row]:
 def plan(settings: Settings) -> list[Case]:
     """The rows to be measured."""
     known = [*PROBLEMS, *TARGETS]
-    for name in settings.only:
-        if name not in known:
-            raise unknown_name("benchmark problem", name, known)
+    check_known("benchmark problem", settings.only, known)
     names, cases = settings.only or known, []
     for name in names:
         if name in TARGETS:

@@ -18,7 +18,7 @@ from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import timed
 from sbridge.coupling import EntropicCoupling
-from sbridge.errors import unknown_name
+from sbridge.errors import check_known
 from sbridge.laws import Samples
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion
@@ -81,9 +81,8 @@ def run(name: str, rows: int, dim: int) -> Json:
 
 def main(settings: Settings) -> None:
     """A line per solver and number of rows."""
+    check_known("solver", settings.solvers, SOLVERS)
     for name in settings.solvers:
-        if name not in SOLVERS:
-            raise unknown_name("solver", name, SOLVERS)
         for rows in settings.rows:
             arguments = [_ONE_ROW, name, str(rows), str(settings.dim)]
             found = json.loads(in_fresh_process("sbridge.benchmarks.many_rows", arguments))

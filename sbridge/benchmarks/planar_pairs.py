@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.controls.base import Time
-from sbridge.errors import InvalidInputError, unknown_name
+from sbridge.errors import InvalidInputError, check_known
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law
 from sbridge.measures import Estimate, PathMeasure
 from sbridge.pde import FortetSinkhorn, Grid, GridBridge, solve_schroedinger
@@ -85,8 +85,7 @@ class PlanarPair:
     cells: int = 112
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise unknown_name("planar target", self.target, TARGETS)
+        check_known("planar target", [self.target], TARGETS)
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
             raise InvalidInputError(f"a positive epsilon is needed, got {self.epsilon}.")
 

@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from sbridge.cli.console import Console
-from sbridge.errors import unknown_name
+from sbridge.errors import check_known
 
 SolverOptions = TypeVar("SolverOptions")
 ReferenceOptions = TypeVar("ReferenceOptions")
@@ -340,14 +340,13 @@ def parse(arguments: list[str]) -> Command:
     kinds = {"demo": Demo, "fit": Fit, "diffuse": Diffuse, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
     kinds |= {"report": Report, "verify": Verify, "control": Control, "benchmark": Benchmark}
     first = next((word for word in arguments if not word.startswith("-")), None)
-    if first is not None and first not in kinds:
-        raise unknown_name("command", first, kinds)
+    if first is not None:
+        check_known("command", [first], kinds)
 
     def chosen(command: str, option: str, default: str, known: Collection[str]) -> str:
         """What ``option`` names, of the command that is asked for; its default for the other commands."""
         name = _value(arguments, f"--{option}", default) if first == command else default
-        if name not in known:
-            raise unknown_name(option, name, known)
+        check_known(option, [name], known)
         return name
 
     solver = solver_class(chosen("fit", "solver", "auto", SOLVERS))

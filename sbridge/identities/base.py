@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from sbridge.errors import InvalidInputError, NonFiniteError, SbridgeError, unknown_name
+from sbridge.errors import InvalidInputError, NonFiniteError, SbridgeError, check_known
 from sbridge.identities.settings import Setting
 from sbridge.registry import Json
 
@@ -201,9 +201,7 @@ def chosen(only: Iterable[str]) -> tuple[Identity, ...]:
         UnknownNameError: for a name that is neither.
     """
     wanted, groups = list(only), {one.group for one in identities()}
-    for name in wanted:
-        if name not in _IDENTITIES and name not in groups:
-            raise unknown_name("identity or group", name, [*_IDENTITIES, *groups])
+    check_known("identity or group", wanted, [*_IDENTITIES, *groups])
     return tuple(one for one in identities() if not wanted or one.name in wanted or one.group in wanted)
 
 

@@ -103,10 +103,11 @@ def noise(rows: int, dim: int = 2) -> sb.Samples:
         (NORMAL, TWO, sb.MixtureBridge, "since ends that can be drawn from at will in 2 columns bear as many"),
         (noise(999), TWO, sb.MixtureBridge, "since 999 rows in 2 columns are few for a network"),
         (TWO, noise(1000), sb.MixtureBridge, "since 1000 rows in 2 columns bear as many Gaussian components"),
-        (noise(2000), noise(3), sb.MixtureBridge, "since 3 rows"),
-        (noise(9, 9), noise(20, 9), sb.SinkhornBridge, "since 9 rows in 9 columns"),
-        (noise(1200, 64), noise(1200, 64), sb.MixtureBridge, "since 1200 rows in 64 columns bear"),
-        (noise(1200, 65), noise(1200, 65), sb.IMF, "since 65 columns are many for Gaussian components"),
+        (noise(2000), noise(6), sb.MixtureBridge, "since 6 rows"),
+        (noise(19, 9), noise(20, 9), sb.SinkhornBridge, "since 19 rows in 9 columns"),
+        (noise(402, 200), noise(1200, 200), sb.MixtureBridge, "since 402 rows in 200 columns are few for a network"),
+        (noise(1200, 600), noise(1200, 600), sb.SinkhornBridge, "since 1200 rows in 600 columns are few"),
+        (noise(2004, 1001), noise(2004, 1001), sb.IMF, "since 1001 columns are many for Gaussian components"),
         (noise(1200), sb.Samples(torch.ones(1200, 2)), sb.IMF, "since columns of the target are constant"),
         (sb.Samples(torch.ones(50, 2)), noise(50), sb.SinkhornBridge, "since 50 rows in 2 columns are few"),
     ],
@@ -117,8 +118,9 @@ def noise(rows: int, dim: int = 2) -> sb.Samples:
         "many rows",
         "few at one end",
         "fewer than one component needs",
-        "64 columns",
-        "65 columns",
+        "many columns",
+        "many columns and few rows",
+        "too many columns",
         "flat",
         "few and flat",
     ],
@@ -130,7 +132,7 @@ def test_the_solver_is_chosen_by_ends_and_numbers_of_rows(source, target, solver
     assert str(choice) == f"{solver.__name__}, {choice.reason}"
 
 
-@pytest.mark.parametrize(("rows", "solver"), [(30, sb.SinkhornBridge), (1200, sb.IMF)])
+@pytest.mark.parametrize(("rows", "solver"), [(30, sb.SinkhornBridge), (6002, sb.IMF)])
 def test_no_covariance_of_many_columns_is_made_for_the_choice(monkeypatch, rows, solver):
     monkeypatch.setattr("sbridge.solvers.choice.span_fewer", lambda _: pytest.fail("made a covariance"))
     problem = sb.BridgeProblem(noise(rows, 3000), noise(rows, 3000), REFERENCE)

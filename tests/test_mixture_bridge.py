@@ -290,7 +290,7 @@ def test_what_it_refuses():
         solve(BridgeProblem(normal, normal, DriftProcess(lambda t, x: -x, 1.0)), solver, seed=0)
     with pytest.raises(UnsupportedError, match="can be sampled"):
         solve(BridgeProblem(normal, density, brownian), solver, seed=0)
-    with pytest.raises(InvalidInputError, match=r"20 component\(s\) in 2 dimensions need 20 × 3 rows"):
+    with pytest.raises(InvalidInputError, match=r"20 component\(s\) in 2 dimensions need 60 rows a side"):
         fit(x, x, reference=brownian, solver=MixtureBridge(components=(20,)))
     with pytest.raises(InvalidInputError, match="40 rows of an end span fewer than their 2 dimensions"):
         fit(x, x[:, :1].expand(40, 2).contiguous(), reference=brownian, solver=solver)
@@ -385,9 +385,97 @@ def test_numbers_of_components_are_judged_by_rows_that_no_shape_has_seen():
     solver = MixtureBridge(components=(1,))
     state = solver.init(problem, seeded())
     everything = Coordinates.of(problem.linear_reference, x, y, diagonal=False)
-    rows, _ = state._chosen[0]
-    fitted = [side[40:] for side, _ in state._chosen]
-    assert len(state.judge.source.rows) == 40
+    rows = state._sides[0].rows
+    fitted = [side.rows[40:] for side in state._sides]
+    assert len(state.view.judge.source.rows) == 40
     assert torch.allclose(state.coordinates.n, Coordinates.of(problem.linear_reference, *fitted, diagonal=False).n)
     assert not torch.allclose(state.coordinates.n, everything.n)
     assert len(rows) == 200
+
+
+# Leading coordinates -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_in_coordinates_left_out_the_plan_is_the_gaussian_bridge(name):
+    """The potential is that of the same components with ``S = diag(s)`` there, the likelihood differs by a constant."""
+    whole, *_ = likelihood(2, False, REFERENCES[name])
+    c, given = whole.coordinates.leading(1), []
+    for seed in (0, 1):
+        spreads = 0.3 + torch.rand(3, 1, 1, generator=seeded(seed), dtype=torch.float64)
+        given.append(Parts(randn(3, seed=seed), randn(3, 1, seed=seed), spreads))
+    narrow = Likelihood(c, *(Rows(side.rows[:, :1], side.weights) for side in (whole.source, whole.target)))
+    wide = [one.widened(whole.coordinates.s) for one in given]
+    gaps = [whole.value(other) - narrow.value(one) for one, other in zip(given, wide, strict=True)]
+    assert gaps[0] == pytest.approx(gaps[1], abs=1e-12)
+    assert gaps[0] == pytest.approx(-0.5 * float(whole.coordinates.s[1].log()), abs=1e-12)
+    x = randn(5, 2, seed=8)
+    for one, other in zip(given, wide, strict=True):
+        assert torch.equal(other.narrowed(1).spreads, one.spreads)
+        found, expected = c.potential(one), whole.coordinates.potential(other)
+        torch.testing.assert_close(found(x), expected(x), rtol=1e-12, atol=1e-12)
+
+
+def ends(structured, rows=4000):
+    """Two clusters in two columns; in two others of less variance noise, correlated by cluster if ``structured``."""
+    sign = randn(rows, 1, seed=3).sign()
+    x = randn(rows, 4, seed=1) * torch.tensor([2.0, 2.0, 0.7, 0.7])
+    y = torch.cat([4 * sign, 4 * sign, torch.zeros(rows, 2)], 1) + randn(rows, 4, seed=2)
+    if structured:
+        y[:, 3:] = 0.4 * y[:, 3:] + 0.9 * sign * y[:, 2:3]
+    return Samples(x), Samples(y)
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_held_out_rows_choose_the_number_of_coordinates(structured):
+    problem = BridgeProblem(*ends(structured), BrownianMotion(1.0))
+    solver = MixtureBridge(components=(2, 20), widths=(2, 4))
+    state = solver.init(problem, seeded())
+    while not solver.finished(problem, state):
+        state, _ = solver.step(problem, state)
+    assert state.last
+    assert state.coordinates.width == (4 if structured else 2)
+    assert state.parts.means.shape == (2, state.coordinates.width)
+    apart = solver.finish(problem, state).forward.control.potential.precisions.diff(dim=0)[0]
+    assert (apart[2:, 2:].abs().max() > 0.5) == structured
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_a_fit_goes_on_from_any_number_of_coordinates(structured):
+    problem = BridgeProblem(*ends(structured, 400), BrownianMotion(1.0))
+    solver = MixtureBridge(components=(2,), widths=(2, 3, 4), iterations=3)
+    state, kept = solver.init(problem, seeded()), []
+    while not solver.finished(problem, state):
+        kept.append(state.flat())
+        state, _ = solver.step(problem, state)
+    for flat in kept:
+        other = solver.restore(problem, flat)
+        while not solver.finished(problem, other):
+            other, _ = solver.step(problem, other)
+        assert torch.equal(other.parts.means, state.parts.means)
+        assert torch.equal(other.parts.spreads, state.parts.spreads)
+    assert len({flat["wide"] for flat in kept}) > 1
+
+
+def test_more_columns_than_components_can_have_shapes_in():
+    """Where all structure lies in few directions, few coordinates find it, whatever the axes."""
+    turn, _ = torch.linalg.qr(randn(40, 40, seed=5))
+    pair = MixturePair(2, 1.0)
+    few = [side.double() for side in pair.sample(4000, seed=1)]
+    x, y = (torch.cat([side, randn(4000, 38, seed=7 + i)], 1) @ turn for i, side in enumerate(few))
+    bridge = fit(x, y, reference=pair.reference, solver=MixtureBridge(widths=(4,)), seed=0)
+    fresh = [side.double() for side in pair.sample(500, seed=2)]
+    probe = torch.cat([fresh[0], torch.zeros(500, 38)], 1).double() @ turn
+    found = bridge.conditional_mean(probe, seed=0) @ turn.mT
+    exact, _ = pair.moments(fresh[0])
+    assert (found[:, :2] - exact).square().sum(1).mean() < 0.02 * float(pair.end_moments[1].trace())
+    assert found[:, 2:].square().sum(1).mean() < 0.2
+
+
+def test_shares_too_small_to_count_are_none():
+    found, *_ = likelihood(2, False)
+    given = parts(found.coordinates, 2)
+    lost = Parts(given.logits - torch.tensor([0.0, 200.0]), given.means, given.spreads)
+    _, *claims = found.claims(lost)
+    assert [float(one.masses[1]) for one in claims] == [0.0, 0.0]
+    assert [float(one.masses[0]) for one in claims] == pytest.approx([1.0, 1.0], abs=1e-12)

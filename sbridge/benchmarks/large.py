@@ -44,6 +44,7 @@ class Settings:
     """
 
     solvers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = (
+        "MixtureBridge",
         _DIAGONAL,
         "SinkhornBridge",
         "IMF (default)",

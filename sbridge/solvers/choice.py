@@ -18,8 +18,8 @@ from sbridge.solvers.sinkhorn import SinkhornBridge
 
 FEW_ROWS = 1000
 """Below this number of rows at either end a network has too little to learn from."""
-MANY_COLUMNS = 64
-"""Beyond this number of columns the shapes of Gaussian components have too many parameters for a default."""
+MANY_COLUMNS = 1000
+"""Beyond this number of columns covariances of Gaussian components are too large for a default."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     """The solver for a first result without tuning, decided by ends, reference, numbers of rows and columns.
 
     * two Gaussian laws under a linear reference: :class:`GaussianBridge`, exact;
-    * other ends that can be sampled in at most :data:`MANY_COLUMNS` columns, or of fewer than :data:`FEW_ROWS` rows,
-      under a linear reference: :class:`MixtureBridge`, whose number of components is chosen on rows held out. It takes
+    * other ends that can be sampled, in at most :data:`MANY_COLUMNS` columns and with twice as many rows, under a
+      linear reference: :class:`MixtureBridge`, whose number of components is chosen on rows held out. It takes
       seconds, and plan and forward control are closed forms. Backward end points are rows of the source;
     * the same with more columns, or with rows that span fewer dimensions than they have columns: :class:`IMF` from
       the entropic plan, which learns both directions and takes minutes;
-    * fewer than :data:`FEW_ROWS` rows that do so, or no more rows than columns: :class:`SinkhornBridge`, exact for the
-      rows at hand;
+    * fewer rows than that, or fewer than :data:`FEW_ROWS` that span fewer dimensions: :class:`SinkhornBridge`, exact
+      for the rows at hand;
     * an end that is only an unnormalised density, under a linear reference: :class:`AdjointBridge`, which follows the
       gradient of the log density and needs no samples of that end;
     * ends that can be sampled under any other reference: :class:`IPF`, which needs no transition in closed form.
@@ -72,8 +72,9 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     counts = [len(end.rows) for end in ends if isinstance(end, Samples)]
     rows = min(counts, default=None)
     few = rows is not None and rows < FEW_ROWS
+    thin = rows is not None and rows < 2 * (problem.dim + 1)
     seen = f"{'ends that can be drawn from at will' if rows is None else f'{rows} rows'} in {problem.dim} columns"
-    bearable = problem.dim <= MANY_COLUMNS if rows is None or not few else rows > problem.dim
+    bearable = problem.dim <= MANY_COLUMNS and not thin
     flat = _without_density(problem) if bearable else None  # of thousands of columns no covariance is made
     if bearable and flat is None:
         if few:
@@ -81,13 +82,13 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
         else:
             reason = (
                 f"since {seen} bear as many Gaussian components as held-out rows ask for, in seconds and in closed "
-                "form; backward it ends in source rows (IMF learns both directions, in minutes)"
+                "form; backward it ends in source rows (IMF learns both directions, and takes longer)"
             )
         return SolverChoice(MixtureBridge(), reason)
-    if few and len(counts) == len(ends):
+    if (few or thin) and len(counts) == len(ends):
         reason = f"since {seen} are few for a network, or for any covariance: it is exact for the rows at hand"
         return SolverChoice(SinkhornBridge(), reason)
-    size = f"{rows} rows are few" if few else f"{problem.dim} columns are many"
+    size = f"{rows} rows are few" if few or thin else f"{problem.dim} columns are many"
     reason = f"since {size} for Gaussian components" if flat is None else flat
     return SolverChoice(
         IMF(),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -34,6 +36,7 @@ from sbridge.transport import Cloud
 _RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
 _PIECE = 2**14
 _NAMES = ("logits", "means", "spreads")
+_COUNTERS = ("step", "rung", "wide", "round")
 _PULLS = ("pulls", "best_pulls")
 
 
@@ -55,28 +58,33 @@ class MixtureBridge(Solver["MixtureState"]):
     the target every component is matched, again and again, to the bridge between the Gaussians that it claims of
     either end; its shape is drawn towards that of the Gaussian bridge as far as it is sampling noise (which counts in
     high dimension and at small noise); then L-BFGS. Numbers of components are tried in rising order as long as the
-    likelihood of held-out rows rises. Plan, marginals and forward control are closed forms. The backward
-    process is exact for the model and the source rows: its start points are source rows.
+    likelihood of held-out rows rises, in the leading coordinates of the Gaussian bridge, those in which both ends vary
+    most; then more coordinates, as long as it rises. In all others the plan is the Gaussian bridge. Plan, marginals and
+    forward control are closed forms. The backward process is exact for the model and the source rows: its start points
+    are source rows.
 
     Args:
         components: numbers of components to try, rising; one number is taken as it is.
+        widths: numbers of coordinates to try, rising; one number is taken as it is. Diagonal components have shapes
+            of their own in all.
         covariance: of the components: FULL, or DIAGONAL along the axes of the data.
-        rows: rows a side on which numbers of components are compared.
+        rows: rows a side on which numbers of components and of coordinates are compared.
         held_out: the share of these rows on which they are compared.
         max_rows: rows a side of the last fit; of larger sets a random subset.
         matchings: largest number of matchings of components to what they claim, before L-BFGS.
-        rounds: largest number of rounds of L-BFGS, as long as one uses up its iterations. A number of components is
-            given up after one that leaves held-out rows less likely than the best number so far does, or as soon as
-            matchings make them less and less so.
+        rounds: largest number of rounds of L-BFGS, as long as one uses up its iterations. A fit is given up after one
+            that leaves held-out rows less likely than the best fit so far does, or as soon as matchings make them
+            less and less so.
         iterations: iterations of L-BFGS in a round.
         tolerance: gain of the mean log likelihood by a matching, or by a round, that ends either, in nats.
         grid: time grid on which the solution is simulated.
 
-    Time: ``O(rows · components · dim²)`` for each matching and iteration. Numbers of components for which fewer than
-    ``dim + 1`` rows a component are left are not tried.
+    Time: ``O(rows · components · width²)`` for each matching and iteration. Numbers for which fewer than ``width + 1``
+    rows a component are left are not tried.
     """
 
     components: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    widths: tuple[int, ...] = (64, 128)
     covariance: Covariance = Covariance.FULL
     rows: int = 50_000
     held_out: float = 0.2
@@ -90,9 +98,11 @@ class MixtureBridge(Solver["MixtureState"]):
     scaling: ClassVar[ScalingRecipe] = NoScaling()
 
     def __post_init__(self) -> None:
-        rising = all(a < b for a, b in zip(self.components, self.components[1:], strict=False))
-        if not self.components or self.components[0] < 1 or not rising:
-            raise InvalidInputError(f"components must be rising positive numbers, got {self.components}.")
+        for name in ("components", "widths"):
+            numbers = getattr(self, name)
+            rising = all(a < b for a, b in pairwise(numbers))
+            if not numbers or numbers[0] < 1 or not rising:
+                raise InvalidInputError(f"{name} must be rising positive numbers, got {numbers}.")
         for name in ("rows", "max_rows"):
             if getattr(self, name) < 4:
                 raise InvalidInputError(f"{name} must be at least 4, got {getattr(self, name)}.")
@@ -112,8 +122,14 @@ class MixtureBridge(Solver["MixtureState"]):
         return None
 
     def length(self, problem: BridgeProblem) -> int:
-        """All numbers of components and the last fit, each one step of matching and the rounds of L-BFGS."""
-        return (len(self.components) + 1) * (self.rounds + 1)
+        """All numbers of components and coordinates and the last fit: each a step of matching and rounds of L-BFGS."""
+        return (len(self.components) + len(self.tried(problem.dim))) * (self.rounds + 1)
+
+    def tried(self, dim: int) -> tuple[int, ...]:
+        """Those of :attr:`widths` that ``dim`` coordinates allow."""
+        if self.covariance is Covariance.DIAGONAL:
+            return (dim,)
+        return tuple(dict.fromkeys(min(width, dim) for width in self.widths))
 
     def finished(self, problem: BridgeProblem, state: MixtureState) -> bool:
         """Whether the last fit gains nothing more."""
@@ -122,7 +138,7 @@ class MixtureBridge(Solver["MixtureState"]):
     def init(self, problem: BridgeProblem, generator: torch.Generator) -> MixtureState:
         """The start of the smallest number of components."""
         state = MixtureState(self, problem, as_seed(generator))
-        state.parts = state.start(self.components[0])
+        state.start(self.components[0])
         return state
 
     def restore(self, problem: BridgeProblem, flat: Flat) -> MixtureState:
@@ -133,7 +149,7 @@ class MixtureBridge(Solver["MixtureState"]):
 
     def step(self, problem: BridgeProblem, state: MixtureState) -> tuple[MixtureState, Info]:
         """Matching, or one round of L-BFGS; then, if that ends a fit, what is fitted next."""
-        likelihood = state.everything if state.last else state.subset
+        likelihood = state.likelihood
         start, tolerance = state.parts, self.tolerance
         if state.round == 0:
             watch = state.watch()
@@ -178,76 +194,80 @@ class MixtureState:
     """The components at hand, the best so far, and where in the plan of fits the run is."""
 
     def __init__(self, solver: MixtureBridge, problem: BridgeProblem, seed: int) -> None:
-        self.step, self.rung, self.round = 0, 0, 0
+        self.step, self.rung, self.wide, self.round = 0, 0, 0, 0
         self.last, self.done = False, False
         self.seed, self.value = seed, -math.inf
         self.best: Parts | None = None
         self.parts: Parts
         self.pulls: Tensor | None = None
         self.best_pulls: Tensor | None = None
-        reference = problem.linear_reference
         ends = (problem.source, "source"), (problem.target, "target")
         self.source, target = (_drawn(law, name, solver.max_rows, seed) for law, name in ends)
-        diagonal = solver.covariance is Covariance.DIAGONAL
         chosen = [_chosen(*end, solver.max_rows, derive(seed, i)) for i, end in enumerate((self.source, target))]
-        self._chosen, self._share = chosen, solver.held_out
-        self._dim = problem.dim
-        self._most = solver.rows
-        self._check_enough(solver.components[0])
-        fitted = [rows[self._held_out(rows) :] for rows, _ in chosen]  # shapes are drawn to what these show
-        self.coordinates = Coordinates.of(reference, *fitted, diagonal=diagonal)
-        _check_resolution(self.coordinates, chosen[0][0])
+        self._sides = tuple(_Side(*end, solver.rows, solver.held_out) for end in chosen)
+        self._widths = solver.tried(problem.dim)
+        self._check_enough(solver.components[0], problem.dim)
+        fitted = [side.rows[side.held_out :] for side in self._sides]  # shapes are drawn to what these show
+        diagonal = solver.covariance is Covariance.DIAGONAL
+        self._all = Coordinates.of(problem.linear_reference, *fitted, diagonal=diagonal)
+        _check_resolution(self._all, chosen[0][0])
+        self._look(0)
 
-    @cached_property
-    def everything(self) -> Likelihood:
-        """All rows of the last fit."""
-        (x, a), (y, b) = self._chosen
-        c = self.coordinates
-        return Likelihood(c, Rows(c.source(x), a), Rows(c.target(y), b))
+    @property
+    def coordinates(self) -> Coordinates:
+        """Those in which components are fitted."""
+        return self.view.coordinates
 
-    @cached_property
-    def subset(self) -> Likelihood:
-        """The rows on which numbers of components are fitted."""
-        return self._part(held_out=False)
+    @property
+    def likelihood(self) -> Likelihood:
+        """What is climbed."""
+        return self.view.everything if self.last else self.view.subset
 
-    @cached_property
-    def judge(self) -> Likelihood:
-        """The rows on which they are compared."""
-        return self._part(held_out=True)
-
-    def start(self, count: int) -> Parts:
-        """Clusters."""
-        return self.subset.start(count, generator_of(derive(self.seed, "clusters", count)))
+    def start(self, count: int) -> None:
+        """From clusters."""
+        self.parts = self.view.subset.start(count, generator_of(derive(self.seed, "clusters", count)))
+        self.pulls = None
 
     def advance(self, solver: MixtureBridge) -> None:
-        """After a fit: the next number of components, or the best one on all rows, or the end."""
+        """After a fit: the next number of components or of coordinates, or the best ones on all rows, or the end."""
         self.round, self.value = 0, -math.inf
         if self.last:
             self.done = True
             return
-        better = self.improves(self.parts)
+        better, first = self.improves(self.parts), self.wide == 0
         if better:
             self.best, self.best_pulls = self.parts, self.pulls
-        following = solver.components[self.rung + 1 : self.rung + 2]
-        if better and following and self._affords(following[0]):
+        best = self.best or self.parts
+        following = solver.components[self.rung + 1 : self.rung + 2] if first and better else ()
+        if following and self._affords(following[0], self._widths[0]):
             self.rung += 1
-            self.parts, self.pulls = self.start(following[0]), None
-        else:  # the more rows, the less is chance
-            share = self.subset.source.count / self.everything.source.count
-            self.last, self.parts = True, self.best or self.parts
-            self.pulls = None if self.best_pulls is None else share * self.best_pulls
+            self.start(following[0])
+            return
+        wider = self._widths[self.wide + 1 : self.wide + 2] if first or better else ()
+        if wider and self._affords(len(best.logits), wider[0]):
+            self._look(self.wide + 1)
+            best = best.widened(self.coordinates.s)
+        else:
+            self.last = True
+            if not (first or better):
+                self._look(self.wide - 1)
+                best = best.narrowed(self.coordinates.width)
+            share = self.view.subset.source.count / self.view.everything.source.count
+            self.best_pulls = None if self.best_pulls is None else share * self.best_pulls  # more rows, less chance
+        self.best = self.parts = best
+        self.pulls = self.best_pulls
 
     def improves(self, parts: Parts) -> bool:
-        """Whether held-out rows are likelier under ``parts`` than under the best number of components so far."""
-        return self.best is None or self.judge.value(parts) > self.judge.value(self.best)
+        """Whether held-out rows are likelier under ``parts`` than under the best so far."""
+        return self.best is None or self.view.judge.value(parts) > self.view.judge.value(self.best)
 
     def watch(self) -> Watch | None:
-        """What gives up a number of components that does not come up to the best so far."""
-        return None if self.last or self.best is None else Watch(self.judge, self.judge.value(self.best))
+        """What gives up a fit that does not come up to the best so far."""
+        return None if self.last or self.best is None else Watch(self.view.judge, self.view.judge.value(self.best))
 
     def flat(self) -> Flat:
         """Components, best components, counters, seed."""
-        flat: Flat = {name: getattr(self, name) for name in ("step", "rung", "round", "seed")}
+        flat: Flat = {name: getattr(self, name) for name in (*_COUNTERS, "seed")}
         flat |= {"last": int(self.last), "done": int(self.done)}
         if math.isfinite(self.value):
             flat["value"] = self.value
@@ -261,7 +281,8 @@ class MixtureState:
 
     def load(self, flat: Flat) -> None:
         """The opposite of :meth:`flat`."""
-        self.step, self.rung, self.round = (int(flat_number(flat, name)) for name in ("step", "rung", "round"))
+        self.step, self.rung, self.wide, self.round = (int(flat_number(flat, name)) for name in _COUNTERS)
+        self._look(self.wide)
         self.last, self.done = (bool(flat_number(flat, name)) for name in ("last", "done"))
         self.value = flat_number(flat, "value") if "value" in flat else -math.inf
         self.parts = Parts(*(flat_tensor(flat, f"parts.{name}") for name in _NAMES))
@@ -269,34 +290,74 @@ class MixtureState:
         if "best.logits" in flat:
             self.best = Parts(*(flat_tensor(flat, f"best.{name}") for name in _NAMES))
 
-    def _affords(self, count: int) -> bool:
-        return self._fitted_on >= count * (self._dim + 1)
+    def _look(self, wide: int) -> None:
+        """At so many of the coordinates."""
+        self.wide, self.view = wide, _View(self._all.leading(self._widths[wide]), *self._sides)
 
-    def _check_enough(self, count: int) -> None:
-        if not self._affords(count):
+    def _affords(self, count: int, width: int) -> bool:
+        return self._fitted_on >= count * (width + 1)
+
+    def _check_enough(self, count: int, dim: int) -> None:
+        needed = max(count * (self._widths[0] + 1), dim + 1)
+        if self._fitted_on < needed:
             raise InvalidInputError(
-                f"{count} component(s) in {self._dim} dimensions need {count} × {self._dim + 1} rows a side to be "
-                f"fitted on, {self._fitted_on} are left beside the held-out ones; give more rows, ask for fewer "
-                "components, or reduce the dimension."
+                f"{count} component(s) in {dim} dimensions need {needed} rows a side to be fitted on, "
+                f"{self._fitted_on} are left beside the held-out ones; give more rows, ask for fewer components, or "
+                "reduce the dimension."
             )
 
     @property
     def _fitted_on(self) -> int:
-        """Rows of the smaller side on which numbers of components are fitted."""
-        return min(min(self._most, len(rows)) - self._held_out(rows) for rows, _ in self._chosen)
+        """Rows of the smaller side on which numbers are fitted."""
+        return min(side.compared - side.held_out for side in self._sides)
 
-    def _held_out(self, rows: Tensor) -> int:
-        """How many of the rows of an end, the first ones, are held out."""
-        return max(1, round(self._share * min(self._most, len(rows))))
 
-    def _part(self, *, held_out: bool) -> Likelihood:
-        sides = []
-        for rows, weights in self._chosen:
-            first, count = self._held_out(rows), min(self._most, len(rows))
-            part = slice(first) if held_out else slice(first, count)
-            sides.append((rows[part], None if weights is None else weights[part] / weights[part].sum()))
-        (x, a), (y, b) = sides
-        c = self.coordinates
+class _Side:
+    """Rows of an end with optional weights: the first ones are held out.
+
+    Args:
+        rows: of the last fit.
+        weights: of the rows, sum 1.
+        most: rows on which fits are compared.
+        share: the share of these that is held out.
+    """
+
+    def __init__(self, rows: Tensor, weights: Tensor | None, most: int, share: float) -> None:
+        self.rows, self.weights = rows, weights
+        self.compared = min(most, len(rows))
+        self.held_out = max(1, round(share * self.compared))
+
+    def part(self, first: int, end: int | None) -> tuple[Tensor, Tensor | None]:
+        """Some of the rows, with weights that sum to one."""
+        part = slice(first, end)
+        return self.rows[part], None if self.weights is None else self.weights[part] / self.weights[part].sum()
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """Both ends in coordinates."""
+
+    coordinates: Coordinates
+    source: _Side
+    target: _Side
+
+    @cached_property
+    def everything(self) -> Likelihood:
+        """All rows of the last fit."""
+        return self._of(lambda side: side.part(0, None))
+
+    @cached_property
+    def subset(self) -> Likelihood:
+        """The rows on which numbers of components and of coordinates are fitted."""
+        return self._of(lambda side: side.part(side.held_out, side.compared))
+
+    @cached_property
+    def judge(self) -> Likelihood:
+        """The rows on which they are compared."""
+        return self._of(lambda side: side.part(0, side.held_out))
+
+    def _of(self, part: Callable[[_Side], tuple[Tensor, Tensor | None]]) -> Likelihood:
+        (x, a), (y, b), c = part(self.source), part(self.target), self.coordinates
         return Likelihood(c, Rows(c.source(x), a), Rows(c.target(y), b))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
 
 _CHUNK = 2**18  # numbers in the largest array that a chunk of rows makes: it stays in the cache
+_LEAST_SHARE = 1e-30  # a smaller one is none: numbers too small for their type make a product many times slower
 _LEAST_SPREAD = 1e-6  # smallest variance of a claim, in units of that of all rows
 _CLUSTER_ROWS, _CLUSTER_ROUNDS = 20_000, 20
 
@@ -81,7 +82,7 @@ class Rows:
         for rows, gather, evaluate in self._chunks(forms):
             exponents = evaluate()
             top = exponents.amax(1, keepdim=True)
-            shares = (exponents - top).exp_()
+            shares = torch.threshold_((exponents - top).exp_(), _LEAST_SHARE, 0.0)
             norm = shares.sum(1, keepdim=True)
             values = (top + norm.log())[:, 0].double()
             weights = None if self.weights is None else self.weights[rows]

@@ -4,12 +4,13 @@ In coordinates ``x̃, ỹ`` that keep ``x̃·ỹ`` (up to terms of one end alone
 
     π(y | x) = v(ỹ) e^{x̃·ỹ} / Z(x̃)      v = Σ_k e^{a_k} N(ỹ; m_k, S_k)      Z = Σ_k exp(a_k + m_k·x̃ + ½ x̃ᵀS_k x̃)
 
-(Korotin et al. 2024, arXiv:2310.01174): component ``k`` sends ``x`` to ``N(m_k + S_k x̃, S_k)``.
+(Korotin et al. 2024, arXiv:2310.01174): component ``k`` sends ``x`` to ``N(m_k + S_k x̃, S_k)``. Where all components
+are the Gaussian bridge's in some of the coordinates, ``v`` is a product, and the others can be fitted by themselves.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -24,27 +25,29 @@ from sbridge.processes import LinearProcess
 class Coordinates:
     """``x̃ = M(x̄ − c_x)``, ``ỹ = M^{−T}(ȳ − c_y)``, whitened by the reference: ``x̄ = Q^{−½}m(T|0,x)``, ``ȳ = Q^{−½}y``.
 
-    ``M`` gives both ends one diagonal covariance ``diag(n)``: the singular values of ``L_Bᵀ L_A``, where the bridge of
-    the Gaussians with the moments of the ends is diagonal too, ``S = diag(s)`` with ``s²n + s = n``. For diagonal
-    components, ``M`` is diagonal and the coordinates keep their axes.
+    ``M`` gives both ends one diagonal covariance ``diag(n)``, falling: the singular values of ``L_Bᵀ L_A``, where the
+    bridge of the Gaussians with the moments of the ends is diagonal too, ``S = diag(s)`` with ``s²n + s = n``. For
+    diagonal components, ``M`` is diagonal and the coordinates keep their axes.
 
     Args:
         process: the reference.
         centres: ``c_x, c_y``.
         matrix: ``M``.
-        n: variances ``(dim,)``.
+        variances: all of ``n``, ``(dim,)``.
         diagonal: whether components are diagonal.
+        width: number of leading coordinates in which components are fitted.
     """
 
     process: LinearProcess
     centres: tuple[Tensor, Tensor]
     matrix: Tensor
-    n: Tensor
+    variances: Tensor
     diagonal: bool
+    width: int
 
     @classmethod
     def of(cls, process: LinearProcess, x: Tensor, y: Tensor, *, diagonal: bool) -> Coordinates:
-        """The coordinates for rows ``x, y`` of the two ends, whose covariances must be positive definite."""
+        """All coordinates for rows ``x, y`` of the two ends, whose covariances must be positive definite."""
         whole, dim = process.transition(0.0, process.horizon), x.shape[1]
         white = whole.root.inverse()
         x_bar, y_bar = white.to(x)(whole.mean(x)).double(), white.to(y)(y).double()
@@ -53,16 +56,30 @@ class Coordinates:
         if diagonal:
             variances = a.diagonal().cpu(), b.diagonal().cpu()
             n = (variances[0] * variances[1]).sqrt()
-            return cls(process, centres, torch.diag((n / variances[0]).sqrt()), n, diagonal)
+            return cls(process, centres, torch.diag((n / variances[0]).sqrt()), n, diagonal, dim)
         root_a, root_b = (torch.linalg.cholesky(one.cpu()) for one in (a, b))
         _, n, vt = torch.linalg.svd(root_b.mT @ root_a)
         matrix = torch.linalg.solve_triangular(root_a, n.sqrt().unsqueeze(1) * vt, upper=False, left=False)
-        return cls(process, centres, matrix, n, diagonal)
+        return cls(process, centres, matrix, n, diagonal, dim)
+
+    def leading(self, width: int) -> Coordinates:
+        """The first ``width`` of them."""
+        return replace(self, width=width)
+
+    @property
+    def n(self) -> Tensor:
+        """Variances, ``(width,)``."""
+        return self.variances[: self.width]
+
+    @property
+    def s(self) -> Tensor:
+        """Conditional variances of the Gaussian bridge, ``(width,)``."""
+        return self.all_s[: self.width]
 
     @cached_property
-    def s(self) -> Tensor:
-        """Conditional variances of the Gaussian bridge, ``(dim,)``."""
-        return 2.0 * self.n / (1.0 + (1.0 + 4.0 * self.n.square()).sqrt())
+    def all_s(self) -> Tensor:
+        """:attr:`s` in all coordinates, ``(dim,)``."""
+        return 2.0 * self.variances / (1.0 + (1.0 + 4.0 * self.variances.square()).sqrt())
 
     @cached_property
     def _inverse(self) -> Tensor:
@@ -76,16 +93,16 @@ class Coordinates:
         """``x̃`` of rows ``x``, in their dtype."""
         moved = self.process.transition(0.0, self.process.horizon).mean(x)
         centred = self._root.inverse().to(x)(moved).double() - self.centres[0].to(x.device)
-        return (centred @ self.matrix.mT.to(centred)).to(x.dtype)
+        return (centred @ self.matrix[: self.width].mT.to(centred)).to(x.dtype)
 
     def target(self, y: Tensor) -> Tensor:
         """``ỹ`` of rows ``y``, in their dtype."""
         centred = self._root.inverse().to(y)(y).double() - self.centres[1].to(y.device)
-        return (centred @ self._inverse.to(centred)).to(y.dtype)
+        return (centred @ self._inverse[:, : self.width].to(centred)).to(y.dtype)
 
     def potential(self, parts: Parts) -> MixturePotential:
         """The potential of the plan, in the user's coordinates: ``g(y) = log v(ỹ) + ½|ȳ|² − c_x·ȳ``."""
-        dim, (c_x, c_y) = len(self.n), self.centres
+        dim, (c_x, c_y), parts = len(self.variances), self.centres, parts.widened(self.all_s)
         full = torch.diag_embed(parts.spreads) if self.diagonal else parts.spreads
         precision = torch.cholesky_inverse(torch.linalg.cholesky(full))
         shift = (precision @ parts.means.unsqueeze(-1)).squeeze(-1)
@@ -108,6 +125,21 @@ class Parts:
     logits: Tensor
     means: Tensor
     spreads: Tensor
+
+    def widened(self, s: Tensor) -> Parts:
+        """The same in as many coordinates as ``s`` has: in those that are new the Gaussian bridge, ``m = 0, S = s``."""
+        (count, width), more = self.means.shape, s[self.means.shape[1] :]
+        means = torch.cat([self.means, torch.zeros(count, len(more), dtype=s.dtype)], 1)
+        if self.spreads.ndim == 2:
+            return Parts(self.logits, means, torch.cat([self.spreads, more.expand(count, -1)], 1))
+        spreads = torch.diag(s).repeat(count, 1, 1)
+        spreads[:, :width, :width] = self.spreads
+        return Parts(self.logits, means, spreads)
+
+    def narrowed(self, width: int) -> Parts:
+        """The first ``width`` coordinates of them."""
+        spreads = self.spreads[:, :width] if self.spreads.ndim == 2 else self.spreads[:, :width, :width]
+        return Parts(self.logits, self.means[:, :width], spreads)
 
     def source_forms(self, s: Tensor) -> Quadratics:
         """``log Z_k(x̃) − ½ x̃ᵀ diag(s) x̃``; what is taken away is the same for all, and most of it at small ε."""

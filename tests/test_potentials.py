@@ -9,8 +9,10 @@ from sbridge.analytic import GaussianCoupling
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Samples
+from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.potentials import MixtureControl, MixtureKernel, MixturePotential
+from sbridge.potentials.tilts import Moved, Spectrum, TiltByMatrices, TiltBySpectrum
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, VariancePreserving
 from sbridge.registry import decode, encode
 
@@ -244,3 +246,26 @@ def test_bad_input_is_told():
         MixturePair(2, 0.0)
     assert isinstance(Samples(MixturePair(2, 1.0).sample(5, seed=0)[0]), Samples)
     assert isinstance(MixturePair(2, 1.0).source, Gaussian)
+
+
+@pytest.mark.parametrize("name", ["brownian", "ou", "vp"])
+@pytest.mark.parametrize("each", [False, True], ids=["one time", "a time a row"])
+@pytest.mark.parametrize("kind", ["full", "negative"])
+def test_eigenvectors_give_what_matrices_give(name, each, kind):
+    """Of a reference whose covariance is a multiple of the identity; at ``T`` too."""
+    process, x = PROCESSES[name], randn(6, 2, seed=3)
+    given = potential(process, kind)
+    maps = LinearMap(given.precisions, dense=True)
+    spectrum = Spectrum.of(given.logits, given.shifts, given.precisions)
+    times = torch.linspace(0.0, process.horizon, 6, dtype=torch.float64)
+    for t in [times] if each else [0.0, 0.6 * process.horizon, process.horizon]:
+        ahead = process.transition(t, process.horizon)
+        one = TiltBySpectrum(ahead, spectrum, x)
+        other = TiltByMatrices(Moved.of(ahead, given.logits, given.shifts, maps, x.device), x)
+        for found, expected in (
+            (one.exponents, other.exponents),
+            (one.gradient, other.gradient),
+            (one.far.means, other.far.means),
+            (one.far.covariances, other.far.covariances),
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)

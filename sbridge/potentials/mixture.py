@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import GaussianMixture
 from sbridge.linear import LinearMap
+from sbridge.potentials.conditional import ConditionalMixture
+from sbridge.potentials.tilts import Moved, Spectrum, Tilt, TiltByMatrices, TiltBySpectrum
 from sbridge.processes import LinearProcess, Transition
 from sbridge.processes.base import check_time
 from sbridge.registry import register
@@ -131,7 +133,8 @@ class MixturePotential:
 
     def far_mean(self, t: Time, x: Tensor) -> Tensor:
         """``E[X_T | X_t = x]`` under the tilted process, shape ``(batch, dim)``."""
-        return torch.cat([part.far.mean() for part in self._parts(t, x)]).to(x)
+        weighted = ((torch.softmax(part.exponents, 1), part.means) for part in self._parts(t, x))
+        return torch.cat([torch.einsum("nk,nkd->nd", *both) for both in weighted]).to(x)
 
     def conditional(self, x: Tensor, t: Time = 0.0) -> ConditionalMixture:
         """The law of ``X_T`` given ``X_t = x`` under the tilted process for each row; at ``t = 0`` the plan."""
@@ -161,7 +164,7 @@ class MixturePotential:
                 "Gaussian tails: their precision Λ must exceed −Q_T⁻¹, else E[exp g(X_T)] is infinite."
             )
 
-    def _parts(self, t: Time, x: Tensor) -> Iterator[_Part]:
+    def _parts(self, t: Time, x: Tensor) -> Iterator[Tilt]:
         """The rows of ``x`` in pieces of bounded size."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InvalidInputError(f"x must have shape (rows, {self.dim}), got {tuple(x.shape)}.")
@@ -169,24 +172,23 @@ class MixturePotential:
         times = t if isinstance(t, Tensor) and t.ndim else None
         if times is not None and times.shape != x.shape[:1]:
             raise InvalidInputError(f"times must be one number or one per row ({len(x)}), got {tuple(times.shape)}.")
-        matrices = self.components * self.dim * (self.dim if times is not None and self.precisions.ndim == 3 else 1)
+        matrices = self.components * self.dim * (self.dim if times is not None and self._maps.dense else 1)
         size = max(1, _CHUNK // matrices)
-        moved = self._moved(t, x.device) if times is None else None
+        at = self._at(t, x.device) if times is None else None
         for start in range(0, max(len(x), 1), size):
             rows = slice(start, start + size)
-            yield _Part(moved or self._moved(t if times is None else times[rows], x.device), x[rows].double())
+            yield (at or self._at(t if times is None else times[rows], x.device))(x[rows].double())
 
-    def _moved(self, t: Time, device: torch.device) -> _Moved:
+    def _at(self, t: Time, device: torch.device) -> Callable[[Tensor], Tilt]:
+        """What makes a tilt of rows."""
         ahead = self.process.transition(t, self.process.horizon)
-        one, q = LinearMap(torch.ones(1, dtype=torch.float64)), _over_components(ahead.covariance)
-        stretched = one + q @ self._maps
-        shrink = stretched.inverse()
-        reach = _symmetric(shrink @ q)
-        precision = _symmetric(self._maps @ shrink)
-        pushed = _apply(reach, self.shifts)
-        logits = self.logits - 0.5 * stretched.log_abs_det(self.dim) + 0.5 * (self.shifts * pushed).sum(-1)
-        parts = (logits, _apply(shrink.T, self.shifts), precision.values, pushed, shrink.values, reach.values)
-        return _Moved(ahead, *(part.to(device) for part in parts), dense=precision.dense)
+        if self._maps.dense and ahead.covariance.dim is None:
+            return partial(TiltBySpectrum, ahead, self._spectrum.to(device))
+        return partial(TiltByMatrices, Moved.of(ahead, self.logits, self.shifts, self._maps, device))
+
+    @cached_property
+    def _spectrum(self) -> Spectrum:
+        return Spectrum.of(self.logits, self.shifts, self.precisions)
 
 
 @register
@@ -215,154 +217,3 @@ class MixtureKernel:
     def mean(self, x: Tensor) -> Tensor:
         """Conditional mean per row."""
         return self.potential.far_mean(0.0, x)
-
-
-@dataclass(frozen=True, eq=False)
-class ConditionalMixture:
-    """One Gaussian mixture for each of ``n`` rows.
-
-    Args:
-        logits: logarithms of the weights, up to a constant per row, ``(n, K)``.
-        means: ``(n, K, dim)``.
-        covariances: ``(1 | n, K, dim)`` (diagonals) or ``(1 | n, K, dim, dim)``.
-        dtype: of results; the numbers themselves are float64.
-    """
-
-    logits: Tensor
-    means: Tensor
-    covariances: Tensor
-    dtype: torch.dtype
-
-    @property
-    def weights(self) -> Tensor:
-        """``(n, K)``, rows with sum 1, float64."""
-        return torch.softmax(self.logits, 1)
-
-    def mean(self) -> Tensor:
-        """``(n, dim)``."""
-        return torch.einsum("nk,nkd->nd", self.weights, self.means).to(self.dtype)
-
-    def covariance(self) -> Tensor:
-        """``(n, dim, dim)``: within the components and between them."""
-        weights = self.weights
-        centred = self.means - torch.einsum("nk,nkd->nd", weights, self.means).unsqueeze(1)
-        full = self.covariances if self._dense else torch.diag_embed(self.covariances)
-        within = torch.einsum("nk,nkde->nde", weights, full.expand(len(weights), *full.shape[1:]))
-        return (within + torch.einsum("nk,nkd,nke->nde", weights, centred, centred)).to(self.dtype)
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """One draw a row: a component by one uniform number, then a point by one normal vector; ``(n, dim)``."""
-        device = self.means.device
-        uniform = torch.rand(len(self.means), 1, dtype=torch.float64, generator=generator, device=generator.device)
-        noise = torch.randn(
-            len(self.means), self.means.shape[2], dtype=torch.float64, generator=generator, device=generator.device
-        ).to(device)
-        cumulative = self.weights.cumsum(1)
-        which = torch.searchsorted(cumulative, uniform.to(device) * cumulative[:, -1:], right=True)[:, 0]
-        which = which.clamp_(max=self.means.shape[1] - 1)
-        drawn = self.means[torch.arange(len(which), device=device), which]
-        if len(self.covariances) > 1:
-            own = LinearMap(self.covariances[torch.arange(len(which), device=device), which], self._dense)
-            return (drawn + own.cholesky()(noise)).to(self.dtype)
-        for k, root in enumerate(LinearMap(self.covariances[0], self._dense).cholesky().unbind()):
-            drawn[which == k] += root(noise[which == k])  # one matrix a component, not one a row
-        return drawn.to(self.dtype)
-
-    def log_density(self, y: Tensor) -> Tensor:
-        """The log density of row ``i``'s mixture at ``y_i``, shape ``(n,)``."""
-        root = LinearMap(self.covariances, self._dense).cholesky()
-        gaps = y.to(self.means).unsqueeze(1) - self.means
-        white = (root.inverse().values @ gaps.unsqueeze(-1)).squeeze(-1) if self._dense else gaps / root.values
-        dim = self.means.shape[2]
-        volume = root.log_abs_det(dim) + 0.5 * dim * math.log(2.0 * math.pi)
-        exponents = torch.log_softmax(self.logits, 1) - 0.5 * white.square().sum(-1) - volume
-        return torch.logsumexp(exponents, 1).to(self.dtype)
-
-    @property
-    def _dense(self) -> bool:
-        return self.covariances.ndim == 4
-
-
-@dataclass(frozen=True, eq=False)
-class _Moved:
-    """A potential brought back from ``T`` to one time, or to one time a row (then with a leading axis).
-
-    Args:
-        ahead: the transition.
-        logits: ``b_k(t)``.
-        shifts: ``η_k(t)``.
-        precisions: ``Λ_k(t)``.
-        pushed: ``M_k Q η_k``.
-        shrink: ``M_k``.
-        reach: ``M_k Q``, the covariances of the far end.
-        dense: whether the maps are matrices.
-    """
-
-    ahead: Transition
-    logits: Tensor
-    shifts: Tensor
-    precisions: Tensor
-    pushed: Tensor
-    shrink: Tensor
-    reach: Tensor
-    dense: bool
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """Rows looked at together."""
-
-    moved: _Moved
-    x: Tensor
-
-    @cached_property
-    def _ahead(self) -> Tensor:
-        return self.moved.ahead.mean(self.x)
-
-    @cached_property
-    def _tilts(self) -> Tensor:
-        """``Λ_k(t) m``, shape ``(batch, K, dim)``."""
-        return self._act(self.moved.precisions)
-
-    @cached_property
-    def exponents(self) -> Tensor:
-        """Logarithms of the terms of φ, shape ``(batch, K)``."""
-        slope = self.moved.shifts - 0.5 * self._tilts
-        return self.moved.logits + (slope * self._ahead.unsqueeze(1)).sum(-1)
-
-    @property
-    def gradient(self) -> Tensor:
-        """``Φᵀ Σ_k r_k (η_k(t) − Λ_k(t) m)``."""
-        weights = torch.softmax(self.exponents, 1)
-        slope = (weights.unsqueeze(2) * (self.moved.shifts - self._tilts)).sum(1)
-        return self.moved.ahead.map.T.to(slope)(slope)
-
-    @property
-    def far(self) -> ConditionalMixture:
-        """The law of the far end for each row."""
-        reach = self.moved.reach
-        single = reach.ndim == (3 if self.moved.dense else 2)
-        means = self.moved.pushed + self._act(self.moved.shrink)
-        return ConditionalMixture(self.exponents, means, reach.unsqueeze(0) if single else reach, torch.float64)
-
-    def _act(self, maps: Tensor) -> Tensor:
-        """Every component's map on ``m``, shape ``(batch, K, dim)``."""
-        if not self.moved.dense:
-            return maps * self._ahead.unsqueeze(1)
-        if maps.ndim == 3:
-            return torch.einsum("kde,be->bkd", maps, self._ahead)
-        return (maps @ self._ahead[:, None, :, None]).squeeze(-1)
-
-
-def _over_components(one: LinearMap) -> LinearMap:
-    """A map for one time or for each row, with an axis for the components put in."""
-    return LinearMap(one.values.unsqueeze(-3 if one.dense else -2), one.dense)
-
-
-def _apply(maps: LinearMap, vectors: Tensor) -> Tensor:
-    """Maps ``(..., K, …)`` on vectors ``(K, dim)``."""
-    return (maps.values @ vectors.unsqueeze(-1)).squeeze(-1) if maps.dense else maps.values * vectors
-
-
-def _symmetric(one: LinearMap) -> LinearMap:
-    return LinearMap(0.5 * (one.values + one.values.mT), dense=True) if one.dense else one

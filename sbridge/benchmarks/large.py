@@ -47,7 +47,6 @@ class Settings:
         "MixtureBridge",
         _DIAGONAL,
         "SinkhornBridge",
-        "IMF (default)",
     )
     dim: int = 1000
     rows: int = 20_000

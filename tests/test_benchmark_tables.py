@@ -66,3 +66,11 @@ def test_choices_refuse_what_they_cannot_measure():
         Choices(pairs=("rng",))
     with pytest.raises(ValueError, match="at least two rows"):
         Choices(rows=(1,))
+
+
+@pytest.mark.parametrize("module", ["gaussian_ends", "large", "planar", "snapshots"])
+def test_a_solver_that_is_in_no_table_is_named(module):
+    settings = importlib.import_module(f"sbridge.benchmarks.{module}").Settings
+    ends = {"files": (), "times": ()} if module == "snapshots" else {}
+    with pytest.raises(UnknownNameError, match=r"Unknown solver 'MixtureBrige'.*'MixtureBridge'"):
+        settings(solvers=("MixtureBrige",), **ends)

@@ -73,6 +73,6 @@ def test_rows_of_the_command(capsys):
 @pytest.mark.slow
 def test_the_default_solver_learns_the_drift_to_two_percent():
     pair = GaussianPair(turning_reference(2, 1.0), 2)
-    bridge, _ = fitted("IMF (default)", pair, Settings(reference="turning"))
+    bridge, _ = fitted("IMF", pair, Settings(reference="turning"))
     for errors in drift_errors(bridge, pair).values():
         assert errors["drift"] < 0.02

@@ -33,7 +33,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "learned": (*_BRIDGE, "mixture", "--solvers", "imf", "matched", "ipf", "sinkhorn", "--dims", "16"),
     "learned_64": (*_BRIDGE, "mixture", "--solvers", "imf", "--dims", "64"),
     "turning": (f"{_MODULES}.gaussian_ends", "--reference", "turning", "--dims", "2", "10", "50"),
-    "gaussian_ends": (f"{_MODULES}.gaussian_ends", "--solvers", "IMF (default)"),
+    "gaussian_ends": (f"{_MODULES}.gaussian_ends", "--solvers", "IMF"),
     "planar": (f"{_MODULES}.planar", "--fresh", "2000", "--map-rows", "2000"),
     "choices": (f"{_MODULES}.choices",),
     "certificates": (f"{_MODULES}.certificates",),

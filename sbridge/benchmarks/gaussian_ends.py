@@ -27,6 +27,7 @@ from sbridge.analytic import GaussianCoupling
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.pairs import GaussianPair, turning_reference
 from sbridge.benchmarks.tables import SOLVERS, mean, timed
+from sbridge.errors import check_known
 from sbridge.fitting import fit, solve
 from sbridge.laws import Gaussian
 from sbridge.measures import PathMeasure, path_kl
@@ -57,9 +58,12 @@ class Settings:
     reference: Literal["brownian", "turning"] = "brownian"
     dims: tuple[int, ...] = (5, 20, 50)
     seeds: int = 3
-    solvers: tuple[str, ...] = ("IMF (default)", "IMF, independent start")
+    solvers: tuple[str, ...] = ("IMF", "IMF, independent start")
     rows: int = 10_000
     fresh: int = 100_000
+
+    def __post_init__(self) -> None:
+        check_known("solver", self.solvers, SOLVERS)
 
 
 def main(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sbridge import datasets, transport
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import SOLVERS, mean, timed
+from sbridge.errors import check_known
 from sbridge.fitting import choose_sigma, fit
 from sbridge.metrics import ExactW2
 from sbridge.processes import BrownianMotion
@@ -45,6 +46,9 @@ class Settings:
     fresh: int = 4_000
     solvers: tuple[str, ...] = tuple(SOLVERS)
     map_rows: int = 4_000
+
+    def __post_init__(self) -> None:
+        check_known("solver", self.solvers, SOLVERS)
 
 
 def main(settings: Settings) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import SOLVERS, mean, timed
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, check_known
 from sbridge.fitting import fit
 from sbridge.laws import as_rows
 from sbridge.metrics import HalfEnergyDistance
@@ -46,6 +46,9 @@ class Settings:
     seeds: int = 5
     epsilon: float = 0.1
     solvers: tuple[str, ...] = tuple(SOLVERS)
+
+    def __post_init__(self) -> None:
+        check_known("solver", self.solvers, SOLVERS)
 
 
 def main(settings: Settings) -> None:

@@ -20,7 +20,7 @@ from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 SOLVERS: dict[str, Solver] = {
-    "IMF (default)": IMF(),
+    "IMF": IMF(),
     "IMF, independent start": IMF(start=IndependentCoupling()),
     "MatchedBridge": MatchedBridge(),
     "SinkhornBridge": SinkhornBridge(),

@@ -84,7 +84,7 @@ class MixtureBridge(Solver["MixtureState"]):
     """
 
     components: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    widths: tuple[int, ...] = (64, 128)
+    widths: tuple[int, ...] = (32, 64, 128)
     covariance: Covariance = Covariance.FULL
     rows: int = 50_000
     held_out: float = 0.2

@@ -219,3 +219,22 @@ def test_the_dual_bound_of_the_optimum_is_the_value(pair):
     error = math.hypot(pair.value.standard_error, lower.standard_error, divergence.standard_error)
     assert abs(pair.value.value - lower.value - divergence.value) < 3 * error
     assert divergence.value > 5 * divergence.standard_error
+
+
+@pytest.mark.parametrize("other", [BrownianMotion(0.8), BrownianMotion(1.0, horizon=2.0), OrnsteinUhlenbeck(0.5, 1.0)])
+def test_a_judge_under_another_reference_is_refused(other):
+    """Its ``c`` is not the mean under the bridge's reference, so its bound could lie above the value."""
+    x0, x1 = (
+        torch.randn(200, 2, generator=torch.Generator().manual_seed(1)),
+        torch.randn(200, 2, generator=torch.Generator().manual_seed(2)) + 1.0,
+    )
+    bridge = fit(x0, x1, reference=BrownianMotion(1.0), solver=GaussianBridge(), seed=0)
+    means = torch.ones(1, 2, dtype=torch.float64)
+    judge = MixturePotential(other, torch.zeros(1, dtype=torch.float64), means, means)
+    with pytest.raises(InvalidInputError, match=r"make the potential with process=bridge\.reference"):
+        certify(bridge, x0, x1, seed=0, potential=judge)
+    own = MixturePotential(BrownianMotion(1.0), judge.logits, judge.shifts, judge.precisions)
+    assert certify(bridge, x0, x1, seed=0, potential=own).gap.value > 0
+    three = MixturePotential(BrownianMotion(1.0), judge.logits, torch.ones(1, 3), torch.ones(1, 3))
+    with pytest.raises(InvalidInputError, match="has 3 columns, the bridge 2"):
+        certify(bridge, x0, x1, seed=0, potential=three)

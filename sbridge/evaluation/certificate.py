@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError, SbridgeError
+from sbridge.errors import InvalidInputError, SbridgeError, UnsupportedError
 from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate
 from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.report import MODEL, PERFECT, Quantity, Report
@@ -23,6 +23,7 @@ from sbridge.measures import Direction, Estimate, PathMeasure, energies, marting
 from sbridge.metrics import EnergyDistance
 from sbridge.potentials import MixtureControl, MixturePotential
 from sbridge.problems import BridgeProblem
+from sbridge.processes import LinearProcess
 from sbridge.random import ROW_BLOCK, Seed, as_seed, derive
 from sbridge.registry import Json
 from sbridge.solutions import Bridge
@@ -127,10 +128,12 @@ def certify(
 
     Raises:
         InvalidInputError: if the potential is one that the bridge's own control is made of (its gap is zero whatever
-            the control is worth), for rows that do not fit, or fewer than 64 a side.
+            the control is worth), or has another reference than the bridge, for rows that do not fit, or fewer than
+            64 a side.
         UnsupportedError: if the reference is not linear.
     """
     seed, limits = as_seed(seed), limits or Limits()
+    _check_reference(bridge, potential)
     rows = checked_rows(bridge, {"x0": x0, "x1": x1})
     if min(len(side) for side in rows) < _LEAST_ROWS:
         raise InvalidInputError(
@@ -205,6 +208,43 @@ def _gap(measure: PathMeasure, potential: MixturePotential, x: Tensor, seed: int
         noise = martingale(paths, judge).double()
         gaps.append(spent[-1] + noise + potential.log_normaliser(rows).double() - potential(paths.x[-1]).double())
     return Estimate.of(torch.cat(spent)), Estimate.of(torch.cat(gaps))
+
+
+def _check_reference(bridge: Bridge, judge: MixturePotential | None) -> None:
+    """Bounds hold under the bridge's own reference, for which ``c`` must be known in closed form."""
+    own = bridge.reference
+    if not isinstance(own, LinearProcess):
+        raise UnsupportedError(
+            f"a certificate needs a reference with transitions in closed form, which {type(own).__name__} has not; "
+            "evaluate() scores the ends, path_kl(bridge.forward, bridge.backward, …) how far the two directions "
+            "are apart."
+        )
+    if judge is None:
+        return
+    dim = bridge.forward.start.dim
+    if judge.dim != dim:
+        raise InvalidInputError(f"the judging potential has {judge.dim} columns, the bridge {dim}.")
+    if not _one_process(own, judge.process, dim):
+        raise InvalidInputError(
+            f"the judging potential was made for {judge.process}, the bridge for {own}: bounds hold under the bridge's "
+            "own reference alone; make the potential with process=bridge.reference."
+        )
+
+
+def _one_process(one: LinearProcess, other: LinearProcess, dim: int) -> bool:
+    """Whether horizon, noise and transitions are the same."""
+    if one.horizon != other.horizon:
+        return False
+    half, end = 0.5 * one.horizon, one.horizon
+    for s, t in ((0.0, half), (half, end)):
+        found, expected = (process.transition(s, t) for process in (one, other))
+        pairs = [(one.scale(s).expanded(dim), other.scale(s).expanded(dim))]
+        pairs += [(found.map.expanded(dim), expected.map.expanded(dim))]
+        pairs += [(found.covariance.expanded(dim), expected.covariance.expanded(dim))]
+        pairs += [(found.offset.expand(dim), expected.offset.expand(dim))]
+        if not all(torch.allclose(a.double().cpu(), b.double().cpu(), rtol=1e-6, atol=1e-12) for a, b in pairs):
+            return False
+    return True
 
 
 def _check_foreign(bridge: Bridge, forward: PathMeasure, judge: MixturePotential, x: Tensor) -> None:

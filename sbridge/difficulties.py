@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sbridge.errors import DisconnectedWarning, HeavyTailsWarning, SbridgeWarning, ScalesWarning
@@ -22,6 +23,8 @@ GAP_IN_RADII, GAP_IN_NOISE = 5.0, 3.0
 """The gap between two parts, over the larger root mean square radius of a part and over the noise ``σ√T``."""
 WIDTHS = 10.0
 """The ratio of the widths of the ends."""
+COLUMN_WIDTHS = 100.0
+"""The ratio of the widths of columns, in units of the noise of each."""
 _FEW, _THINNED, _PART = 200, 1000, 0.01
 
 
@@ -43,10 +46,11 @@ class Gap:
 def warn_of_difficulties(
     x0: Tensor | None, x1: Tensor | None, reference: Process, names: tuple[str, str] = ("x0", "x1")
 ) -> None:
-    """Warns of heavy tails, of parts that are far apart, and of ends of very different widths.
+    """Warns of heavy tails, of parts that are far apart, and of ends or columns of very different widths.
 
     Args:
-        x0, x1: rows of either end, shape ``(n, dim)``; ``None`` for an end without rows. Fewer than 200 say too little.
+        x0, x1: rows of either end, shape ``(n, dim)``; ``None`` for an end without rows. Fewer than 200 say too little
+            of tails and parts.
         reference: the process of the bridge between them.
         names: what messages call the ends.
     """
@@ -58,6 +62,8 @@ def warn_of_difficulties(
             _warn_of_gap(name, rows, noise)
     if len(ends) == 2:
         _warn_of_widths(ends[0], ends[1], reference)
+    if ends:
+        _warn_of_columns([rows for _, rows in ends], reference)
 
 
 def tail_share(rows: Tensor) -> float:
@@ -141,6 +147,25 @@ def _warn_of_widths(first: tuple[str, Tensor], second: tuple[str, Tensor], refer
         "noise swamps the narrow end or hardly moves the wide one. Are the units the same? If so, take a reference "
         "that widens by itself, such as VarianceExploding.",
     )
+
+
+def _warn_of_columns(ends: list[Tensor], reference: Process) -> None:
+    """Columns that are constant in all ends have no width."""
+    noise = reference.scale(0.0).inverse()
+    variances = torch.stack([noise.to(rows)(rows).var(0, correction=0) for rows in ends]).mean(0)
+    seen = variances.nonzero().flatten()
+    if len(seen) < 2:
+        return
+    narrow, wide = (int(seen[pick(variances[seen])]) for pick in (torch.argmin, torch.argmax))
+    ratio = math.sqrt(float(variances[wide] / variances[narrow]))
+    if ratio > COLUMN_WIDTHS:
+        _tell(
+            ScalesWarning,
+            f"columns are on very different scales: measured in the noise σ of the reference, column {wide} is "
+            f"{ratio:.3g} times as wide as column {narrow} (counted from 0). One σ cannot suit both: the noise swamps "
+            "the narrow one or hardly moves the wide one. Standardise the columns, or give each a σ of its own, "
+            "BrownianMotion(sigma) with a vector.",
+        )
 
 
 def _width(rows: Tensor) -> float:

@@ -51,7 +51,7 @@ class DisconnectedWarning(SbridgeWarning):
 
 
 class ScalesWarning(SbridgeWarning):
-    """The two ends are of very different widths."""
+    """The two ends, or columns, are of very different widths."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

@@ -11,7 +11,7 @@ from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Density, Law, Samples, check_same_kind, check_same_space
 from sbridge.objectives.costs import Costs, RunningCost, TerminalCost
 from sbridge.objectives.stopping import BridgeCorrection, StoppingSet
-from sbridge.processes import LinearProcess, Process, rescale
+from sbridge.processes import Direction, LinearProcess, Process, rescale
 from sbridge.random import generator
 from sbridge.scaling import AffineScaling
 
@@ -63,6 +63,14 @@ class BridgeProblem:
             raise UnsupportedError(unknown_transition("this", self.reference))
         return self.reference
 
+    def near(self, direction: Direction) -> Law:
+        """The end at which a direction begins."""
+        return self.source if direction is Direction.FORWARD else self.target
+
+    def far(self, direction: Direction) -> Law:
+        """The end towards which a direction runs."""
+        return self.near(direction.opposite)
+
     def rescaled(self, scaling: AffineScaling) -> BridgeProblem:
         """The same problem for ``X̃ = (X − shift)/scale``, ends and reference alike."""
         return BridgeProblem(
@@ -94,6 +102,16 @@ def unknown_transition(who: str, process: Process) -> str | None:
         f"{who[:1].upper()}{who[1:]} needs transitions in closed form, which {type(process).__name__} has not: take a "
         "LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or IPF(), which simulates any "
         "reference."
+    )
+
+
+def unsampled_end(who: str, problem: BridgeProblem) -> str | None:
+    """Why ``who``, which needs draws of both ends, cannot take ``problem``; ``None`` if it can."""
+    if not any(isinstance(end, Density) for end in (problem.source, problem.target)):
+        return None
+    return (
+        f"{who} needs ends that can be sampled, which an unnormalised density cannot: draw samples from it first, or "
+        "take AdjointBridge()."
     )
 
 

@@ -134,7 +134,7 @@ def test_pairs_follow_the_generator_and_keep_the_dtype(name, dtype):
 def test_couplings_by_the_reference_need_its_closed_form(coupling):
     curved = BridgeProblem(GAUSSIANS.source, GAUSSIANS.target, DriftProcess(lambda t, x: -x.sin(), 1.0))
     assert not isinstance(curved.reference, LinearProcess)
-    with pytest.raises(UnsupportedError, match=r"needs a LinearProcess; use IndependentCoupling\(\)"):
+    with pytest.raises(UnsupportedError, match=r"needs transitions in closed form, .* or IPF\(\)"):
         coupling(curved, seeded())
 
 

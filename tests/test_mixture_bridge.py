@@ -19,7 +19,7 @@ from sbridge.processes import BrownianMotion, Direction, DriftProcess, OrnsteinU
 from sbridge.solvers.conformance import check_solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.mixture import Covariance, MixtureBridge
-from sbridge.solvers.mixture_climb import Watch, climb_by_matching, climb_by_quasi_newton, shrink
+from sbridge.solvers.mixture_climb import Chart, Watch, climb_by_matching, climb_by_quasi_newton, shrink
 from sbridge.solvers.mixture_likelihood import Likelihood, Rows, match
 from sbridge.solvers.mixture_plan import Coordinates, Parts
 
@@ -113,10 +113,12 @@ def test_matching_stands_still_where_the_likelihood_does(diagonal):
     assert torch.allclose(again.spreads, moved.spreads, atol=1e-2)
 
 
-def test_one_component_is_the_gaussian_bridge_in_one_matching():
+@pytest.mark.parametrize("widths", [(2,), (1,)])
+def test_one_component_is_the_gaussian_bridge_of_all_rows(widths):
+    """In coordinates that are fitted and in those that are not."""
     pair = GaussianPair(DENSE, 2)
     x, y = (rows.double() for rows in pair.sample(3000, seed=1))
-    solver = MixtureBridge(components=(1,))
+    solver = MixtureBridge(components=(1,), widths=widths)
     bridge = fit(x, y, reference=DENSE, solver=solver, seed=0)
     closed, probe = fit(x, y, reference=DENSE, solver=GaussianBridge(), seed=0), randn(5, 2, seed=9)
     for t in (0.0, 0.5, 1.0):
@@ -414,6 +416,37 @@ def test_in_coordinates_left_out_the_plan_is_the_gaussian_bridge(name):
         assert torch.equal(other.narrowed(1).spreads, one.spreads)
         found, expected = c.potential(one), whole.coordinates.potential(other)
         torch.testing.assert_close(found(x), expected(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_plan_is_the_same_in_other_coordinates(name, diagonal):
+    """Those of other rows: potentials differ by a constant."""
+    found, x, y, _ = likelihood(2, diagonal, REFERENCES[name])
+    scales = torch.tensor([0.6, 1.7], dtype=torch.float64)
+    other = Coordinates.of(REFERENCES[name], x * scales + 1.0, (y - 0.7) / scales, diagonal=diagonal)
+    given, z = parts(found.coordinates, 3), randn(6, 2, seed=8)
+    gap = other.potential(found.coordinates.carried(given, other))(z) - found.coordinates.potential(given)(z)
+    torch.testing.assert_close(gap, gap[:1].expand(6), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_the_curvature_of_one_component_is_the_unit(diagonal):
+    """At the Gaussian bridge the second derivatives of ``−D`` by the parameters of a shape make the identity."""
+    c = likelihood(3, diagonal)[0].coordinates
+    chart, n = Chart(c, 1), c.n if diagonal else torch.diag(c.n)
+    spreads = c.s if diagonal else torch.diag(c.s)
+    point = chart.point(Parts(torch.zeros(1).double(), torch.zeros(1, 3).double(), spreads.unsqueeze(0)))
+
+    def fall(shape):
+        here = chart.parts(torch.cat([point[:4], shape]))
+        below, above = (
+            form.constants + (form.quadratic * n).sum() for form in (here.source_forms(c.s), here.target_forms(c.s))
+        )
+        return (below - above)[0]
+
+    hessian = torch.autograd.functional.hessian(fall, point[4:])
+    torch.testing.assert_close(hessian, torch.eye(len(hessian)).double(), rtol=1e-9, atol=1e-9)
 
 
 def ends(structured, rows=4000):

@@ -48,6 +48,8 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
     console.say(f"{source.name} at t = {start:g}, {target.name} at t = {stop:g}; bridge times count from {start:g}.\n")
     console.say(report.text())
     console.say(certificate_text(certificate))
+    if command.figure is not None and isinstance(certificate, str):
+        raise InvalidInputError(f"{command.figure} was not written: it shows a certificate, and there is none.")
     return 0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sbridge.coupling.simple import Pairs, PairSampler
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Law, Samples
-from sbridge.problems import BridgeProblem
+from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes import LinearProcess
 from sbridge.registry import register
 from sbridge.transport import EntropicProblem, Sinkhorn, sinkhorn
@@ -116,7 +116,7 @@ def _takes_all(end: Law, rows: int) -> bool:
 
 def _linear(problem: BridgeProblem, name: str) -> LinearProcess:
     if not isinstance(problem.reference, LinearProcess):
-        raise UnsupportedError(f"{name} needs a LinearProcess; use IndependentCoupling().")
+        raise UnsupportedError(unknown_transition(name, problem.reference))
     return problem.reference
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import UnsupportedError
-from sbridge.problems import BridgeProblem
+from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes.base import LinearProcess
 from sbridge.registry import register
 
@@ -53,7 +53,7 @@ class ReferenceCoupling:
         """Draws the source and one exact transition over the whole horizon."""
         reference = problem.reference
         if not isinstance(reference, LinearProcess):
-            raise UnsupportedError("ReferenceCoupling needs a LinearProcess; use IndependentCoupling().")
+            raise UnsupportedError(unknown_transition("ReferenceCoupling", reference))
         law = reference.transition(0.0, reference.horizon)
 
         def draw(n: int, g: torch.Generator) -> Pairs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sbridge.errors import UnsupportedError
-from sbridge.laws import Density, Gaussian, Samples
+from sbridge.laws import Density, Gaussian, Point, Samples
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.solvers.adjoint_bridge import AdjointBridge
@@ -13,6 +13,7 @@ from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge, span_fewer
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.ipf import IPF
+from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
@@ -42,6 +43,7 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     """The solver for a first result without tuning, decided by ends, reference, numbers of rows and columns.
 
     * two Gaussian laws under a linear reference: :class:`GaussianBridge`, exact;
+    * an end that is one point, under a linear reference: :class:`MatchedBridge`, whose plan then has no bias;
     * other ends that can be sampled, in at most :data:`MANY_COLUMNS` columns and with twice as many rows, under a
       linear reference: :class:`MixtureBridge`, whose number of components is chosen on rows held out. It takes
       seconds, and plan and forward control are closed forms. Backward end points are rows of the source;
@@ -65,10 +67,15 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
                 "IPF(forward=AdjointHalfBridge()) takes such a target, with backward= such a source; or draw samples."
             )
         return SolverChoice(IPF(), f"since {kind} has no transition in closed form")
+    if all(isinstance(end, Density) for end in ends):
+        raise UnsupportedError("there is no solver between two unnormalised densities: draw samples of one first.")
     if unnormalised:
         return SolverChoice(AdjointBridge(), "since one end is known by its density alone, whose gradient it follows")
     if all(isinstance(end, Gaussian) for end in ends):
         return SolverChoice(GaussianBridge(), "since the bridge between Gaussian laws is known in closed form")
+    if any(isinstance(end, Point) for end in ends):
+        reason = "since one end is a point: the plan is known, every pair, and one regression learns both directions"
+        return SolverChoice(MatchedBridge(), reason)
     counts = [len(end.rows) for end in ends if isinstance(end, Samples)]
     rows = min(counts, default=None)
     few = rows is not None and rows < FEW_ROWS

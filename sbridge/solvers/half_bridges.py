@@ -93,7 +93,7 @@ class _Reversal(HalfBridge):
         return trained.opposite
 
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
-        if not isinstance(far_end(problem, trained), Density):
+        if not isinstance(problem.far(trained), Density):
             return None
         name, known = trained.name.lower(), type(self).__name__
         return (
@@ -162,8 +162,8 @@ class AdjointHalfBridge(HalfBridge):
 
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
         """Needs a start that can be sampled, a density at the far end, and derivatives of the drift."""
-        name, far = trained.name.lower(), far_end(problem, trained)
-        if isinstance(far_end(problem, trained.opposite), Density):
+        name, far = trained.name.lower(), problem.far(trained)
+        if isinstance(problem.near(trained), Density):
             return (
                 f"AdjointHalfBridge learns the {name} control on its own paths, which start in a law that cannot be "
                 f"sampled: use IPF({name}=MeanMatching())."
@@ -183,7 +183,7 @@ class AdjointHalfBridge(HalfBridge):
     def keep(self, paths: Paths, learning: Learning) -> dict[str, Tensor]:
         """The states visited and the targets of the network there."""
         chain, process = paths.chain, learning.problem.reference
-        log_density = _density(far_end(learning.problem, learning.trained)).log_density
+        log_density = _density(learning.problem.far(learning.trained)).log_density
         end = terminal_adjoint(chain, paths.x[-1], log_density, learning.other)
         curved = learning.trained is Direction.BACKWARD and not isinstance(process, LinearProcess)
         adjoint = lean_adjoint(paths, Costs(_Expansion(process) if curved else None), end, learning.base)
@@ -210,11 +210,6 @@ class _Expansion:
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         return divergence(lambda y: self.process.drift(t, y), x)[1]
-
-
-def far_end(problem: BridgeProblem, direction: Direction) -> Law:
-    """The law towards which a direction runs."""
-    return problem.target if direction is Direction.FORWARD else problem.source
 
 
 def end_name(direction: Direction) -> str:

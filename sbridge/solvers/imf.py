@@ -96,9 +96,9 @@ class IMF(MatchingSolver):
 
     def _new_pairs(self, problem: BridgeProblem, state: MatchingState, stage: int) -> Pairs:
         if stage < 0:
-            return state.start(max(self.pairs, self.refresh * 8), state.generator)
+            return state.start(self.pairs, state.generator)
         # Shi et al. 2023, Alg. 1: the coupling comes from the direction trained last.
-        other = Direction.BACKWARD if self.trained(stage) is Direction.FORWARD else Direction.FORWARD
+        other = self.trained(stage).opposite
         measure = self.matcher.measure(problem, other, state.learners[other].averaged)
         near = measure.start.sample(self.pairs, state.generator)
         far = measure.transport(near, seed=state.generator)

@@ -25,7 +25,6 @@ from sbridge.solvers.half_bridges import (
     Learning,
     MeanMatching,
     Retraced,
-    far_end,
     sampled_end,
 )
 from sbridge.time import TimeGrid
@@ -144,8 +143,8 @@ class IPF(Solver["IPFState"]):
         return Bridge(forward, backward)
 
     def _measure(self, problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> PathMeasure:
-        start = far_end(problem, direction.opposite)
-        return PathMeasure(problem.reference, _control(problem, direction, network), start, direction, self.grid)
+        control = _control(problem, direction, network)
+        return PathMeasure(problem.reference, control, problem.near(direction), direction, self.grid)
 
     def _learning(self, problem: BridgeProblem, state: IPFState, trained: Direction) -> Learning:
         other = _control(problem, trained.opposite, state.learners[trained.opposite].averaged)

@@ -24,10 +24,9 @@ from torch import Tensor
 from sbridge.controls import Control, NetworkRecipe, seeded_control
 from sbridge.coupling import Coupling
 from sbridge.coupling.simple import Pairs, PairSampler
-from sbridge.laws import Density
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem, unknown_transition
+from sbridge.problems import BridgeProblem, unknown_transition, unsampled_end
 from sbridge.processes import Direction, LinearProcess
 from sbridge.processes.base import Pinned, spread
 from sbridge.random import as_seed, derive, generator as generator_of
@@ -144,9 +143,8 @@ class Matcher:
 
     def measure(self, problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> PathMeasure:
         """The process that ``network``, which is frozen, controls."""
-        start = problem.source if direction is Direction.FORWARD else problem.target
         control = network.eval().requires_grad_(requires_grad=False)
-        return PathMeasure(problem.reference, control, start, direction, self.grid)
+        return PathMeasure(problem.reference, control, problem.near(direction), direction, self.grid)
 
     def bridge(self, problem: BridgeProblem, state: MatchingState) -> Bridge:
         """The averaged networks; copies, so that the state can be trained on."""
@@ -172,15 +170,7 @@ class MatchingSolver(Solver["MatchingState"]):
     def refusal(self, problem: BridgeProblem) -> str | None:
         """A reference without closed transitions, or an end that cannot be sampled."""
         name = type(self).__name__
-        unknown = unknown_transition(name, problem.reference)
-        if unknown is not None:
-            return unknown
-        if isinstance(problem.source, Density) or isinstance(problem.target, Density):
-            return (
-                f"{name} needs ends that can be sampled, which an unnormalised density cannot: draw samples from it "
-                "first."
-            )
-        return None
+        return unknown_transition(name, problem.reference) or unsampled_end(name, problem)
 
     @final
     def init(self, problem: BridgeProblem, generator: torch.Generator) -> MatchingState:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
-from sbridge.laws import Density, Law, Samples
+from sbridge.laws import Law, Point, Samples
 from sbridge.measures import PathMeasure
 from sbridge.potentials import MixtureControl, MixtureKernel
-from sbridge.problems import BridgeProblem, unknown_transition
+from sbridge.problems import BridgeProblem, unknown_transition, unsampled_end
 from sbridge.processes import Direction
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.registry import register
@@ -113,13 +113,13 @@ class MixtureBridge(Solver["MixtureState"]):
             raise InvalidInputError(f"held_out must lie in (0, 1) and tolerance be positive, got {self}.")
 
     def refusal(self, problem: BridgeProblem) -> str | None:
-        """Needs a linear reference and ends that can be sampled."""
-        unknown = unknown_transition("MixtureBridge", problem.reference)
-        if unknown is not None:
-            return unknown
-        if isinstance(problem.source, Density) or isinstance(problem.target, Density):
-            return "MixtureBridge needs ends that can be sampled, which an unnormalised density cannot: draw samples."
-        return None
+        """Needs a linear reference and ends that can be sampled and are no points."""
+        reason = unknown_transition("MixtureBridge", problem.reference) or unsampled_end("MixtureBridge", problem)
+        if reason is None and any(isinstance(end, Point) for end in (problem.source, problem.target)):
+            return (
+                "MixtureBridge needs ends that spread in every direction, and a Point does not: take MatchedBridge()."
+            )
+        return reason
 
     def length(self, problem: BridgeProblem) -> int:
         """All numbers of components and coordinates and the last fit: each a step of matching and rounds of L-BFGS."""
@@ -207,11 +207,10 @@ class MixtureState:
         self._sides = tuple(_Side(*end, solver.rows, solver.held_out) for end in chosen)
         self._widths = solver.tried(problem.dim)
         self._check_enough(solver.components[0], problem.dim)
-        fitted = [side.rows[side.held_out :] for side in self._sides]  # shapes are drawn to what these show
-        diagonal = solver.covariance is Covariance.DIAGONAL
-        self._all = Coordinates.of(problem.linear_reference, *fitted, diagonal=diagonal)
-        _check_resolution(self._all, chosen[0][0])
+        self._reference, self._diagonal = problem.linear_reference, solver.covariance is Covariance.DIAGONAL
+        self._measure()
         self._look(0)
+        _check_resolution(self.coordinates, chosen[0][0])
 
     @property
     def coordinates(self) -> Coordinates:
@@ -252,6 +251,10 @@ class MixtureState:
             if not (first or better):
                 self._look(self.wide - 1)
                 best = best.narrowed(self.coordinates.width)
+            compared = self.coordinates
+            self._measure()
+            self._look(self.wide)
+            best = compared.carried(best, self.coordinates)
             share = self.view.subset.source.count / self.view.everything.source.count
             self.best_pulls = None if self.best_pulls is None else share * self.best_pulls  # more rows, less chance
         self.best = self.parts = best
@@ -282,13 +285,19 @@ class MixtureState:
     def load(self, flat: Flat) -> None:
         """The opposite of :meth:`flat`."""
         self.step, self.rung, self.wide, self.round = (int(flat_number(flat, name)) for name in _COUNTERS)
-        self._look(self.wide)
         self.last, self.done = (bool(flat_number(flat, name)) for name in ("last", "done"))
+        self._measure()
+        self._look(self.wide)
         self.value = flat_number(flat, "value") if "value" in flat else -math.inf
         self.parts = Parts(*(flat_tensor(flat, f"parts.{name}") for name in _NAMES))
         self.pulls, self.best_pulls = (flat_tensor(flat, name) if name in flat else None for name in _PULLS)
         if "best.logits" in flat:
             self.best = Parts(*(flat_tensor(flat, f"best.{name}") for name in _NAMES))
+
+    def _measure(self) -> None:
+        """All coordinates: of the rows on which numbers are fitted, in the last fit of all."""
+        rows = [side.rows[0 if self.last else side.held_out :] for side in self._sides]
+        self._all = Coordinates.of(self._reference, *rows, diagonal=self._diagonal)
 
     def _look(self, wide: int) -> None:
         """At so many of the coordinates."""

@@ -49,7 +49,7 @@ def climb_by_matching(
 
     ``watch`` ends it, too.
     """
-    best, found, chart = -torch.inf, parts, _Chart(likelihood.coordinates, len(parts.logits))
+    best, found, chart = -torch.inf, parts, Chart(likelihood.coordinates, len(parts.logits))
     for step in range(steps):
         value, *claims = likelihood.claims(parts)
         if pulls is not None:
@@ -88,7 +88,7 @@ def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
     chance = chance / masses.clamp_min(1e-12)
     pulls = chance / torch.maximum(apart - chance, chance / _MOST_PULL)
     pulls = torch.where(pulls < _LEAST_PULL, 0.0, pulls)
-    chart = _Chart(coordinates, len(masses))
+    chart = Chart(coordinates, len(masses))
     point = chart.point(parts)
     chart.shapes(point).div_((1.0 + pulls).unsqueeze(1))
     return chart.parts(point), pulls * masses
@@ -108,7 +108,7 @@ def climb_by_quasi_newton(
         tolerance: relative gain that ends it.
         pulls: ``τ``, shape ``(K,)``.
     """
-    chart = _Chart(likelihood.coordinates, len(parts.logits))
+    chart = Chart(likelihood.coordinates, len(parts.logits))
     pulls = torch.zeros(len(parts.logits), dtype=torch.float64) if pulls is None else pulls
 
     def objective(flat: object) -> tuple[float, object]:
@@ -130,11 +130,11 @@ def climb_by_quasi_newton(
 
 
 @dataclass(frozen=True, eq=False)
-class _Chart:
+class Chart:
     """Components as one flat vector: ``a``, ``m/√s``, and the logarithmic Cholesky root of ``s^{−½} S s^{−½}``.
 
-    The last is divided by the root of the second derivative that ``D`` has for one Gaussian, ``½(1 + s_i n_i +
-    s_j n_j)``.
+    The last is divided by the root of the second derivative that ``−D`` has for one Gaussian: ``½ + s_i n_i`` on the
+    diagonal, ``1 + s_i n_i + s_j n_j`` below it.
     """
 
     coordinates: Coordinates
@@ -143,9 +143,12 @@ class _Chart:
     @property
     def _scales(self) -> Tensor:
         h = self.coordinates.s * self.coordinates.n
-        return (0.5 * (1.0 + 2.0 * h if self.coordinates.diagonal else 1.0 + h.unsqueeze(1) + h)).rsqrt()
+        if self.coordinates.diagonal:
+            return (0.5 + h).rsqrt()
+        return (1.0 + h.unsqueeze(1) + h - torch.diag(0.5 + h)).rsqrt()
 
     def point(self, parts: Parts) -> Tensor:
+        """The vector of ``parts``."""
         s, scales = self.coordinates.s, self._scales
         if self.coordinates.diagonal:
             shape = (parts.spreads / s).log() / scales
@@ -165,6 +168,7 @@ class _Chart:
         return 0.5 * (pulls.unsqueeze(1) * self.shapes(point).square()).sum()
 
     def parts(self, point: Tensor) -> Parts:
+        """The components of a vector."""
         s, scales, k, dim = self.coordinates.s, self._scales, self.count, len(self.coordinates.s)
         logits, means, shape = point[:k], point[k : k + k * dim].reshape(k, dim), self.shapes(point)
         if self.coordinates.diagonal:

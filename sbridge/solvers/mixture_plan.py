@@ -100,6 +100,23 @@ class Coordinates:
         centred = self._root.inverse().to(y)(y).double() - self.centres[1].to(y.device)
         return (centred @ self._inverse[:, : self.width].to(centred)).to(y.dtype)
 
+    def carried(self, parts: Parts, onto: Coordinates) -> Parts:
+        """The same plan in the coordinates of ``onto``, up to what couples those beyond its width to others.
+
+        With ``ỹ' = Aỹ + a`` and ``x̃ = Aᵀx̃' + d``, ``v'(ỹ')`` is ``v(ỹ) e^{A^{−T}d · ỹ'}`` up to a constant.
+        """
+        parts = parts.widened(self.all_s)
+        across = onto._inverse.mT @ self.matrix.mT
+        shift = onto._inverse.mT @ (self.centres[1] - onto.centres[1])
+        tilt = onto.matrix @ (onto.centres[0] - self.centres[0])
+        full = torch.diag_embed(parts.spreads) if self.diagonal else parts.spreads
+        spreads, means = across @ full @ across.mT, parts.means @ across.mT + shift
+        moved = spreads @ tilt
+        logits = parts.logits + (means + 0.5 * moved) @ tilt
+        if self.diagonal:
+            spreads = spreads.diagonal(dim1=1, dim2=2)
+        return Parts(logits - logits.logsumexp(0), means + moved, spreads).narrowed(onto.width)
+
     def potential(self, parts: Parts) -> MixturePotential:
         """The potential of the plan, in the user's coordinates: ``g(y) = log v(ỹ) + ½|ȳ|² − c_x·ȳ``."""
         dim, (c_x, c_y), parts = len(self.variances), self.centres, parts.widened(self.all_s)

@@ -54,6 +54,10 @@ class ScalesWarning(SbridgeWarning):
     """The two ends, or columns, are of very different widths."""
 
 
+class ConvergenceWarning(SbridgeWarning):
+    """An iteration that is stopped after a number of steps will be far from its limit then."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for an unknown ``name`` of some ``kind``, with the nearest known name first."""
     names = sorted(known)

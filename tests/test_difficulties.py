@@ -1,6 +1,7 @@
 """Bad ends and bad noise: each warning with the number that shows it, none on ordinary data, and the command line."""
 
 import math
+import re
 import warnings
 
 import numpy as np
@@ -221,3 +222,19 @@ def test_the_command_line_tells_warnings_and_refusals_as_sentences(tmp_path, cap
 def test_every_warning_can_be_silenced_by_its_base():
     for kind in (HeavyTailsWarning, DisconnectedWarning, ScalesWarning):
         assert issubclass(kind, SbridgeWarning)
+
+
+@pytest.mark.parametrize("ratio", [50.0, 1000.0])
+@pytest.mark.parametrize("own", [False, True])
+def test_columns_of_very_unlike_widths(ratio, own):
+    """In units of the noise of each: columns that have a σ of their own are alike; constant ones have no width."""
+    widths = torch.tensor([1.0, ratio, 0.0], dtype=torch.float64)
+    x0, x1 = (normal(300, 3, seed) * widths for seed in (0, 1))
+    reference = BrownianMotion(widths.clamp_min(1.0) if own else 1.0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_difficulties(x0, x1, reference)
+    said = [str(one.message) for one in told if one.category is ScalesWarning]
+    assert len(said) == (ratio > 100.0 and not own)
+    if said:
+        assert re.search(r"column 1 is (\S+) times as wide as column 0", said[0])

@@ -1,6 +1,7 @@
 """Iterative proportional fitting: every half-step against the grid, its end against closed forms, its states."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sbridge.controls import MLP, ExactTrace, FourierMLP, Hutchinson
 from sbridge.controls.networks import TIME_FEATURES
-from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError
+from sbridge.errors import ConvergenceWarning, FileFormatError, InvalidInputError, UnsupportedError
 from sbridge.fitting import fit, solve
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Point, Samples
 from sbridge.measures import Direction, PathMeasure
@@ -458,3 +459,22 @@ def test_either_direction_must_be_learned():
 def test_a_state_of_another_solver_is_named():
     with pytest.raises(FileFormatError, match=r"no number 'seed'.*another solver"):
         quick().restore(gaussians(BrownianMotion(1.0)), {"step": 3})
+
+
+@pytest.mark.parametrize("drifting", [False, True])
+def test_it_says_where_half_steps_hardly_help(drifting):
+    """Between Gaussians of variance 1 and correlation ρ of the bridge, 20 half-steps leave ρ²⁰ of the error."""
+    noise = 0.3
+    still = DriftProcess(drift=torch.zeros_like, sigma=noise) if drifting else BrownianMotion(noise)
+    rows = [torch.randn(400, 1, generator=seeded(i), dtype=torch.float64) for i in (1, 2)]
+    ends = [Samples((side - side.mean(0)) / side.std(0)) for side in rows]
+    n = 1.0 / noise**2
+    rate = 2 * n / (1 + math.sqrt(1 + 4 * n**2))
+    with pytest.warns(ConvergenceWarning) as told:
+        IPF().init(BridgeProblem(*ends, still), seeded())
+    found = re.search(r"leave (\d+)%.*half_steps=(\d+), or σ ([\d.]+) times", str(told[0].message))
+    left, steps, factor = (float(number) for number in found.groups())
+    assert left == pytest.approx(100 * rate**20, abs=3)
+    assert steps == pytest.approx(math.log(0.1) / math.log(rate), rel=0.1)
+    IPF().init(BridgeProblem(*ends, replace(still, sigma=1.1 * factor * noise)), seeded())
+    IPF(half_steps=int(1.1 * steps)).init(BridgeProblem(*ends, still), seeded())

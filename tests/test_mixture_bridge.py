@@ -10,7 +10,7 @@ from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.bures import conditional_uvp, marginal_uvp
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.fitting import fit, solve
-from sbridge.laws import Density, Gaussian, Samples
+from sbridge.laws import Density, Gaussian, Point, Samples
 from sbridge.measures import PathMeasure
 from sbridge.metrics import BuresUVP
 from sbridge.potentials import MixtureControl, MixtureKernel
@@ -296,8 +296,12 @@ def test_what_it_refuses():
         fit(x, x, reference=brownian, solver=MixtureBridge(components=(20,)))
     with pytest.raises(InvalidInputError, match="40 rows of an end span fewer than their 2 dimensions"):
         fit(x, x[:, :1].expand(40, 2).contiguous(), reference=brownian, solver=solver)
-    with pytest.raises(InvalidInputError, match=r"too small for torch.float32.*give the rows in float64, or take a σ"):
+    with pytest.raises(InvalidInputError, match=r"in torch.float32.*give the rows in float64, or multiply σ by"):
         fit(x, x + 1, reference=BrownianMotion(1e-4), solver=solver)
+    with pytest.raises(InvalidInputError, match="noise of the reference is too large"):
+        fit(x, x + 1, reference=BrownianMotion(1e20), solver=solver)
+    with pytest.raises(UnsupportedError, match="spread in every direction"):
+        fit(x, Point(torch.zeros(2)), reference=brownian, solver=solver)
     fit(x.double(), x.double() + 1, reference=BrownianMotion(1e-4), solver=MixtureBridge(components=(1,)))
     with pytest.raises(InvalidInputError, match="has 2 columns, x1 has 1"):
         fit(x, x[:, :1], reference=brownian, solver=solver)

@@ -22,6 +22,7 @@ Scale = Coefficient | ScaleFunction
 
 NODES = 20  # Gauss–Legendre nodes on a panel: exact for polynomials of degree 39
 _ILL_CONDITIONED = 1e-7  # below this ratio of singular values, σσᵀ is singular to rounding
+_LARGEST = 1e30  # float32 ends at 1e38, and whitened rows are divided by σ
 _BLOCK = 2**20  # numbers that the integrand may fill at a time
 
 
@@ -238,12 +239,16 @@ def _check_values(found: LinearMap, name: str) -> None:
 
 def _check_invertible(found: LinearMap, name: str) -> None:
     _check_values(found, name)
-    if not found.dense:
-        return
-    sizes = torch.linalg.svdvals(found.values)
-    ratio = float((sizes[..., -1] / sizes[..., 0]).nan_to_num(0.0).min())
+    sizes = torch.linalg.svdvals(found.values) if found.dense else found.values
+    ratio = float((sizes[..., -1] / sizes[..., 0]).nan_to_num(0.0).min()) if found.dense else 1.0
     if ratio < _ILL_CONDITIONED:
         raise InvalidInputError(
             f"{name} must be an invertible matrix; its smallest singular value is {ratio:.1e} times the "
             "largest. Add noise in the missing direction, or drop it from the data."
+        )
+    largest = float(sizes.max())
+    if not 1.0 / _LARGEST < largest < _LARGEST:
+        raise InvalidInputError(
+            f"{name} is {largest:g}, out of the range {1.0 / _LARGEST:g} to {_LARGEST:g} in which its square can be "
+            "computed with; choose other units for the data."
         )

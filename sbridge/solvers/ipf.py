@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from sbridge.controls import MLP, Control, NetworkRecipe, SumControl, seeded_control
-from sbridge.errors import InvalidInputError
+from sbridge.errors import ConvergenceWarning, InvalidInputError
 from sbridge.laws import Density
+from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, ControlProblem
-from sbridge.processes import Chain, Direction, default_rule
+from sbridge.processes import Chain, Direction, LinearProcess, Process, default_rule
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.registry import register
 from sbridge.solutions import Bridge
@@ -31,6 +33,7 @@ from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
 
 _PROBE_ROWS = 512
+_LEFT = 0.1  # of the error along the widest direction: more is told
 
 
 @register
@@ -46,8 +49,9 @@ class IPF(Solver["IPFState"]):
         half-steps 2, 4, …    forward from the source:   φ̂(0) = p_0 / (φ(T) carried backward)
 
     Paths are simulated, so any reference will do. The error of each half-step is that of one regression, and is
-    forgotten at the rate at which the iteration converges. That rate is slow where the noise is small: for a linear
-    reference :class:`~sbridge.solvers.IMF` needs fewer stages.
+    forgotten at the rate at which the iteration converges. That rate is slow where the noise is small, of which a
+    :class:`~sbridge.errors.ConvergenceWarning` tells: for a linear reference :class:`~sbridge.solvers.IMF` needs fewer
+    stages.
 
     Args:
         half_steps: how many; an even number leaves the forward control as the last that was learned.
@@ -189,8 +193,12 @@ class IPFState:
         self.learners: dict[Direction, Learner] = {}
 
     def begin(self, solver: IPF, problem: BridgeProblem) -> None:
-        """Measures the size of the problem, and makes the networks."""
-        self.size = _typical_control(solver, problem, derive(self.seed, "size"))
+        """Measures the size of the problem, warns if it converges slowly, and makes the networks."""
+        self.size = 1.0 / math.sqrt(problem.reference.horizon)
+        if not isinstance(problem.source, Density) and not isinstance(problem.target, Density):
+            probe = _Probe.of(solver, problem, derive(self.seed, "size"))
+            self.size = probe.typical_control(problem.reference)
+            _warn_if_slow(solver, probe.spread(problem.reference))
         self.learners = {direction: self._learner(solver, problem, direction) for direction in Direction}
 
     def renew(self, solver: IPF, direction: Direction) -> None:
@@ -237,14 +245,61 @@ def _frozen(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def _typical_control(solver: IPF, problem: BridgeProblem, seed: int) -> float:
-    """A size for controls: ``1/√T``, and what takes an end of the reference to an end of the target in time."""
-    horizon = problem.reference.horizon
-    square = 1.0 / horizon
-    if not isinstance(problem.source, Density) and not isinstance(problem.target, Density):
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """Draws of the source, where the reference takes them, and draws of the target."""
+
+    starts: Tensor
+    reached: Tensor
+    wanted: Tensor
+
+    @classmethod
+    def of(cls, solver: IPF, problem: BridgeProblem, seed: int) -> _Probe:
         reference = PathMeasure(problem.reference, None, problem.source, grid=solver.grid)
-        reached = reference.transport(reference.starts(_PROBE_ROWS, seed=seed), seed=seed)
+        starts = reference.starts(_PROBE_ROWS, seed=seed)
         wanted = problem.target.sample(_PROBE_ROWS, generator_of(derive(seed, "target")))
-        lacking = problem.reference.scale(0.5 * horizon).inverse().to(wanted)(wanted - reached) / horizon
-        square += float(lacking.double().square().mean())
-    return math.sqrt(square)
+        return cls(starts, reference.transport(starts, seed=seed), wanted)
+
+    def typical_control(self, process: Process) -> float:
+        """A size for controls: ``1/√T``, and what takes an end of the reference to an end of the target in time."""
+        horizon = process.horizon
+        lacking = process.scale(0.5 * horizon).inverse().to(self.wanted)(self.wanted - self.reached) / horizon
+        return math.sqrt(1.0 / horizon + float(lacking.double().square().mean()))
+
+    def spread(self, process: Process) -> float:
+        """The largest singular value of ``L_Bᵀ L_A``, of what the reference makes of the source and of the target.
+
+        Their covariances ``A`` and ``B`` are in units of the noise that the reference adds. A reference that is not
+        linear is replaced by the regression of where it leads on where it starts; 0 if there are too few draws.
+        """
+        x, xT, y = (rows.double() - rows.double().mean(0) for rows in (self.starts, self.reached, self.wanted))
+        if isinstance(process, LinearProcess):
+            law = process.transition(0.0, process.horizon)
+            white, moved = law.root.inverse().to(x), law.map.to(x)(x)
+        else:
+            if len(x) < 4 * x.shape[1]:
+                return 0.0
+            moved = x @ torch.linalg.lstsq(x, xT, driver="gelsd").solution
+            white = LinearMap((xT - moved).mT.cov().reshape(2 * x.shape[1:]), dense=True).cholesky().inverse()
+        return float(torch.linalg.matrix_norm(white(y) @ white(moved).mT, 2)) / len(x)
+
+
+def _warn_if_slow(solver: IPF, spread: float) -> None:
+    """Between Gaussians half-steps leave the share ``ρ = 2n / (1 + √(1 + 4n²))`` of the error in direction ``n``.
+
+    It is the correlation of the two ends of the bridge (Janati et al. 2020, arXiv:2006.02572).
+    """
+    rate = 2.0 * spread / (1.0 + math.sqrt(1.0 + 4.0 * spread**2))
+    steps = max(solver.half_steps, IPF.half_steps)  # who takes fewer does not ask for the limit
+    left, wanted = rate**steps, _LEFT ** (1.0 / steps)
+    if left <= _LEFT:
+        return
+    warnings.warn(
+        f"the noise of the reference is small for IPF: were the ends Gaussian, {steps} half-steps would leave "
+        f"{left:.0%} of the error along the widest direction. For {_LEFT:.0%} it takes half_steps="
+        f"{2 * math.ceil(0.5 * math.log(_LEFT) / math.log(rate))}, or σ "
+        f"{math.sqrt(spread * (1.0 / wanted - wanted)):.3g} times as large; under a linear reference MixtureBridge() "
+        "and IMF() do not slow down so.",
+        ConvergenceWarning,
+        stacklevel=2,
+    )

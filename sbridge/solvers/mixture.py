@@ -34,6 +34,7 @@ from sbridge.training import Flat, Info, flat_number, flat_tensor
 from sbridge.transport import Cloud
 
 _RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
+_LEAST_VARIANCE = 1e-24  # of the ends in units of the noise: squares of it are no normal numbers of float32
 _PIECE = 2**14
 _NAMES = ("logits", "means", "spreads")
 _COUNTERS = ("step", "rung", "wide", "round")
@@ -262,11 +263,11 @@ class MixtureState:
 
     def improves(self, parts: Parts) -> bool:
         """Whether held-out rows are likelier under ``parts`` than under the best so far."""
-        return self.best is None or self.view.judge.value(parts) > self.view.judge.value(self.best)
+        return self.best is None or self.view.held_out(parts) > self.view.held_out(self.best)
 
     def watch(self) -> Watch | None:
         """What gives up a fit that does not come up to the best so far."""
-        return None if self.last or self.best is None else Watch(self.view.judge, self.view.judge.value(self.best))
+        return None if self.last or self.best is None else Watch(self.view.judge, self.view.held_out(self.best))
 
     def flat(self) -> Flat:
         """Components, best components, counters, seed."""
@@ -365,6 +366,16 @@ class _View:
         """The rows on which they are compared."""
         return self._of(lambda side: side.part(0, side.held_out))
 
+    def held_out(self, parts: Parts) -> float:
+        """The mean log likelihood of the rows on which numbers are compared."""
+        if parts not in self._known:
+            self._known[parts] = self.judge.value(parts)
+        return self._known[parts]
+
+    @cached_property
+    def _known(self) -> dict[Parts, float]:
+        return {}
+
     def _of(self, part: Callable[[_Side], tuple[Tensor, Tensor | None]]) -> Likelihood:
         (x, a), (y, b), c = part(self.source), part(self.target), self.coordinates
         return Likelihood(c, Rows(c.source(x), a), Rows(c.target(y), b))
@@ -394,8 +405,15 @@ def _check_resolution(coordinates: Coordinates, like: Tensor) -> None:
     largest, eps = float(coordinates.n.max()), torch.finfo(like.dtype).eps
     if largest * eps > _RESOLUTION:
         remedy = "give the rows in float64, or " if like.dtype == torch.float32 else ""
+        factor = 1.01 * math.sqrt(largest * eps / _RESOLUTION)
         raise InvalidInputError(
-            f"the noise of the reference is too small for {like.dtype}: the ends are {largest:.1e} times as wide as it "
-            f"in variance, and at most {_RESOLUTION / eps:.1e} can be resolved; {remedy}take a σ at least "
-            f"{math.sqrt(largest * eps / _RESOLUTION):.2g} times as large."
+            f"the noise of the reference is too small for a MixtureBridge in {like.dtype}: the ends are {largest:.1e} "
+            f"times as wide as it in variance, and at most {_RESOLUTION / eps:.1e} can be resolved. For the smallest "
+            f"workable ε, {remedy}multiply σ by {factor:.3g} (ε = σ²T); GaussianBridge() takes any."
+        )
+    if largest < _LEAST_VARIANCE:
+        raise InvalidInputError(
+            f"the noise of the reference is too large: the ends are {largest:.1e} times as wide as it in variance, and "
+            f"{_LEAST_VARIANCE:g} is needed. Divide σ by {math.sqrt(_LEAST_VARIANCE / largest):.3g}: bridges of so "
+            "much noise are all the independent coupling."
         )

@@ -23,6 +23,8 @@ GAP_IN_RADII, GAP_IN_NOISE = 5.0, 3.0
 """The gap between two parts, over the larger root mean square radius of a part and over the noise ``σ√T``."""
 WIDTHS = 10.0
 """The ratio of the widths of the ends."""
+NOISE_WIDTHS = 30.0
+"""The noise ``σ√T`` over the width of the wider end."""
 COLUMN_WIDTHS = 100.0
 """The ratio of the widths of columns, in units of the noise of each."""
 _FEW, _THINNED, _PART = 200, 1000, 0.01
@@ -64,6 +66,7 @@ def warn_of_difficulties(
         _warn_of_widths(ends[0], ends[1], reference)
     if ends:
         _warn_of_columns([rows for _, rows in ends], reference)
+        _warn_of_noise(ends, noise)
 
 
 def tail_share(rows: Tensor) -> float:
@@ -145,8 +148,25 @@ def _warn_of_widths(first: tuple[str, Tensor], second: tuple[str, Tensor], refer
         f"the ends are on very different scales: the mean standard deviation of a column is {widths[0]:.3g} in {name0} "
         f"and {widths[1]:.3g} in {name1}, a ratio of {max(widths) / min(widths):.3g}. One σ cannot suit both: the "
         "noise swamps the narrow end or hardly moves the wide one. Are the units the same? If so, take a reference "
-        "that widens by itself, such as VarianceExploding.",
+        + (
+            "that widens by itself, such as VarianceExploding."
+            if widths[0] < widths[1]
+            else "that narrows by itself, such as OrnsteinUhlenbeck; or let the narrow end be the source, and a "
+            "VarianceExploding reference."
+        ),
     )
+
+
+def _warn_of_noise(ends: list[tuple[str, Tensor]], noise: float) -> None:
+    """Beside noise so wide the ends are points."""
+    widest = max(_width(rows) for _, rows in ends)
+    if 0.0 < widest * NOISE_WIDTHS < noise:
+        _tell(
+            ScalesWarning,
+            f"the noise is far wider than the data: σ√T = {noise:.3g}, and the mean standard deviation of a column is "
+            f"{widest:.3g} at most. The bridge is then all but the independent coupling, and simulated paths miss ends "
+            f"that are so small beside a step's noise. Take a σ of about {widest:.2g}/√T, or none: choose_sigma does.",
+        )
 
 
 def _warn_of_columns(ends: list[Tensor], reference: Process) -> None:
@@ -163,8 +183,8 @@ def _warn_of_columns(ends: list[Tensor], reference: Process) -> None:
             ScalesWarning,
             f"columns are on very different scales: measured in the noise σ of the reference, column {wide} is "
             f"{ratio:.3g} times as wide as column {narrow} (counted from 0). One σ cannot suit both: the noise swamps "
-            "the narrow one or hardly moves the wide one. Standardise the columns, or give each a σ of its own, "
-            "BrownianMotion(sigma) with a vector.",
+            "the narrow one or hardly moves the wide one. Standardise the columns, or give each a σ of its own: in "
+            "Python, BrownianMotion(sigma) with a vector.",
         )
 
 

@@ -218,7 +218,8 @@ class Density(Law):
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Raises UnsupportedError: sampling it is what a solver is for."""
         raise UnsupportedError(
-            "a Density has no sampler; give samples, a Gaussian or a GaussianMixture, or a solver for density ends."
+            "a Density has no sampler. A bridge that starts in one is simulated from rows of yours: "
+            "measure.simulate(rows, seed=…), or bridge.reversed().transport(rows, seed=…)."
         )
 
     def rescaled(self, scaling: AffineScaling) -> Density:
@@ -265,7 +266,7 @@ def as_rows(value: Tensor | np.ndarray, name: str, *, least: int = 2) -> Tensor:
     if not isinstance(value, Tensor):
         raise InvalidInputError(f"{name} must be an array, a tensor or a Law, got {type(value).__name__}.")
     check_rows(value, name, least=least)
-    return value
+    return value.detach() if value.requires_grad else value
 
 
 def check_same_space(source: Law, target: Law, names: tuple[str, str]) -> None:
@@ -289,6 +290,8 @@ def check_same_kind(left: Tensor, right: Tensor, names: tuple[str, str]) -> None
 
 def check_rows(rows: Tensor, name: str, *, least: int = 2) -> None:
     """Raises InvalidInputError unless ``rows`` is a finite float32/float64 tensor ``(n ≥ least, dim ≥ 1)``."""
+    if not isinstance(rows, Tensor):
+        raise InvalidInputError(f"{name} must be a tensor, got {type(rows).__name__}; use torch.from_numpy for arrays.")
     if rows.ndim != 2 or rows.shape[1] < 1:
         raise InvalidInputError(f"{name} must have shape (rows, columns), got {tuple(rows.shape)}.")
     if rows.dtype not in (torch.float32, torch.float64):

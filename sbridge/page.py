@@ -24,6 +24,11 @@ _FIGURES = {
     "drift": ("Drift", "Arrows of the controlled drift at several times, over the states there."),
     "score": ("Score", "Arrows of the score at several noise levels, over the noised data."),
     "coupling": ("Coupling", "Lines from rows of the source to their end points."),
+    "certificate": (
+        "Certificate",
+        "Energy of the forward process over the lower bound on the least energy of any bridge, and the error of its "
+        "ends beside that of perfect samples.",
+    ),
     "history": ("Training", "The loss of every training step, with its running median."),
 }
 _STYLE = """

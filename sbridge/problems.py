@@ -91,16 +91,16 @@ def _check_process(value: object, name: str) -> None:
         raise InvalidInputError(f"{name} must be a process such as BrownianMotion(1.0), got a {type(value).__name__}.")
 
 
-def unknown_transition(who: str, process: Process) -> str | None:
+def unknown_transition(who: str, process: Process, instead: str = "IPF()") -> str | None:
     """Why ``who``, which needs transitions in closed form, cannot take ``process``; ``None`` if it is linear.
 
-    One sentence for all solvers; it names the solver that does without.
+    One sentence for all solvers; it names the solver that does ``instead``.
     """
     if isinstance(process, LinearProcess):
         return None
     return (
         f"{who[:1].upper()}{who[1:]} needs transitions in closed form, which {type(process).__name__} has not: take a "
-        "LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or IPF(), which simulates any "
+        f"LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or {instead}, which simulates any "
         "reference."
     )
 

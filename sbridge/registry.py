@@ -14,7 +14,8 @@ import importlib
 import math
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,35 @@ def register(cls: _T) -> _T:
         raise InvalidInputError(f"{name} must be a dataclass, an nn.Module or an Enum to be registered.")
     _CLASSES[name] = cls
     return cls
+
+
+def check_kinds(options: object) -> None:
+    """Whether every field of a dataclass is of the kind that it is declared with.
+
+    Raises:
+        InvalidInputError: for the first that is not. A dataclass itself, in place of an object of it, is not; other
+            classes may be what a protocol asks for, a network by its constructor.
+    """
+    hints = get_type_hints(type(options))
+    for item in dataclasses.fields(options):  # type: ignore[arg-type]
+        value, kind = getattr(options, item.name), hints[item.name]
+        if not _is_kind(value, kind):
+            wanted = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
+            object_needed = ": an object of it is needed" if isinstance(value, type) else ""
+            raise InvalidInputError(
+                f"{type(options).__name__}: {item.name} must be of kind {wanted}, got {value!r}{object_needed}."
+            )
+
+
+def _is_kind(value: object, kind: Json) -> bool:
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return any(_is_kind(value, one) for one in get_args(kind))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_kind(one, get_args(kind)[0]) for one in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (isinstance(value, type) and dataclasses.is_dataclass(value))
 
 
 def registered(name: str, home: str | None = None) -> type:

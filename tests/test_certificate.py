@@ -11,11 +11,13 @@ from sbridge.benchmarks.certificates import Settings, measure
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.controls import ZeroControl
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.evaluation import Limits, certify, dual_bound
-from sbridge.fitting import fit
+from sbridge.evaluation import Limits, certify, dual_bound, evaluate
+from sbridge.fitting import fit, solve
 from sbridge.laws import Samples
 from sbridge.measures import Estimate, PathMeasure, path_kl
+from sbridge.metrics import EnergyDistance
 from sbridge.potentials import MixtureControl, MixturePotential
+from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck
 from sbridge.registry import register
 from sbridge.solutions import Bridge
@@ -163,11 +165,31 @@ def test_equal_seeds_give_equal_certificates_and_all_of_it_is_told(bridge, rows,
     told = good.text()
     for words in ("lower bound", "suboptimality gap", "energy", "Jeffreys", "end law, forward", "end law, backward"):
         assert words in told
-    assert certify(bridge.reversed(), *rows, seed=3, solver=QUICK, limits=LIMITS).gap == good.gap
+    assert certify(bridge.reversed(), *rows[::-1], seed=3, solver=QUICK, limits=LIMITS).gap == good.gap
+
+
+def test_a_reversed_bridge_is_judged_by_rows_of_the_ends_at_which_it_begins(bridge, rows, good):
+    """As in evaluate."""
+    back = bridge.reversed()
+    found = certify(back, rows[1], rows[0], seed=3, solver=QUICK, limits=LIMITS)
+    assert found.gap == good.gap
+    report = evaluate(back, rows[1], rows[0], seed=3, metrics=(EnergyDistance(),), baselines=(), limits=LIMITS)
+    assert report.path[0].name == good.report.path[0].name
+
+
+def test_a_judge_that_equals_the_bridge_by_its_rows_is_no_mistake(rows):
+    """Under much noise all controls are next to nothing, whoever fitted them."""
+    x, y = rows
+    problem = BridgeProblem(Samples(x), Samples(y), BrownianMotion(1e5))
+    bridge = solve(problem, MixtureBridge(components=(1,)), seed=0)
+    assert abs(certify(bridge, x, y, seed=0, solver=QUICK, limits=LIMITS).lower_bound.value) < 100
 
 
 def test_bad_input_is_told(bridge, rows):
     x, y = rows
+    flat = torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], 1)
+    with pytest.raises(InvalidInputError, match=r"the judge of a certificate .* spread in every direction"):
+        certify(bridge, flat, y, seed=0)
     with pytest.raises(InvalidInputError, match="x1 has 1 columns"):
         certify(bridge, x, y[:, :1], seed=0)
     with pytest.raises(InvalidInputError, match="at least 64 held-out rows"):

@@ -66,7 +66,8 @@ def test_evaluate_and_fit_tell_the_certificate(tmp_path, monkeypatch, capsys):
         for end, rows in zip("ab", PAIR.sample(700, seed=seed), strict=True):
             np.save(f"{name}_{end}.npy", rows.numpy())
     fitted = ["fit", "train_a.npy", "train_b.npy", "--out", "run", "--solver", "gaussian", "--sigma", "1.0"]
-    assert run([*fitted, "--held-out", "0.3", "--no-figures"]) == 0
+    assert run([*fitted, "--held-out", "0.3"]) == 0
+    assert (tmp_path / "run" / "figures" / "certificate.png").read_bytes().startswith(b"\x89PNG")
     text = capsys.readouterr().out
     assert "lower bound D(g)" in text
     assert "suboptimality gap" in text
@@ -83,6 +84,15 @@ def test_evaluate_and_fit_tell_the_certificate(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "bounds.png").read_bytes().startswith(b"\x89PNG")
     assert run(scored) == 2
     assert "exists" in capsys.readouterr().err
+    assert run([*scored[:4], "--figure", "bounds.gif"]) == 2
+    assert "writes a .png" in capsys.readouterr().err
+    np.save("few.npy", PAIR.sample(50, seed=3)[0].numpy())
+    assert run(["evaluate", "run", "few.npy", "test_b.npy", "--figure", "none.png"]) == 2
+    printed = capsys.readouterr()
+    assert "at least 64 held-out rows" in printed.out
+    assert "none.png was not written" in printed.err
+    assert run(["report", "run"]) == 0
+    assert "Energy of the forward process over the lower bound" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_certificate_is_told_whole(found):

@@ -185,7 +185,8 @@ def test_solvers_that_need_a_transition_name_the_one_that_does_not(solver):
     if isinstance(solver, AdjointBridge):
         ends[1] = Density(lambda x: -x.square().sum(1), 2)
     name = type(solver).__name__
-    wanted = rf"^{name} needs transitions in closed form, which DriftProcess has not: .* or IPF\(\), which simulates"
+    instead = r"IPF\(forward=AdjointHalfBridge\(\)\)" if name == "AdjointBridge" else r"IPF\(\)"
+    wanted = rf"^{name} needs transitions in closed form, which DriftProcess has not: .* or {instead}, which simulates"
     problem = BridgeProblem(*ends, curved)
     assert solver.refusal(BridgeProblem(*ends, BrownianMotion(1.0))) is None
     with pytest.raises(UnsupportedError, match=wanted):
@@ -238,3 +239,25 @@ def test_columns_of_very_unlike_widths(ratio, own):
     assert len(said) == (ratio > 100.0 and not own)
     if said:
         assert re.search(r"column 1 is (\S+) times as wide as column 0", said[0])
+
+
+@pytest.mark.parametrize(("widths", "told"), [((0.01, 1.0), "VarianceExploding"), ((1.0, 0.01), "OrnsteinUhlenbeck")])
+def test_the_reference_that_helps_goes_from_one_width_to_the_other(widths, told):
+    x0, x1 = (width * normal(300, 2, seed) for seed, width in enumerate(widths))
+    with pytest.warns(ScalesWarning, match=f"by itself, such as {told}"):
+        warn_of_difficulties(x0, x1, BrownianMotion(0.1))
+
+
+@pytest.mark.parametrize("sigma", [20.0, 50.0])
+def test_noise_far_wider_than_the_data(sigma):
+    x0, x1 = normal(300, 2), normal(300, 2, 1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_difficulties(x0, x1, BrownianMotion(sigma))
+    assert [one.category for one in told] == ([ScalesWarning] if sigma > 30.0 else [])
+
+
+def test_constant_ends_need_a_reference():
+    x = torch.ones(50, 2)
+    with pytest.raises(InvalidInputError, match="give a reference, such as"):
+        fit(x, x)

@@ -264,7 +264,8 @@ class TestFloors:
         report = self.run(bridge, rows(LAW_0, 200, 3), rows(LAW_1, 200, 4))
         assert report.score("forward", "perfect samples", "energy distance").rows == (200, 200)
         assert abs(excess(report, "forward", "energy distance")) < 3
-        assert len(report.notes) == 2
+        assert len(report.notes) == 3
+        assert "forward and backward paths end in rows of the data" in report.notes[2]
 
     def test_a_small_fit_lowers_all_sizes_alike(self):
         bridge = self.sinkhorn(rows(LAW_0, 300, 1), rows(LAW_1, 150, 2))
@@ -288,7 +289,7 @@ class TestFloors:
         more = {"x0_fit": rows(LAW_0, 200, 5), "x1_fit": rows(LAW_1, 220, 6)}
         report = self.run(self.sinkhorn(x0, x1), x0, x1, **more)
         assert report.score("forward", "perfect samples", "energy distance").rows == (200, 200)
-        assert len(report.notes) == 2
+        assert len(report.notes) == 3
 
     def test_an_end_known_by_density_only(self, bridge):
         target = Density(LAW_1.log_density, DIM)

@@ -136,6 +136,26 @@ def test_the_solver_is_chosen_by_ends_and_numbers_of_rows(source, target, solver
     assert str(choice) == f"{solver.__name__}, {choice.reason}"
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_point_as_an_end_has_a_solver(flip):
+    """Its plan is every pair, so one regression ends in the other end, either way."""
+    rows = torch.randn(600, 2, generator=torch.Generator().manual_seed(1)) + 3.0
+    ends = [sb.Point(torch.zeros(2)), sb.Samples(rows)]
+    problem = sb.BridgeProblem(*(reversed(ends) if flip else ends), REFERENCE)
+    assert sb.choose_solver(problem).solver == sb.MatchedBridge()
+    bridge = sb.solve(problem, sb.MatchedBridge(updates=300), seed=0)
+    away = bridge.backward if flip else bridge.forward
+    found = away.sample(1000, seed=1).x[-1]
+    assert (found.mean(0) - rows.mean(0)).abs().max() < 0.3
+    assert (found.std(0) - rows.std(0)).abs().max() < 0.3
+
+
+def test_two_densities_have_no_solver():
+    density = sb.Density(lambda x: -x.square().sum(1), 2)
+    with pytest.raises(UnsupportedError, match="between two unnormalised densities"):
+        sb.choose_solver(sb.BridgeProblem(density, density, REFERENCE))
+
+
 @pytest.mark.parametrize(("rows", "solver"), [(30, sb.SinkhornBridge), (6002, sb.IMF)])
 def test_no_covariance_of_many_columns_is_made_for_the_choice(monkeypatch, rows, solver):
     monkeypatch.setattr("sbridge.solvers.choice.span_fewer", lambda _: pytest.fail("made a covariance"))

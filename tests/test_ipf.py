@@ -465,7 +465,7 @@ def test_a_state_of_another_solver_is_named():
 def test_it_says_where_half_steps_hardly_help(drifting):
     """Between Gaussians of variance 1 and correlation ρ of the bridge, 20 half-steps leave ρ²⁰ of the error."""
     noise = 0.3
-    still = DriftProcess(drift=torch.zeros_like, sigma=noise) if drifting else BrownianMotion(noise)
+    still = DriftProcess(lambda t, x: torch.zeros_like(x), noise) if drifting else BrownianMotion(noise)
     rows = [torch.randn(400, 1, generator=seeded(i), dtype=torch.float64) for i in (1, 2)]
     ends = [Samples((side - side.mean(0)) / side.std(0)) for side in rows]
     n = 1.0 / noise**2

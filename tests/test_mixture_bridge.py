@@ -8,7 +8,7 @@ import torch
 from sbridge.benchmarks.light import LightRecipe
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.bures import conditional_uvp, marginal_uvp
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, ScalesWarning, UnsupportedError
 from sbridge.fitting import fit, solve
 from sbridge.laws import Density, Gaussian, Point, Samples
 from sbridge.measures import PathMeasure
@@ -294,11 +294,11 @@ def test_what_it_refuses():
         solve(BridgeProblem(normal, density, brownian), solver, seed=0)
     with pytest.raises(InvalidInputError, match=r"20 component\(s\) in 2 dimensions need 60 rows a side"):
         fit(x, x, reference=brownian, solver=MixtureBridge(components=(20,)))
-    with pytest.raises(InvalidInputError, match="40 rows of an end span fewer than their 2 dimensions"):
+    with pytest.raises(InvalidInputError, match="40 rows of the target span fewer than their 2 dimensions"):
         fit(x, x[:, :1].expand(40, 2).contiguous(), reference=brownian, solver=solver)
     with pytest.raises(InvalidInputError, match=r"in torch.float32.*give the rows in float64, or multiply σ by"):
         fit(x, x + 1, reference=BrownianMotion(1e-4), solver=solver)
-    with pytest.raises(InvalidInputError, match="noise of the reference is too large"):
+    with pytest.warns(ScalesWarning), pytest.raises(InvalidInputError, match="noise of the reference is too large"):
         fit(x, x + 1, reference=BrownianMotion(1e20), solver=solver)
     with pytest.raises(UnsupportedError, match="spread in every direction"):
         fit(x, Point(torch.zeros(2)), reference=brownian, solver=solver)

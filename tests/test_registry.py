@@ -14,8 +14,10 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from sbridge import registry
+from sbridge.coupling import Coupling, EntropicCoupling
 from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, UnsupportedError
-from sbridge.registry import decode, encode, register, registered
+from sbridge.registry import check_kinds, decode, encode, register, registered
+from sbridge.solvers import IMF, IPF, AdjointBridge, GaussianBridge, MatchedBridge, MixtureBridge, SinkhornBridge
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +175,41 @@ def test_a_file_cannot_have_another_module_imported(module):
     with pytest.raises(UnknownNameError, match="import the module"):
         decode({"class": "Popen", "module": module, "fields": {}}, {})
     assert set(sys.modules) == before
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """As solvers are, and not checked by the hook of the tests."""
+
+    numbers: tuple[int, ...] = (1, 2)
+    share: float = 0.5
+    colour: Colour = Colour.RED
+    inner: "Colour | None" = None
+    recipe: Coupling = dataclasses.field(default_factory=EntropicCoupling)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"numbers": 5}, "numbers must be of kind tuple"),
+        ({"numbers": (2.5,)}, "numbers must be of kind tuple"),
+        ({"share": "much"}, "share must be of kind float, got 'much'"),
+        ({"share": True}, "share must be of kind float"),
+        ({"colour": "red"}, "colour must be of kind Colour, got 'red'"),
+        ({"inner": 3}, "inner must be of kind"),
+        ({"recipe": "entropic"}, "recipe must be of kind Coupling, got 'entropic'"),
+        ({"recipe": EntropicCoupling}, "an object of it is needed"),
+    ],
+)
+def test_options_of_another_kind_are_named(options, said):
+    check_kinds(Options())
+    check_kinds(Options(share=1, inner=Colour.BLUE, numbers=()))
+    with pytest.raises(InvalidInputError, match=said):
+        check_kinds(Options(**options))
+
+
+@pytest.mark.parametrize(
+    "solver", [IMF, IPF, MatchedBridge, MixtureBridge, SinkhornBridge, GaussianBridge, AdjointBridge]
+)
+def test_defaults_of_solvers_are_of_their_kinds(solver):
+    check_kinds(solver())

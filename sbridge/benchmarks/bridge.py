@@ -29,7 +29,7 @@ from sbridge.benchmarks.output import say
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair, turning_reference
 from sbridge.benchmarks.planar_pairs import TARGETS, Pair, PlanarPair
 from sbridge.benchmarks.tables import timed
-from sbridge.errors import NotConvergedError, SbridgeError, UnsupportedError, check_known
+from sbridge.errors import InvalidInputError, NotConvergedError, SbridgeError, UnsupportedError, check_known
 from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline
 from sbridge.fitting import fit
 from sbridge.measures import Direction, PathMeasure
@@ -100,6 +100,15 @@ class Settings:
     planar_epsilons: tuple[float, ...] = (0.2, 1.0)
     seeds: tuple[int, ...] = (0, 1, 2)
     quick: bool = False
+
+    def __post_init__(self) -> None:
+        check_known("pair", self.pairs, PAIRS)
+        check_known("solver", self.solvers, METHODS)
+        for name, least in (("dims", 1), ("seeds", 0)):
+            if min(getattr(self, name), default=least) < least:
+                raise InvalidInputError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if not all(epsilon > 0.0 for epsilon in (*self.epsilons, *self.planar_epsilons)):
+            raise InvalidInputError(f"epsilons must be positive, got {self.epsilons} and {self.planar_epsilons}.")
 
     @classmethod
     def hurried(cls) -> Settings:
@@ -195,13 +204,7 @@ HEADING = (
 
 
 def cells(settings: Settings) -> list[Cell]:
-    """The pairs to be run.
-
-    Raises:
-        UnknownNameError: for a name that is not known.
-    """
-    check_known("pair", settings.pairs, PAIRS)
-    check_known("solver", settings.solvers, METHODS)
+    """The pairs to be run."""
     found = []
     for name in settings.pairs:
         dims = (2,) if name in TARGETS else settings.dims

@@ -26,9 +26,12 @@ def run_benchmark(command: ControlTable | BridgeTable, console: Console) -> int:
     if target is not None and not target.parent.is_dir():
         raise InvalidInputError(f"the folder of {target} does not exist; choose another --json.")
     kept = _earlier(target, command) if command.resume else []
-    asked = {key: value for key, value in dataclasses.asdict(command).items() if key not in ("json", "resume")}
-    is_control = isinstance(command, ControlTable)
-    lines = _control(command, console, kept) if is_control else _bridge(command, console, kept)
+    if isinstance(command, ControlTable):
+        asked = {key: value for key, value in dataclasses.asdict(command).items() if key not in ("json", "resume")}
+        lines = _control(command, console, kept)
+    else:
+        settings = _bridge_settings(command)
+        asked, lines = dataclasses.asdict(settings), _bridge(settings, console, kept)
     found: list[Json] = []
     for text, document in lines:
         if document is not None:
@@ -73,14 +76,14 @@ def _control(command: ControlTable, console: Console, done: Sequence[Json]) -> I
         yield str(row), row.to_json()
 
 
-def _bridge(command: BridgeTable, console: Console, done: Sequence[Json]) -> Iterator[Line]:
+def _bridge_settings(command: BridgeTable) -> bridge.Settings:
+    """What is left out is as the table has it, full or quick."""
+    given = {name: getattr(command, name) for name in ("pairs", "solvers", "dims", "epsilons", "seeds")}
     chosen = bridge.Settings.hurried() if command.quick else bridge.Settings()
-    settings = dataclasses.replace(
-        chosen,
-        pairs=command.pairs or chosen.pairs,
-        solvers=command.solvers or chosen.solvers,
-        **({} if command.quick else {name: getattr(command, name) for name in ("dims", "epsilons", "seeds")}),
-    )
+    return dataclasses.replace(chosen, **{name: value for name, value in given.items() if value})
+
+
+def _bridge(settings: bridge.Settings, console: Console, done: Sequence[Json]) -> Iterator[Line]:
     console.remark(f"{len(bridge.cells(settings))} pairs; excess: over perfect draws, which are the floor")
     last = None
     for row in bridge.rows(settings, [bridge.Row.from_json(row) for row in done]):

@@ -50,11 +50,13 @@ class BridgeTable(Table):
     """Pairs of ends: mixture, gaussian, turning, ring, bananas, spirals, moons."""
     solvers: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
     """Rows, by name."""
-    dims: tuple[int, ...] = (2, 16, 64)
+    dims: Annotated[tuple[int, ...], arg(metavar="INT ...", help_behavior_hint="(default: 2 16 64; --quick: 2)")] = ()
     """Dimensions of mixture and Gaussian pairs."""
-    epsilons: tuple[float, ...] = (0.1, 1.0, 10.0)
+    epsilons: Annotated[
+        tuple[float, ...], arg(metavar="FLOAT ...", help_behavior_hint="(default: 0.1 1 10; --quick: 1)")
+    ] = ()
     """Noise levels ε of mixture pairs."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], arg(metavar="INT ...", help_behavior_hint="(default: 0 1 2; --quick: 0)")] = ()
     """Seeds of pairs and data."""
 
 

@@ -10,17 +10,24 @@ from torch import Tensor
 from sbridge.cli.commands import Plot
 from sbridge.cli.console import Console
 from sbridge.errors import InvalidInputError
+from sbridge.evaluation import Certificate
 from sbridge.fitting import Course
-from sbridge.plotting import standard_figures
+from sbridge.plotting import save_certificate, standard_figures
 from sbridge.random import derive, generator
 from sbridge.runs import RunFolder
 from sbridge.training import Info
 
 
 def draw(
-    course: Course, ends: Sequence[Tensor], histories: Sequence[Sequence[Info]], folder: Path, *, seed: int
+    course: Course,
+    ends: Sequence[Tensor],
+    histories: Sequence[Sequence[Info]],
+    folder: Path,
+    *,
+    seed: int,
+    certificates: Sequence[Certificate | str | None] = (),
 ) -> list[Path]:
-    """The standard figures of every leg, each in a folder of its own if there are several.
+    """The standard figures of every leg and its certificate, each in a folder of its own if there are several.
 
     Args:
         course: the bridges.
@@ -28,12 +35,16 @@ def draw(
         histories: of every leg.
         folder: where to.
         seed: of the paths drawn.
+        certificates: of every leg, if there are any.
     """
     made: list[Path] = []
     for leg, bridge in enumerate(course.bridges):
         place = folder if len(course.bridges) == 1 else folder / f"{course.times[leg]:g}-{course.times[leg + 1]:g}"
         rows = ends[leg], ends[leg + 1]
         made += standard_figures(bridge, *rows, histories[leg], place, seed=derive(seed, leg))
+        found = certificates[leg] if certificates else None
+        if isinstance(found, Certificate):
+            made.append(save_certificate(found, place / "certificate.png"))
     return made
 
 

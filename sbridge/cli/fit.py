@@ -100,7 +100,9 @@ def _complete(command: Training, plan: Plan, folder: RunFolder, console: Console
         console.remark("drawing figures …")
         with clock.measured("drawing"):
             ends = [rows[:_FIGURE_ROWS] for rows in plan.kept]
-            draw(course, ends, histories, folder.figures, seed=derive(command.seed, "figures"))
+            certificates = [leg.certificate for leg in legs]
+            seed = derive(command.seed, "figures")
+            draw(course, ends, histories, folder.figures, seed=seed, certificates=certificates)
     report = RunReport(folder.config(), plan.notes, legs, clock.seconds, peak_memory())
     text = report.text()
     files.write_text(folder.path / "report.txt", text)

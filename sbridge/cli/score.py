@@ -34,6 +34,8 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
     for option in ("out", "figure"):
         if (path := getattr(command, option)) is not None and path.exists():
             raise InvalidInputError(f"{path} exists. Choose another --{option}.")
+    if command.figure is not None and command.figure.suffix.lower() != ".png":
+        raise InvalidInputError(f"--figure writes a .png file, got {command.figure}.")
     course = RunFolder(command.folder).course()
     options = read_options(command.reading, derive(command.seed, "evaluate"))
     source, target = read_inputs(command.inputs, (), options).tables

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from textwrap import wrap
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, SbridgeError, UnsupportedError
-from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate
+from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate, parts_of
 from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.report import MODEL, PERFECT, Quantity, Report
 from sbridge.evaluation.rows import shuffled
@@ -27,6 +27,7 @@ from sbridge.processes import LinearProcess
 from sbridge.random import ROW_BLOCK, Seed, as_seed, derive
 from sbridge.registry import Json
 from sbridge.solutions import Bridge
+from sbridge.solvers.gaussian import span_fewer
 from sbridge.solvers.mixture import MixtureBridge
 
 SCHEMA = "sbridge.certificate/1"
@@ -93,6 +94,8 @@ class Certificate:
             value, error, floor = self.end_error(direction)
             heading = f"  end law, {direction:<8} (energy distance)"
             lines.append(f"{heading:<43}{value:.4g} ± {error:.2g}, floor {floor:.4g}")
+        for note in self.report.notes:
+            lines += wrap(note, 98, initial_indent="  * ", subsequent_indent="    ")
         return "\n".join(lines) + "\n"
 
 
@@ -119,8 +122,9 @@ def certify(
 
     Args:
         bridge: the solution; its reference must be linear.
-        x0: held-out source rows; without ``potential`` one half of them fits it and the other half judges.
-        x1: held-out target rows, likewise.
+        x0: held-out rows of the end at which ``bridge.forward`` starts; without ``potential`` one half of them fits it
+            and the other half judges.
+        x1: held-out rows of the other end, likewise.
         seed: of every draw.
         potential: the judge ``g``, in units of the data; fitted by ``solver`` if there is none.
         solver: fits the judge.
@@ -142,12 +146,14 @@ def certify(
             f"a certificate needs at least {_LEAST_ROWS} held-out rows a side, got {[len(side) for side in rows]}; "
             "keep more of them from the fit (--held-out of the command line)."
         )
-    near, far = (shuffled(side, len(side), derive(seed, i)) for i, side in enumerate(rows))
+    reversed_ = bridge.forward.direction is Direction.BACKWARD
+    near, far = (shuffled(side, len(side), derive(seed, i)) for i, side in enumerate(rows[:: -1 if reversed_ else 1]))
+    forward, backward = _simulated(bridge)
     if potential is None:
         (fit_near, near), (fit_far, far) = (side.tensor_split(2) for side in (near, far))
         potential = _fitted(bridge, fit_near, fit_far, solver, derive(seed, "judge"))
-    forward, backward = _simulated(bridge)
-    _check_foreign(bridge, forward, potential, near[:_PROBE_ROWS])
+    else:
+        _check_foreign(bridge, forward, potential, near[:_PROBE_ROWS])
     bound = dual_bound(potential, near, far)
     spent, gap = _gap(forward, potential, near[: limits.rows], derive(seed, "paths"))
     report = evaluate(
@@ -184,8 +190,14 @@ def certificate_text(found: Certificate | str) -> str:
 
 
 def _fitted(bridge: Bridge, x0: Tensor, x1: Tensor, solver: MixtureBridge, seed: int) -> MixturePotential:
+    if span_fewer(x0) or span_fewer(x1):
+        raise InvalidInputError(
+            "the judge of a certificate is a mixture of Gaussians, which needs ends that spread in every direction. "
+            "Held-out rows of one do not: columns are constant or follow from others, or rows are too few for them; "
+            "evaluate() scores the ends."
+        )
     problem = BridgeProblem(Samples(x0), Samples(x1), bridge.reference)
-    (potential,) = _potentials(solve(problem, solver, seed=seed).forward.control)
+    (potential,) = parts_of(solve(problem, solver, seed=seed).forward.control, MixturePotential)
     return potential
 
 
@@ -251,7 +263,7 @@ def _one_process(one: LinearProcess, other: LinearProcess, dim: int) -> bool:
 
 
 def _check_foreign(bridge: Bridge, forward: PathMeasure, judge: MixturePotential, x: Tensor) -> None:
-    own = list(_potentials(bridge))
+    own = list(parts_of(bridge, MixturePotential))
     if not own:
         return
     control, times = MixtureControl(judge), (0.0, 0.5 * bridge.horizon)
@@ -264,15 +276,3 @@ def _check_foreign(bridge: Bridge, forward: PathMeasure, judge: MixturePotential
             "the judging potential is the one that the bridge's own control is made of: its gap would be zero whatever "
             "it is worth. Fit another one on other rows: certify(…, potential=None) does."
         )
-
-
-def _potentials(part: object) -> Iterator[MixturePotential]:
-    """All mixture potentials in a tree of dataclasses."""
-    if isinstance(part, MixturePotential):
-        yield part
-    elif isinstance(part, (tuple, list)):
-        for item in part:
-            yield from _potentials(item)
-    elif dataclasses.is_dataclass(part):
-        for item in dataclasses.fields(part):
-            yield from _potentials(getattr(part, item.name))

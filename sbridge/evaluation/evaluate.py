@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from sbridge.metrics import STANDARD_METRICS, Metric
 from sbridge.processes.base import check_time
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
+from sbridge.solvers.sinkhorn import PlugInControl
 
 Rows = Tensor | np.ndarray
 _S = TypeVar("_S")
@@ -82,7 +84,7 @@ def evaluate(
     source = end_of(rows0, x0_fit, bridge.forward.start, name="x0", most=limits.rows, seed=seed)
     target = end_of(rows1, x1_fit, bridge.backward.start, name="x1", most=limits.rows, seed=seed)
     setting = _Setting(dict(zip(columns_of(metrics), metrics, strict=True)), tuple(baselines), limits, seed)
-    tasks, notes = [], limit_notes(limits, {"x0": source, "x1": target})
+    tasks, notes = [], [*limit_notes(limits, {"x0": source, "x1": target}), *_plug_in_notes(bridge)]
     ways = (("forward", bridge, source, target), ("backward", bridge.reversed(), target, source))
     for way in ways:
         task, more = _end_task(*way, setting)
@@ -267,3 +269,27 @@ def checked_rows(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
             raise InvalidInputError(f"{name} has {rows.shape[1]} columns, the bridge lives in {bridge.dim} dimensions.")
     double = any(rows.dtype == torch.float64 for rows in checked.values())
     return [rows.double() if double else rows for rows in checked.values()]
+
+
+def parts_of(tree: object, kind: type[_T]) -> Iterator[_T]:
+    """All objects of a kind in a tree of dataclasses, lists and tuples."""
+    if isinstance(tree, kind):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from parts_of(item, kind)
+    elif dataclasses.is_dataclass(tree):
+        for item in dataclasses.fields(tree):
+            yield from parts_of(getattr(tree, item.name), kind)
+
+
+def _plug_in_notes(bridge: Bridge) -> list[str]:
+    """Why the divergence of two directions is large where one of them ends in given rows."""
+    pair = ("forward", bridge.forward), ("backward", bridge.backward)
+    names = [name for name, measure in pair if any(parts_of(measure.control, PlugInControl))]
+    if not names:
+        return []
+    return [
+        f"{' and '.join(names)} paths end in rows of the data, each a point: the energy of that direction and the "
+        "divergence of the two grow with the number of steps, and do not tell a good fit from a bad one."
+    ]

@@ -250,5 +250,5 @@ def _check_invertible(found: LinearMap, name: str) -> None:
     if not 1.0 / _LARGEST < largest < _LARGEST:
         raise InvalidInputError(
             f"{name} is {largest:g}, out of the range {1.0 / _LARGEST:g} to {_LARGEST:g} in which its square can be "
-            "computed with; choose other units for the data."
+            "computed with: take one nearer to the width of the data, whose units may have to change."
         )

@@ -83,6 +83,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
     scaling: ClassVar[ScalingRecipe] = NoScaling()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.updates < 1:
             raise InvalidInputError(f"updates must be positive, got {self.updates}.")
 
@@ -99,7 +100,9 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
                 "AdjointBridge simulates paths from an end that can be sampled, and both of these are densities: draw "
                 "samples of one first, say with AdjointBridge() from a Gaussian."
             )
-        unknown = unknown_transition("AdjointBridge", problem.reference)
+        towards = "forward" if outward(problem) is Direction.FORWARD else "backward"
+        instead = f"IPF({towards}=AdjointHalfBridge())"
+        unknown = unknown_transition("AdjointBridge", problem.reference, instead)
         if unknown is not None:
             return unknown
         return _spreading_back(problem) or _without_gradient(problem)

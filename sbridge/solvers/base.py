@@ -8,6 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 
 from sbridge.problems import BridgeProblem
+from sbridge.registry import check_kinds
 from sbridge.scaling import CommonScale, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.training import Flat, Info, State
@@ -73,3 +74,7 @@ class Solver(Method[BridgeProblem, S, Bridge]):
 
     treats = BridgeProblem
     scaling: ClassVar[ScalingRecipe] = CommonScale()
+
+    def __post_init__(self) -> None:
+        """Every option must be of its kind."""
+        check_kinds(self)

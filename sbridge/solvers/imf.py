@@ -55,6 +55,7 @@ class IMF(MatchingSolver):
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("pretraining", "updates", "refresh", "pairs"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")

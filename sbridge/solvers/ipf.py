@@ -82,6 +82,7 @@ class IPF(Solver["IPFState"]):
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(100))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("updates", "refresh", "paths"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")

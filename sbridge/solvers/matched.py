@@ -50,6 +50,7 @@ class MatchedBridge(MatchingSolver):
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("updates", "refresh", "pairs"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")

@@ -65,8 +65,8 @@ class MixtureBridge(Solver["MixtureState"]):
     are source rows.
 
     Args:
-        components: numbers of components to try, rising; one number is taken as it is.
-        widths: numbers of coordinates to try, rising; one number is taken as it is. Diagonal components have shapes
+        components: numbers of components to try, rising; a single one, ``(5,)``, is taken as it is.
+        widths: numbers of coordinates to try, rising; a single one is taken as it is. Diagonal components have shapes
             of their own in all.
         covariance: of the components: FULL, or DIAGONAL along the axes of the data.
         rows: rows a side on which numbers of components and of coordinates are compared.
@@ -99,6 +99,7 @@ class MixtureBridge(Solver["MixtureState"]):
     scaling: ClassVar[ScalingRecipe] = NoScaling()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("components", "widths"):
             numbers = getattr(self, name)
             rising = all(a < b for a, b in pairwise(numbers))
@@ -204,7 +205,10 @@ class MixtureState:
         self.best_pulls: Tensor | None = None
         ends = (problem.source, "source"), (problem.target, "target")
         self.source, target = (_drawn(law, name, solver.max_rows, seed) for law, name in ends)
-        chosen = [_chosen(*end, solver.max_rows, derive(seed, i)) for i, end in enumerate((self.source, target))]
+        chosen = [
+            _chosen(*end, name, solver.max_rows, derive(seed, i))
+            for i, (end, (_, name)) in enumerate(zip((self.source, target), ends, strict=True))
+        ]
         self._sides = tuple(_Side(*end, solver.rows, solver.held_out) for end in chosen)
         self._widths = solver.tried(problem.dim)
         self._check_enough(solver.components[0], problem.dim)
@@ -388,14 +392,14 @@ def _drawn(law: Law, name: str, count: int, seed: int) -> tuple[Tensor, Tensor |
     return law.sample(count, generator_of(derive(seed, name))), None
 
 
-def _chosen(rows: Tensor, weights: Tensor | None, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
+def _chosen(rows: Tensor, weights: Tensor | None, name: str, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """At most ``most`` rows in random order, which have a density in every direction."""
     order = torch.randperm(len(rows), generator=generator_of(seed))[:most].to(rows.device)
     found = rows[order]
     if span_fewer(found):
         raise InvalidInputError(
-            f"{len(found)} rows of an end span fewer than their {rows.shape[1]} dimensions, so no component has a "
-            "density there; reduce the dimension (PCA), add rows, or use SinkhornBridge()."
+            f"{len(found)} rows of the {name} span fewer than their {rows.shape[1]} dimensions, so no component has a "
+            "density there; drop columns that are constant or follow from others (PCA), or use SinkhornBridge()."
         )
     return found, None if weights is None else weights[order] / weights[order].sum()
 

@@ -214,6 +214,7 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(100))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_rows < 2:
             raise InvalidInputError(f"max_rows must be at least 2, got {self.max_rows}.")
 

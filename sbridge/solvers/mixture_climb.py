@@ -133,8 +133,9 @@ def climb_by_quasi_newton(
 class Chart:
     """Components as one flat vector: ``a``, ``m/√s``, and the logarithmic Cholesky root of ``s^{−½} S s^{−½}``.
 
-    The last is divided by the root of the second derivative that ``−D`` has for one Gaussian: ``½ + s_i n_i`` on the
-    diagonal, ``1 + s_i n_i + s_j n_j`` below it.
+    The last is divided by the root of ``½(1 + s_i n_i + s_j n_j)``: on the diagonal this is the second derivative that
+    ``−D`` has for one Gaussian, below it half of that. (Pulls on those entries are then half as strong. With the whole,
+    more components were taken for the same error, and twice the time, in 16 dimensions at ε = 0.1.)
     """
 
     coordinates: Coordinates
@@ -143,9 +144,7 @@ class Chart:
     @property
     def _scales(self) -> Tensor:
         h = self.coordinates.s * self.coordinates.n
-        if self.coordinates.diagonal:
-            return (0.5 + h).rsqrt()
-        return (1.0 + h.unsqueeze(1) + h - torch.diag(0.5 + h)).rsqrt()
+        return (0.5 * (1.0 + 2.0 * h if self.coordinates.diagonal else 1.0 + h.unsqueeze(1) + h)).rsqrt()
 
     def point(self, parts: Parts) -> Tensor:
         """The vector of ``parts``."""

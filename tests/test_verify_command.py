@@ -132,3 +132,9 @@ def test_bad_input_is_told(here, capsys):
     refused(capsys, ["--process", "variance-presrving"], "Did you mean 'variance-preserving'?")
     refused(capsys, ["--process", "brownian"], "give --data")
     refused(capsys, ["--json", "nowhere/x.json"], "does not exist. Make it first")
+
+
+def test_all_equations_hold_on_data_whose_means_differ_by_column(capsys):
+    """The noising process that is chosen for data reverts to their means."""
+    assert run(["verify", "--data", "two_moons", "--only", "equations"]) == 0
+    assert "chapman_kolmogorov" in capsys.readouterr().out

@@ -85,16 +85,24 @@ def chapman_kolmogorov(setting: Setting) -> Iterator[Outcome]:
     """From ``T/5`` through ``T/2`` to ``4T/5``."""
     s, r, t = (share * setting.horizon for share in (0.2, 0.5, 0.8))
     x, _, y = (states[:POINTS] for states in trail(setting, (s, r, t), "chapman")[1:])
-    first, process = setting.process.transition(s, r), setting.process
+    process = setting.process
+    first, second = process.transition(s, r), process.transition(r, t)
     nodes = torch.linspace(-9.0, 9.0, 721, dtype=torch.float64)
     total = torch.zeros(len(x), dtype=torch.float64)
     for i in range(setting.dim):
-        start, end = x[:, i : i + 1].repeat_interleave(len(nodes), 0), y[:, i : i + 1].repeat_interleave(len(nodes), 0)
-        place = first.mean(start) + first.root(nodes.repeat(len(x))[:, None])
-        joint = process.log_transition(s, start, r, place) + process.log_transition(r, place, t, end)
+        place = first.mean(x)[:, i : i + 1] + first.root(nodes)
+        joint = _coordinate_density(first, i, x[:, i : i + 1], place)
+        joint = joint + _coordinate_density(second, i, place, y[:, i : i + 1])
         width = float(first.root.values) * float(nodes[1] - nodes[0])
-        total = total + torch.logsumexp(joint.reshape(len(x), -1), 1) + math.log(width)
+        total = total + torch.logsumexp(joint, 1) + math.log(width)
     yield _residual("T/5 → T/2 → 4T/5", total - process.log_transition(s, x, t, y))
+
+
+def _coordinate_density(law: Transition, i: int, x: Tensor, y: Tensor) -> Tensor:
+    """``log p(y_i | x_i)`` where map and covariance are multiples of the identity; the offset may be a vector."""
+    offset = law.offset if law.offset.numel() == 1 else law.offset[i]
+    apart = (y - law.map.values * x - offset) / law.root.values
+    return -0.5 * apart.square() - law.root.values.log() - 0.5 * math.log(2.0 * math.pi)
 
 
 @identity(

@@ -7,7 +7,7 @@ saw: :func:`sbridge.evaluation.score_at` predicts its cells and sets the distanc
 where they were, and beside straight lines of optimal transport. Then comes what snapshots alone cannot show: where the
 descendants of a single early cell end up.
 
-Between snapshots ``p_k`` at times ``t_k`` each bridge solves, with one Brownian reference ``R`` for the whole course,
+Between snapshots ``p_k`` at times ``t_k`` each bridge solves, with a Brownian reference ``R``,
 
 .. math:: \min_P \mathrm{KL}(P \,\|\, R), \qquad P_{t_k} = p_k, \quad P_{t_{k+1}} = p_{k+1} .
 
@@ -149,7 +149,9 @@ fig.suptitle("Where cells will end (grey: the last snapshot)")
 # With your own data
 # -------------------
 # ``SBRIDGE_CELLS=mine.npz python plot_cells.py`` runs this page on a file of yours; use principal components (ten to
-# fifty), not raw counts. From the command line an ``.h5ad`` file will do as it is: ``sbridge fit cells.h5ad --time-key
+# fifty), not raw counts. All bridges of a course share one σ if ``sigma=`` (``--sigma``) is given; without, each takes
+# its own from its snapshots. From the command line an ``.h5ad`` file will do as it is (with ``pip install
+# 'sbridge[bio]'``): ``sbridge fit cells.h5ad --time-key
 # day --out run`` fits the whole course, and ``sbridge fit day2.npy day6.npy --times 2 6 --out run`` with ``sbridge
 # evaluate run day2.npy day4.npy --time 4`` leaves day 4 out. Before you read anything into fates, vary σ
 # (:doc:`/sigma`).

@@ -141,7 +141,7 @@ ax.legend(frameon=False, fontsize=8)
 # ----------
 # Forty cells; particles start in two heaps that overlap, and are found in two heaps further apart. Counts can no longer
 # be listed, but Sinkhorn's plan can be computed; beside it stands what the particles would have done by themselves:
-# they stay near the diagonal (dotted), and none of the two heaps keeps to itself.
+# they stay near the diagonal (dotted), and each heap spreads over both.
 
 line = np.linspace(-4.0, 4.0, 40)
 free = kernel_between(line, 0.5)

@@ -252,7 +252,8 @@ def as_law(value: Law | Tensor | np.ndarray, name: str) -> Law:
     """
     if isinstance(value, Law):
         return value
-    return Samples(as_rows(value, name))
+    rows = as_rows(value, name)
+    return Samples(rows.detach() if rows.requires_grad else rows)
 
 
 def as_rows(value: Tensor | np.ndarray, name: str, *, least: int = 2) -> Tensor:
@@ -266,7 +267,7 @@ def as_rows(value: Tensor | np.ndarray, name: str, *, least: int = 2) -> Tensor:
     if not isinstance(value, Tensor):
         raise InvalidInputError(f"{name} must be an array, a tensor or a Law, got {type(value).__name__}.")
     check_rows(value, name, least=least)
-    return value.detach() if value.requires_grad else value
+    return value
 
 
 def check_same_space(source: Law, target: Law, names: tuple[str, str]) -> None:

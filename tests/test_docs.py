@@ -1,16 +1,21 @@
-"""Every block of Python in the README and on the site runs; every public name and every paper has its place."""
+"""Blocks of Python in the README and on the site run, command lines are understood, names and papers have places."""
 
 import importlib.util
 import re
+import shlex
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import sbridge as sb
 from sbridge import datasets
+from sbridge.cli import run
+from sbridge.cli.commands import parse
 from sbridge.diffusion import ScoreMatching
+from sbridge.identities import identities
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +52,42 @@ def test_blocks_run(page, short):
     }
     for number, block in enumerate(blocks(page), 1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def command_lines(page, *, prose=False):
+    """Arguments of every line of a page's shell blocks that runs ``sbridge``, and of those in its ``prose``."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for match in SHELL.finditer(text) for line in match[1].splitlines()]
+    lines += re.findall(r"`(sbridge [a-z]+ [^`…]*)`", text) if prose else []
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sbridge ")]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if command_lines(page, prose=True)], ids=lambda page: page.name
+)
+def test_command_lines_are_understood(page):
+    for arguments in command_lines(page, prose=True):
+        if not any(argument.isupper() for argument in arguments):  # such a word stands for something
+            parse(arguments)
+
+
+@pytest.mark.parametrize("name", ["docs/start.md", "README.md"])
+def test_command_lines_run_one_after_the_other(name, short, tmp_path, monkeypatch):
+    """On small files of the names they use; all but the long ones, which have tests of their own."""
+    monkeypatch.chdir(tmp_path)
+    for seed, file in enumerate(("day2", "day3", "day4", "data")):
+        np.save(f"{file}.npy", datasets.make("two_moons", 300, seed=seed).numpy())
+    for arguments in command_lines(ROOT / name):
+        if arguments[0] not in ("verify", "control", "benchmark"):
+            assert run(arguments) == 0, arguments
+
+
+def test_the_number_of_identities_is_told():
+    (told,) = re.findall(r"(\d+) identities", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert int(told) == len(identities())
 
 
 def test_every_public_name_is_in_the_reference():

@@ -206,3 +206,10 @@ def test_bad_rows(value, said):
 def test_bad_laws(make, said):
     with pytest.raises(InvalidInputError, match=said):
         make()
+
+
+def test_rows_that_require_gradients_make_samples_that_do_not():
+    rows = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    law = as_law(rows, "x")
+    assert not law.rows.requires_grad
+    assert torch.equal(law.rows, rows)

@@ -15,6 +15,7 @@ from sbridge.diffusion.monitor import GapRecorder
 from sbridge.diffusion.networks import NetworkScore
 from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
 from sbridge.diffusion.parts import is_reverse_diffusion, score_of
+from sbridge.diffusion.pinned import pinned_kl
 from sbridge.diffusion.reverse import end_law, reverse_diffusion, reverse_grid
 from sbridge.diffusion.samplers import (
     AncestralSampler,
@@ -75,6 +76,7 @@ __all__ = [
     "is_reverse_diffusion",
     "langevin",
     "log_likelihood",
+    "pinned_kl",
     "reverse_diffusion",
     "reverse_grid",
     "score_of",

@@ -1,6 +1,9 @@
 """Bridges to unnormalised densities: both regressions at the exact controls, fits against the grid, the door."""
 
 import dataclasses
+import math
+import re
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 
 from sbridge.analytic import GaussianCoupling
 from sbridge.controls import MLP
-from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.errors import ConvergenceWarning, InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.fitting import choose_solver, fit, solve
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Point, Samples
 from sbridge.measures import Direction, PathMeasure
@@ -462,3 +465,23 @@ def test_a_flat_density_is_no_trouble():
     problem = BridgeProblem(ROWS, Density(lambda x: torch.zeros_like(x[:, 0]), 2), BrownianMotion(1.0))
     assert outward(problem) is FORWARD
     assert solve(problem, quick(), seed=0).transport(ROWS.rows, seed=0).isfinite().all()
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize(("sigma", "told"), [(0.1, True), (0.3, False)])
+def test_it_says_where_the_noise_is_small(sigma, told, flipped):
+    """Of two Gaussians the correlation ρ of the bridge tells the rate, whichever end is the density."""
+    rows = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    ends = [
+        Samples((rows - rows.mean(0)) / rows.std(0)),
+        Density(lambda x: -0.5 * ((x - 1.0) / 0.7).square().sum(1), 2),
+    ]
+    problem = BridgeProblem(*(reversed(ends) if flipped else ends), BrownianMotion(sigma))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        AdjointBridge().init(problem, torch.Generator().manual_seed(1))
+    assert [one.category for one in found] == ([ConvergenceWarning] if told else [])
+    if told:
+        n = 0.7 / sigma**2
+        left = (2 * n / (1 + math.sqrt(1 + 4 * n**2))) ** (AdjointBridge.updates / 30)
+        assert abs(int(re.search(r"leave (\d+)%", str(found[0].message))[1]) - 100 * left) < 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -25,13 +26,15 @@ from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.control import Annealing, Replay
 from sbridge.solvers.control.adjoint import keep_rows, regression_rows, row_loss
-from sbridge.solvers.half_bridges import sampled_end
+from sbridge.solvers.half_bridges import sampled_end, warn_if_slow
 from sbridge.solvers.matching import DIRECTIONS, Regression
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
 
 _PROBE_ROWS, _FEW_ROWS = 512, 8
 _ENDS = ("source", "end")
+_HALF_STEP = 30  # updates that are worth a half-step: 20 to 55 were seen, between Gaussians at two levels of noise
+_SHIFT = 1e-2  # of a difference quotient, in mean widths of the rows
 _KEPT = 0.02
 """Of a start, least share that a reference may keep if it is to be run backward uncontrolled."""
 _WHERE = "the ends of simulated paths"
@@ -120,6 +123,13 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         seed, out = as_seed(generator), outward(problem)
         paths = self.measure(problem, out, None).sample(_PROBE_ROWS, seed=derive(seed, "probe"))
         targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), energy_gradient(problem, paths.x[-1])))
+        warn_if_slow(
+            "AdjointBridge",
+            _spread(problem, paths),
+            max(self.updates, AdjointBridge.updates) / _HALF_STEP,  # who takes fewer does not ask for the limit
+            lambda count: f"updates={_HALF_STEP * math.ceil(count)} or more",
+            "draws of the density would do, too, by whatever sampler: MixtureBridge() and IMF() do not slow down so",
+        )
         size = float(targets.double().square().mean((1, 2)).median().sqrt())
         usual = Regression.of(problem, _pairs(paths)).typical_size
         return AdjointBridgeState(self, problem, seed, {out: size or usual, out.opposite: usual})
@@ -283,6 +293,21 @@ def _without_gradient(problem: BridgeProblem) -> str | None:
         "outside torch, detached, or a step function?). Write it in differentiable torch functions, or draw samples of "
         "it and use IMF()."
     )
+
+
+def _spread(problem: BridgeProblem, paths: Paths) -> float:
+    """The ``n`` of :func:`warn_if_slow`; the density counts as a Gaussian with its mean curvature along ``paths``."""
+    reference = problem.linear_reference
+    whole = reference.transition(0.0, reference.horizon)
+    start, end = (x.double() for x in (paths.x[0], paths.x[-1]))
+    step = _SHIFT * float(end.var(0).mean().sqrt()) * torch.randn(end.shape, generator=generator_of(0)).to(end).sign()
+    slopes = [energy_gradient(problem, (end + sign * step).to(paths.x)).double() for sign in (1, -1)]
+    curvature = float(((slopes[0] - slopes[1]) / (2.0 * step)).mean())
+    if curvature <= 0.0:
+        return 0.0
+    wide = float(torch.linalg.matrix_norm(start - start.mean(0), 2)) ** 2 / len(start)
+    kept, noise = (float(part.mean_square(problem.dim)) for part in (whole.map, whole.root))
+    return math.sqrt(wide / curvature * kept) / noise
 
 
 def _density(problem: BridgeProblem) -> Density:

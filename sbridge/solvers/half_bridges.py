@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from sbridge.controls import Control, Divergence, ExactTrace
-from sbridge.errors import UnsupportedError
+from sbridge.errors import ConvergenceWarning, UnsupportedError
 from sbridge.laws import Density, Law
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
@@ -24,6 +27,7 @@ from sbridge.registry import register
 from sbridge.sampling import HasDensity
 
 _PROBE_ROWS = 8
+_LEFT = 0.1  # of the error along the widest direction: more is told
 
 
 @register
@@ -220,6 +224,33 @@ def end_name(direction: Direction) -> str:
 def sampled_end(problem: BridgeProblem) -> Law:
     """An end that can be sampled."""
     return problem.target if isinstance(problem.source, Density) else problem.source
+
+
+def warn_if_slow(name: str, spread: float, half_steps: float, enough: Callable[[float], str], otherwise: str) -> None:
+    """Tells that half-steps in turn hardly come nearer to the bridge, since the noise is small for the ends.
+
+    Between Gaussians a half-step leaves the share ``ρ = 2n / (1 + √(1 + 4n²))`` of the error in a direction, which is
+    the correlation of the ends of the bridge there (Janati et al. 2020, arXiv:2006.02572).
+
+    Args:
+        name: of the solver.
+        spread: the largest ``n``: root mean product of the variances of the ends, in units of the reference's noise.
+        half_steps: how many the solver takes, or what its updates are worth.
+        enough: how to ask the solver for more of them.
+        otherwise: what else to do.
+    """
+    rate = 2.0 * spread / (1.0 + math.sqrt(1.0 + 4.0 * spread**2))
+    left, wanted = rate**half_steps, _LEFT ** (1.0 / half_steps)
+    if left <= _LEFT:
+        return
+    warnings.warn(
+        f"the noise of the reference is small for {name}: were the ends Gaussian, {half_steps:.0f} half-steps would "
+        f"leave {left:.0%} of the error along the widest direction. For {_LEFT:.0%} it takes "
+        f"{enough(math.log(_LEFT) / math.log(rate))}, or σ {math.sqrt(spread * (1.0 / wanted - wanted)):.3g} times as "
+        f"large; {otherwise}.",
+        ConvergenceWarning,
+        stacklevel=2,
+    )
 
 
 def _density(law: Law) -> HasDensity:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from sbridge.controls import MLP, Control, NetworkRecipe, SumControl, seeded_control
-from sbridge.errors import ConvergenceWarning, InvalidInputError
+from sbridge.errors import InvalidInputError
 from sbridge.laws import Density
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
@@ -28,12 +27,12 @@ from sbridge.solvers.half_bridges import (
     MeanMatching,
     Retraced,
     sampled_end,
+    warn_if_slow,
 )
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
 
 _PROBE_ROWS = 512
-_LEFT = 0.1  # of the error along the widest direction: more is told
 
 
 @register
@@ -199,7 +198,14 @@ class IPFState:
         if not isinstance(problem.source, Density) and not isinstance(problem.target, Density):
             probe = _Probe.of(solver, problem, derive(self.seed, "size"))
             self.size = probe.typical_control(problem.reference)
-            _warn_if_slow(solver, probe.spread(problem.reference))
+            steps = max(solver.half_steps, IPF.half_steps)  # who takes fewer does not ask for the limit
+            warn_if_slow(
+                "IPF",
+                probe.spread(problem.reference),
+                steps,
+                lambda count: f"half_steps={2 * math.ceil(0.5 * count)}",
+                "under a linear reference MixtureBridge() and IMF() do not slow down so",
+            )
         self.learners = {direction: self._learner(solver, problem, direction) for direction in Direction}
 
     def renew(self, solver: IPF, direction: Direction) -> None:
@@ -283,24 +289,3 @@ class _Probe:
             moved = x @ torch.linalg.lstsq(x, xT, driver="gelsd").solution
             white = LinearMap((xT - moved).mT.cov().reshape(2 * x.shape[1:]), dense=True).cholesky().inverse()
         return float(torch.linalg.matrix_norm(white(y) @ white(moved).mT, 2)) / len(x)
-
-
-def _warn_if_slow(solver: IPF, spread: float) -> None:
-    """Between Gaussians half-steps leave the share ``ρ = 2n / (1 + √(1 + 4n²))`` of the error in direction ``n``.
-
-    It is the correlation of the two ends of the bridge (Janati et al. 2020, arXiv:2006.02572).
-    """
-    rate = 2.0 * spread / (1.0 + math.sqrt(1.0 + 4.0 * spread**2))
-    steps = max(solver.half_steps, IPF.half_steps)  # who takes fewer does not ask for the limit
-    left, wanted = rate**steps, _LEFT ** (1.0 / steps)
-    if left <= _LEFT:
-        return
-    warnings.warn(
-        f"the noise of the reference is small for IPF: were the ends Gaussian, {steps} half-steps would leave "
-        f"{left:.0%} of the error along the widest direction. For {_LEFT:.0%} it takes half_steps="
-        f"{2 * math.ceil(0.5 * math.log(_LEFT) / math.log(rate))}, or σ "
-        f"{math.sqrt(spread * (1.0 / wanted - wanted)):.3g} times as large; under a linear reference MixtureBridge() "
-        "and IMF() do not slow down so.",
-        ConvergenceWarning,
-        stacklevel=2,
-    )

@@ -256,6 +256,12 @@ def choose_noising(x0: End) -> VariancePreserving:
     """Variance-preserving noise about the mean of the data, with their root mean square spread as stationary width.
 
     β rises linearly from 0.1 to 20 over ``T = 1``: at the end ``e^{−∫β/2} = .7 %`` of the data is left.
+
+    Args:
+        x0: data: array or tensor ``(n, dim)``, or a law.
+
+    Raises:
+        InvalidInputError: for rows that are all the same, or no rows of numbers.
     """
     mean, covariance = moments(as_law(x0, "x0"))
     spread = float(covariance.diagonal().double().mean().sqrt())
@@ -320,6 +326,9 @@ def fit_course(
         sigma: of the Brownian reference, in units of the data per root of the time unit, common to all legs;
             ``None``: chosen for each leg by :func:`choose_sigma`.
         solver, scaling, seed: as in :func:`fit`, for every leg.
+
+    Raises:
+        InvalidInputError: for unequal numbers of snapshots and times, times that do not rise, what :func:`fit` refuses.
     """
     times = tuple(float(t) for t in times)
     if len(arrays) != len(times) or len(times) < 2:

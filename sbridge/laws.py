@@ -18,7 +18,11 @@ from sbridge.scaling import AffineScaling
 
 
 class Law(ABC):
-    """A probability law on ``R^dim``."""
+    """A probability law on ``R^dim``: what starts and ends of processes are given by.
+
+    One of your own has ``dim``, ``sample`` and ``rescaled`` (the law of ``(X − shift)/scale``), and ``log_density`` if
+    that is known; it is a frozen, registered dataclass if it is to be saved.
+    """
 
     @property
     @abstractmethod
@@ -123,7 +127,16 @@ class Gaussian(Law):
 @register
 @dataclass(frozen=True, eq=False)
 class GaussianMixture(Law):
-    """``Σ_k weights_k N(means_k, covariances_k)``; shapes ``(K,)``, ``(K, dim)``, ``(K, dim, dim)``."""
+    """``Σ_k weights_k N(means_k, covariances_k)``.
+
+    Args:
+        weights: shape ``(K,)``, non-negative with sum 1.
+        means: shape ``(K, dim)``.
+        covariances: shape ``(K, dim, dim)``, positive definite.
+
+    Raises:
+        InvalidInputError: for other shapes, or for weights or covariances that are none.
+    """
 
     weights: Tensor
     means: Tensor

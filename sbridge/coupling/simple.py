@@ -30,7 +30,11 @@ class Coupling(Protocol):
 @register
 @dataclass(frozen=True)
 class IndependentCoupling:
-    """``p_0 ⊗ p_T``."""
+    """``p_0 ⊗ p_T``: every source point with every target point.
+
+    The static plan of infinite noise. As a start of IMF it is unbiased and far from the plan (Shi et al. 2023, Alg. 1);
+    as the coupling of a single regression it gives a process with the right ends that is no Schrödinger bridge.
+    """
 
     def __call__(self, problem: BridgeProblem, generator: torch.Generator) -> PairSampler:
         """Draws either end on its own."""

@@ -81,8 +81,15 @@ class GaussianBridge(Solver[GaussianState]):
     Sampled ends are replaced by the Gaussians of their means and covariances: the solution then transports the
     sources by the best affine map plus noise, which is a baseline for non-Gaussian data, not their bridge.
 
+    With both ends whitened by the noise of the reference, covariances ``A`` (of the source, moved by it) and ``B``, the
+    plan sends ``x`` to ``N(S x + k, S)``, where ``S A S + S = B`` (Bunne et al. 2023, arXiv:2202.05722).
+
     Args:
         grid: time grid on which the solution is simulated.
+
+    Raises:
+        UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
+        InvalidInputError: for rows whose covariance is singular.
     """
 
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(100))

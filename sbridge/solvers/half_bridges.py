@@ -134,8 +134,9 @@ class MeanMatching(_Reversal):
 class MaximumLikelihood(_Reversal):
     """Likelihood of simulated paths, in the divergence form (Vargas et al. 2021; Chen, Liu & Theodorou 2022).
 
-    The minimiser is that of :class:`MeanMatching`, of which this takes the mean over the noise of a step; the price is
-    a derivative of the network.
+    For a step to ``x`` whose other direction has the control ``h``, the loss is ``½|û + h|² + ∇·(L û)/√Δ`` at ``x``,
+    with ``L`` the root of the step's noise. Its minimiser is that of :class:`MeanMatching`, of which this takes the mean
+    over that noise; the price is a derivative of the network.
 
     Args:
         divergence: :class:`~sbridge.controls.ExactTrace`, a derivative for each coordinate, or

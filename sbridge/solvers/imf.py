@@ -42,6 +42,10 @@ class IMF(MatchingSolver):
             controls change fastest and the last step's noise would blur the data.
 
     Works with any linear reference and any ends that can be sampled.
+
+    Raises:
+        InvalidInputError: for an option of another kind or out of its range.
+        UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
     """
 
     start: Coupling = field(default_factory=EntropicCoupling)

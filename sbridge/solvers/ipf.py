@@ -66,6 +66,10 @@ class IPF(Solver["IPFState"]):
 
     Works with any reference. Ends are samples, or closed-form laws; either end may be an unnormalised density if the
     control that runs towards it is learned by :class:`~sbridge.solvers.AdjointHalfBridge`.
+
+    Raises:
+        InvalidInputError: for an option of another kind or out of its range.
+        UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
     """
 
     half_steps: int = 20

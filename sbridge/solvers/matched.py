@@ -39,6 +39,10 @@ class MatchedBridge(MatchingSolver):
         grid: time grid on which solutions are simulated; finer towards both ends by default.
 
     Works with any linear reference and any ends that can be sampled.
+
+    Raises:
+        InvalidInputError: for an option of another kind or out of its range.
+        UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
     """
 
     coupling: Coupling = field(default_factory=MinibatchCoupling)

@@ -82,6 +82,12 @@ class MixtureBridge(Solver["MixtureState"]):
 
     Time: ``O(rows · components · width²)`` for each matching and iteration. Numbers for which fewer than ``width + 1``
     rows a component are left are not tried.
+
+    Raises:
+        InvalidInputError: for an option of another kind or out of its range.
+        UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
+        InvalidInputError: for rows that span fewer dimensions than they have columns, too few of them for the smallest
+            number of components, or noise too small (the message says the smallest workable) or too large for them.
     """
 
     components: tuple[int, ...] = (1, 2, 5, 10, 20, 50)

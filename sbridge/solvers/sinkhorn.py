@@ -207,6 +207,11 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
         grid: time grid on which the solution is simulated; finer towards both ends by default.
 
     Memory: one ``max_rows × max_rows`` array of the rows' dtype while fitting.
+
+    Raises:
+        InvalidInputError: for an option of another kind or out of its range.
+        UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
+        InvalidInputError: if ε is so small that the plan degenerates; the message says the smallest workable one.
     """
 
     max_rows: int = 10_000

@@ -135,7 +135,7 @@ class MaximumLikelihood(_Reversal):
     """Likelihood of simulated paths, in the divergence form (Vargas et al. 2021; Chen, Liu & Theodorou 2022).
 
     For a step to ``x`` whose other direction has the control ``h``, the loss is ``½|û + h|² + ∇·(L û)/√Δ`` at ``x``,
-    with ``L`` the root of the step's noise. Its minimiser is that of :class:`MeanMatching`, of which this takes the mean
+    with ``L`` the root of the step noise. Its minimiser is that of :class:`MeanMatching`, of which this takes the mean
     over that noise; the price is a derivative of the network.
 
     Args:

@@ -9,13 +9,15 @@ from families import IN_THE_PLANE, M0, MT, A, B, gaussians
 from torch import Tensor, nn
 
 from sbridge.analytic import GaussianCoupling
+from sbridge.benchmarks.pairs import MixturePair
+from sbridge.bures import conditional_uvp
 from sbridge.controls import MLP
 from sbridge.controls.networks import TIME_FEATURES
 from sbridge.coupling import EntropicCoupling, IndependentCoupling, ReferenceCoupling
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError
-from sbridge.fitting import solve
+from sbridge.fitting import fit, solve
 from sbridge.laws import Density, Gaussian, Samples
-from sbridge.measures import Direction
+from sbridge.measures import Direction, PathMeasure
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, LinearProcess, OrnsteinUhlenbeck
 from sbridge.processes.base import Time
@@ -418,3 +420,22 @@ def test_counts_must_be_positive(name):
 def test_a_state_of_another_solver_is_named():
     with pytest.raises(FileFormatError, match=r"no number 'seed'.*another solver"):
         quick().restore(gaussians(BrownianMotion(1.0)), {"step": 3})
+
+
+@pytest.mark.parametrize(("dim", "epsilon"), [(2, 0.1), (16, 10.0)])
+def test_it_is_stable_at_small_and_at_large_noise(dim, epsilon):
+    """Conditional laws of a known plan: far nearer than without control, the ends right."""
+    pair = MixturePair(dim, epsilon)
+    x0, x1 = pair.sample(4000, seed=1)
+    solver = IMF(pretraining=400, stages=2, updates=100, refresh=50, pairs=1024)
+    bridge = fit(x0, x1, reference=pair.reference, solver=solver, seed=0)
+    starts = pair.source.sample(30, generator_of(5)).float()
+    moments, variance = pair.moments(starts), float(pair.end_moments[1].trace())
+    still = PathMeasure(pair.reference, None, pair.source)
+    found, trivial, perfect = (
+        float(conditional_uvp(measure, starts, moments, variance, seed=3, draws=200).mean())
+        for measure in (bridge.forward, still, pair.truth)
+    )
+    assert found - perfect < 0.25 * (trivial - perfect)
+    ends = bridge.transport(pair.source.sample(2000, generator_of(6)).float(), seed=4)
+    assert float(ends.var(0).sum()) == pytest.approx(variance, rel=0.1)

@@ -22,6 +22,7 @@ from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
 
 _CHUNK = 2**18  # numbers in the largest array that a chunk of rows makes: it stays in the cache
 _LEAST_SHARE = 1e-30  # a smaller one is none: numbers too small for their type make a product many times slower
+_LEAST_EXPONENT = -70.0  # of a share below the least
 _LEAST_SPREAD = 1e-6  # smallest variance of a claim, in units of that of all rows
 _CLUSTER_ROWS, _CLUSTER_ROUNDS = 20_000, 20
 
@@ -71,7 +72,7 @@ class Rows:
 
     def mean_log_sum(self, forms: Quadratics) -> float:
         """The mean of ``log Σ_k exp(form_k(z))``."""
-        sums = torch.cat([torch.logsumexp(evaluate(), 1).double() for _, _, evaluate in self._chunks(forms)])
+        sums = torch.cat([_log_sum(*_relative(evaluate())) for _, _, evaluate in self._chunks(forms)])
         return float(sums.mean() if self.weights is None else (sums * self.weights).sum())
 
     def claims(self, forms: Quadratics) -> tuple[float, Claims]:
@@ -80,15 +81,12 @@ class Rows:
         dense = forms.quadratic.ndim == 3
         sums = torch.zeros(count, 1 + dim + (dim * dim if dense else dim), dtype=torch.float64)
         for rows, gather, evaluate in self._chunks(forms):
-            exponents = evaluate()
-            top = exponents.amax(1, keepdim=True)
-            shares = torch.threshold_((exponents - top).exp_(), _LEAST_SHARE, 0.0)
-            norm = shares.sum(1, keepdim=True)
-            values = (top + norm.log())[:, 0].double()
+            shares, top = _relative(evaluate())
+            values, norm = _log_sum(shares, top), shares.sum(0)
             weights = None if self.weights is None else self.weights[rows]
-            shares /= norm if weights is None else norm / weights.to(norm).unsqueeze(1)
+            scale = 1.0 / norm if weights is None else weights.to(norm) / norm
             total += float(values.sum() if weights is None else (values * weights).sum())
-            sums += gather(shares).double().cpu()
+            sums += gather(shares, scale).double().cpu()
         if self.weights is None:
             total, sums = total / len(self.rows), sums / len(self.rows)
         seconds = sums[:, 1 + dim :].reshape(count, dim, dim) if dense else sums[:, 1 + dim :]
@@ -105,7 +103,10 @@ class Rows:
         return Claims(q.sum(0).cpu(), (q.mT @ z).cpu(), seconds.cpu())
 
     def _chunks(self, forms: Quadratics) -> Iterator[tuple[slice, _Gather, _Evaluate]]:
-        """Slices of the rows, each with how shares become sums of ``(1, z, zzᵀ)`` and how the forms are evaluated."""
+        """Slices of the rows, each with how shares become sums of ``(1, z, zzᵀ)`` and how the forms are evaluated.
+
+        Forms and shares have shape ``(K, rows)``: sums and maxima over components then run along the rows.
+        """
         (count, dim), dense = forms.linear.shape, forms.quadratic.ndim == 3
         features = 1 + dim + dim * (dim + 1) // 2 if dense else 1 + 2 * dim
         packed = not dense or features <= count * dim
@@ -116,7 +117,22 @@ class Rows:
             yield rows, *prepared(self.rows[rows])
 
 
-_Gather = Callable[[Tensor], Tensor]
+def _relative(exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """Exponentials beside the largest of each row, and its exponent.
+
+    Exponents are cut off before, since exponentials that underflow take many times as long, too.
+    """
+    top = exponents.amax(0)
+    return torch.threshold_((exponents - top).clamp_min_(_LEAST_EXPONENT).exp_(), _LEAST_SHARE, 0.0), top
+
+
+def _log_sum(shares: Tensor, top: Tensor) -> Tensor:
+    """Logarithms of the sums of exponentials, float64."""
+    return (top + shares.sum(0).log()).double()
+
+
+_Gather = Callable[[Tensor, Tensor], Tensor]
+"""From shares ``(K, rows)``, which may be changed, and what each row is multiplied by."""
 _Evaluate = Callable[[], Tensor]
 
 
@@ -132,7 +148,7 @@ class _Packed:
     def of(cls, forms: Quadratics, like: Tensor) -> _Packed:
         ends = [forms.constants.unsqueeze(1), forms.linear]
         if forms.quadratic.ndim == 2:
-            return cls(torch.cat([*ends, forms.quadratic], 1).mT.to(like), None, None)
+            return cls(torch.cat([*ends, forms.quadratic], 1).to(like), None, None)
         dim = forms.linear.shape[1]
         pairs = torch.triu_indices(dim, dim)
         i, j = pairs
@@ -140,18 +156,20 @@ class _Packed:
         places = torch.empty(dim, dim, dtype=torch.int64)
         places[i, j] = places[j, i] = torch.arange(len(i))
         quadratic = forms.quadratic[:, i, j] * twice
-        return cls(torch.cat([*ends, quadratic], 1).mT.to(like), pairs.to(like.device), places.reshape(-1))
+        return cls(torch.cat([*ends, quadratic], 1).to(like), pairs.to(like.device), places.reshape(-1))
 
     def __call__(self, z: Tensor) -> tuple[_Gather, _Evaluate]:
-        products = z.square() if self.pairs is None else z[:, self.pairs[0]] * z[:, self.pairs[1]]
-        features = torch.cat([torch.ones_like(z[:, :1]), z, products], 1)
+        columns = z.mT.contiguous()
+        products = columns.square() if self.pairs is None else columns[self.pairs[0]] * columns[self.pairs[1]]
+        features = torch.cat([torch.ones_like(columns[:1]), columns, products])
 
-        def gather(shares: Tensor) -> Tensor:
-            sums = shares.mT @ features
+        def gather(shares: Tensor, scale: Tensor) -> Tensor:
+            few = len(features) < len(shares)  # of two products the smaller is scaled
+            sums = shares @ (features * scale).mT if few else shares.mul_(scale) @ features.mT
             first = 1 + z.shape[1]
             return sums if self.places is None else torch.cat([sums[:, :first], sums[:, first:][:, self.places]], 1)
 
-        return gather, lambda: features @ self.coefficients
+        return gather, lambda: self.coefficients @ features
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,13 +189,14 @@ class _Blocked:
     def __call__(self, z: Tensor) -> tuple[_Gather, _Evaluate]:
         count, dim = self.linear.shape
 
-        def gather(shares: Tensor) -> Tensor:
-            claimed = (shares.unsqueeze(2) * z.unsqueeze(1)).reshape(len(z), -1)
-            return torch.cat([shares.sum(0).unsqueeze(1), shares.mT @ z, (claimed.mT @ z).reshape(count, -1)], 1)
+        def gather(shares: Tensor, scale: Tensor) -> Tensor:
+            shares = shares.mul_(scale)
+            claimed = (shares.mT.unsqueeze(2) * z.unsqueeze(1)).reshape(len(z), -1)
+            return torch.cat([shares.sum(1, keepdim=True), shares @ z, (claimed.mT @ z).reshape(count, -1)], 1)
 
         def evaluate() -> Tensor:
             turned = (z @ self.side).reshape(len(z), count, dim) + self.linear
-            return self.constants + (turned @ z.unsqueeze(2)).squeeze(2)
+            return (self.constants + (turned @ z.unsqueeze(2)).squeeze(2)).mT.contiguous()
 
         return gather, evaluate
 

@@ -150,8 +150,8 @@ fig.suptitle("Where cells will end (grey: the last snapshot)")
 # -------------------
 # ``SBRIDGE_CELLS=mine.npz python plot_cells.py`` runs this page on a file of yours; use principal components (ten to
 # fifty), not raw counts. All bridges of a course share one σ if ``sigma=`` (``--sigma``) is given; without, each takes
-# its own from its snapshots. From the command line an ``.h5ad`` file will do as it is (with ``pip install
-# 'sbridge[bio]'``): ``sbridge fit cells.h5ad --time-key
+# its own from its snapshots. From the command line an ``.h5ad`` file will do as it is (after ``pip
+# install -c constraints.txt '.[bio]'``): ``sbridge fit cells.h5ad --time-key
 # day --out run`` fits the whole course, and ``sbridge fit day2.npy day6.npy --times 2 6 --out run`` with ``sbridge
 # evaluate run day2.npy day4.npy --time 4`` leaves day 4 out. Before you read anything into fates, vary σ
 # (:doc:`/sigma`).

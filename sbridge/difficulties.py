@@ -165,7 +165,8 @@ def _warn_of_noise(ends: list[tuple[str, Tensor]], noise: float) -> None:
             ScalesWarning,
             f"the noise is far wider than the data: σ√T = {noise:.3g}, and the mean standard deviation of a column is "
             f"{widest:.3g} at most. The bridge is then all but the independent coupling, and simulated paths miss ends "
-            f"that are so small beside a step's noise. Take a σ of about {widest:.2g}/√T, or none: choose_sigma does.",
+            f"that are so small beside a step's noise. Take a σ of about {widest:.2g}/√T; where the ends are much "
+            "further apart than they are wide, take their means away first.",
         )
 
 
@@ -183,8 +184,8 @@ def _warn_of_columns(ends: list[Tensor], reference: Process) -> None:
             ScalesWarning,
             f"columns are on very different scales: measured in the noise σ of the reference, column {wide} is "
             f"{ratio:.3g} times as wide as column {narrow} (counted from 0). One σ cannot suit both: the noise swamps "
-            "the narrow one or hardly moves the wide one. Standardise the columns, or give each a σ of its own: in "
-            "Python, BrownianMotion(sigma) with a vector.",
+            "the narrow one or hardly moves the wide one. Standardise the columns, drop the narrow ones if nothing is "
+            "in them, or give each a σ of its own: in Python, BrownianMotion(sigma) with a vector.",
         )
 
 

@@ -111,7 +111,7 @@ def unsampled_end(who: str, problem: BridgeProblem) -> str | None:
         return None
     return (
         f"{who} needs ends that can be sampled, which an unnormalised density cannot: draw samples from it first, or "
-        "take AdjointBridge()."
+        "take AdjointBridge(), for which one end may be a density."
     )
 
 

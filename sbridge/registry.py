@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -48,32 +48,47 @@ def register(cls: _T) -> _T:
 
 
 def check_kinds(options: object) -> None:
-    """Whether every field of a dataclass is of the kind that it is declared with.
+    """Whether every field of a dataclass is of the kind that it is declared with, as far as that can be told.
 
     Raises:
         InvalidInputError: for the first that is not. A dataclass itself, in place of an object of it, is not; other
             classes may be what a protocol asks for, a network by its constructor.
     """
-    hints = get_type_hints(type(options))
+    try:
+        hints = get_type_hints(type(options))
+    except NameError:  # a name that is known to type checkers alone
+        return
     for item in dataclasses.fields(options):  # type: ignore[arg-type]
         value, kind = getattr(options, item.name), hints[item.name]
         if not _is_kind(value, kind):
-            wanted = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
-            object_needed = ": an object of it is needed" if isinstance(value, type) else ""
+            told = str(kind) if get_origin(kind) is not None else getattr(kind, "__name__", str(kind))
+            remedy = ""
+            if isinstance(value, type):
+                remedy = ": an object of it is needed"
+            elif kind in (int, float) and hasattr(value, "item"):
+                remedy = f": take {kind.__name__}(…) of it"
+            elif get_origin(kind) is tuple and isinstance(value, (list, int)):
+                remedy = ": a tuple is needed, (1, 2) or (1,)"
             raise InvalidInputError(
-                f"{type(options).__name__}: {item.name} must be of kind {wanted}, got {value!r}{object_needed}."
+                f"{type(options).__name__}: {item.name} must be of kind {told}, got {value!r}{remedy}."
             )
 
 
 def _is_kind(value: object, kind: Json) -> bool:
-    origin = get_origin(kind)
+    origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return any(_is_kind(value, one) for one in get_args(kind))
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_is_kind(one, get_args(kind)[0]) for one in value)
+        return any(_is_kind(value, one) for one in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple and isinstance(value, tuple):
+        kinds = parts[:1] * len(value) if parts[-1:] == (Ellipsis,) else parts
+        return len(kinds) == len(value) and all(map(_is_kind, value, kinds))
     if kind in (int, float):
         return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and not (isinstance(value, type) and dataclasses.is_dataclass(value))
+    try:
+        return isinstance(value, origin or kind) and not (isinstance(value, type) and dataclasses.is_dataclass(value))
+    except TypeError:  # a kind that says nothing about objects, such as Any
+        return True
 
 
 def registered(name: str, home: str | None = None) -> type:

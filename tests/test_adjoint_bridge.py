@@ -485,3 +485,15 @@ def test_it_says_where_the_noise_is_small(sigma, told, flipped):
         n = 0.7 / sigma**2
         left = (2 * n / (1 + math.sqrt(1 + 4 * n**2))) ** (AdjointBridge.updates / 30)
         assert abs(int(re.search(r"leave (\d+)%", str(found[0].message))[1]) - 100 * left) < 4
+
+
+@pytest.mark.parametrize("where", ["hollow", "point"])
+def test_where_no_spread_can_be_told_nothing_is_said(where):
+    """A density that curves upwards along the paths, and a source without width."""
+    start = (
+        Point(torch.zeros(2)) if where == "point" else Samples(0.1 * torch.randn(200, 2, generator=torch.Generator()))
+    )
+    density = Density(lambda x: 0.5 * x.square().sum(1) - 0.01 * x.square().sum(1).square(), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AdjointBridge().init(BridgeProblem(start, density, BrownianMotion(0.1)), torch.Generator().manual_seed(1))

@@ -11,6 +11,8 @@ from sbridge.benchmarks.bridge_scores import Effort, IndependentKernel, Judge, M
 from sbridge.benchmarks.pairs import GaussianPair
 from sbridge.bures import conditional_uvp
 from sbridge.cli import run
+from sbridge.cli.benchmark import _bridge_settings
+from sbridge.cli.benchmark_commands import BridgeTable
 from sbridge.coupling import EntropicCoupling
 from sbridge.errors import UnknownNameError
 from sbridge.laws import Samples
@@ -186,3 +188,16 @@ def test_a_mixture_bridge_looks_at_a_bounded_number_of_rows():
     problem = BridgeProblem(Samples(x), Samples(y), BrownianMotion(1.0))
     state = MixtureBridge(components=(1,), rows=100, max_rows=300).init(problem, torch.Generator().manual_seed(0))
     assert len(state.view.everything.source.rows) == len(state.view.everything.target.rows) == 300
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["--dims", "0"], ["--epsilons", "-1"], ["--seeds", "-1"], ["--pairs", "nothing"]],
+    ids=lambda given: given[0],
+)
+def test_a_quick_table_takes_what_is_asked_for(given, capsys):
+    assert run(["benchmark", "bridge", "--quick", *given]) == 2
+    assert given[1] in capsys.readouterr().err
+    command = BridgeTable(quick=True, dims=(3,), seeds=(7,))
+    settings = _bridge_settings(command)
+    assert (settings.dims, settings.seeds, settings.epsilons, settings.quick) == ((3,), (7,), (1.0,), True)

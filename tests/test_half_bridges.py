@@ -1,6 +1,8 @@
 """The losses of half-bridges against exact reversals of chains, against each other, and against damage."""
 
 import math
+import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -26,7 +28,7 @@ from sbridge.processes import (
     Process,
 )
 from sbridge.riccati import ChainRiccati, Quadratic
-from sbridge.solvers.half_bridges import Retraced
+from sbridge.solvers.half_bridges import Retraced, warn_if_slow
 from sbridge.time import TimeGrid
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
@@ -327,3 +329,25 @@ def test_errors_of_the_nearest_chain_do_not_add_up(form, least, most):
     assert least <= nats < most
     if form == "nearest chain":
         assert abs(float(mean) - 1.0) < 1e-6
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 10.0, 1e6, 1e16])
+def test_the_share_of_the_error_that_half_steps_leave(spread):
+    """Advice that is followed ends the warning, and no noise is too small for it."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        warn_if_slow("IPF", spread, 20, "20 half-steps", lambda count: f"half_steps={math.ceil(count)}", "or not")
+    if spread <= 1.0:
+        assert not found
+        return
+    text = str(found[0].message)
+    rate = 2 * spread / (1 + math.sqrt(1 + 4 * spread**2))
+    assert f"leave {rate**20:.0%}" in text
+    assert ("half_steps=" in text) == (spread == 10.0)
+    if spread == 10.0:
+        steps = int(re.search(r"half_steps=(\d+)", text)[1])
+        assert rate**steps <= 0.1 < rate ** (steps - 1)
+    factor = float(re.search(r"σ (\S+) times", text)[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_slow("IPF", spread / factor**2, 20, "", str, "")

@@ -439,3 +439,11 @@ def test_it_is_stable_at_small_and_at_large_noise(dim, epsilon):
     assert found - perfect < 0.25 * (trivial - perfect)
     ends = bridge.transport(pair.source.sample(2000, generator_of(6)).float(), seed=4)
     assert float(ends.var(0).sum()) == pytest.approx(variance, rel=0.1)
+
+
+def test_pretraining_draws_as_many_pairs_as_it_is_told():
+    solver = IMF(pairs=64, pretraining=1, stages=0, refresh=50)
+    rows = torch.randn(100, 2, generator=generator_of(0))
+    problem = BridgeProblem(Samples(rows), Samples(rows + 1.0), BrownianMotion(1.0))
+    state, _ = solver.step(problem, solver.init(problem, generator_of(1)))
+    assert len(state.pairs[0]) == len(state.pairs[1]) == 64

@@ -21,7 +21,7 @@ from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.mixture import Covariance, MixtureBridge
 from sbridge.solvers.mixture_climb import Chart, Watch, climb_by_matching, climb_by_quasi_newton, shrink
 from sbridge.solvers.mixture_likelihood import Likelihood, Rows, match
-from sbridge.solvers.mixture_plan import Coordinates, Parts
+from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
 
 DENSE = OrnsteinUhlenbeck(
     rate=torch.tensor([[1.0, 0.3], [-0.2, 0.7]]), sigma=torch.tensor([[1.0, 0.4], [0.0, 0.6]]), mean=0.3
@@ -422,6 +422,21 @@ def test_in_coordinates_left_out_the_plan_is_the_gaussian_bridge(name):
         torch.testing.assert_close(found(x), expected(x), rtol=1e-12, atol=1e-12)
 
 
+def test_weights_count_in_coordinates_that_are_not_fitted():
+    """There the plan is the Gaussian bridge of the weighted moments."""
+    x, y = randn(800, 4, seed=1), randn(800, 4, seed=2) * torch.tensor([3.0, 1.0, 1.0, 1.0])
+    weights = torch.where(y[:, 3] > 0, 1.5, 0.5)
+    ends = Samples(x), Samples(y, weights / weights.sum())
+    found, exact = (
+        solve(BridgeProblem(*ends, BrownianMotion(1.0)), solver, seed=0)
+        for solver in (MixtureBridge(components=(1,), widths=(1,)), GaussianBridge())
+    )
+    probe = randn(6, 4, seed=3)
+    torch.testing.assert_close(
+        found.conditional_mean(probe, seed=0), exact.conditional_mean(probe, seed=0), rtol=0, atol=5e-3
+    )
+
+
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_plan_is_the_same_in_other_coordinates(name, diagonal):
@@ -509,6 +524,19 @@ def test_more_columns_than_components_can_have_shapes_in():
     exact, _ = pair.moments(fresh[0])
     assert (found[:, :2] - exact).square().sum(1).mean() < 0.02 * float(pair.end_moments[1].trace())
     assert found[:, 2:].square().sum(1).mean() < 0.2
+
+
+def test_exponents_that_underflow_change_no_sum():
+    """In float32 the exponential of −90 is no normal number; sums are those of float64."""
+    rows = torch.linspace(-30.0, 30.0, 61).unsqueeze(1)
+    constants, linear = torch.zeros(3).double(), torch.tensor([[-3.0], [0.0], [3.0]]).double()
+    forms = Quadratics(constants, linear, torch.full((3, 1), -0.1, dtype=torch.float64))
+    single, double = Rows(rows).claims(forms), Rows(rows.double()).claims(forms)
+    assert single[0] == pytest.approx(double[0], rel=1e-6)
+    exact = torch.logsumexp(linear.mT * rows.double() - 0.1 * rows.double().square(), 1).mean()
+    assert double[0] == pytest.approx(float(exact), rel=1e-12)
+    assert Rows(rows.double()).mean_log_sum(forms) == pytest.approx(float(exact), rel=1e-12)
+    torch.testing.assert_close(single[1].seconds, double[1].seconds, rtol=1e-5, atol=1e-7)
 
 
 def test_shares_too_small_to_count_are_none():

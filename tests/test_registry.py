@@ -6,8 +6,11 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -186,6 +189,11 @@ class Options:
     colour: Colour = Colour.RED
     inner: "Colour | None" = None
     recipe: Coupling = dataclasses.field(default_factory=EntropicCoupling)
+    pair: tuple[int, str] = (1, "a")
+    names: list[str] = dataclasses.field(default_factory=list)
+    mode: Literal["a", "b"] = "a"
+    anything: Any = None
+    function: Callable[[int], int] = abs
 
 
 @pytest.mark.parametrize(
@@ -199,6 +207,11 @@ class Options:
         ({"inner": 3}, "inner must be of kind"),
         ({"recipe": "entropic"}, "recipe must be of kind Coupling, got 'entropic'"),
         ({"recipe": EntropicCoupling}, "an object of it is needed"),
+        ({"numbers": [1, 2]}, "a tuple is needed"),
+        ({"share": np.float32(0.5)}, r"take float\(…\) of it"),
+        ({"pair": (1, 2)}, "pair must be of kind tuple"),
+        ({"names": "a"}, "names must be of kind list"),
+        ({"mode": "c"}, "mode must be of kind"),
     ],
 )
 def test_options_of_another_kind_are_named(options, said):

@@ -16,7 +16,7 @@ from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate, parts_of
 from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.report import MODEL, PERFECT, Quantity, Report
 from sbridge.evaluation.rows import shuffled
-from sbridge.evaluation.wording import COST
+from sbridge.evaluation.wording import COST, GENERAL_NOTES
 from sbridge.fitting import solve
 from sbridge.laws import Samples
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, martingale
@@ -94,7 +94,7 @@ class Certificate:
             value, error, floor = self.end_error(direction)
             heading = f"  end law, {direction:<8} (energy distance)"
             lines.append(f"{heading:<43}{value:.4g} ± {error:.2g}, floor {floor:.4g}")
-        for note in self.report.notes:
+        for note in self.report.notes[GENERAL_NOTES:]:
             lines += wrap(note, 98, initial_indent="  * ", subsequent_indent="    ")
         return "\n".join(lines) + "\n"
 
@@ -117,8 +117,9 @@ def certify(
 
         D(g) = E_{p_T} g − E_{p_0} log c = V* − KL(P* ‖ P^g)        gap = KL(P^u ‖ P^g) ≥ 0
 
-    Both processes are simulated on their grids, even if their ends are known in closed form, since it is the control
-    that is judged. Bounds hold exactly for chains of exact transitions.
+    Of a reversed bridge the forward process, in time, is judged all the same. Both processes are simulated on their
+    grids, even if their ends are known in closed form, since it is the control that is judged. Bounds hold exactly for
+    chains of exact transitions.
 
     Args:
         bridge: the solution; its reference must be linear.

@@ -39,6 +39,10 @@ def columns_of(metrics: Sequence[Metric]) -> list[Column]:
     return [Column(name, _meaning(metric)) for name, metric in zip(names, metrics, strict=True)]
 
 
+GENERAL_NOTES = 2
+"""How many notes are in every report."""
+
+
 def limit_notes(limits: Limits, ends: Mapping[str, End]) -> list[str]:
     """Sentences on thinning, errors, and held-out rows that the fit has seen."""
     notes = [

@@ -51,7 +51,8 @@ def _anndata(path: Path) -> ModuleType:
         import anndata  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InvalidInputError(
-            f"reading {path} needs the package anndata, which is in the extra 'bio': pip install 'sbridge[bio]'."
+            f"reading {path} needs the package anndata, which is in the extra 'bio': "
+            "pip install -c constraints.txt '.[bio]'."
         ) from error
     return anndata
 

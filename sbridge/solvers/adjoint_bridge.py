@@ -123,10 +123,12 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         seed, out = as_seed(generator), outward(problem)
         paths = self.measure(problem, out, None).sample(_PROBE_ROWS, seed=derive(seed, "probe"))
         targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), energy_gradient(problem, paths.x[-1])))
+        updates = max(self.updates, AdjointBridge.updates)  # who takes fewer does not ask for the limit
         warn_if_slow(
             "AdjointBridge",
             _spread(problem, paths),
-            max(self.updates, AdjointBridge.updates) / _HALF_STEP,  # who takes fewer does not ask for the limit
+            updates / _HALF_STEP,
+            f"{updates} updates",
             lambda count: f"updates={_HALF_STEP * math.ceil(count)} or more",
             "draws of the density would do, too, by whatever sampler: MixtureBridge() and IMF() do not slow down so",
         )

@@ -60,6 +60,8 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     """
     ends, kind = (problem.source, problem.target), type(problem.reference).__name__
     unnormalised = any(isinstance(end, Density) for end in ends)
+    if all(isinstance(end, Density) for end in ends):
+        raise UnsupportedError("there is no solver between two unnormalised densities: draw samples of one first.")
     if not isinstance(problem.reference, LinearProcess):
         if unnormalised:
             raise UnsupportedError(
@@ -67,8 +69,6 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
                 "IPF(forward=AdjointHalfBridge()) takes such a target, with backward= such a source; or draw samples."
             )
         return SolverChoice(IPF(), f"since {kind} has no transition in closed form")
-    if all(isinstance(end, Density) for end in ends):
-        raise UnsupportedError("there is no solver between two unnormalised densities: draw samples of one first.")
     if unnormalised:
         return SolverChoice(AdjointBridge(), "since one end is known by its density alone, whose gradient it follows")
     if all(isinstance(end, Gaussian) for end in ends):

@@ -28,6 +28,7 @@ from sbridge.sampling import HasDensity
 
 _PROBE_ROWS = 8
 _LEFT = 0.1  # of the error along the widest direction: more is told
+_BEARABLE = 100.0  # times as many half-steps are offered as a remedy
 
 
 @register
@@ -227,28 +228,34 @@ def sampled_end(problem: BridgeProblem) -> Law:
     return problem.target if isinstance(problem.source, Density) else problem.source
 
 
-def warn_if_slow(name: str, spread: float, half_steps: float, enough: Callable[[float], str], otherwise: str) -> None:
+def warn_if_slow(
+    name: str, spread: float, half_steps: float, worth: str, enough: Callable[[float], str], otherwise: str
+) -> None:
     """Tells that half-steps in turn hardly come nearer to the bridge, since the noise is small for the ends.
 
-    Between Gaussians a half-step leaves the share ``ρ = 2n / (1 + √(1 + 4n²))`` of the error in a direction, which is
-    the correlation of the ends of the bridge there (Janati et al. 2020, arXiv:2006.02572).
+    Between Gaussians a half-step leaves the share ``ρ = 2n / (1 + √(1 + 4n²)) = exp(−asinh(1/2n))`` of the error in a
+    direction, which is the correlation of the ends of the bridge there (Janati et al. 2020, arXiv:2006.02572).
 
     Args:
         name: of the solver.
         spread: the largest ``n``: root mean product of the variances of the ends, in units of the reference's noise.
         half_steps: how many the solver takes, or what its updates are worth.
+        worth: that in words.
         enough: how to ask the solver for more of them.
         otherwise: what else to do.
     """
-    rate = 2.0 * spread / (1.0 + math.sqrt(1.0 + 4.0 * spread**2))
-    left, wanted = rate**half_steps, _LEFT ** (1.0 / half_steps)
-    if left <= _LEFT:
+    if spread <= 0.0:
         return
+    fall, enough_falls = math.asinh(0.5 / spread), -math.log(_LEFT)
+    if half_steps * fall >= enough_falls:
+        return
+    wanted = enough_falls / fall
+    more = f"{enough(wanted)}, or " if wanted <= _BEARABLE * half_steps else ""
+    factor = 1.01 * math.sqrt(2.0 * spread * math.sinh(enough_falls / half_steps))
     warnings.warn(
-        f"the noise of the reference is small for {name}: were the ends Gaussian, {half_steps:.0f} half-steps would "
-        f"leave {left:.0%} of the error along the widest direction. For {_LEFT:.0%} it takes "
-        f"{enough(math.log(_LEFT) / math.log(rate))}, or σ {math.sqrt(spread * (1.0 / wanted - wanted)):.3g} times as "
-        f"large; {otherwise}.",
+        f"the noise of the reference is small for {name}: were the ends Gaussian, {worth} would leave "
+        f"{math.exp(-half_steps * fall):.0%} of the error along the widest direction. For {_LEFT:.0%} it takes {more}σ "
+        f"{factor:.3g} times as large; {otherwise}.",
         ConvergenceWarning,
         stacklevel=2,
     )

@@ -15,7 +15,7 @@ from sbridge.laws import Density
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, ControlProblem
-from sbridge.processes import Chain, Direction, LinearProcess, Process, default_rule
+from sbridge.processes import Chain, Direction, Process, default_rule
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.registry import register
 from sbridge.solutions import Bridge
@@ -33,6 +33,7 @@ from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
 
 _PROBE_ROWS = 512
+_ROWS_A_COLUMN = 10  # below, the largest singular value of a sample covariance is mostly chance
 
 
 @register
@@ -205,8 +206,9 @@ class IPFState:
             steps = max(solver.half_steps, IPF.half_steps)  # who takes fewer does not ask for the limit
             warn_if_slow(
                 "IPF",
-                probe.spread(problem.reference),
+                probe.spread(),
                 steps,
+                f"{steps} half-steps",
                 lambda count: f"half_steps={2 * math.ceil(0.5 * count)}",
                 "under a linear reference MixtureBridge() and IMF() do not slow down so",
             )
@@ -258,10 +260,10 @@ def _frozen(network: torch.nn.Module) -> torch.nn.Module:
 
 @dataclass(frozen=True, eq=False)
 class _Probe:
-    """Draws of the source, where the reference takes them, and draws of the target."""
+    """Draws of the source, where the reference takes them twice, and draws of the target."""
 
     starts: Tensor
-    reached: Tensor
+    reached: tuple[Tensor, Tensor]
     wanted: Tensor
 
     @classmethod
@@ -269,27 +271,28 @@ class _Probe:
         reference = PathMeasure(problem.reference, None, problem.source, grid=solver.grid)
         starts = reference.starts(_PROBE_ROWS, seed=seed)
         wanted = problem.target.sample(_PROBE_ROWS, generator_of(derive(seed, "target")))
-        return cls(starts, reference.transport(starts, seed=seed), wanted)
+        reached = (reference.transport(starts, seed=one) for one in (seed, derive(seed, "again")))
+        return cls(starts, (next(reached), next(reached)), wanted)
 
     def typical_control(self, process: Process) -> float:
         """A size for controls: ``1/√T``, and what takes an end of the reference to an end of the target in time."""
         horizon = process.horizon
-        lacking = process.scale(0.5 * horizon).inverse().to(self.wanted)(self.wanted - self.reached) / horizon
+        lacking = process.scale(0.5 * horizon).inverse().to(self.wanted)(self.wanted - self.reached[0]) / horizon
         return math.sqrt(1.0 / horizon + float(lacking.double().square().mean()))
 
-    def spread(self, process: Process) -> float:
+    def spread(self) -> float:
         """The largest singular value of ``L_Bᵀ L_A``, of what the reference makes of the source and of the target.
 
-        Their covariances ``A`` and ``B`` are in units of the noise that the reference adds. A reference that is not
-        linear is replaced by the regression of where it leads on where it starts; 0 if there are too few draws.
+        Their covariances ``A`` and ``B`` are in units of the noise that the reference adds: half the covariance of two
+        ends from one start. ``A`` is that of the regression of ends on starts. 0 if there are too few draws to say.
         """
-        x, xT, y = (rows.double() - rows.double().mean(0) for rows in (self.starts, self.reached, self.wanted))
-        if isinstance(process, LinearProcess):
-            law = process.transition(0.0, process.horizon)
-            white, moved = law.root.inverse().to(x), law.map.to(x)(x)
-        else:
-            if len(x) < 4 * x.shape[1]:
-                return 0.0
-            moved = x @ torch.linalg.lstsq(x, xT, driver="gelsd").solution
-            white = LinearMap((xT - moved).mT.cov().reshape(2 * x.shape[1:]), dense=True).cholesky().inverse()
-        return float(torch.linalg.matrix_norm(white(y) @ white(moved).mT, 2)) / len(x)
+        x, one, two, y = (
+            rows.double().cpu() - rows.double().cpu().mean(0) for rows in (self.starts, *self.reached, self.wanted)
+        )
+        count, dim = x.shape
+        if count < _ROWS_A_COLUMN * dim:
+            return 0.0
+        moved = x @ (torch.linalg.pinv(x) @ (0.5 * (one + two)))
+        noise = 0.5 * (one - two).mT.cov().reshape(dim, dim)
+        white = LinearMap(noise, dense=True).cholesky().inverse()
+        return float(torch.linalg.matrix_norm(white(y) @ white(moved).mT, 2)) / count

@@ -307,8 +307,8 @@ class MixtureState:
 
     def _measure(self) -> None:
         """All coordinates: of the rows on which numbers are fitted, in the last fit of all."""
-        rows = [side.rows[0 if self.last else side.held_out :] for side in self._sides]
-        self._all = Coordinates.of(self._reference, *rows, diagonal=self._diagonal)
+        (x, a), (y, b) = (side.part(0 if self.last else side.held_out, None) for side in self._sides)
+        self._all = Coordinates.of(self._reference, x, y, diagonal=self._diagonal, weights=(a, b))
 
     def _look(self, wide: int) -> None:
         """At so many of the coordinates."""
@@ -424,6 +424,6 @@ def _check_resolution(coordinates: Coordinates, like: Tensor) -> None:
     if largest < _LEAST_VARIANCE:
         raise InvalidInputError(
             f"the noise of the reference is too large: the ends are {largest:.1e} times as wide as it in variance, and "
-            f"{_LEAST_VARIANCE:g} is needed. Divide σ by {math.sqrt(_LEAST_VARIANCE / largest):.3g}: bridges of so "
-            "much noise are all the independent coupling."
+            f"{_LEAST_VARIANCE:g} is needed. Divide σ by {1.01 * math.sqrt(_LEAST_VARIANCE / largest):.3g}: "
+            "bridges of so much noise are all the independent coupling."
         )

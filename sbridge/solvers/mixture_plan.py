@@ -46,13 +46,23 @@ class Coordinates:
     width: int
 
     @classmethod
-    def of(cls, process: LinearProcess, x: Tensor, y: Tensor, *, diagonal: bool) -> Coordinates:
+    def of(
+        cls,
+        process: LinearProcess,
+        x: Tensor,
+        y: Tensor,
+        *,
+        diagonal: bool,
+        weights: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> Coordinates:
         """All coordinates for rows ``x, y`` of the two ends, whose covariances must be positive definite."""
         whole, dim = process.transition(0.0, process.horizon), x.shape[1]
         white = whole.root.inverse()
         x_bar, y_bar = white.to(x)(whole.mean(x)).double(), white.to(y)(y).double()
-        a, b = (rows.mT.cov().reshape(dim, dim) for rows in (x_bar, y_bar))
-        centres = (x_bar.mean(0).cpu(), y_bar.mean(0).cpu())
+        sides = tuple(zip((x_bar, y_bar), weights, strict=True))
+        a, b = (rows.mT.cov(aweights=weight).reshape(dim, dim) for rows, weight in sides)
+        means = (rows.mean(0) if weight is None else weight.to(rows) @ rows for rows, weight in sides)
+        centres = (next(means).cpu(), next(means).cpu())
         if diagonal:
             variances = a.diagonal().cpu(), b.diagonal().cpu()
             n = (variances[0] * variances[1]).sqrt()

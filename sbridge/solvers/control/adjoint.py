@@ -16,7 +16,7 @@ from sbridge.objectives.control import action
 from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
 from sbridge.processes import Chain
-from sbridge.registry import register
+from sbridge.registry import check_kinds, register
 from sbridge.solvers.control.base import ControlSolver, ControlState
 from sbridge.training import Info, Optimisation
 
@@ -40,6 +40,7 @@ class Replay:
     kept: int = 1
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name in ("paths", "updates", "kept"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")

@@ -463,8 +463,8 @@ def test_a_state_of_another_solver_is_named():
 
 @pytest.mark.parametrize("drifting", [False, True])
 def test_it_says_where_half_steps_hardly_help(drifting):
-    """Between Gaussians of variance 1 and correlation ρ of the bridge, 20 half-steps leave ρ²⁰ of the error."""
-    noise = 0.3
+    """Between Gaussians of variance 1 and correlation ρ of the bridge, k half-steps leave ρᵏ of the error."""
+    noise, usual = 0.3, IPF().half_steps
     still = DriftProcess(lambda t, x: torch.zeros_like(x), noise) if drifting else BrownianMotion(noise)
     rows = [torch.randn(400, 1, generator=seeded(i), dtype=torch.float64) for i in (1, 2)]
     ends = [Samples((side - side.mean(0)) / side.std(0)) for side in rows]
@@ -474,7 +474,7 @@ def test_it_says_where_half_steps_hardly_help(drifting):
         IPF().init(BridgeProblem(*ends, still), seeded())
     found = re.search(r"leave (\d+)%.*half_steps=(\d+), or σ ([\d.]+) times", str(told[0].message))
     left, steps, factor = (float(number) for number in found.groups())
-    assert left == pytest.approx(100 * rate**20, abs=3)
+    assert left == pytest.approx(100 * rate**usual, abs=3)
     assert steps == pytest.approx(math.log(0.1) / math.log(rate), rel=0.1)
     IPF().init(BridgeProblem(*ends, replace(still, sigma=1.1 * factor * noise)), seeded())
     IPF(half_steps=int(1.1 * steps)).init(BridgeProblem(*ends, still), seeded())

@@ -48,7 +48,7 @@ class Gap:
 def warn_of_difficulties(
     x0: Tensor | None, x1: Tensor | None, reference: Process, names: tuple[str, str] = ("x0", "x1")
 ) -> None:
-    """Warns of heavy tails, of parts that are far apart, and of ends or columns of very different widths.
+    """Warns of heavy tails, parts that are far apart, ends or columns of very different widths, and far wider noise.
 
     Args:
         x0, x1: rows of either end, shape ``(n, dim)``; ``None`` for an end without rows. Fewer than 200 say too little

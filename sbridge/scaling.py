@@ -72,7 +72,10 @@ class CommonScale:
         pooled = torch.cat([x0, x1]).double()
         scale = _deviations(pooled).mean().reshape(1)
         if not bool(scale > 0):
-            raise InvalidInputError("every column is constant, so there is no scale to divide by; use NoScaling().")
+            raise InvalidInputError(
+                "every column is constant, so there is no scale to divide by, nor to choose the noise by: give a "
+                "reference, such as BrownianMotion(sigma=1.0), and scaling=NoScaling() (--sigma and --scaling none)."
+            )
         return AffineScaling(pooled.mean(0), scale)
 
 

@@ -11,11 +11,10 @@ from sbridge.benchmarks.certificates import Settings, measure
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.controls import ZeroControl
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.evaluation import Limits, certify, dual_bound, evaluate
+from sbridge.evaluation import Limits, certify, dual_bound
 from sbridge.fitting import fit, solve
 from sbridge.laws import Samples
 from sbridge.measures import Estimate, PathMeasure, path_kl
-from sbridge.metrics import EnergyDistance
 from sbridge.potentials import MixtureControl, MixturePotential
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck
@@ -173,8 +172,7 @@ def test_a_reversed_bridge_is_judged_by_rows_of_the_ends_at_which_it_begins(brid
     back = bridge.reversed()
     found = certify(back, rows[1], rows[0], seed=3, solver=QUICK, limits=LIMITS)
     assert found.gap == good.gap
-    report = evaluate(back, rows[1], rows[0], seed=3, metrics=(EnergyDistance(),), baselines=(), limits=LIMITS)
-    assert report.path[0].name == good.report.path[0].name
+    assert found.to_json() == good.to_json()
 
 
 def test_a_judge_that_equals_the_bridge_by_its_rows_is_no_mistake(rows):

@@ -14,6 +14,7 @@ from sbridge.coupling import EntropicCoupling
 from sbridge.difficulties import kurtosis, noise_level, tail_share, warn_of_difficulties, widest_gap
 from sbridge.diffusion import ScoreMatching
 from sbridge.errors import (
+    ConvergenceWarning,
     DisconnectedWarning,
     HeavyTailsWarning,
     InvalidInputError,
@@ -221,7 +222,7 @@ def test_the_command_line_tells_warnings_and_refusals_as_sentences(tmp_path, cap
 
 
 def test_every_warning_can_be_silenced_by_its_base():
-    for kind in (HeavyTailsWarning, DisconnectedWarning, ScalesWarning):
+    for kind in (HeavyTailsWarning, DisconnectedWarning, ScalesWarning, ConvergenceWarning):
         assert issubclass(kind, SbridgeWarning)
 
 

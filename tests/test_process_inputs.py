@@ -90,6 +90,7 @@ BAD = {
     "sigma null": (lambda: BrownianMotion([[0.0, 0.0], [0.0, 0.0]]), "invertible"),
     "sigma tiny": (lambda: BrownianMotion(1e-160), "out of the range 1e-30 to 1e"),
     "sigma huge": (lambda: BrownianMotion([1.0, 1e40]), "out of the range 1e-30 to 1e"),
+    "sigma of one column tiny": (lambda: BrownianMotion([1.0, 1e-160]), "sigma is 1e-160, out of the range"),
     "sigma shape": (lambda: BrownianMotion([[1.0, 2.0]]), r"got shape \(1, 2\)"),
     "sigma ragged": (lambda: BrownianMotion([[1.0], [1.0, 2.0]]), "sigma must be a number"),
     "sigma text": (lambda: BrownianMotion("wide"), "sigma must be a number"),

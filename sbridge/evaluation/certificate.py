@@ -147,9 +147,10 @@ def certify(
             f"a certificate needs at least {_LEAST_ROWS} held-out rows a side, got {[len(side) for side in rows]}; "
             "keep more of them from the fit (--held-out of the command line)."
         )
-    reversed_ = bridge.forward.direction is Direction.BACKWARD
-    near, far = (shuffled(side, len(side), derive(seed, i)) for i, side in enumerate(rows[:: -1 if reversed_ else 1]))
-    forward, backward = _simulated(bridge)
+    if bridge.forward.direction is Direction.BACKWARD:
+        bridge, rows = bridge.reversed(), rows[::-1]
+    near, far = (shuffled(side, len(side), derive(seed, i)) for i, side in enumerate(rows))
+    forward, backward = (replace(measure, end_kernel=None) for measure in (bridge.forward, bridge.backward))
     if potential is None:
         (fit_near, near), (fit_far, far) = (side.tensor_split(2) for side in (near, far))
         potential = _fitted(bridge, fit_near, fit_far, solver, derive(seed, "judge"))
@@ -200,13 +201,6 @@ def _fitted(bridge: Bridge, x0: Tensor, x1: Tensor, solver: MixtureBridge, seed:
     problem = BridgeProblem(Samples(x0), Samples(x1), bridge.reference)
     (potential,) = parts_of(solve(problem, solver, seed=seed).forward.control, MixturePotential)
     return potential
-
-
-def _simulated(bridge: Bridge) -> tuple[PathMeasure, PathMeasure]:
-    """Both processes, forward first, without closed-form ends."""
-    pair = (bridge.forward, bridge.backward)
-    forward, backward = pair if bridge.forward.direction is Direction.FORWARD else pair[::-1]
-    return replace(forward, end_kernel=None), replace(backward, end_kernel=None)
 
 
 @torch.no_grad()

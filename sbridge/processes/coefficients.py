@@ -239,16 +239,18 @@ def _check_values(found: LinearMap, name: str) -> None:
 
 def _check_invertible(found: LinearMap, name: str) -> None:
     _check_values(found, name)
-    sizes = torch.linalg.svdvals(found.values) if found.dense else found.values
-    ratio = float((sizes[..., -1] / sizes[..., 0]).nan_to_num(0.0).min()) if found.dense else 1.0
-    if ratio < _ILL_CONDITIONED:
+    sizes = found.values
+    if found.dense:
+        sizes = torch.linalg.svdvals(found.values)
+        ratio = float((sizes[..., -1] / sizes[..., 0]).nan_to_num(0.0).min())
+        if ratio < _ILL_CONDITIONED:
+            raise InvalidInputError(
+                f"{name} must be an invertible matrix; its smallest singular value is {ratio:.1e} times the "
+                "largest. Add noise in the missing direction, or drop it from the data."
+            )
+    outside = sizes[(sizes <= 1.0 / _LARGEST) | (sizes >= _LARGEST)]
+    if len(outside):
         raise InvalidInputError(
-            f"{name} must be an invertible matrix; its smallest singular value is {ratio:.1e} times the "
-            "largest. Add noise in the missing direction, or drop it from the data."
-        )
-    largest = float(sizes.max())
-    if not 1.0 / _LARGEST < largest < _LARGEST:
-        raise InvalidInputError(
-            f"{name} is {largest:g}, out of the range {1.0 / _LARGEST:g} to {_LARGEST:g} in which its square can be "
-            "computed with: take one nearer to the width of the data, whose units may have to change."
+            f"{name} is {float(outside[0]):g}, out of the range {1.0 / _LARGEST:g} to {_LARGEST:g} in which its square "
+            "can be computed with: take one nearer to the width of the data, whose units may have to change."
         )

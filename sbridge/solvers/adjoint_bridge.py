@@ -170,8 +170,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
 
     def measure(self, problem: BridgeProblem, direction: Direction, network: nn.Module | None) -> PathMeasure:
         """The process that ``network`` controls."""
-        start = problem.source if direction is Direction.FORWARD else problem.target
-        return PathMeasure(problem.reference, network, start, direction, self.grid)
+        return PathMeasure(problem.reference, network, problem.near(direction), direction, self.grid)
 
     def refresh(self, problem: BridgeProblem, state: AdjointBridgeState) -> None:
         """Paths of the averaged control towards the density, and the rows of both regressions."""

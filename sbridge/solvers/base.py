@@ -36,6 +36,10 @@ class Method(ABC, Generic[P, S, R]):
 
     treats: ClassVar[type]
 
+    def __post_init__(self) -> None:
+        """Every option must be of its kind."""
+        check_kinds(self)
+
     def refusal(self, problem: P) -> str | None:
         """Why this solver cannot treat ``problem`` (a full sentence with the cure), or ``None`` if it can."""
         return None
@@ -74,7 +78,3 @@ class Solver(Method[BridgeProblem, S, Bridge]):
 
     treats = BridgeProblem
     scaling: ClassVar[ScalingRecipe] = CommonScale()
-
-    def __post_init__(self) -> None:
-        """Every option must be of its kind."""
-        check_kinds(self)

@@ -152,22 +152,27 @@ def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
         return law.mean.double(), law.covariance.double()
     if not isinstance(law, Samples):
         raise UnsupportedError(f"a {type(law).__name__} has no mean and covariance here; draw rows from it first.")
-    rows = law.rows.double()
-    weights = None if law.weights is None else law.weights.double() / law.weights.double().sum()
-    covariance = rows.mT.cov(aweights=weights).reshape(law.dim, law.dim)
-    mean = rows.mean(0) if weights is None else weights @ rows
+    mean, covariance = sample_moments(law.rows, None if law.weights is None else law.weights.double())
     if is_singular(mean, covariance):
         raise InvalidInputError(
-            f"the {len(rows)} rows of the {name} span fewer than their {law.dim} dimensions, so they have no "
+            f"the {len(law.rows)} rows of the {name} span fewer than their {law.dim} dimensions, so they have no "
             "Gaussian density; reduce the dimension (PCA), add rows, or use SinkhornBridge()."
         )
     return mean, covariance
 
 
+def sample_moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean ``(dim,)`` and unbiased covariance ``(dim, dim)`` of rows ``(n, dim)`` with optional weights, in float64."""
+    precise, dim = rows.double(), rows.shape[1]
+    if weights is None:
+        return precise.mean(0), precise.mT.cov().reshape(dim, dim)
+    weights = (weights / weights.sum()).to(precise)
+    return weights @ precise, precise.mT.cov(aweights=weights).reshape(dim, dim)
+
+
 def span_fewer(rows: Tensor) -> bool:
     """Whether rows ``(n, dim)`` span fewer dimensions than they have columns, to rounding: :func:`is_singular`."""
-    precise, dim = rows.double(), rows.shape[1]
-    return is_singular(precise.mean(0), precise.mT.cov().reshape(dim, dim))
+    return is_singular(*sample_moments(rows))
 
 
 def is_singular(mean: Tensor, covariance: Tensor) -> bool:

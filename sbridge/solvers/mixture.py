@@ -86,8 +86,8 @@ class MixtureBridge(Solver["MixtureState"]):
     Raises:
         InvalidInputError: for an option of another kind or out of its range.
         UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
-        InvalidInputError: for rows that span fewer dimensions than they have columns, too few of them for the smallest
-            number of components, or noise too small (the message says the smallest workable) or too large for them.
+        InvalidInputError: by them, for rows that span fewer dimensions than they have columns, too few of them for the
+            smallest number of components, or noise too small (the message says the smallest workable) or too large.
     """
 
     components: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
@@ -211,10 +211,8 @@ class MixtureState:
         self.best_pulls: Tensor | None = None
         ends = (problem.source, "source"), (problem.target, "target")
         self.source, target = (_drawn(law, name, solver.max_rows, seed) for law, name in ends)
-        chosen = [
-            _chosen(*end, name, solver.max_rows, derive(seed, i))
-            for i, (end, (_, name)) in enumerate(zip((self.source, target), ends, strict=True))
-        ]
+        named = ("source", self.source), ("target", target)
+        chosen = [_chosen(*end, name, solver.max_rows, derive(seed, i)) for i, (name, end) in enumerate(named)]
         self._sides = tuple(_Side(*end, solver.rows, solver.held_out) for end in chosen)
         self._widths = solver.tried(problem.dim)
         self._check_enough(solver.components[0], problem.dim)
@@ -297,7 +295,8 @@ class MixtureState:
         """The opposite of :meth:`flat`."""
         self.step, self.rung, self.wide, self.round = (int(flat_number(flat, name)) for name in _COUNTERS)
         self.last, self.done = (bool(flat_number(flat, name)) for name in ("last", "done"))
-        self._measure()
+        if self.last:
+            self._measure()
         self._look(self.wide)
         self.value = flat_number(flat, "value") if "value" in flat else -math.inf
         self.parts = Parts(*(flat_tensor(flat, f"parts.{name}") for name in _NAMES))

@@ -19,6 +19,7 @@ from torch import Tensor
 from sbridge.linear import LinearMap
 from sbridge.potentials import MixturePotential
 from sbridge.processes import LinearProcess
+from sbridge.solvers.gaussian import sample_moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +59,14 @@ class Coordinates:
         """All coordinates for rows ``x, y`` of the two ends, whose covariances must be positive definite."""
         whole, dim = process.transition(0.0, process.horizon), x.shape[1]
         white = whole.root.inverse()
-        x_bar, y_bar = white.to(x)(whole.mean(x)).double(), white.to(y)(y).double()
-        sides = tuple(zip((x_bar, y_bar), weights, strict=True))
-        a, b = (rows.mT.cov(aweights=weight).reshape(dim, dim) for rows, weight in sides)
-        means = (rows.mean(0) if weight is None else weight.to(rows) @ rows for rows, weight in sides)
-        centres = (next(means).cpu(), next(means).cpu())
+        c_x, a = (part.cpu() for part in sample_moments(white.to(x)(whole.mean(x)), weights[0]))
+        c_y, b = (part.cpu() for part in sample_moments(white.to(y)(y), weights[1]))
+        centres = c_x, c_y
         if diagonal:
-            variances = a.diagonal().cpu(), b.diagonal().cpu()
+            variances = a.diagonal(), b.diagonal()
             n = (variances[0] * variances[1]).sqrt()
             return cls(process, centres, torch.diag((n / variances[0]).sqrt()), n, diagonal, dim)
-        root_a, root_b = (torch.linalg.cholesky(one.cpu()) for one in (a, b))
+        root_a, root_b = (torch.linalg.cholesky(one) for one in (a, b))
         _, n, vt = torch.linalg.svd(root_b.mT @ root_a)
         matrix = torch.linalg.solve_triangular(root_a, n.sqrt().unsqueeze(1) * vt, upper=False, left=False)
         return cls(process, centres, matrix, n, diagonal, dim)

@@ -211,7 +211,7 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
     Raises:
         InvalidInputError: for an option of another kind or out of its range.
         UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
-        InvalidInputError: if ε is so small that the plan degenerates; the message says the smallest workable one.
+        InvalidInputError: by them, if ε is so small that the plan degenerates; the message says the smallest workable.
     """
 
     max_rows: int = 10_000

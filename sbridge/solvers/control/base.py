@@ -18,7 +18,6 @@ from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
 from sbridge.processes import StepRule, default_rule
 from sbridge.random import as_seed, derive, generator as generator_of
-from sbridge.registry import check_kinds
 from sbridge.simulation import Detached, Gradient
 from sbridge.solutions import ControlSolution
 from sbridge.solvers.base import Method
@@ -57,7 +56,7 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
     treats = ControlProblem
 
     def __post_init__(self) -> None:
-        check_kinds(self)
+        super().__post_init__()
         if self.updates < 1:
             raise InvalidInputError(f"updates must be positive, got {self.updates}.")
 

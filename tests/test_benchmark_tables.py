@@ -6,13 +6,16 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
 from sbridge.benchmarks.__main__ import TABLES, Settings, commands, main
 from sbridge.benchmarks.bridge import PAIRS
 from sbridge.benchmarks.choices import Settings as Choices, scores
+from sbridge.benchmarks.snapshots import unfitted
 from sbridge.cli.commands import parse
 from sbridge.errors import NotConvergedError, UnknownNameError
+from sbridge.metrics import HalfEnergyDistance
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -74,3 +77,16 @@ def test_a_solver_that_is_in_no_table_is_named(module):
     ends = {"files": (), "times": ()} if module == "snapshots" else {}
     with pytest.raises(UnknownNameError, match=r"Unknown solver 'MixtureBrige'.*'MixtureBridge'"):
         settings(solvers=("MixtureBrige",), **ends)
+
+
+def test_the_pool_of_the_neighbours_is_scored_as_their_mixture():
+    """Three parts of the one before and one of the one after, at a quarter of the time between them."""
+    data = [torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) + 0.02 * n for n in (30, 50, 20)]
+    found = unfitted(data, (2.0, 2.5, 4.0))
+    mixture = torch.cat([data[0], data[0], data[2]])  # 60 : 20 rows
+    expected = HalfEnergyDistance()(mixture, data[1], torch.Generator())
+    assert found["pooled ends"] == pytest.approx([expected], rel=1e-9)
+    moved = mixture + data[1].mean(0) - mixture.mean(0)
+    expected = HalfEnergyDistance()(moved, data[1], torch.Generator())
+    assert found["pooled ends, true mean"] == pytest.approx([expected], rel=1e-5)
+    assert 0.0 < found["floor (half against half)"][0] < found["copy of the one before"][0]

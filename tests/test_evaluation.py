@@ -20,6 +20,7 @@ from sbridge.evaluation import (
     score_at,
 )
 from sbridge.evaluation.judge import Judge
+from sbridge.evaluation.rows import pooled
 from sbridge.fitting import solve
 from sbridge.laws import Density, Gaussian, Samples
 from sbridge.measures import Direction, Estimate, PathMeasure
@@ -482,6 +483,48 @@ class TestBetween:
             else:
                 moved = report.score(name, "Gaussian map", "energy distance")
                 assert moved.value != report.score(name, "unmoved rows", "energy distance").value
+
+    def test_the_pool_of_both_ends_is_a_mixture_of_their_rows(self, bridge, seen):
+        """Scored by the mean: the pool has 1 − t of the source's rows, t of the target's, for a reversed bridge too."""
+
+        class Share:
+            """The share of rows that are the target's, of whose first column all are above 50."""
+
+            name = "share"
+
+            def __call__(self, x, y, generator):
+                return float((x[:, 0] > 50).double().mean())
+
+        low, high = Samples(rows(LAW_0, 400, 1)), Samples(rows(LAW_1, 400, 2) + 100.0)
+        measures = zip((bridge.forward, bridge.backward), (low, high), strict=True)
+        far = Bridge(*(dataclasses.replace(measure, start=law) for measure, law in measures))
+        few = {"metrics": (Share(),), "baselines": (), "limits": LIMITS, "seed": 2}
+        for ready, start, t, share in (
+            (far, low, 0.25, 0.25),
+            (far.reversed(), high, 0.25, 0.25),
+            (far, low, 0.0, 0.0),
+            (far, low, 1.0, 1.0),
+        ):
+            report = score_at(ready, start.rows, seen, t, **few)
+            assert report.score(f"t = {t:g}", "pooled ends", "share").value == share
+
+    def test_a_short_end_shortens_the_pool_and_keeps_its_proportions(self):
+        first, last = torch.zeros(100, 2), torch.ones(30, 2)
+        mixed = pooled(first, last, 0.6, seed=0)
+        assert (len(mixed), float(mixed[:, 0].sum())) == (50, 30.0)
+        assert not torch.equal(mixed, mixed.sort(0).values)
+
+    def test_the_gap_is_measured_from_the_strongest_null(self, bridge, seen):
+        report = score_at(bridge, rows(LAW_0, 400, 1), seen, TIME, seed=2, baselines=(), limits=LIMITS)
+        name = "t = 0.25"
+        for metric in METRICS:
+            candidates = ("unmoved rows", "target rows", "pooled ends")
+            null = min(report.score(name, candidate, metric).value for candidate in candidates)
+            found, floor = (report.score(name, who, metric).value for who in ("bridge", "perfect, half size"))
+            assert report.gap_closed(name, metric) == pytest.approx(100 * (null - found) / (null - floor))
+        with pytest.raises(UnknownNameError, match=r"t = 0.25"):
+            report.gap_closed("t = 0.3", metric)
+        assert "gap closed" in report.text()
 
     def test_a_reversed_bridge_starts_at_the_horizon(self, bridge, seen):
         few = {"metrics": (EnergyDistance(),), "baselines": (GaussianTransport(),), "limits": LIMITS}

@@ -19,6 +19,7 @@ from sbridge.evaluation.report import (
     MODEL,
     PERFECT,
     PERFECT_HALVES,
+    POOLED,
     TARGET,
     Column,
     Quantity,
@@ -26,7 +27,7 @@ from sbridge.evaluation.report import (
     Score,
     Task,
 )
-from sbridge.evaluation.rows import End, end_of, shuffled
+from sbridge.evaluation.rows import End, end_of, pooled, shuffled
 from sbridge.evaluation.wording import COST, COST_COLUMN, columns_of, limit_notes
 from sbridge.laws import Samples, as_rows
 from sbridge.measures import Direction, Estimate, PathMeasure, jeffreys, path_kl
@@ -107,9 +108,11 @@ def score_at(
 ) -> Report:
     """Judges the prediction of the state at time ``t`` for source rows ``x0`` against rows ``held_out`` seen then.
 
-    Beside the bridge stand the source rows and rows of the bridge's target law left where they are, and points on the
-    straight lines ``x + (t/T)(M(x) − x)`` of the transport maps ``M`` between the rows of the two end laws. The floor
-    is taken between two halves of ``held_out``, so it belongs to half the rows and lies above that of all.
+    Beside the bridge stand the source rows and rows of the bridge's target law left where they are, both pooled in the
+    proportions ``1 − t/T`` and ``t/T``, and points on the straight lines ``x + (t/T)(M(x) − x)`` of the transport maps
+    ``M`` between the rows of the two end laws. The pool is no path and fits nothing; if the bridge does not beat it,
+    what the bridge adds is not seen in these scores. The floor is taken between two halves of ``held_out``, so it
+    belongs to half the rows and lies above that of all.
 
     Args:
         bridge: the solution.
@@ -141,9 +144,10 @@ def score_at(
     scores = _entry(judge, MODEL, predicted)
     scores += replace(judge, reference=halves[1]).scores(PERFECT_HALVES, halves[0])
     scores += judge.scores(COPY, start)
+    done = t / bridge.horizon if bridge.forward.direction is Direction.FORWARD else 1.0 - t / bridge.horizon
     at_end = "the target law has no rows to copy." if fit1 is None else fit1[: len(start)]
     scores += _entry(judge, TARGET, at_end)
-    done = t / bridge.horizon if bridge.forward.direction is Direction.FORWARD else 1.0 - t / bridge.horizon
+    scores += _entry(judge, POOLED, _then(at_end, lambda last: pooled(start, last, done, derive(seed, "pool"))))
     for baseline, made in setting.maps(fit0, fit1, bridge):
         moved = _then(made, lambda move: start + done * (move(start) - start))
         scores += _entry(judge, baseline, moved)

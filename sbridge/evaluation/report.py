@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sbridge.errors import FileFormatError, UnknownNameError, unknown_name
+from sbridge.errors import FileFormatError, unknown_name
 from sbridge.measures import Estimate
 
 SCHEMA = "sbridge.report/1"
@@ -16,6 +16,9 @@ PERFECT = "perfect samples"
 PERFECT_HALVES = "perfect, half size"
 COPY = "unmoved rows"
 TARGET = "target rows"
+POOLED = "pooled ends"
+NULLS = (COPY, TARGET, POOLED)
+"""Candidates that take rows of the ends as they are: whoever does not beat all of them predicts nothing."""
 
 
 @dataclass(frozen=True)
@@ -143,18 +146,21 @@ class Report:
         raise unknown_name("quantity", name, [known.name for known in self.path])
 
     def gap_closed(self, task: str, column: str) -> float | None:
-        """``100 (copy − bridge) / (copy − perfect)``: 0 no better than the source rows, 100 as good as perfect samples.
+        """``100 (null − bridge) / (null − perfect)``: 0 no better than ``null``, 100 as good as perfect samples.
 
-        ``None`` where a value is missing, the floor has another number of rows, or copying is as good as perfect.
+        ``null`` is the best score among the candidates of the task that need no model (:data:`NULLS`); a bridge that
+        is worse gets a negative number. Where no other floor is there, ``perfect`` is that of half as many rows.
+        ``None`` where a value is missing, or the null is as good as perfect samples.
+
+        Raises:
+            UnknownNameError: if there is no such task.
         """
-        try:
-            values = [self.score(task, name, column).value for name in (MODEL, COPY, PERFECT)]
-        except UnknownNameError:
+        found = {score.candidate: score.value for score in self._task(task).scores if score.column == column}
+        bridge, perfect = found.get(MODEL), found.get(PERFECT, found.get(PERFECT_HALVES))
+        nulls = [value for name in NULLS if (value := found.get(name)) is not None]
+        if bridge is None or perfect is None or min(nulls, default=perfect) <= perfect:
             return None
-        bridge, copy, perfect = values
-        if bridge is None or copy is None or perfect is None or copy <= perfect:
-            return None
-        return 100.0 * (copy - bridge) / (copy - perfect)
+        return 100.0 * (min(nulls) - bridge) / (min(nulls) - perfect)
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and finite numbers only; what cannot be had is ``None`` beside its ``reason``."""

@@ -63,6 +63,17 @@ def shuffled(rows: Tensor, most: int, seed: int) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator(seed))[:most].to(rows.device)]
 
 
+def pooled(first: Tensor, last: Tensor, share: float, seed: int) -> Tensor:
+    """Rows of the mixture ``(1 − share)·first + share·last``, drawn without replacement, in random order.
+
+    As many as ``first`` has, or fewer where ``last`` is too short for its share.
+    """
+    count = len(first) if share * len(first) <= len(last) else int(len(last) / share)
+    of_last = round(share * count)
+    rows = torch.cat([shuffled(first, count - of_last, derive(seed, "first")), last[:of_last].to(first)])
+    return shuffled(rows, count, derive(seed, "order"))
+
+
 def _rows_of(law: Law, count: int, seed: int) -> Tensor | None:
     if isinstance(law, Density):
         return None

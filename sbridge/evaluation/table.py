@@ -6,7 +6,18 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from sbridge.evaluation.report import COPY, MODEL, PERFECT, PERFECT_HALVES, TARGET, Quantity, Report, Score, Task
+from sbridge.evaluation.report import (
+    COPY,
+    MODEL,
+    PERFECT,
+    PERFECT_HALVES,
+    POOLED,
+    TARGET,
+    Quantity,
+    Report,
+    Score,
+    Task,
+)
 
 _WIDTH = 100
 _LABEL = 22
@@ -19,13 +30,18 @@ _ROW_MEANINGS = {
     PERFECT: "other rows of the very law aimed at: the sampling floor, which no method should beat",
     PERFECT_HALVES: "one half of the held-out rows against the other: a floor for half as many rows",
     COPY: "the rows that transport starts from, left where they are: what doing nothing scores",
-    TARGET: "rows of the law at the end of the bridge, left where they are",
+    TARGET: "rows of the distribution at the end of the bridge, left where they are",
+    POOLED: "rows of both ends left where they are, in the proportions 1 − t/T and t/T: no path, and no model, but "
+    "often the best prediction of the distribution in between; a bridge should beat it",
     "exact OT map": "rows of the fit assigned at least cost; a new row follows the nearest of them",
     "entropic map": "the mean end of each row under the entropic plan at the reference's noise: too narrow a law",
     "Gaussian map": "the affine map that matches means and covariances at least cost",
 }
 _GAP = "gap closed"
-_GAP_MEANING = "100 %: as good as perfect samples; 0 %: no better than doing nothing"
+_GAP_MEANING = (
+    "100 %: as good as perfect samples; 0 %: no better than the best of the rows that need no model (unmoved rows, "
+    "target rows, pooled ends); below 0: worse than that"
+)
 _PATH_MEANINGS = {
     "energy, forward": "½E∫|u|²dt from held-out rows: how far the forward process departs from the reference",
     "energy, backward": "the same for the process that runs back",

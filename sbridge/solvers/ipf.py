@@ -48,10 +48,15 @@ class IPF(Solver["IPFState"]):
         half-steps 1, 3, …    backward from the target:  φ(T) = p_T / (φ̂(0) carried forward)
         half-steps 2, 4, …    forward from the source:   φ̂(0) = p_0 / (φ(T) carried backward)
 
-    Paths are simulated, so any reference will do. The error of each half-step is that of one regression, and is
-    forgotten at the rate at which the iteration converges. That rate is slow where the noise is small, of which a
-    :class:`~sbridge.errors.ConvergenceWarning` tells: for a linear reference :class:`~sbridge.solvers.IMF` needs fewer
-    stages.
+    Paths are simulated, so any reference will do. Each half-step changes the distribution of one end and keeps the
+    conditional distribution of the path given both ends. Regression errors therefore have two fates. What a half-step
+    does to the potentials at the two ends is corrected by later ones, at the rate at which the iteration converges.
+    What it does to the conditional distribution given both ends (which should stay that of the reference) is inherited
+    by all later half-steps, and adds up: a rotation that enters the paths stays there. More half-steps do not remove
+    such an error; more ``updates`` and a finer ``grid`` make it smaller.
+
+    Convergence is slow where the noise is small, and a :class:`~sbridge.errors.ConvergenceWarning` says so. For a
+    linear reference :class:`~sbridge.solvers.IMF` needs fewer stages.
 
     Args:
         half_steps: how many; an even number leaves the forward control as the last that was learned.

@@ -566,6 +566,44 @@ class TestProcesses:
                 finished += 1
         self.ends_as(f"run{finished}", uninterrupted)
 
+    def test_two_starts_on_one_folder(self, uninterrupted):
+        self.two_starts("run", uninterrupted)
+
+    @pytest.mark.slow
+    def test_two_starts_twenty_times(self, uninterrupted):
+        random.seed(21)
+        for start in range(20):
+            self.two_starts(f"run{start}", uninterrupted, random.uniform(0, 4), ["--resume"] * (start % 2))
+
+    def two_starts(self, out, uninterrupted, later=0.0, more=()):
+        """One process fits and leaves the files of an undisturbed run; the other exits with code 2."""
+        line = [*self.LINE, "--out", out]
+        first = subprocess.Popen(line, env=environment(), stdout=-3, stderr=-1, text=True)
+        time.sleep(later)
+        second = subprocess.Popen([*line, *more], env=environment(), stdout=-3, stderr=-1, text=True)
+        told = first.communicate()[1] + second.communicate()[1]
+        codes = sorted((first.returncode, second.returncode))
+        if more and codes == [0, 0]:  # the second came when all was done
+            assert "Traceback" not in told
+        else:
+            assert codes == [0, 2], told
+            assert "another process is at work" in told or "holds another run" in told
+        model, listed = uninterrupted
+        assert {name: Path(out, name).read_bytes() for name in model} == model
+        assert names(out) == listed
+
+    def test_beside_a_running_process_nothing_is_touched(self, capsys):
+        plain = ["fit", "a.npy", "b.npy", "--solver", "gaussian", "--no-figures", "--out", "run"]
+        with RunFolder.claimed(Path("run")) as folder:
+            for begun in (False, True):
+                if begun:
+                    folder.create({"format": "sbridge.run/1", "times": [0.0, 1.0]})
+                    Path("run", ".bridge.json.1-2.part").touch()
+                before = names("run")
+                for arguments in (plain, [*plain, "--resume"], ["control", "p.py", "--out", "run"]):
+                    refused(capsys, arguments, "another process is at work in run")
+                    assert names("run") == before
+
     def test_asked_to_stop(self, uninterrupted):
         process = subprocess.Popen([*self.LINE, "--out", "run"], env=environment(), stderr=-1, stdout=-3, text=True)
         while not Path("run", "checkpoint.safetensors").exists():

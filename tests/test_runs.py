@@ -1,22 +1,26 @@
 """Run folders: the same bytes however often a run is interrupted, and no folder used twice."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 import torch
 
-from sbridge import files
+from sbridge import claims, files
+from sbridge.claims import check_vacant
 from sbridge.controls import MLP
 from sbridge.coupling import EntropicCoupling
-from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError
+from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError, SbridgeWarning
 from sbridge.fitting import prepare
 from sbridge.processes import BrownianMotion
-from sbridge.runs import RUN_FORMAT, Checkpoint, History, RunFolder, Stopped, check_vacant, differences, train
+from sbridge.runs import RUN_FORMAT, Checkpoint, History, RunFolder, Stopped, differences, train
 from sbridge.runs.checkpoints import HISTORY_ROWS, StopRequest
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.sinkhorn import SinkhornBridge
@@ -54,7 +58,9 @@ def quiet(leg, length):
 
 
 def new_folder(path, count=1):
-    return RunFolder.create(path, {**CONFIG, "times": [float(leg) for leg in range(count + 1)]})
+    with RunFolder.claimed(path) as folder:
+        folder.create({**CONFIG, "times": [float(leg) for leg in range(count + 1)]})
+    return folder
 
 
 def contents(folder):
@@ -108,7 +114,6 @@ class TestResuming:
         assert broken.checkpoint_file.exists()
         monkeypatch.undo()
         train(broken, course, times, quiet, every=0)
-        broken.checkpoint_file.unlink(missing_ok=True)
         assert contents(broken) == contents(whole)
         assert {path.name for path in whole.path.glob("bridge-*.json")} == {f"bridge-{leg}.json" for leg in (1, 2, 3)}
 
@@ -327,26 +332,40 @@ class TestFolder:
         assert list(tmp_path.iterdir()) == []
 
     def test_discarding_takes_only_what_is_young(self, tmp_path):
-        young, old = new_folder(tmp_path / "young"), new_folder(tmp_path / "old")
-        files.write_text(old.path / "bridge.json", "{}")
-        young.discard()
-        old.discard()
+        for name in ("young", "old"):
+            with RunFolder.claimed(tmp_path / name) as folder:
+                folder.create(CONFIG)
+                if name == "old":
+                    files.write_text(folder.path / "bridge.json", "{}")
+                folder.discard()
         assert [path.name for path in tmp_path.iterdir()] == ["old"]
-        assert len(list(old.path.iterdir())) == 2
+        assert len(list((tmp_path / "old").iterdir())) == 2
+
+    def test_an_empty_folder_of_the_user_stays(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        with RunFolder.claimed(tmp_path / "run") as folder:
+            folder.create(CONFIG)
+            folder.discard()
+        assert names_in(tmp_path) == ["run"]
+        assert names_in(tmp_path / "run") == []
 
     def test_reopening_needs_the_same_settings(self, tmp_path):
         folder = new_folder(tmp_path / "run")
         (folder.path / ".bridge.json.xy.part").touch()
         moved = {**CONFIG, "inputs": [{"name": "elsewhere/a", "sha256": "11"}], "threads": 8, "times": (0, 1.0)}
-        assert RunFolder.reopen(folder.path, moved) == folder
+        with RunFolder.claimed(folder.path) as again:
+            again.reopen(moved)
         assert [path.name for path in folder.path.iterdir()] == ["config.json"]
         for change, message in [
             ({"seed": 5}, "seed was 4, is 5"),
             ({"inputs": [{"name": "a", "sha256": "12"}]}, r'inputs\[0\]\.sha256 was "11", is "12"'),
             ({"held_out": 0.2}, r"held_out was null, is 0\.2"),
         ]:
-            with pytest.raises(InvalidInputError, match=f"{message}.*start a new run"):
-                RunFolder.reopen(folder.path, {**CONFIG, **change})
+            with (
+                pytest.raises(InvalidInputError, match=f"{message}.*start a new run"),
+                RunFolder.claimed(folder.path) as again,
+            ):
+                again.reopen({**CONFIG, **change})
 
     def test_what_is_no_run_folder(self, tmp_path):
         with pytest.raises(FileFormatError, match="does not exist"):
@@ -359,13 +378,6 @@ class TestFolder:
         with pytest.raises(FileFormatError, match=r"no finished model yet.*--resume"):
             new_folder(tmp_path / "run").course()
 
-    def test_one_process_at_a_time(self, tmp_path):
-        folder = new_folder(tmp_path / "run")
-        with folder.claimed(), pytest.raises(InvalidInputError, match="another process is at work"), folder.claimed():
-            pass
-        with folder.claimed():
-            pass
-
     def test_differences_are_told_by_place(self):
         old = {"a": {"b": [1, {"c": 2}]}, "versions": 1, "x": "y" * 90}
         new = {"a": {"b": [1, {"c": 3}]}, "versions": 2, "x": "y" * 91, "new": None}
@@ -374,3 +386,118 @@ class TestFolder:
         assert len(second) < 140
         assert differences(old, old) == []
         assert differences([1], [1, 2], "times") == ["times was [1], is [1, 2]"]
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def at_once(count, work):
+    """What ``work(index)`` returns or raises in so many threads that begin together."""
+    barrier = threading.Barrier(count)
+
+    def begin(index):
+        barrier.wait()
+        try:
+            return work(index)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))
+
+
+class TestClaims:
+    """Locks of ``flock`` are held by open files, so threads stand for processes here."""
+
+    def test_one_at_a_time(self, tmp_path):
+        path = tmp_path / "run"
+        with (
+            RunFolder.claimed(path),
+            pytest.raises(InvalidInputError, match="another process is at work"),
+            RunFolder.claimed(path),
+        ):
+            pass
+        with RunFolder.claimed(path):
+            pass
+        assert names_in(tmp_path) == []
+
+    @pytest.mark.parametrize("there", [False, True])
+    def test_of_many_starts_one_writes(self, tmp_path, there):
+        for start in range(20):
+            path = tmp_path / f"run{start}"
+            if there:
+                path.mkdir()
+
+            def begin(index, path=path):
+                with RunFolder.claimed(path) as folder:
+                    folder.create({**CONFIG, "seed": index})
+                    time.sleep(0.002)
+                    folder.write_histories([[{"step": index}]])
+                    folder.tidy()
+                    return index
+
+            found = at_once(6, begin)
+            (winner,) = (result for result in found if isinstance(result, int))
+            others = [result for result in found if result != winner]
+            assert {type(error) for error in others} == {InvalidInputError}, others
+            assert RunFolder(path).config()["seed"] == winner
+            assert RunFolder(path).histories() == [[{"step": winner}]]
+            assert names_in(path) == ["config.json", "history.json"]
+
+    def test_many_starts_that_all_fail_leave_nothing(self, tmp_path):
+        path, entered = tmp_path / "run", []
+
+        def fail(index):
+            with RunFolder.claimed(path) as folder:
+                folder.create(CONFIG)
+                entered.append(index)
+                folder.discard()
+
+        for _ in range(20):
+            found = at_once(6, fail)
+            assert {type(error) for error in found} <= {InvalidInputError, type(None)}, found
+            # The folder may stay, empty, if the one that made it was not the one that got the lock.
+            assert not path.exists() or names_in(path) == []
+        assert len(entered) >= 20
+
+    def test_a_lock_on_a_folder_that_was_removed_is_no_claim(self, tmp_path, monkeypatch):
+        path, lock = tmp_path / "run", claims._lock
+        replaced = []
+
+        def slow(handle, path):
+            if not replaced:  # another process held the folder until now, and removed it
+                path.rmdir()
+                path.mkdir()
+                replaced.append(path)
+            lock(handle, path)
+
+        monkeypatch.setattr(claims, "_lock", slow)
+        with RunFolder.claimed(path):
+            monkeypatch.undo()
+            with pytest.raises(InvalidInputError, match="another process"), RunFolder.claimed(path):
+                pass
+
+    def test_a_file_system_without_locks_is_told(self, tmp_path, monkeypatch):
+        def none(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("fcntl.flock", none)
+        with pytest.warns(SbridgeWarning, match="has no locks"), RunFolder.claimed(tmp_path / "run") as folder:
+            folder.create(CONFIG)
+        assert names_in(tmp_path / "run") == ["config.json"]
+
+    def test_parts_are_removed_below_the_folder_and_nowhere_else(self, tmp_path):
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / ".a.1-2.part").touch()
+        with RunFolder.claimed(tmp_path / "run") as folder:
+            folder.create(CONFIG)
+            folder.figures.mkdir()
+            (folder.figures / ".history.png.1-2.part").touch()
+            (folder.figures / "history.png").touch()
+            (folder.path / "link").symlink_to(tmp_path / "elsewhere")
+            files.write_text(folder.checkpoint_file, "")
+            folder.tidy()
+        assert names_in(folder.path) == ["config.json", "figures", "link"]
+        assert names_in(folder.figures) == ["history.png"]
+        assert names_in(tmp_path / "elsewhere") == [".a.1-2.part"]

@@ -38,7 +38,8 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "run"
     data, process = Samples(torch.from_numpy(rows())), VariancePreserving()
     solver = ScoreMatching(updates=2, network=MLP(8, 1))
-    folder = RunFolder.create(path, {"format": RUN_FORMAT, "times": [0.0, 1.0]})
+    with RunFolder.claimed(path) as folder:
+        folder.create({"format": RUN_FORMAT, "times": [0.0, 1.0]})
     folder.write_histories([[]])
     solve(BridgeProblem(data, end_law(process, data), process), solver, seed=0).save(folder.bridge(0, 1))
     return path

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sbridge import files
+from sbridge.claims import check_vacant, claimed
 from sbridge.cli.commands import Control
 from sbridge.cli.console import Console, Progress
 from sbridge.errors import InvalidInputError
@@ -22,10 +23,19 @@ from sbridge.training import Info, State
 
 def run_control(command: Control, console: Console) -> int:
     """The whole command."""
-    if command.out is not None and command.out.exists():
-        raise InvalidInputError(f"{command.out} exists. Choose another --out.")
     if command.paths < 2:
         raise InvalidInputError(f"--paths must be at least 2, got {command.paths}.")
+    if command.out is None:
+        _solve(command, console)
+        return 0
+    with claimed(command.out):
+        check_vacant(command.out)
+        _solve(command, console, command.out)
+    return 0
+
+
+def _solve(command: Control, console: Console, out: Path | None = None) -> None:
+    """Solves, judges, and writes to ``out``, a claimed folder."""
     names = read_file(command.file)
     problem, solver = names["problem"], names.get("solver")
     if solver is None:
@@ -46,16 +56,13 @@ def run_control(command: Control, console: Console) -> int:
     bar.close()
     report = evaluate_control(solution, n=command.paths, seed=command.seed, known=names.get("known"))
     console.say(str(report))
-    if command.out is not None:
-        command.out.mkdir(parents=True)
-        solution.save(command.out / "control")
-        files.write_text(command.out / "problem.py", command.file.read_text(encoding="utf-8"))
-        files.write_text(command.out / "report.json", dumps(_document(report)))
-        files.write_text(command.out / "history.json", dumps(history))
-        console.tell(
-            f"Written: {command.out}. Load it with sbridge.load_control({str(command.out / 'control')!r}, problem)."
-        )
-    return 0
+    if out is None:
+        return
+    solution.save(out / "control")
+    files.write_text(out / "problem.py", command.file.read_text(encoding="utf-8"))
+    files.write_text(out / "report.json", dumps(_document(report)))
+    files.write_text(out / "history.json", dumps(history))
+    console.tell(f"Written: {out}. Load it with sbridge.load_control({str(out / 'control')!r}, problem).")
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import Tensor
@@ -49,7 +50,7 @@ def draw(
 
 
 def run_plot(command: Plot, console: Console) -> int:
-    """Draws the figures of a run again, from its model."""
+    """Draws the figures of a run again, from its model; figures in the run folder only when nobody works in it."""
     if command.rows < 2:
         raise InvalidInputError(f"--rows must be at least 2, got {command.rows}.")
     folder = RunFolder(command.folder)
@@ -58,6 +59,8 @@ def run_plot(command: Plot, console: Console) -> int:
     ends = [
         law.sample(command.rows, generator(derive(command.seed, "rows", place))) for place, law in enumerate(starts)
     ]
-    for path in draw(course, ends, folder.histories(), command.out or folder.figures, seed=command.seed):
+    with RunFolder.claimed(command.folder) if command.out is None else nullcontext():
+        made = draw(course, ends, folder.histories(), command.out or folder.figures, seed=command.seed)
+    for path in made:
         console.say(str(path))
     return 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sbridge import files
+from sbridge.claims import check_vacant
 from sbridge.cli.commands import Diffuse, Fit, Training
 from sbridge.cli.console import Console, Progress, duration, peak_memory
 from sbridge.cli.figures import draw
@@ -23,7 +24,7 @@ from sbridge.fitting import Course
 from sbridge.random import derive
 from sbridge.registry import Json
 from sbridge.report import LegReport, RunReport, describe
-from sbridge.runs import RunFolder, Stopped, check_vacant, train
+from sbridge.runs import ClaimedFolder, RunFolder, Stopped, train
 from sbridge.solvers.base import Solver
 from sbridge.training import Callback
 
@@ -55,35 +56,37 @@ def run_diffuse(command: Diffuse[Any, Any], console: Console) -> int:
 
 
 def _run(command: Training, planned: Callable[[], Plan], console: Console) -> int:
-    folder, clock = RunFolder(command.out), Clock()
-    resumed = command.resume and folder.config_file.exists()
-    if resumed and folder.finished:
-        console.say(f"{folder.path} is finished already: {folder.report_file}")
-        return 0
-    if not resumed:
-        check_vacant(command.out)
-    with clock.measured("reading"):
-        plan = planned()
-    config = plan.config(command, shlex.join(["sbridge", *console.arguments]))
-    if resumed:
-        folder = RunFolder.reopen(command.out, config)
-        _warn_of_changes(folder.config(), config, console)
-    else:
-        folder = RunFolder.create(command.out, config)
-    _introduce(plan, console)
-    try:
-        with folder.claimed():
+    """Claims the folder before anything else, so that of two processes one does all the work and the other none."""
+    clock = Clock()
+    with RunFolder.claimed(command.out) as folder:
+        resumed = command.resume and folder.config_file.exists()
+        if resumed and folder.finished:
+            console.say(f"{folder.path} is finished already: {folder.report_file}")
+            return 0
+        if not resumed:
+            check_vacant(command.out)
+        with clock.measured("reading"):
+            plan = planned()
+        config = plan.config(command, shlex.join(["sbridge", *console.arguments]))
+        if resumed:
+            folder.reopen(config)
+            _warn_of_changes(folder.config(), config, console)
+        else:
+            folder.create(config)
+        _introduce(plan, console)
+        try:
             _complete(command, plan, folder, console, clock)
-    except (InvalidInputError, UnsupportedError):
-        folder.discard()
-        raise
-    except KeyboardInterrupt as stop:
-        _tell_how_to_go_on(stop, folder, console)
-        return 128 + int(stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
+        except (InvalidInputError, UnsupportedError):
+            if not resumed:
+                folder.discard()
+            raise
+        except KeyboardInterrupt as stop:
+            _tell_how_to_go_on(stop, folder, console)
+            return 128 + int(stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
     return 0
 
 
-def _complete(command: Training, plan: Plan, folder: RunFolder, console: Console, clock: Clock) -> None:
+def _complete(command: Training, plan: Plan, folder: ClaimedFolder, console: Console, clock: Clock) -> None:
     """Everything between a claimed folder and a finished one."""
     watchers = _Watchers(plan, command.checkpoint_every, console)
     try:
@@ -106,6 +109,7 @@ def _complete(command: Training, plan: Plan, folder: RunFolder, console: Console
     report = RunReport(folder.config(), plan.notes, legs, clock.seconds, peak_memory())
     text = report.text()
     files.write_text(folder.path / "report.txt", text)
+    folder.tidy()
     files.write_text(folder.report_file, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
     console.say(text)
     console.say(f"Run folder: {folder.path}")

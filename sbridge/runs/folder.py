@@ -9,20 +9,20 @@
     checkpoint.safetensors                while the run is unfinished
 
 Everything is written atomically, so a process may be killed at any moment. Nothing but the report depends on wall
-time: a run that was interrupted and taken up again ends in the same bytes.
+time: a run that was interrupted and taken up again ends in the same bytes. Only a process that has claimed the folder
+writes to it or removes anything from it: see :meth:`RunFolder.claimed`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from sbridge import files
+from sbridge.claims import CONFIG, REPORT, check_vacant, claimed, remove_parts
 from sbridge.errors import FileFormatError, InvalidInputError
 from sbridge.fitting import Course
 from sbridge.registry import Json
@@ -31,7 +31,6 @@ from sbridge.training import Info
 
 FORMAT = "sbridge.run/1"
 HISTORY_FORMAT = "sbridge.history/1"
-_LEFTOVERS = ".*.part"  # of writes that were killed
 _FREE_TO_CHANGE = ("command", "name", "threads", "versions")
 
 
@@ -44,7 +43,7 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         """Settings, digests of the inputs, versions."""
-        return self.path / "config.json"
+        return self.path / CONFIG
 
     @property
     def history_file(self) -> Path:
@@ -54,7 +53,7 @@ class RunFolder:
     @property
     def report_file(self) -> Path:
         """The report; written last, so that it marks a finished run."""
-        return self.path / "report.json"
+        return self.path / REPORT
 
     @property
     def checkpoint_file(self) -> Path:
@@ -83,45 +82,16 @@ class RunFolder:
         return self.path / ("bridge" if legs == 1 else f"bridge-{leg + 1}")
 
     @classmethod
-    def create(cls, path: Path, config: Json) -> RunFolder:
-        """A new folder with its ``config.json``.
+    @contextmanager
+    def claimed(cls, path: Path) -> Iterator[ClaimedFolder]:
+        """The folder ``path``, made if it does not exist, with other processes kept out of it.
 
         Raises:
-            InvalidInputError: if the folder exists and is not empty.
-            OSError: if it cannot be written; nothing is left behind then.
+            InvalidInputError: if another process is at work in it, or ``path`` is a file.
+            OSError: if the folder cannot be made.
         """
-        check_vacant(path)
-        made = not path.exists()
-        folder = cls(path)
-        try:
-            files.write_text(folder.config_file, dumps(config))
-        except BaseException:
-            if made:
-                with suppress(OSError):
-                    path.rmdir()
-            raise
-        return folder
-
-    @classmethod
-    def reopen(cls, path: Path, config: Json) -> RunFolder:
-        """The folder of an unfinished run of the same settings and inputs.
-
-        Raises:
-            InvalidInputError: if ``config`` differs from the one that the run was begun with; versions, the number
-                of threads and the names of the input files may.
-            FileFormatError: if the folder holds no run.
-        """
-        folder = cls(path)
-        changed = differences(folder.config(), json.loads(dumps(config)))
-        if changed:
-            raise InvalidInputError(
-                f"{path} was begun with other settings or inputs: {'; '.join(changed[:5])}"
-                f"{f'; {len(changed) - 5} more' if len(changed) > 5 else ''}. "
-                "Use those again to resume it, or start a new run in another folder."
-            )
-        for leftover in path.glob(_LEFTOVERS):
-            leftover.unlink(missing_ok=True)
-        return folder
+        with claimed(path):
+            yield ClaimedFolder(path)
 
     def config(self) -> Json:
         """The contents of ``config.json``; FileFormatError if this is no run folder."""
@@ -154,48 +124,48 @@ class RunFolder:
         legs = ",\n".join("  [" + ",\n   ".join(json.dumps(row) for row in rows) + "]" for rows in histories)
         files.write_text(self.history_file, f'{{"format": "{HISTORY_FORMAT}", "legs": [\n{legs}\n]}}\n')
 
+
+@dataclass(frozen=True)
+class ClaimedFolder(RunFolder):
+    """A run folder that this process alone may change, made by :meth:`RunFolder.claimed`."""
+
+    def create(self, config: Json) -> None:
+        """Begins a run: writes ``config.json``.
+
+        Raises:
+            InvalidInputError: if the folder is not empty.
+            OSError: if it cannot be written.
+        """
+        check_vacant(self.path)
+        remove_parts(self.path)
+        files.write_text(self.config_file, dumps(config))
+
+    def reopen(self, config: Json) -> None:
+        """Goes on with an unfinished run of the same settings and inputs.
+
+        Raises:
+            InvalidInputError: if ``config`` differs from the one that the run was begun with; versions, the number
+                of threads and the names of the input files may.
+            FileFormatError: if the folder holds no run.
+        """
+        changed = differences(self.config(), json.loads(dumps(config)))
+        if changed:
+            raise InvalidInputError(
+                f"{self.path} was begun with other settings or inputs: {'; '.join(changed[:5])}"
+                f"{f'; {len(changed) - 5} more' if len(changed) > 5 else ''}. "
+                "Use those again to resume it, or start a new run in another folder."
+            )
+        remove_parts(self.path)
+
     def discard(self) -> None:
-        """Takes away a folder in which nothing but ``config.json`` was written yet."""
+        """Takes back :meth:`create` as long as nothing but ``config.json`` was written."""
         if [path.name for path in self.path.iterdir()] == [self.config_file.name]:
             self.config_file.unlink()
-            self.path.rmdir()
 
-    @contextmanager
-    def claimed(self) -> Iterator[Self]:
-        """Keeps other processes out of the folder; InvalidInputError if one is at work in it.
-
-        The claim is a lock of the operating system, which ends with the process, however it ends.
-        """
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            yield self
-            return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InvalidInputError(
-                    f"another process is at work in {self.path}. Wait until it ends, or stop it first."
-                ) from error
-            yield self
-        finally:
-            os.close(handle)
-
-
-def check_vacant(path: Path) -> None:
-    """InvalidInputError unless ``path`` is free for a new run: it does not exist, or is an empty folder."""
-    if path.is_dir() and any(not entry.match(_LEFTOVERS) for entry in path.iterdir()):
-        if not (path / "config.json").exists():
-            raise InvalidInputError(f"{path} is not empty. Choose another --out.")
-        unfinished = not RunFolder(path).finished
-        raise InvalidInputError(
-            f"{path} holds {'an unfinished' if unfinished else 'another'} run. Choose another --out, or delete the "
-            f"folder first{'; the same command with --resume goes on with it' if unfinished else ''}."
-        )
-    if path.exists() and not path.is_dir():
-        raise InvalidInputError(f"{path} is a file; --out needs a folder.")
+    def tidy(self) -> None:
+        """Removes the checkpoint and what killed writes left behind, at the end of a run."""
+        self.checkpoint_file.unlink(missing_ok=True)
+        remove_parts(self.path)
 
 
 def differences(old: Json, new: Json, at: str = "") -> list[str]:

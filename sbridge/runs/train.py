@@ -48,6 +48,7 @@ def train(
             folder.checkpoint_file.unlink(missing_ok=True)
             if stop.signal is not None:
                 raise Stopped(stop.signal, length)
+    folder.checkpoint_file.unlink(missing_ok=True)  # of a process that was killed after the last bridge was saved
     return Course(tuple(times), tuple(bridges))
 
 

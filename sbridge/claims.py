@@ -1,0 +1,130 @@
+"""Folders that one process at a time may write to.
+
+A folder is claimed before anything in it is created, changed or removed. The claim is a lock of the operating system
+(``flock`` on the folder), which ends with the process, however the process ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sbridge.errors import InvalidInputError, SbridgeWarning
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+CONFIG, REPORT = "config.json", "report.json"
+_PARTS = ".*.part"  # what a write leaves behind when its process is killed
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF, errno.EINVAL}
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Makes the folder ``path`` if it does not exist, and keeps other processes out of it.
+
+    A folder that was made here and is still empty at the end is removed again.
+
+    Raises:
+        InvalidInputError: if another process has claimed the folder, or ``path`` is a file.
+        OSError: if the folder cannot be made.
+    """
+    handle, made = _locked(path)
+    try:
+        yield
+    finally:
+        if made:
+            # Removed while the lock is held. A process that waits with the old folder open sees that it is gone.
+            with suppress(OSError):
+                path.rmdir()
+        if handle is not None:
+            os.close(handle)
+
+
+def check_vacant(path: Path) -> None:
+    """InvalidInputError unless ``path`` is free for a new run: it does not exist, or is an empty folder."""
+    if path.is_dir() and any(not entry.match(_PARTS) for entry in path.iterdir()):
+        if not (path / CONFIG).exists():
+            raise InvalidInputError(f"{path} is not empty. Choose another --out.")
+        unfinished = not (path / REPORT).exists()
+        raise InvalidInputError(
+            f"{path} holds {'an unfinished' if unfinished else 'another'} run. Choose another --out, or delete the "
+            f"folder first{'; the same command with --resume goes on with it' if unfinished else ''}."
+        )
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """InvalidInputError if something other than a folder has the name ``path``."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise InvalidInputError(f"{path} is a file; --out needs a folder.")
+
+
+def remove_parts(path: Path) -> None:
+    """Removes what killed writes left in the folder ``path``, which the caller has claimed, and below it."""
+    for part in path.rglob(_PARTS):
+        if part.is_file() and not part.is_symlink():
+            part.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> tuple[int | None, bool]:
+    """An open handle of the locked folder (none on Windows), and whether the folder was made here."""
+    while True:
+        made = _made(path)
+        if fcntl is None:
+            return None, made
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            _lock(handle, path)
+            # The process that had the lock before may have removed the folder. Then the lock is on nothing.
+            if _same(handle, path):
+                return handle, made
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _made(path: Path) -> bool:
+    """Makes the folder; whether it was not there before."""
+    check_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # pyright: ignore[reportOptionalMemberAccess]
+    except BlockingIOError as error:
+        raise InvalidInputError(
+            f"another process is at work in {path}. Wait until it ends, stop it first, or choose another --out."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"the file system of {path} has no locks ({error.strerror}), so a second process in the same folder would "
+            "not be noticed. Start one process at a time there.",
+            SbridgeWarning,
+            stacklevel=2,
+        )
+
+
+def _same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -19,7 +19,7 @@ from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
 from sbridge.random import Seed, as_seed, derive, generator
-from sbridge.scaling import AffineScaling, CommonScale, ScalingRecipe
+from sbridge.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Method, P, R, S, Solver
 from sbridge.solvers.choice import SolverChoice, choose_solver
@@ -364,6 +364,7 @@ def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
             "first, say with AdjointBridge() from a Gaussian."
         )
     check_same_kind(rows0, rows1, names)
+    check_units(rows0, rows1, names)
     return rows0, rows1
 
 

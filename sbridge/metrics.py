@@ -20,6 +20,7 @@ from sbridge import transport
 from sbridge.errors import InvalidInputError
 from sbridge.laws import check_rows
 from sbridge.registry import register
+from sbridge.scaling import common_units
 
 _BLOCK = 1024
 _MEDIAN_ROWS = 1000
@@ -73,8 +74,8 @@ class ExactW2:
     def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> float:
         """The root of the exact transport cost."""
         _check(x, y)
-        thinned = _thin(x, self.max_rows, generator), _thin(y, self.max_rows, generator)
-        return math.sqrt(max(float(transport.exact_cost(*thinned)), 0.0))
+        *thinned, unit = common_units(_thin(x, self.max_rows, generator), _thin(y, self.max_rows, generator))
+        return math.sqrt(max(float(transport.exact_cost(*thinned)), 0.0)) * unit
 
 
 @register
@@ -102,7 +103,8 @@ class SlicedW2:
         shape = (self.projections, x.shape[1])
         directions = torch.randn(shape, dtype=torch.float64, generator=generator, device=generator.device)
         directions /= directions.norm(dim=1, keepdim=True)
-        return math.sqrt(float(transport.sliced_cost(x, y, directions.to(x.device))))
+        rows, others, unit = common_units(x, y)
+        return math.sqrt(float(transport.sliced_cost(rows, others, directions.to(x.device)))) * unit
 
 
 @register
@@ -165,7 +167,8 @@ class MMD:
     def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> float:
         """The squared discrepancy, whose unbiased form can be negative."""
         _check(x, y)
-        width = median_distance(y, generator) if self.bandwidth is None else self.bandwidth
+        x, y, unit = common_units(x, y)
+        width = median_distance(y, generator) if self.bandwidth is None else self.bandwidth / unit
 
         def kernel(squares: Tensor) -> Tensor:
             # Clamped: exp of numbers that underflow is many times slower, and e^{−80} is nothing.
@@ -195,7 +198,8 @@ class BuresUVP:
             InvalidInputError: if the reference rows are all equal, or a side has one row.
         """
         _check(x, y, least=2)
-        means, covariances = (x.double().mean(0), y.double().mean(0)), (covariance(x), covariance(y))
+        x, y, _ = common_units(x, y)
+        means, covariances = (x.mean(0), y.mean(0)), (covariance(x), covariance(y))
         variance = 0.5 * float(covariances[1].trace())
         if variance <= 0:
             raise InvalidInputError("BW²-UVP divides by the variance of the reference rows, and they are all equal.")
@@ -256,7 +260,8 @@ def sampling_floor(
 def energy_distance(x: Tensor, y: Tensor, pairs: PairEstimator = PairEstimator.ALL) -> float:
     """``2E|x−y| − E|x−x'| − E|y−y'|`` over all pairs of rows; time O(nm·dim), memory O(1024² + n·dim)."""
     _check(x, y, least=1 if pairs is PairEstimator.ALL else 2)
-    return 2.0 * _between(x, y, _root) - _within(x, _root, pairs) - _within(y, _root, pairs)
+    x, y, unit = common_units(x, y)
+    return unit * (2.0 * _between(x, y, _root) - _within(x, _root, pairs) - _within(y, _root, pairs))
 
 
 def bures_squared(mean: Tensor, other_mean: Tensor, a: Tensor, b: Tensor) -> float:
@@ -283,8 +288,9 @@ def median_distance(rows: Tensor, generator: torch.Generator) -> float:
         InvalidInputError: if it is zero, as for rows that mostly repeat.
     """
     check_rows(rows, "rows")
-    distances = torch.pdist(_thin(rows, _MEDIAN_ROWS, generator).double())
-    width = float(distances.median())
+    thinned = _thin(rows, _MEDIAN_ROWS, generator)
+    scaled, _, unit = common_units(thinned, thinned)
+    width = float(torch.pdist(scaled).median()) * unit
     if width <= 0:
         raise InvalidInputError("the median distance of the rows is zero: most of them are equal. Give a bandwidth.")
     return width

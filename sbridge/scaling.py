@@ -7,6 +7,7 @@ scaled data under the scaled reference is therefore the bridge of the original p
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -95,6 +96,53 @@ class PerCoordinate:
                 "drop them, or use CommonScale() or NoScaling()."
             )
         return AffineScaling(pooled.mean(0), scale)
+
+
+def common_units(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
+    """``(x − c)/s``, ``(y − c)/s`` in float64 and ``s``: distances of order one, so that squares round least.
+
+    ``c`` is the mean of ``y``. ``s`` is a power of two, so dividing by it is exact; it is 1 if all rows are equal.
+    Distances of the results are those of ``x`` and ``y`` divided by ``s``, at any scale of the data and any offset.
+
+    Args:
+        x, y: rows ``(n, dim)`` and ``(m, dim)``.
+    """
+    first = _power_of_two(x, y)  # before the mean, whose sum would overflow
+    rows, others = x.double() / first, y.double() / first
+    centre = others.mean(0)
+    rows, others = rows - centre, others - centre
+    second = _power_of_two(rows, others)
+    return rows / second, others / second, first * second
+
+
+LEAST_WIDTH, LARGEST_WIDTH = 1e-28, 1e28
+"""Standard deviations of the data between which σ and its square can be computed with."""
+
+
+def check_units(x0: Tensor, x1: Tensor, names: tuple[str, str]) -> None:
+    """InvalidInputError if the rows of both ends together are too wide, too narrow or too far out to be squared.
+
+    Rows that are all equal have no width, and pass.
+    """
+    rows, others, unit = common_units(x0, x1)
+    width = float(_deviations(torch.cat([rows, others])).square().mean().sqrt()) * unit
+    largest = max(float(one.abs().max()) for one in (x0, x1))
+    if width == 0.0 and largest <= LARGEST_WIDTH:
+        return
+    if width >= LEAST_WIDTH and max(width, largest) <= LARGEST_WIDTH:
+        return
+    raise InvalidInputError(
+        f"the standard deviation of {names[0]} and {names[1]} together is {width:.3g} and their largest entry "
+        f"{largest:.3g}: squares of such numbers leave the floating-point range. Take another unit of length, for "
+        f"example divide both by {width or largest:.0e}; σ, if you give it, is divided by the same number. The "
+        f"standard deviation has to lie between {LEAST_WIDTH:g} and {LARGEST_WIDTH:g}."
+    )
+
+
+def _power_of_two(x: Tensor, y: Tensor) -> float:
+    """The power of two next to the largest entry, in magnitude; 1 if all are zero."""
+    largest = max(float(one.abs().max()) if one.numel() else 0.0 for one in (x, y))
+    return 2.0 ** min(max(math.frexp(largest)[1], -1000), 1000) if largest > 0.0 else 1.0
 
 
 def _deviations(rows: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.registry import register
+from sbridge.scaling import common_units
 from sbridge.transport.cloud import Cloud
 from sbridge.transport.plans import check_pair, exact_plan
 from sbridge.transport.sinkhorn import EntropicProblem, Sinkhorn, sinkhorn
@@ -96,26 +97,24 @@ def gaussian_map(x0: Tensor, x1: Tensor) -> AffineMap:
         InvalidInputError: if the covariance of ``x0`` is singular.
     """
     check_pair(x0, x1)
-    x, y = x0.double(), x1.double()
-    if len(x) < 2 or len(y) < 2:
-        raise InvalidInputError(f"a covariance needs at least two rows, got {len(x)} and {len(y)}.")
+    if len(x0) < 2 or len(x1) < 2:
+        raise InvalidInputError(f"a covariance needs at least two rows, got {len(x0)} and {len(x1)}.")
+    x, y, _ = common_units(x0, x1)
     source, target = _covariance(x), _covariance(y)
     spectrum = torch.linalg.eigvalsh(source)
     if float(spectrum[0]) <= 1e-12 * float(spectrum[-1]):
         raise InvalidInputError(
-            f"the covariance of the {len(x)} source rows in {x.shape[1]} dimensions is singular, so there is no "
+            f"the covariance of the {len(x0)} source rows in {x0.shape[1]} dimensions is singular, so there is no "
             "Gaussian map: drop constant or dependent columns, or give more rows than columns."
         )
-    means = x.mean(0), y.mean(0)
-    matrix, shift = ot.gaussian.bures_wasserstein_mapping(*means, source, target)  # type: ignore[assignment]
-    return AffineMap(matrix, shift.reshape(-1))
+    matrix, _ = ot.gaussian.bures_wasserstein_mapping(x.mean(0), y.mean(0), source, target)  # type: ignore[assignment]
+    return AffineMap(matrix, x1.double().mean(0) - matrix @ x0.double().mean(0))
 
 
 def nearest_rows(x: Tensor, rows: Tensor) -> Tensor:
     """Index of the row nearest to each row of ``x``; int64, shape ``(k,)``. Blocks of 4 MB."""
     check_pair(x, rows)
-    centre = rows.double().mean(0)
-    points, others = x.double() - centre, rows.double() - centre
+    points, others, _ = common_units(x, rows)
     half_norms = 0.5 * others.square().sum(1)
     size = max(1, 2**19 // len(rows))
     return torch.cat([torch.addmm(-half_norms, part, others.mT).argmax(1) for part in points.split(size)])

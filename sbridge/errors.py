@@ -58,6 +58,10 @@ class ConvergenceWarning(SbridgeWarning):
     """An iteration that is stopped after a number of steps will be far from its limit then."""
 
 
+class UnverifiedFileWarning(SbridgeWarning):
+    """A file of an earlier version that carries no checksum, so damage to it would not be seen."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for an unknown ``name`` of some ``kind``, with the nearest known name first."""
     names = sorted(known)

@@ -7,15 +7,12 @@ A file never holds code. It holds the names of classes that were registered with
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import importlib
 import math
-import re
-from collections.abc import Callable
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +21,24 @@ from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError,
 
 Json = Any
 _CLASSES: dict[str, type] = {}
-_OWN_MODULE = re.compile(r"sbridge(\.[a-z][a-z0-9_]*)+")
+_HOMES = (
+    "sbridge.solutions",
+    "sbridge.solvers",
+    "sbridge.diffusion",
+    "sbridge.potentials",
+    "sbridge.doob",
+    "sbridge.functionals",
+    "sbridge.quadrature",
+    "sbridge.evaluation",
+    "sbridge.benchmarks.densities",
+    "sbridge.benchmarks.control_problems",
+)
+"""Modules whose import registers every class of this package that a file may name."""
+_RENAMED: dict[str, str] = {}
+"""Class names in files of earlier versions, and the names of these classes now."""
+_LARGEST_INTEGER = 2**64
+_NOT_MADE = (TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, LookupError)
+"""What constructors raise for values that they were not meant for."""
 _T = TypeVar("_T", bound=type)
 
 
@@ -91,17 +105,24 @@ def _is_kind(value: object, kind: Json) -> bool:
         return True
 
 
-def registered(name: str, home: str | None = None) -> type:
-    """The class registered under ``name``; an error with the nearest name otherwise.
+def registered(name: str, module: str | None = None) -> type:
+    """The class registered under ``name``, which alone decides; an error with the nearest name otherwise.
 
-    ``home`` is the module that a file says the class lives in. It is imported if it is one of this package's own, so
-    that a saved bridge loads in a fresh interpreter; classes of other packages have to be imported by their user.
+    Files outlive the layout of this package, so they say nothing about where its classes live: a name that is not
+    registered yet is looked for by importing the modules in ``_HOMES``. Nothing that a file says is imported.
+
+    Args:
+        name: as :func:`register` got it, or as it was in an earlier version.
+        module: the module of a class of another package, for the error message: its user has to import it.
     """
-    if name not in _CLASSES and isinstance(home, str) and _OWN_MODULE.fullmatch(home):
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(home)
+    name = _RENAMED.get(name, name)
+    for home in _HOMES:
+        if name in _CLASSES:
+            break
+        importlib.import_module(home)
     if name not in _CLASSES:
-        raise unknown_name("class in a file (import the module that registers it)", name, _CLASSES)
+        where = f", {module}" if isinstance(module, str) else ""
+        raise unknown_name(f"class in a file (import the module that registers it{where})", name, _CLASSES)
     return _CLASSES[name]
 
 
@@ -122,20 +143,32 @@ def decode(tree: Json, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 - wha
         UnknownNameError: if the tree names a class that is not registered.
         FileFormatError: if fields or tensors are missing or foreign.
     """
+    try:
+        return _decode(tree, tensors)
+    except RecursionError as error:
+        raise FileFormatError("objects are nested too deeply: the file was not written by this package.") from error
+
+
+def _decode(tree: Json, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     if isinstance(tree, list):
-        return tuple(decode(item, tensors) for item in tree)
+        return tuple(_decode(item, tensors) for item in tree)
+    if isinstance(tree, int) and abs(tree) > _LARGEST_INTEGER:
+        raise FileFormatError(f"an integer in the file has {len(hex(tree)) // 4} bytes; at most 8 are used.")
     if not isinstance(tree, dict):
         return tree
     if "tensor" in tree:
-        if tree["tensor"] not in tensors:
-            raise FileFormatError(
-                f"tensor {tree['tensor']!r} is named but not there: the file is truncated or mixed up."
-            )
-        return tensors[tree["tensor"]]
+        name = tree["tensor"]
+        if not isinstance(name, str) or name not in tensors:
+            raise FileFormatError(f"tensor {name!r} is named but not there: the file is truncated or mixed up.")
+        return tensors[name]
     if "number" in tree:
+        if tree["number"] not in ("inf", "-inf", "nan"):
+            raise FileFormatError(f"{tree['number']!r} is not a number that JSON has no word for: inf, -inf or nan.")
         return float(tree["number"])
     if "mapping" in tree:
-        return {key: decode(item, tensors) for key, item in tree["mapping"].items()}
+        if not isinstance(tree["mapping"], dict):
+            raise FileFormatError(f"a mapping must be an object, got a {type(tree['mapping']).__name__}.")
+        return {key: _decode(item, tensors) for key, item in tree["mapping"].items()}
     return _decode_object(tree, tensors)
 
 
@@ -157,7 +190,9 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
             f"{path.lstrip('.') or 'the object'} is a {name}, which files cannot name. Decorate a dataclass or "
             "nn.Module of your own with @sbridge.register; a plain function cannot be saved."
         )
-    named = {"class": name, "module": type(value).__module__}
+    named = {"class": name}
+    if type(value).__module__.split(".")[0] != "sbridge":
+        named["module"] = type(value).__module__
     if isinstance(value, enum.Enum):
         return named | {"member": value.name}
     if isinstance(value, nn.Module):
@@ -185,25 +220,30 @@ def _encode_fields(fields: dict[str, object], path: str, tensors: dict[str, Tens
 def _decode_object(tree: dict[str, Json], tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     if not isinstance(tree.get("class"), str):
         raise FileFormatError(f"expected an object with a class name, found keys {sorted(tree)}.")
-    cls: Callable[..., Any] = registered(tree["class"], tree.get("module"))
+    cls: Any = registered(tree["class"], tree.get("module"))
     if "member" in tree:
-        members = getattr(cls, "__members__", {})
-        if tree["member"] not in members:
-            raise FileFormatError(f"{tree['class']} has no member {tree['member']!r}.")
-        return members[tree["member"]]
+        members, member = getattr(cls, "__members__", {}), tree["member"]
+        if not isinstance(member, str) or member not in members:
+            raise FileFormatError(f"{tree['class']} has no member {member!r}.")
+        return members[member]
     if not isinstance(tree.get("fields"), dict):
         raise FileFormatError(f"an object of class {tree['class']} has no fields in the file.")
-    fields = {key: decode(item, tensors) for key, item in tree["fields"].items()}
+    fields = {key: _decode(item, tensors) for key, item in tree["fields"].items()}
+    prefix = tree.get("state")
+    if prefix is not None and not (isinstance(prefix, str) and issubclass(cls, nn.Module)):
+        raise FileFormatError(f"{tree['class']} is no network, or the name of its weights is no text: {prefix!r}.")
     try:
         # Layers draw initial weights from the global state, which is put back as it was.
-        with torch.random.fork_rng(devices=[], enabled="state" in tree):
+        with torch.random.fork_rng(devices=[], enabled=prefix is not None):
             made = cls(**fields)
-    except (TypeError, AttributeError) as error:
+        if dataclasses.is_dataclass(made):
+            check_kinds(made)
+    except _NOT_MADE as error:
         raise FileFormatError(f"{tree['class']} cannot be made from fields {sorted(fields)}: {error}.") from error
-    if "state" in tree:
-        prefix = tree["state"]
+    if prefix is not None:
         state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
         try:
+            made = cast("nn.Module", made)
             for dtype in {value.dtype for value in state.values() if value.is_floating_point()}:
                 made.to(dtype)
             made.load_state_dict(state)

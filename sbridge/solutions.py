@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sbridge import files
 from sbridge.controls.base import Control, ScaledControl, Time, ZeroControl
-from sbridge.errors import FileFormatError, InvalidInputError
+from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
 from sbridge.laws import Law, as_rows
 from sbridge.measures import Direction, EndKernel, PathMeasure, Paths
 from sbridge.problems import BridgeProblem, ControlProblem
@@ -21,8 +22,9 @@ from sbridge.random import Seed
 from sbridge.registry import Json, decode, encode, register, registered
 from sbridge.scaling import AffineScaling
 
-FORMAT = "sbridge.bridge/1"
-CONTROL_FORMAT = "sbridge.control/1"
+FORMAT = "sbridge.bridge/2"
+CONTROL_FORMAT = "sbridge.control/2"
+_WITHOUT_CHECKSUMS = {FORMAT: "sbridge.bridge/1", CONTROL_FORMAT: "sbridge.control/1"}
 
 
 @register
@@ -106,14 +108,16 @@ class Bridge:
     def save(self, path: str | Path) -> None:
         """Writes ``PATH.json`` (structure) and ``PATH.safetensors`` (numbers), each atomically.
 
-        The JSON says under ``contains_training_rows`` whether rows of the data are in the files.
+        The JSON holds the SHA-256 of both files, and says under ``contains_training_rows`` whether samples of the data
+        are in them.
+
+        Args:
+            path: with or without one of the two endings.
 
         Raises:
             UnsupportedError: if a part is a plain function or an unregistered class.
         """
-        tree, tensors = encode(self)
-        document = {"format": FORMAT, "contains_training_rows": contains_training_rows(tree), "bridge": tree}
-        _write(Path(path), document, tensors)
+        save_bridge(self, path)
 
     def rescaled(self, scaling: AffineScaling, problem: BridgeProblem) -> Bridge:
         """This bridge of scaled data as the bridge of the data, whose ``problem`` stands in units of the data."""
@@ -171,17 +175,17 @@ class ControlSolution:
         measure = self.measure
         parts = {"control": measure.control, "grid": measure.grid, "rule": measure.rule}
         tree, tensors = encode(parts)
-        _write(Path(path), {"format": CONTROL_FORMAT, "dim": self.dim, "horizon": self.horizon, **tree}, tensors)
+        _write(path, {"format": CONTROL_FORMAT, "dim": self.dim, "horizon": self.horizon, **tree}, tensors)
 
 
 def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
     """The solution of ``problem`` that ``ControlSolution.save(path)`` wrote.
 
     Raises:
-        FileFormatError: if a file is missing, truncated, or not of this format.
+        FileFormatError: if a file is missing, damaged, or not of this format.
         InvalidInputError: if the problem has another dimension or horizon than the one that was solved.
     """
-    document, tensors = _read(Path(path), CONTROL_FORMAT, "mapping")
+    document, tensors = _read(path, CONTROL_FORMAT, "mapping")
     found = (document.get("dim"), document.get("horizon"))
     if found != (problem.dim, problem.process.horizon):
         raise InvalidInputError(
@@ -189,20 +193,54 @@ def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
             f"{problem.process.horizon:g}."
         )
     parts = decode({"mapping": document["mapping"]}, tensors)
-    grid, rule = parts["grid"], parts["rule"]
-    return ControlSolution(problem, PathMeasure(problem.process, parts["control"], problem.start, grid=grid, rule=rule))
+    try:
+        grid, rule = parts["grid"], parts["rule"]
+        measure = PathMeasure(problem.process, parts["control"], problem.start, grid=grid, rule=rule)
+        _check_fit(measure, tensors)
+    except _MISFIT as error:
+        raise FileFormatError(f"{path} holds parts that do not fit together or the problem: {error!r}.") from error
+    return ControlSolution(problem, measure)
+
+
+def save_bridge(bridge: Bridge, path: str | Path, run: str | None = None) -> None:
+    """``bridge.save(path)``; ``run`` is the checksum of the settings and data that the bridge was fitted with."""
+    tree, tensors = encode(bridge)
+    document = {"format": FORMAT, "contains_training_rows": contains_training_rows(tree), "run": run, "bridge": tree}
+    _write(path, document, tensors)
 
 
 def load(path: str | Path) -> Bridge:
     """The bridge that ``Bridge.save(path)`` wrote. Only registered classes are made; nothing is executed.
 
+    Files of earlier versions carry no checksums: they load with an
+    :class:`~sbridge.errors.UnverifiedFileWarning`.
+
+    Args:
+        path: as given to ``save``, with or without the ending of one of the two files; or the run folder of a fit.
+
     Raises:
-        FileFormatError: if a file is missing, truncated, or not of this format.
+        FileFormatError: if a file is missing, damaged, or not of this format, or if the two files are of different
+            saves.
     """
-    document, tensors = _read(Path(path), FORMAT, "bridge")
+    return load_bridge(path)
+
+
+def load_bridge(path: str | Path, run: str | None = None) -> Bridge:
+    """:func:`load`; FileFormatError if the bridge was not saved with the same ``run``, unless that is ``None``."""
+    stem = _stem(path)
+    if stem.is_dir():
+        stem = _bridge_in_folder(stem)
+    document, tensors = _read(stem, FORMAT, "bridge")
+    if run is not None and document["format"] == FORMAT and document.get("run") != run:
+        raise FileFormatError(f"{stem}.json was fitted with other settings or data than its run folder says.")
     bridge = decode(document["bridge"], tensors)
     if not isinstance(bridge, Bridge):
-        raise FileFormatError(f"{path}.json holds a {type(bridge).__name__}, not a Bridge.")
+        raise FileFormatError(f"{stem}.json holds a {type(bridge).__name__}, not a Bridge.")
+    try:
+        for measure in (bridge.forward, bridge.backward):
+            _check_fit(measure, tensors)
+    except _MISFIT as error:
+        raise FileFormatError(f"{stem}.json holds parts that do not fit together: {error!r}.") from error
     return bridge
 
 
@@ -223,15 +261,66 @@ def _in_data_units(measure: PathMeasure, scaling: AffineScaling, reference: Proc
     return replace(measure, process=reference, control=control, start=start, end_kernel=kernel)
 
 
-def _write(path: Path, document: dict[str, Json], tensors: dict[str, Tensor]) -> None:
-    files.write_tensors(path.with_name(path.name + ".safetensors"), tensors)
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    files.write_text(path.with_name(path.name + ".json"), text + "\n")
+_MISFIT = (TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, LookupError)
+_ENDINGS = (".json", ".safetensors")
 
 
-def _read(path: Path, form: str, key: str) -> tuple[dict[str, Json], dict[str, Tensor]]:
-    document = files.read_json(path.with_name(path.name + ".json"))
-    if not isinstance(document, dict) or document.get("format") != form or key not in document:
+def _check_fit(measure: PathMeasure, tensors: dict[str, Tensor]) -> None:
+    """Evaluates all parts of a measure at two rows; raises whatever they raise where shapes or kinds do not fit."""
+    dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+    rows = torch.zeros(2, measure.start.dim, dtype=dtype)
+    process, t = measure.process, 0.5 * measure.process.horizon
+    found = {"drift": process.drift(t, rows), "noise": process.scale(t).to(rows)(rows)}
+    if measure.control is not None:
+        found["control"] = measure.control(t, rows)
+    if measure.end_kernel is not None:
+        found["conditional mean"] = measure.end_kernel.mean(rows)
+    for name, value in found.items():
+        if value.shape != rows.shape:
+            raise InvalidInputError(f"the {name} has shape {tuple(value.shape)} for rows of shape {tuple(rows.shape)}")
+
+
+def _stem(path: str | Path) -> Path:
+    """``path`` without the ending of one of the two files."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in _ENDINGS else path
+
+
+def _bridge_in_folder(folder: Path) -> Path:
+    """The bridge in the run folder of a fit between two data sets."""
+    legs = len(list(folder.glob("bridge-*.json")))
+    if legs:
+        raise FileFormatError(
+            f"{folder} holds a time course of {legs} bridges. Load one of them, load({str(folder / 'bridge-1')!r}), or "
+            f"all with their times: sbridge.runs.RunFolder(Path({str(folder)!r})).course()."
+        )
+    if not (folder / "bridge.json").exists():
+        raise FileFormatError(f"{folder} is a folder without a bridge.json: not the run folder of a finished fit.")
+    return folder / "bridge"
+
+
+def _write(path: str | Path, document: dict[str, Json], tensors: dict[str, Tensor]) -> None:
+    stem = _stem(path)
+    sha256 = files.write_tensors(stem.with_name(stem.name + ".safetensors"), tensors)
+    text = json.dumps(files.sealed({**document, "tensors": sha256}), indent=1, ensure_ascii=False)
+    files.write_text(stem.with_name(stem.name + ".json"), text + "\n")
+
+
+def _read(path: str | Path, form: str, key: str) -> tuple[dict[str, Json], dict[str, Tensor]]:
+    stem = _stem(path)
+    json_file, tensor_file = (stem.with_name(stem.name + ending) for ending in _ENDINGS)
+    document = files.read_json(json_file)
+    old = _WITHOUT_CHECKSUMS[form]
+    if not isinstance(document, dict) or document.get("format") not in (form, old) or key not in document:
         kind = "bridge" if form == FORMAT else "control"
-        raise FileFormatError(f"{path}.json is not a saved {kind} (expected format {form!r}).")
-    return document, files.read_tensors(path.with_name(path.name + ".safetensors"))
+        raise FileFormatError(f"{json_file} is not a saved {kind} (expected format {form!r}).")
+    if document["format"] == old:
+        warnings.warn(
+            f"{json_file} was saved by an earlier version and carries no checksums, so damage to it or to its "
+            ".safetensors file would not be seen. Load it and save it again.",
+            UnverifiedFileWarning,
+            stacklevel=3,
+        )
+        return document, files.read_tensors(tensor_file)
+    files.check_seal(document, json_file)
+    return document, files.read_tensors(tensor_file, document["tensors"])

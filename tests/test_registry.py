@@ -148,11 +148,26 @@ def test_a_name_can_be_taken_once():
         ),
         ({"fields": {}}, "expected an object with a class name"),
         ({"class": 3}, "expected an object with a class name"),
+        ({"class": "Leaf", "fields": {"number": "2"}}, "number must be of kind float, got '2'"),
+        ({"class": "Leaf", "fields": {"number": 1.0, "colour": {"class": "Colour", "member": [1]}}}, "no member"),
+        ({"class": "Leaf", "fields": {"number": 1.0}, "state": "x"}, "Leaf is no network"),
+        ({"class": "Net", "fields": {"width": -3, "leaf": None}, "state": ".state."}, "Net cannot be made"),
+        ({"number": "12"}, "is not a number that JSON has no word for"),
+        ({"tensor": ["gone"]}, "is named but not there"),
+        ({"mapping": [1]}, "a mapping must be an object"),
         ({"class": "Net", "fields": {"width": 3, "leaf": None}, "state": ".state."}, "weights of Net do not fit"),
     ],
 )
 def test_damaged_trees_are_refused(tree, message):
     with pytest.raises(FileFormatError, match=message):
+        decode(tree, {})
+
+
+def test_nesting_beyond_all_measure_is_refused():
+    tree = []
+    for _ in range(100_000):
+        tree = [tree]
+    with pytest.raises(FileFormatError, match="nested too deeply"):
         decode(tree, {})
 
 
@@ -162,18 +177,44 @@ def test_a_file_cannot_make_a_class_that_only_looks_known():
             decode({"class": name, "fields": {}}, {})
 
 
-def test_a_fresh_process_imports_the_module_of_this_package_that_a_file_names():
-    tree = {"class": "GaussianBridge", "module": "sbridge.solvers.gaussian", "fields": {}}
-    code = f"from sbridge.registry import decode; print(decode({tree!r}, {{}}))"
+def test_a_fresh_process_finds_every_class_by_its_name_alone():
+    """Files name no modules, so every registered class of the package must be found wherever it lives now."""
+    code = """
+import importlib, pkgutil, sbridge
+from sbridge import registry
+try:
+    registry.registered("none of this name")
+except sbridge.SbridgeError:
+    pass
+found = set(registry._CLASSES)
+for module in pkgutil.walk_packages(sbridge.__path__, "sbridge."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(sorted(set(registry._CLASSES) - found), len(found) > 100)
+"""
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("GaussianBridge(")
+    assert done.stdout == "[] True\n"
+
+
+def test_a_class_that_was_renamed_is_found_under_its_old_name(monkeypatch):
+    register(Leaf)
+    monkeypatch.setattr(registry, "_RENAMED", {"OldLeaf": "Leaf"})
+    assert decode({"class": "OldLeaf", "module": "sbridge.gone", "fields": {"number": 2.0}}, {}) == Leaf(2.0)
+
+
+@pytest.mark.usefixtures("_registered")
+def test_only_classes_of_other_packages_are_written_with_their_module():
+    tree, _ = encode((Leaf(1.0), GaussianBridge()))
+    assert [one.get("module") for one in tree] == [Leaf.__module__, None]
 
 
 @pytest.mark.parametrize(
     "module", ["os", "subprocess", "sbridge.__main__", "sbridge..solvers", "tests.evil", "sbridge.gone"]
 )
 def test_a_file_cannot_have_another_module_imported(module):
+    with pytest.raises(UnknownNameError):
+        registered("Popen")  # by now every module that may hold a class of a file is imported
     before = set(sys.modules)
     with pytest.raises(UnknownNameError, match="import the module"):
         decode({"class": "Popen", "module": module, "fields": {}}, {})

@@ -17,7 +17,7 @@ from sbridge import claims, files
 from sbridge.claims import check_vacant
 from sbridge.controls import MLP
 from sbridge.coupling import EntropicCoupling
-from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError, SbridgeWarning
+from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError, SbridgeWarning, UnverifiedFileWarning
 from sbridge.fitting import prepare
 from sbridge.processes import BrownianMotion
 from sbridge.runs import RUN_FORMAT, Checkpoint, History, RunFolder, Stopped, differences, train
@@ -57,9 +57,9 @@ def quiet(leg, length):
     return ()
 
 
-def new_folder(path, count=1):
+def new_folder(path, count=1, **changes):
     with RunFolder.claimed(path) as folder:
-        folder.create({**CONFIG, "times": [float(leg) for leg in range(count + 1)]})
+        folder.create({**CONFIG, "times": [float(leg) for leg in range(count + 1)], **changes})
     return folder
 
 
@@ -133,7 +133,7 @@ class TestResuming:
         train(whole, course, (0.0, 1.0), quiet, every=0)
         with pytest.raises(Cut):
             train(broken, course, (0.0, 1.0), cut_at(8), every=0)
-        found = Checkpoint.read(broken.checkpoint_file)
+        found = Checkpoint.read(broken.checkpoint_file, broken.checksum())
         weights = next(key for key in found.flat if key.startswith("forward.module") and key.endswith("weight"))
         found.flat[weights] = found.flat[weights] + 0.1
         found.write(broken.checkpoint_file)
@@ -164,7 +164,7 @@ class TestStopping:
         with pytest.raises(Stopped) as stop:
             train(folder, course, (0.0, 1.0), lambda leg, length: (watch,), every=1e9)
         assert (stop.value.signal, stop.value.step) == (number, 9)
-        assert Checkpoint.read(folder.checkpoint_file).flat["step"] == 9
+        assert Checkpoint.read(folder.checkpoint_file, folder.checksum()).flat["step"] == 9
         assert signal.getsignal(number) is before
         train(folder, course, (0.0, 1.0), quiet, every=1e9)
         train(whole, course, (0.0, 1.0), quiet, every=1e9)
@@ -223,7 +223,7 @@ class TestNaN:
             NonFiniteError, match=r"holds NaN at step 7 of 16.*learning rate.*checkpoint is that of step 6"
         ):
             train(folder, legs(TINY), (0.0, 1.0), lambda leg, length: (spoil,), every=0)
-        assert Checkpoint.read(folder.checkpoint_file).flat["step"] == 6
+        assert Checkpoint.read(folder.checkpoint_file, folder.checksum()).flat["step"] == 6
 
     def test_without_a_checkpoint_it_says_so(self, tmp_path):
         def spoil(state, info):
@@ -245,8 +245,8 @@ class TestCheckpoint:
             "state": torch.get_rng_state(),
         }
         history = [{"step": 1, "loss": 1 / 3}, {"step": 2, "loss": 1e-300}]
-        Checkpoint(2, flat, history).write(tmp_path / "c")
-        found = Checkpoint.read(tmp_path / "c")
+        Checkpoint(2, flat, history, "run").write(tmp_path / "c")
+        found = Checkpoint.read(tmp_path / "c", "run")
         assert (found.leg, found.history) == (2, history)
         assert found.flat.keys() == flat.keys()
         for key, value in flat.items():
@@ -255,17 +255,38 @@ class TestCheckpoint:
         assert b"pickle" not in (tmp_path / "c").read_bytes()
 
     def test_damage_is_noticed(self, tmp_path):
-        Checkpoint(0, {"step": 3}, []).write(tmp_path / "c")
+        Checkpoint(0, {"step": 3}, [], "run").write(tmp_path / "c")
         whole = (tmp_path / "c").read_bytes()
         (tmp_path / "c").write_bytes(whole[:-5])
         with pytest.raises(FileFormatError, match="truncated"):
-            Checkpoint.read(tmp_path / "c")
+            Checkpoint.read(tmp_path / "c", "run")
         files.write_tensors(tmp_path / "c", {"a": torch.zeros(2)})
         with pytest.raises(FileFormatError, match="is no checkpoint"):
-            Checkpoint.read(tmp_path / "c")
+            Checkpoint.read(tmp_path / "c", "run")
         files.write_tensors(tmp_path / "c", {"document": torch.tensor([123, 1, 2], dtype=torch.uint8)})
         with pytest.raises(FileFormatError, match=r"is damaged.*delete it"):
-            Checkpoint.read(tmp_path / "c")
+            Checkpoint.read(tmp_path / "c", "run")
+
+    def test_a_flipped_bit_is_noticed(self, tmp_path):
+        path, generator = tmp_path / "c", torch.Generator().manual_seed(0)
+        Checkpoint(0, {"step": 3, "x": torch.randn(5, generator=generator)}, [{"step": 1, "loss": 0.5}], "run").write(
+            path
+        )
+        content = path.read_bytes()
+        for bit in torch.randint(8 * len(content), (200,), generator=generator).tolist():
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            with pytest.raises(FileFormatError):
+                Checkpoint.read(path, "run")
+
+    @pytest.mark.parametrize("change", [{"seed": 5}, {"inputs": [{"name": "a", "sha256": "12"}]}, {"held_out": 0.2}])
+    def test_that_of_another_run_is_refused(self, change, tmp_path):
+        """Another seed, other data, other options."""
+        mine, other = new_folder(tmp_path / "mine"), new_folder(tmp_path / "other", **change)
+        Checkpoint(0, {"step": 3}, [], other.checksum()).write(mine.checkpoint_file)
+        with pytest.raises(FileFormatError, match="belongs to a run with other settings or data"):
+            train(mine, legs(TINY), (0.0, 1.0), quiet, every=1e9)
 
 
 class Counter:
@@ -377,6 +398,28 @@ class TestFolder:
             RunFolder(tmp_path).config()
         with pytest.raises(FileFormatError, match=r"no finished model yet.*--resume"):
             new_folder(tmp_path / "run").course()
+
+    def test_a_bridge_of_another_run_is_refused(self, tmp_path):
+        mine, other = new_folder(tmp_path / "mine"), new_folder(tmp_path / "other", seed=5)
+        for folder in (mine, other):
+            train(folder, legs(TINY), (0.0, 1.0), quiet, every=1e9)
+        for name in ("bridge.json", "bridge.safetensors"):
+            (other.path / name).replace(mine.path / name)
+        with pytest.raises(FileFormatError, match="fitted with other settings or data"):
+            mine.course()
+
+    def test_a_config_that_was_changed_is_refused(self, tmp_path):
+        folder = new_folder(tmp_path / "run")
+        text = folder.config_file.read_text()
+        files.write_text(folder.config_file, text.replace("1.0", "2.0"))
+        with pytest.raises(FileFormatError, match="was changed after it was saved"):
+            folder.config()
+        old = text.replace("sbridge.run/2", "sbridge.run/1")
+        for times in ("null", "[]", "[0]", "[1, 0]", '["0", 1]', "7"):
+            document = json.loads(old) | {"times": json.loads(times)}
+            files.write_text(folder.config_file, json.dumps(document))
+            with pytest.raises(FileFormatError), pytest.warns(UnverifiedFileWarning):
+                folder.course()
 
     def test_differences_are_told_by_place(self):
         old = {"a": {"b": [1, {"c": 2}]}, "versions": 1, "x": "y" * 90}

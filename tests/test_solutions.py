@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ import torch
 from families import LINEAR, is_function_of_time
 
 import sbridge as sb
-from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, UnsupportedError
+from sbridge import files
+from sbridge.errors import (
+    FileFormatError,
+    InvalidInputError,
+    UnknownNameError,
+    UnsupportedError,
+    UnverifiedFileWarning,
+)
+from sbridge.registry import encode
 from sbridge.training import Optimisation
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -91,14 +100,141 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     for content, message in (
         (whole_text[:-30], "not readable JSON"),
         ('{"format": "other/1"}', "not a saved bridge"),
-        (whole_text.replace('"Bridge"', '"TimeGrid"'), "cannot be made"),
+        ("[" * 100_000, "not readable JSON"),
+        (whole_text.replace('"contains', '"c": NaN, "contains'), "NaN is not a JSON number"),
+        (whole_text.replace('"checksum": "', '"checksum": "0'), "was changed after it was saved"),
+        (whole_text.replace('"checksum"', '"check"'), "was changed after it was saved"),
     ):
         text.write_text(content)
         with pytest.raises(FileFormatError, match=message):
             sb.load(path)
-    text.write_text(whole_text.replace('"GaussianControl"', '"GaussianControll"'))
+
+
+def by_hand(path, old, new):
+    """Changes the text of a saved bridge, and makes it a file of the format that had no checksums."""
+    file = path.with_suffix(".json")
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1).replace("sbridge.bridge/2", "sbridge.bridge/1"))
+
+
+@pytest.mark.filterwarnings("ignore::sbridge.errors.UnverifiedFileWarning")
+def test_a_class_that_is_spelled_wrong_is_named(tmp_path):
+    sb.fit(X0, X1, solver=sb.GaussianBridge()).save(tmp_path / "bridge")
+    by_hand(tmp_path / "bridge", '"GaussianControl"', '"GaussianControll"')
     with pytest.raises(UnknownNameError, match="Did you mean 'GaussianControl'"):
-        sb.load(path)
+        sb.load(tmp_path / "bridge")
+
+
+SAVED = Path(__file__).parent / "saved"
+
+
+@pytest.mark.parametrize("name", ["gaussian", "matched", "mixture", "sinkhorn"])
+def test_a_bridge_of_version_0_1_0_loads_and_draws_as_it_did(name):
+    """Its file names modules of that version, and carries no checksum: both are read, the second with a warning."""
+    with pytest.warns(UnverifiedFileWarning, match="no checksums"):
+        bridge = sb.load(SAVED / name)
+    expected = files.read_tensors(SAVED / "expected.safetensors")
+    rows, tolerance = expected[f"{name}.rows"], 1e-5 if name == "matched" else 1e-10
+    found = {
+        "forward": bridge.transport(rows, seed=1),
+        "backward": bridge.reversed().transport(rows, seed=2),
+        "mid": bridge.interpolate(rows, 0.5, seed=3),
+        "control": bridge.forward.control(0.25, rows),
+    }
+    for what, values in found.items():
+        torch.testing.assert_close(values, expected[f"{name}.{what}"], rtol=tolerance, atol=tolerance)
+
+
+def test_halves_of_two_saves_are_refused(tmp_path):
+    for name, shift in (("one", 0.0), ("other", 50.0)):
+        sb.fit(X0 + shift, X1, solver=sb.GaussianBridge()).save(tmp_path / name)
+    (tmp_path / "other.safetensors").replace(tmp_path / "one.safetensors")
+    with pytest.raises(FileFormatError, match="of another save"):
+        sb.load(tmp_path / "one")
+
+
+def test_a_flipped_bit_is_seen_or_changes_nothing(tmp_path):
+    path, generator = tmp_path / "bridge", torch.Generator().manual_seed(0)
+    sb.fit(X0[:9], X1[:9], solver=sb.SinkhornBridge()).save(path)
+    whole = encode(sb.load(path))
+    for ending in (".json", ".safetensors"):
+        file = path.with_suffix(ending)
+        content = file.read_bytes()
+        for bit in torch.randint(8 * len(content), (100,), generator=generator).tolist():
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(damaged)
+            try:
+                tree, tensors = encode(sb.load(path))
+            except FileFormatError:
+                continue
+            assert tree == whole[0]
+            assert all(torch.equal(tensors[key], value) for key, value in whole[1].items())
+        file.write_bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore::sbridge.errors.UnverifiedFileWarning")
+@pytest.mark.parametrize("solver", [sb.GaussianBridge(), sb.SinkhornBridge(), IMF], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_files_made_by_hand_are_refused_or_right(solver, every, tmp_path):
+    """Values of the document in turn become ones of another kind, tensors ones of another shape."""
+    path = tmp_path / "bridge"
+    sb.fit(X0, X1, reference=REFERENCES["OU"], solver=solver).save(path)
+    document = json.loads(path.with_suffix(".json").read_text()) | {"format": "sbridge.bridge/1"}
+    tensors = files.read_tensors(path.with_suffix(".safetensors"))
+    values = (None, "text", -1, 10**9, 10**400, [], {}, {"class": "Point", "fields": {}})
+    tried = list(product(places(document["bridge"]), values))[::every]
+    refused = 0
+    for place, value in tried:
+        changed = json.loads(json.dumps(document))
+        put(changed["bridge"], place, value)
+        path.with_suffix(".json").write_text(json.dumps(changed))
+        refused += is_refused(path)
+    path.with_suffix(".json").write_text(json.dumps(document))
+    for name, tensor in tensors.items():
+        for changed in (tensor[:-1] if tensor.ndim else tensor.new_zeros(2), tensor[None], tensor.to(torch.int16)):
+            files.write_tensors(path.with_suffix(".safetensors"), tensors | {name: changed})
+            refused += is_refused(path)
+    assert refused > 0.5 * len(tried)
+
+
+def is_refused(path):
+    try:
+        bridge = sb.load(path)
+    except (FileFormatError, UnknownNameError):
+        return True
+    assert bridge.transport(torch.zeros(3, 2), seed=0).shape == (3, 2)
+    return False
+
+
+def places(tree, at=()):
+    """Keys that lead to every value of a JSON tree."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield (*at, key)
+            yield from places(value, (*at, key))
+
+
+def put(tree, place, value):
+    *path, last = place
+    for key in path:
+        tree = tree[key]
+    tree[last] = value
+
+
+def test_the_ending_may_be_given_and_the_run_folder(tmp_path):
+    bridge = sb.fit(X0, X1, solver=sb.GaussianBridge())
+    bridge.save(tmp_path / "bridge.json")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bridge.json", "bridge.safetensors"]
+    for path in ("bridge", "bridge.json", "bridge.safetensors", ""):
+        same(bridge, sb.load(str(tmp_path / path)))
+    bridge.save(tmp_path / "bridge-1")
+    with pytest.raises(FileFormatError, match="holds a time course of 1 bridges"):
+        sb.load(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileFormatError, match=r"without a bridge\.json"):
+        sb.load(tmp_path / "empty")
 
 
 def test_the_flow_of_the_velocity_carries_the_marginals():
@@ -205,6 +341,7 @@ def test_loading_leaves_the_global_random_state(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.filterwarnings("ignore::sbridge.errors.UnverifiedFileWarning")
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -217,8 +354,6 @@ def test_loading_leaves_the_global_random_state(tmp_path):
 )
 def test_files_that_were_changed_by_hand_are_refused(old, new, message, tmp_path):
     sb.fit(X0, X1, solver=sb.GaussianBridge()).save(tmp_path / "bridge")
-    text = (tmp_path / "bridge.json").read_text()
-    assert old in text
-    (tmp_path / "bridge.json").write_text(text.replace(old, new, 1))
+    by_hand(tmp_path / "bridge", old, new)
     with pytest.raises(FileFormatError, match=message):
         sb.load(tmp_path / "bridge")

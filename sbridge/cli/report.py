@@ -21,7 +21,14 @@ def run_report(command: Report, console: Console) -> int:
     folder.config()
     if not folder.finished:
         raise FileFormatError(f"{folder.path} holds no finished run yet; repeat its command with --resume.")
-    files.write_text(out, report_page(files.read_json(folder.report_file), _figures(folder.figures)))
+    document = files.read_json(folder.report_file)
+    try:
+        page = report_page(document, _figures(folder.figures))
+    except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:
+        raise FileFormatError(
+            f"{folder.report_file} is not a report of this version ({error!r}); repeat the fit to write it again."
+        ) from error
+    files.write_text(out, page)
     console.say(str(out))
     return 0
 

@@ -15,6 +15,7 @@ from sbridge.random import as_seed
 from sbridge.registry import register
 
 _HARMONICS = 4
+_MOST_LAYERS = 1000  # far beyond use; a damaged file may ask for any number
 _END_RESOLUTION = 1e-3
 TIME_FEATURES = 3 + 2 * _HARMONICS
 
@@ -97,6 +98,8 @@ class _Perceptron(nn.Module):
     """The network of :class:`MLP`; time has a matrix of its own, so that one time for a whole batch costs one row."""
 
     def __init__(self, dim: int, width: int, depth: int, out: int) -> None:
+        if depth > _MOST_LAYERS:
+            raise InvalidInputError(f"a network has at most {_MOST_LAYERS} hidden layers, got depth = {depth}.")
         super().__init__()
         self.time = nn.Linear(TIME_FEATURES, width)
         self.state = nn.Linear(dim, width, bias=False)
@@ -211,11 +214,16 @@ class NetworkControl(nn.Module):
         horizon: ``T``, to which time is scaled.
         output_scale: the size that controls are expected to have, so that the network works on numbers of order one.
         input_scale: the size that states are expected to have, likewise.
+
+    Raises:
+        InvalidInputError: if horizon or input_scale is not positive.
     """
 
     def __init__(
         self, recipe: NetworkRecipe, dim: int, horizon: float, output_scale: float = 1.0, input_scale: float = 1.0
     ) -> None:
+        if not min(horizon, input_scale) > 0:
+            raise InvalidInputError(f"horizon and input_scale must be positive, got {horizon} and {input_scale}.")
         super().__init__()
         self.arguments: dict[str, object] = {
             "recipe": recipe,

@@ -18,7 +18,7 @@ from sbridge import files
 from sbridge.errors import FileFormatError, NonFiniteError
 from sbridge.training import Flat, Info, State
 
-CHECKPOINT_FORMAT = "sbridge.checkpoint/1"
+CHECKPOINT_FORMAT = "sbridge.checkpoint/2"
 HISTORY_ROWS = 2000
 _DOCUMENT = "document"  # name of the tensor that holds the JSON part of a checkpoint
 
@@ -31,40 +31,54 @@ class Checkpoint:
         leg: index of the leg in training.
         flat: state of its solver.
         history: of the leg so far.
+        run: checksum of the settings and data of the run (:attr:`RunFolder.checksum <sbridge.runs.RunFolder>`).
     """
 
     leg: int
     flat: Flat
     history: list[Info]
+    run: str
 
     def write(self, path: Path) -> None:
-        """One safetensors file; what is no tensor goes into a tensor of bytes that hold JSON."""
+        """One safetensors file: tensors, and all else as JSON in a tensor of bytes, with the SHA-256 of both."""
         tensors = {f"state.{key}": value for key, value in self.flat.items() if isinstance(value, Tensor)}
         scalars = {key: value for key, value in self.flat.items() if not isinstance(value, Tensor)}
         document = {
             "format": CHECKPOINT_FORMAT,
+            "run": self.run,
             "leg": self.leg,
             "scalars": scalars,
             "history": self.history,
             "threads": torch.get_num_threads(),
+            "tensors": files.checksum_of_tensors(tensors),
         }
-        text = json.dumps(document).encode()
+        text = json.dumps(files.sealed(document)).encode()
         tensors[_DOCUMENT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         files.write_tensors(path, tensors)
 
     @classmethod
-    def read(cls, path: Path) -> Checkpoint:
-        """What :meth:`write` wrote; FileFormatError if the file is damaged or of another kind."""
+    def read(cls, path: Path, run: str) -> Checkpoint:
+        """What :meth:`write` wrote in the same ``run``.
+
+        Raises:
+            FileFormatError: if the file is damaged, of another kind, or of a run with other settings or data.
+        """
         tensors = files.read_tensors(path)
         document = tensors.pop(_DOCUMENT, None)
+        advice = "delete it to train from the beginning"
         try:
             known = {} if document is None else json.loads(document.numpy().tobytes())
-        except ValueError as error:
-            raise FileFormatError(f"{path} is damaged ({error}); delete it to train from the beginning.") from error
-        if known.get("format") != CHECKPOINT_FORMAT:
-            raise FileFormatError(f"{path} is no checkpoint (expected format {CHECKPOINT_FORMAT!r}).")
+        except (ValueError, RecursionError) as error:
+            raise FileFormatError(f"{path} is damaged ({error}); {advice}.") from error
+        if not isinstance(known, dict) or known.get("format") != CHECKPOINT_FORMAT:
+            raise FileFormatError(f"{path} is no checkpoint (expected format {CHECKPOINT_FORMAT!r}); {advice}.")
+        files.check_seal(known, path)
+        if known["tensors"] != files.checksum_of_tensors(tensors):
+            raise FileFormatError(f"{path} is damaged: the SHA-256 of its numbers does not match; {advice}.")
+        if known["run"] != run:
+            raise FileFormatError(f"{path} belongs to a run with other settings or data; {advice}.")
         flat: Flat = {key.removeprefix("state."): value for key, value in tensors.items()}
-        return cls(known["leg"], flat | known["scalars"], known["history"])
+        return cls(known["leg"], flat | known["scalars"], known["history"], run)
 
 
 class Stopped(KeyboardInterrupt):
@@ -133,14 +147,15 @@ class Keeper:
 
     Args:
         path: of the checkpoint.
+        run: checksum of the settings and data of the run.
         leg: index of the leg in training.
         history: of the leg; called before the keeper.
         every: seconds between checkpoints.
         stop: asked between steps.
     """
 
-    def __init__(self, path: Path, leg: int, history: History, every: float, stop: StopRequest) -> None:
-        self.path, self.leg, self.history, self.every, self.stop = path, leg, history, every, stop
+    def __init__(self, path: Path, run: str, leg: int, history: History, every: float, stop: StopRequest) -> None:
+        self.path, self.run, self.leg, self.history, self.every, self.stop = path, run, leg, history, every, stop
         self.last_step: int | None = None
         self._due = time.monotonic() + every
 
@@ -160,6 +175,6 @@ class Keeper:
                     f"{name} holds NaN at step {state.step} of {self.history.length}. Likely causes: a learning rate "
                     "that is too large, σ far smaller than the scale of the data, or extreme outliers in the data."
                 )
-        Checkpoint(self.leg, flat, self.history.rows).write(self.path)
+        Checkpoint(self.leg, flat, self.history.rows, self.run).write(self.path)
         self.last_step = state.step
         self._due = time.monotonic() + self.every

@@ -16,22 +16,26 @@ writes to it or removes anything from it: see :meth:`RunFolder.claimed`.
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from sbridge import files
 from sbridge.claims import CONFIG, REPORT, check_vacant, claimed, remove_parts
-from sbridge.errors import FileFormatError, InvalidInputError
+from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
 from sbridge.fitting import Course
 from sbridge.registry import Json
-from sbridge.solutions import load
+from sbridge.solutions import load_bridge
 from sbridge.training import Info
 
-FORMAT = "sbridge.run/1"
+FORMAT = "sbridge.run/2"
+_WITHOUT_CHECKSUM = "sbridge.run/1"
 HISTORY_FORMAT = "sbridge.history/1"
-_FREE_TO_CHANGE = ("command", "name", "threads", "versions")
+_FREE_TO_CHANGE = ("command", "name", "threads", "versions", "format", "checksum")
 
 
 @dataclass(frozen=True)
@@ -100,24 +104,40 @@ class RunFolder:
         if not self.config_file.exists():
             raise FileFormatError(f"{self.path} is not a run folder: it has no config.json.")
         config = files.read_json(self.config_file)
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
+        if not isinstance(config, dict) or config.get("format") not in (FORMAT, _WITHOUT_CHECKSUM):
             raise FileFormatError(f"{self.config_file} is not that of a run (expected format {FORMAT!r}).")
+        if config["format"] == FORMAT:
+            files.check_seal(config, self.config_file)
+        else:
+            warnings.warn(
+                f"{self.config_file} was written by an earlier version and carries no checksum, so damage to it would "
+                "not be seen.",
+                UnverifiedFileWarning,
+                stacklevel=2,
+            )
         return config
+
+    def checksum(self) -> str:
+        """SHA-256 of settings and data of the run: of ``config.json`` without what may differ when it is resumed."""
+        return files.checksum(_binding(self.config()))
 
     def course(self) -> Course:
         """The fitted bridges on their time axis; FileFormatError if the run is not that far."""
-        times = tuple(float(t) for t in self.config()["times"])
-        legs = len(times) - 1
+        times = _times(self.config(), self.config_file)
+        legs, run = len(times) - 1, self.checksum()
         if self.legs_done(legs) < legs:
             raise FileFormatError(f"{self.path} holds no finished model yet; repeat its command with --resume.")
-        return Course(times, tuple(load(self.bridge(leg, legs)) for leg in range(legs)))
+        return Course(times, tuple(load_bridge(self.bridge(leg, legs), run) for leg in range(legs)))
 
     def histories(self) -> list[list[Info]]:
         """For each leg, what its steps reported."""
         document = files.read_json(self.history_file)
         if not isinstance(document, dict) or document.get("format") != HISTORY_FORMAT:
             raise FileFormatError(f"{self.history_file} is no history (expected format {HISTORY_FORMAT!r}).")
-        return document["legs"]
+        legs = document.get("legs")
+        if not (isinstance(legs, list) and all(isinstance(leg, list) and all(map(_is_info, leg)) for leg in legs)):
+            raise FileFormatError(f"{self.history_file} needs legs, each a list of steps with numbers.")
+        return legs
 
     def write_histories(self, histories: Sequence[Sequence[Info]]) -> None:
         """``history.json``."""
@@ -138,7 +158,7 @@ class ClaimedFolder(RunFolder):
         """
         check_vacant(self.path)
         remove_parts(self.path)
-        files.write_text(self.config_file, dumps(config))
+        files.write_text(self.config_file, dumps(files.sealed(config)))
 
     def reopen(self, config: Json) -> None:
         """Goes on with an unfinished run of the same settings and inputs.
@@ -179,9 +199,30 @@ def differences(old: Json, new: Json, at: str = "") -> list[str]:
     return [] if old == new else [f"{at} was {_shown(old)}, is {_shown(new)}"]
 
 
+def _binding(config: Json) -> Json:
+    """What ties a model to its run: the settings and the checksums of the data."""
+    if isinstance(config, dict):
+        return {key: _binding(value) for key, value in config.items() if key not in _FREE_TO_CHANGE}
+    return [_binding(item) for item in config] if isinstance(config, list) else config
+
+
+def _times(config: dict[str, Json], path: Path) -> tuple[float, ...]:
+    """The times of the snapshots; FileFormatError unless they are at least two rising numbers."""
+    times = config.get("times")
+    if not isinstance(times, list) or not all(type(t) in (int, float) and math.isfinite(t) for t in times):
+        raise FileFormatError(f"{path} needs times, a list of numbers, got {_shown(times)}.")
+    if len(times) < 2 or any(a >= b for a, b in pairwise(times)):
+        raise FileFormatError(f"{path} needs at least two times that rise, got {_shown(times)}.")
+    return tuple(map(float, times))
+
+
 def dumps(document: Json) -> str:
     """JSON as it stands in run folders."""
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _is_info(row: Json) -> bool:
+    return isinstance(row, dict) and "step" in row and all(type(value) in (int, float) for value in row.values())
 
 
 def _shown(value: Json) -> str:

@@ -8,7 +8,7 @@ from sbridge.errors import NonFiniteError, NotConvergedError
 from sbridge.fitting import Course, Preparation
 from sbridge.runs.checkpoints import Checkpoint, History, Keeper, Stopped, StopRequest
 from sbridge.runs.folder import RunFolder
-from sbridge.solutions import Bridge, load
+from sbridge.solutions import Bridge, load_bridge, save_bridge
 from sbridge.training import Callback
 
 Observer = Callable[[int, int], Sequence[Callback]]
@@ -31,20 +31,20 @@ def train(
         Stopped: if a signal asked for it; the checkpoint is written.
         NonFiniteError, NotConvergedError: as the solver, with the last good checkpoint.
     """
-    done = folder.legs_done(len(legs))
-    found = Checkpoint.read(folder.checkpoint_file) if folder.checkpoint_file.exists() else None
+    done, run = folder.legs_done(len(legs)), folder.checksum()
+    found = Checkpoint.read(folder.checkpoint_file, run) if folder.checkpoint_file.exists() else None
     histories = folder.histories()[:done] if done else []
-    bridges: list[Bridge] = [load(folder.bridge(leg, len(legs))) for leg in range(done)]
+    bridges: list[Bridge] = [load_bridge(folder.bridge(leg, len(legs)), run) for leg in range(done)]
     with StopRequest() as stop:
         for leg in range(done, len(legs)):
             # A checkpoint of an earlier leg is what a kill left behind after the leg's bridge was saved.
             resumed = found if found is not None and found.leg == leg else None
             histories.append(resumed.history if resumed else [])
             length = legs[leg].solver.length(legs[leg].model)
-            keeper = Keeper(folder.checkpoint_file, leg, History(length, histories[-1]), every, stop)
+            keeper = Keeper(folder.checkpoint_file, run, leg, History(length, histories[-1]), every, stop)
             bridges.append(_fit(legs[leg], keeper, observer(leg, length), resumed))
             folder.write_histories(histories)
-            bridges[-1].save(folder.bridge(leg, len(legs)))
+            save_bridge(bridges[-1], folder.bridge(leg, len(legs)), run)
             folder.checkpoint_file.unlink(missing_ok=True)
             if stop.signal is not None:
                 raise Stopped(stop.signal, length)

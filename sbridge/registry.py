@@ -26,7 +26,6 @@ _HOMES = (
     "sbridge.solvers",
     "sbridge.diffusion",
     "sbridge.potentials",
-    "sbridge.doob",
     "sbridge.functionals",
     "sbridge.quadrature",
     "sbridge.evaluation",

@@ -4,14 +4,13 @@ import math
 
 import pytest
 import torch
+from doob import DoobControl, GaussianTilt
 
 from sbridge.analytic import GaussianCoupling
-from sbridge.doob import DoobControl, GaussianTilt
-from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Samples
 from sbridge.measures import PathMeasure, importance_weights, log_ratio
-from sbridge.processes import BrownianMotion, DriftProcess, ExactTransition, OrnsteinUhlenbeck, VariancePreserving
-from sbridge.registry import decode, encode
+from sbridge.potentials import MixtureControl, MixturePotential
+from sbridge.processes import BrownianMotion, ExactTransition, OrnsteinUhlenbeck, VariancePreserving
 from sbridge.riccati import Quadratic, Riccati
 from sbridge.time import TimeGrid
 
@@ -127,26 +126,15 @@ def test_quotient_tilt_agrees_with_the_gaussian_bridge_from_a_narrow_start(proce
     assert torch.allclose(control(0.5, x), x @ matrix.mT + offset, atol=1e-6)
 
 
-def test_times_by_row_dtypes_and_files(dtype):
-    control = DoobControl(PROCESSES["dense"], GaussianTilt.of(mixture()))
-    x, t = points(4).to(dtype), torch.tensor([0.0, 0.5, 0.5, 1.0], dtype=dtype)
-    u = control(t, x)
-    assert u.dtype == dtype
-    alone = torch.cat([control(float(s), row[None]) for s, row in zip(t, x, strict=True)])
-    assert torch.allclose(u, alone, rtol=1e-5)
-    assert torch.allclose(decode(*encode(control))(t, x), u, rtol=1e-6)
-
-
-def test_bad_input():
-    tilt = GaussianTilt.of(mixture())
-    with pytest.raises((UnsupportedError, TypeError), match=r"linear process|LinearProcess"):
-        DoobControl(DriftProcess(lambda t, x: -x, 1.0), tilt)
-    with pytest.raises(UnsupportedError, match="Gaussian or a GaussianMixture"):
-        GaussianTilt.of(Samples(points()))
-    with pytest.raises(InvalidInputError, match="dimension"):
-        DoobControl(BrownianMotion(torch.ones(3)), tilt)
-    with pytest.raises(InvalidInputError, match="constants"):
-        GaussianTilt(torch.zeros(2), torch.zeros(3, 2), torch.zeros(3, 2, 2))
-    growing = GaussianTilt(torch.zeros(1), torch.zeros(1, 2), -2.0 * torch.eye(2)[None])
-    with pytest.raises(InvalidInputError, match="infinite"):
-        DoobControl(BrownianMotion(1.0), growing)
+def test_mixture_potentials_agree_with_it_by_another_formula(process):
+    """Potential and control of :class:`MixturePotential`, also for the quotient of two densities."""
+    law, x = mixture(), points(50)
+    density = GaussianTilt.of(law)
+    quotient = density.over(end_law(process, torch.tensor([0.3, -0.4], dtype=F64)))
+    for tilt in (density, quotient):
+        doob = DoobControl(process, tilt)
+        potential = MixturePotential(process, tilt.constants, tilt.vectors, tilt.precisions)
+        control = MixtureControl(potential)
+        for t in (0.0, 0.3, 1.0):
+            assert torch.allclose(control(t, x), doob(t, x), rtol=1e-10, atol=1e-11)
+            assert torch.allclose(potential.log_potential(t, x), doob.log_potential(t, x), rtol=1e-11, atol=1e-11)

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from doob import DoobControl, GaussianTilt
 
 from sbridge.benchmarks.densities import nine_modes
-from sbridge.doob import DoobControl, GaussianTilt
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.fitting import solve
 from sbridge.laws import Density, Gaussian, GaussianMixture, Point, Samples

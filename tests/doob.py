@@ -1,4 +1,4 @@
-"""Doob transforms of linear processes by mixtures of Gaussian weights at the end: optimal control in closed form."""
+"""Doob transforms by mixtures of Gaussian weights, written without sbridge.potentials: a second route to its numbers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Law
 from sbridge.processes import LinearProcess
 from sbridge.processes.base import Time
-from sbridge.registry import register
 
 
-@register
 @dataclass(frozen=True, eq=False)
 class GaussianTilt:
     """A weight ``ψ(y) = Σ_k exp(c_k + η_kᵀ y − ½ yᵀ Λ_k y)``; ``g = −log ψ`` is the terminal cost that it stands for.
@@ -79,7 +77,6 @@ class GaussianTilt:
         return -self.log_density(y)
 
 
-@register
 @dataclass(frozen=True, eq=False)
 class DoobControl:
     """The control that makes a linear process ``R`` the law ``ψ(X_T) R / φ(0, X_0)``: optimal for ``g = −log ψ`` alone.

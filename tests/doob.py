@@ -1,4 +1,4 @@
-"""Doob transforms by mixtures of Gaussian weights, written without sbridge.potentials: a second route to its numbers."""
+"""Doob transforms by mixtures of Gaussian weights, without sbridge.potentials: a second route to it."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 import tyro
 
-from sbridge.benchmarks.__main__ import TABLES, Settings, commands, main
+from docs.benchmarks.__main__ import TABLES, Settings, commands, main
+from docs.benchmarks.choices import Settings as Choices, scores
+from docs.benchmarks.snapshots import unfitted
 from sbridge.benchmarks.bridge import PAIRS
-from sbridge.benchmarks.choices import Settings as Choices, scores
-from sbridge.benchmarks.snapshots import unfitted
 from sbridge.cli.commands import parse
 from sbridge.errors import NotConvergedError, UnknownNameError
 from sbridge.metrics import HalfEnergyDistance
@@ -73,7 +73,7 @@ def test_choices_refuse_what_they_cannot_measure():
 
 @pytest.mark.parametrize("module", ["gaussian_ends", "large", "planar", "snapshots"])
 def test_a_solver_that_is_in_no_table_is_named(module):
-    settings = importlib.import_module(f"sbridge.benchmarks.{module}").Settings
+    settings = importlib.import_module(f"docs.benchmarks.{module}").Settings
     ends = {"files": (), "times": ()} if module == "snapshots" else {}
     with pytest.raises(UnknownNameError, match=r"Unknown solver 'MixtureBrige'.*'MixtureBridge'"):
         settings(solvers=("MixtureBrige",), **ends)

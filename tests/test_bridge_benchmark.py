@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sbridge.benchmarks import bridge, many_rows
+from docs.benchmarks import many_rows
+from sbridge.benchmarks import bridge
 from sbridge.benchmarks.bridge_scores import Effort, IndependentKernel, Judge, MapKernel, Scores, shown
 from sbridge.benchmarks.pairs import GaussianPair
 from sbridge.bures import conditional_uvp

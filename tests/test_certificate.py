@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sbridge.benchmarks.certificates import Settings, measure
+from docs.benchmarks.certificates import Settings, measure
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.controls import ZeroControl
 from sbridge.errors import InvalidInputError, UnsupportedError

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from sbridge.benchmarks import control, control_memory, control_problems
+from docs.benchmarks import control_memory
+from sbridge.benchmarks import control, control_problems
 from sbridge.benchmarks.control_rows import Row, merged
 from sbridge.cli import run
 from sbridge.controls import MLP

@@ -2,7 +2,7 @@
 
 import torch
 
-from sbridge.benchmarks.diffusion import Settings, memorised, refined, run, samplers
+from docs.benchmarks.diffusion import Settings, memorised, refined, run, samplers
 from sbridge.controls import MLP
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.laws import Samples

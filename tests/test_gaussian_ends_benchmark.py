@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sbridge.benchmarks.gaussian_ends import Settings, drift_errors, fitted, main, under_brownian
+from docs.benchmarks.gaussian_ends import Settings, drift_errors, fitted, main, under_brownian
 from sbridge.benchmarks.pairs import GaussianPair, turning_reference
 from sbridge.fitting import solve
 from sbridge.measures import Direction

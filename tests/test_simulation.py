@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from sbridge.benchmarks.simulation import main, peak_memory, plain_loop, time_simulation
+from docs.benchmarks.native import native_euler
+from docs.benchmarks.simulation import main, peak_memory, plain_loop, time_simulation
 from sbridge.controls import MLP, ScaledControl, seeded_control
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.processes import (
@@ -26,7 +27,6 @@ from sbridge.processes import (
 from sbridge.random import NormalNoise
 from sbridge.scaling import AffineScaling
 from sbridge.simulation import Backprop, Detached, ReversibleAdjoint, endpoint, propagate, simulate
-from sbridge.simulation.native import native_euler
 from sbridge.time import TimeGrid
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD

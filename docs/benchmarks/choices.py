@@ -1,4 +1,4 @@
-"""The default solver against the plug-in: ``python -m sbridge.benchmarks.choices``.
+"""The default solver against the plug-in: ``python -m docs.benchmarks.choices``.
 
 On pairs with a known bridge, what :func:`~sbridge.solvers.choice.choose_solver` takes and
 :class:`~sbridge.solvers.sinkhorn.SinkhornBridge` on the same rows carry fresh source rows to the target; a line tells

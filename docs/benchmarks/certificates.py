@@ -1,4 +1,4 @@
-"""How tight certificates are: ``python -m sbridge.benchmarks.certificates``.
+"""How tight certificates are: ``python -m docs.benchmarks.certificates``.
 
 For mixture pairs, whose ``V*`` is known, judges are fitted with one seed after the other on fresh rows; a line per
 dimension tells in how many fits ``D(g) ≤ V* + 2 s.e.`` held (by chance it fails in one of 44), and how far below ``V*``

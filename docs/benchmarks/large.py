@@ -1,4 +1,4 @@
-"""Many columns: ``python -m sbridge.benchmarks.large``: fits at 1000 dimensions and 20 000 rows a side.
+"""Many columns: ``python -m docs.benchmarks.large``: fits at 1000 dimensions and 20 000 rows a side.
 
 Ends: Gaussian mixtures of five components with means on a sphere and a low-rank plus diagonal covariance each.
 Prints CPU seconds, memory of the process so far, and the end-law error beside its floor and the trivial row. The ends

@@ -1,4 +1,4 @@
-"""Samplers at equal numbers of score evaluations: ``python -m sbridge.benchmarks.samplers``.
+"""Samplers at equal numbers of score evaluations: ``python -m docs.benchmarks.samplers``.
 
 Reverse diffusion of two moons by the exact score of the training points. A perfect sampler returns draws of these
 points with replacement: that is the row to compare with. W2 is exact, to fresh rows; the floor is that of as many other

@@ -1,6 +1,6 @@
-"""Many rows: ``python -m sbridge.benchmarks.many_rows``: memory and time per step from 10⁴ to 10⁶ rows a side.
+"""Many rows: ``python -m docs.benchmarks.many_rows``: memory and time per step from 10⁴ to 10⁶ rows a side.
 
-Ends: the Gaussian mixtures of :mod:`sbridge.benchmarks.large` in 50 dimensions. ``imf`` takes a few updates after its
+Ends: the Gaussian mixtures of :mod:`docs.benchmarks.large` in 50 dimensions. ``imf`` takes a few updates after its
 start coupling, ``mixture`` a whole fit of five components, which looks at 100 000 rows at most. Each line is measured
 in a process of its own. ``data`` is what the rows themselves take; a solver may keep them in its own units, too.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from sbridge.benchmarks import large
+from docs.benchmarks import large
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import timed
@@ -85,7 +85,7 @@ def main(settings: Settings) -> None:
     for name in settings.solvers:
         for rows in settings.rows:
             arguments = [_ONE_ROW, name, str(rows), str(settings.dim)]
-            found = json.loads(in_fresh_process("sbridge.benchmarks.many_rows", arguments))
+            found = json.loads(in_fresh_process("docs.benchmarks.many_rows", arguments))
             row(
                 f"{name} {rows} × {settings.dim} a side",
                 start=f"{found['start']:.1f} s",

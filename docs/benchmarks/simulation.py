@@ -1,6 +1,6 @@
 """How long a simulation takes and how much memory its gradient needs.
 
-``python -m sbridge.benchmarks.simulation`` prints the tables; times are medians of interleaved repetitions in
+``python -m docs.benchmarks.simulation`` prints the tables; times are medians of interleaved repetitions in
 wall-clock time, memory is the peak resident size of a fresh process. On a machine that does other work too,
 ``OMP_NUM_THREADS=1`` keeps threads from waiting for each other.
 """
@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from docs.benchmarks.native import native_euler
 from sbridge.benchmarks import memory
 from sbridge.benchmarks.output import say
 from sbridge.controls import MLP, Control, seeded_control
@@ -24,7 +25,6 @@ from sbridge.errors import InvalidInputError
 from sbridge.processes import BrownianMotion, Chain, Direction, ExactTransition
 from sbridge.random import NormalNoise
 from sbridge.simulation import Backprop, Detached, Gradient, ReversibleAdjoint, endpoint, simulate
-from sbridge.simulation.native import native_euler
 from sbridge.time import TimeGrid
 
 SHAPES = [(256, 2, 100), (1024, 50, 100), (4096, 2, 100), (256, 2, 1000)]
@@ -113,7 +113,7 @@ def gradient_step(gradient: Gradient, batch: int, dim: int, steps: int, *, recip
 
 def peak_memory(gradient: str, steps: int) -> tuple[float, float]:
     """Peak resident MB of a fresh process that takes one :func:`gradient_step`: in all, and beyond its imports."""
-    printed = memory.in_fresh_process("sbridge.benchmarks.simulation", ["memory", gradient, str(steps)])
+    printed = memory.in_fresh_process("docs.benchmarks.simulation", ["memory", gradient, str(steps)])
     total, before = (float(word) for word in printed.split())
     return total, total - before
 

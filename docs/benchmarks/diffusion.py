@@ -1,4 +1,4 @@
-"""Reverse diffusion on two moons: ``python -m sbridge.benchmarks.diffusion``.
+"""Reverse diffusion on two moons: ``python -m docs.benchmarks.diffusion``.
 
 Three tables, means over seeds: the trained score against the exact score of the training points, by noise level; what
 their reversals return, training points or new ones, when the last step gives ``E[X_0 | X_{s_min}]``; and samplers at

@@ -1,6 +1,6 @@
 """How the memory of one update of control learning grows with the number of steps.
 
-``python -m sbridge.benchmarks.control_memory`` measures each loss in fresh processes. The unit beside MiB is an array
+``python -m docs.benchmarks.control_memory`` measures each loss in fresh processes. The unit beside MiB is an array
 of states, ``steps × paths × dim``. Adjoint matching holds a few of them and the network's activations for a batch of
 rows; the reversible adjoint the noise alone; backpropagation, and likelihood-ratio losses too, which judge a control at
 all states at once, the activations for every state.
@@ -53,7 +53,7 @@ def update(loss: str, steps: int) -> None:
 
 def growth(loss: str, steps: int) -> tuple[float, float]:
     """Peak memory of an update in a fresh process beyond what it had before: in MiB, and in arrays of states."""
-    taken = float(in_fresh_process("sbridge.benchmarks.control_memory", [loss, str(steps)], threads=1))
+    taken = float(in_fresh_process("docs.benchmarks.control_memory", [loss, str(steps)], threads=1))
     return taken, taken / (4 * steps * PATHS * DIM / 2**20)
 
 

@@ -1,4 +1,4 @@
-"""Leave one snapshot out: ``python -m sbridge.benchmarks.snapshots DAY2.npy DAY3.npy … --times 2 3 …``.
+"""Leave one snapshot out: ``python -m docs.benchmarks.snapshots DAY2.npy DAY3.npy … --times 2 3 …``.
 
 For every inner snapshot a bridge is fitted from the one before to the one after, on all their rows, and the inner one
 is predicted from the rows of the one before. The three are scaled by the mean over coordinates of their pooled

@@ -1,4 +1,4 @@
-"""Gaussian ends against the closed form: ``python -m sbridge.benchmarks.gaussian_ends``.
+"""Gaussian ends against the closed form: ``python -m docs.benchmarks.gaussian_ends``.
 
 Means ∓0.1, unit covariances, σ = 1, T = 1; 10 000 training samples a side. Scored on 100 000 fresh source samples:
 mean over coordinates of Cov(X_0, X_1), whose exact value is (√5 − 1)/2, and both path divergences to the process

@@ -1,4 +1,4 @@
-"""All tables of the README, one after the other: ``OMP_NUM_THREADS=1 python -m sbridge.benchmarks --out FOLDER``.
+"""All tables of the README, one after the other: ``OMP_NUM_THREADS=1 python -m docs.benchmarks --out FOLDER``.
 
 Each goes to a file of its own in the folder, with its command as the first line. A table whose file is there is not
 measured again, so a run that was stopped goes on. All together take most of a day; ``--only`` chooses. The pictures and
@@ -21,7 +21,7 @@ from sbridge.benchmarks.output import say
 from sbridge.errors import NotConvergedError, check_known
 
 _BRIDGE = ("sbridge", "benchmark", "bridge", "--seeds", "3", "4", "5", "--pairs")
-_MODULES = "sbridge.benchmarks"
+_MODULES = "docs.benchmarks"
 
 TABLES: dict[str, tuple[str, ...]] = {
     "simulation": (f"{_MODULES}.simulation",),

@@ -1,4 +1,4 @@
-"""Two-dimensional sets: ``python -m sbridge.benchmarks.planar``.
+"""Two-dimensional sets: ``python -m docs.benchmarks.planar``.
 
 W2 between transported fresh source samples and fresh target samples, beside its floor (two independent samples of
 the target), the trivial row (the source itself) and optimal-transport maps fitted to the same training samples.

@@ -46,7 +46,7 @@ bridge = sb.reverse_diffusion(process, data, exact, grid=knots(200, 1e-6))
 paths = bridge.backward.sample(N, seed=1)
 generated = sb.generate(bridge, N, seed=1)
 
-nearest = torch.cdist(generated, points).min(1)
+nearest = torch.cdist(generated, points, compute_mode="donot_use_mm_for_euclid_dist").min(1)
 print(f"largest distance of {N} generated points to a data point: {float(nearest.values.max()):.1e}")
 counts = torch.bincount(nearest.indices, minlength=len(points))
 expected = N / len(points)

@@ -202,13 +202,16 @@ def test_a_saddle_is_left_for_both_wells() -> None:
     grid = TimeGrid.uniform(30)
     zero = ControlSolution(problem, PathMeasure(process, None, problem.start, grid=grid))
     before, value = objective_and_value(zero, 20_000, seed=1)
-    options = {"updates": 300, "grid": grid, "optimisation": Optimisation(5e-3, 512, ema_decay=0.99, warm_up=20)}
-    solution = solve(problem, AdjointMatching(network=AdditiveMLP(16, 2), **options), seed=0)
+    options = {"updates": 300, "grid": grid, "optimisation": Optimisation(5e-3, 4096, ema_decay=0.99, warm_up=20)}
+    solver = AdjointMatching(network=AdditiveMLP(16, 2), replay=Replay(paths=2048), **options)
+    solution = solve(problem, solver, seed=0)
     after, _ = objective_and_value(solution, 20_000, seed=1)
     # −log E α lies below the best objective, so this is an upper bound of what is left.
-    assert after.value - value.value < 0.6 * (before.value - value.value)
+    assert after.value - value.value < 0.5 * (before.value - value.value)
+    # Adjoints near the saddle have 30 times the size of the control there, so the weight of a well is a random variable
+    # of mean ½ over seeds. Its standard deviation is that of a mean over rows: .033 here, .055 with an eighth as many.
     share = (solution.sample(4096, seed=2).x[-1] > 0).double().mean(0)
-    assert bool(((share - 0.5).abs() < 0.12).all())
+    assert bool(((share - 0.5).abs() < 5 * 0.033 + 4 * 0.5 / 4096**0.5).all())
 
 
 def test_networks_work_in_units_of_the_states() -> None:

@@ -79,7 +79,7 @@ def test_the_entropic_plan_of_samples_is_that_of_pot():
     x1 = torch.randn(5, 2, generator=seeded(2), dtype=torch.float64) + 0.5
     problem = BridgeProblem(Samples(x0), Samples(x1), BrownianMotion(0.9, 1.3))
     x, y = EntropicCoupling(sinkhorn=Sinkhorn(tolerance=1e-8))(problem, seeded())(N, seeded(3))
-    i, j = torch.cdist(x, x0).argmin(1), torch.cdist(y, x1).argmin(1)
+    i, j = ((a.unsqueeze(1) == b).all(2).int().argmax(1) for a, b in ((x, x0), (y, x1)))
     assert torch.equal(x0[i], x)
     assert torch.equal(x1[j], y)
     counts = torch.bincount(i * 5 + j, minlength=30).double()
@@ -176,7 +176,7 @@ def test_minibatches_keep_the_ends_and_reach_every_row():
     n = 3000
     x, y = MinibatchCoupling(16)(problem, seeded())(n, seeded(2))
     for side, rows, wanted in ((x, x0, torch.full((90,), 1 / 90)), (y, x0 + 1, weights)):
-        share = torch.bincount(torch.cdist(side, rows).argmin(1), minlength=90) / n
+        share = torch.bincount((side.unsqueeze(1) == rows).all(2).int().argmax(1), minlength=90) / n
         assert bool((share > 0).all())
         assert float(((share - wanted) / (4 * wanted / n).sqrt()).abs().max()) < 4.5
 

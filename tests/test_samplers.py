@@ -38,6 +38,7 @@ from sbridge.simulation.ode import DormandPrince, Euler, Heun, RungeKutta4
 from sbridge.solutions import Bridge
 from sbridge.time import TimeGrid
 
+EXACT = "donot_use_mm_for_euclid_dist"  # matrix products lose half of the digits of a small distance
 RATE = torch.tensor([[1.0, 0.3], [-0.2, 0.7]], dtype=torch.float64)
 PROCESSES = {
     "brownian": BrownianMotion(0.8),
@@ -256,13 +257,12 @@ def test_points_are_returned_exactly():
     process = VariancePreserving()
     bridge = reverse_diffusion(process, Samples(points), ExactScore(process, Samples(points)), grid=grid)
     for sampler in (StochasticSampler(), FlowSampler(), AncestralSampler(), DDIMSampler()):
-        nearest = torch.cdist(sampler(bridge, 100, seed=1), points).min(1).values
+        nearest = torch.cdist(sampler(bridge, 100, seed=1), points, compute_mode=EXACT).min(1).values
         assert float((nearest < 1e-6).double().mean()) > 0.97
     early = StochasticSampler(last=StopEarly())(bridge, 400, seed=1)
     noise = float(process.transition(0.0, 1e-5).root.values)
-    assert float(torch.cdist(early, points).min(1).values.square().mean().sqrt()) == pytest.approx(
-        noise * 2**0.5, rel=0.15
-    )
+    left = torch.cdist(early, points, compute_mode=EXACT).min(1).values
+    assert float(left.square().mean().sqrt()) == pytest.approx(noise * 2**0.5, rel=0.15)
 
 
 def test_any_bridge_and_any_process():

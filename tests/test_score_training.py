@@ -217,7 +217,7 @@ def test_generated_rows_carry_no_noise_of_the_last_step():
     process = VariancePreserving()
     bridge = reverse_diffusion(process, Samples(points), ExactScore(process, Samples(points)))
     made = generate(bridge, 300, seed=1)
-    assert float(torch.cdist(made, points).min(1).values.max()) < 1e-9
+    assert float(torch.cdist(made, points, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max()) < 1e-9
     left = bridge.backward.transport(bridge.backward.start.sample(300, generator(7)), seed=2)
     assert float(torch.cdist(left, points).min(1).values.median()) > 1e-3
     assert torch.allclose(made.mean(0), points.mean(0), atol=4 * 1.5 / math.sqrt(300))

@@ -40,6 +40,7 @@ _MANY_ROWS = 2600  # for a standard error of .01 of a share
 _CHUNK = 4000
 _PER_SAMPLE = 5  # paths from one end for each sample of a setting, for one of 1 % of a variance
 _UPDATES = 150
+_EXACT = "donot_use_mm_for_euclid_dist"  # matrix products lose half of the digits of a small distance
 
 
 @identity(
@@ -194,16 +195,16 @@ class Memory:
         points = rows.double().unique(dim=0)
         spread = float(points.var(0).mean().sqrt())
         some = points[:2000]
-        between = torch.cdist(some, points).topk(2, largest=False).values[:, 1]
+        between = torch.cdist(some, points, compute_mode=_EXACT).topk(2, largest=False).values[:, 1]
         return cls(points, spread, min(_NEAR * spread, 0.01 * float(between.median())))
 
     def distances(self, rows: Tensor) -> Tensor:
         """From each row to the nearest point."""
-        return torch.cdist(rows.double(), self.points, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        return torch.cdist(rows.double(), self.points, compute_mode=_EXACT).amin(1)
 
     def nearest(self, rows: Tensor) -> Tensor:
         """The index of the nearest point for each row."""
-        return torch.cdist(rows.double(), self.points).argmin(1)
+        return torch.cdist(rows.double(), self.points, compute_mode=_EXACT).argmin(1)
 
     def ends(self, setting: Setting, refinement: int = 1, rows: int = _ROWS) -> Tensor:
         """Ends of the exact reversal of these points, from exact draws of ``X_T``."""

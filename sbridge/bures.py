@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sbridge.arrays import check_rows
 from sbridge.errors import InvalidInputError
-from sbridge.laws import check_rows
 from sbridge.measures import PathMeasure
 from sbridge.metrics import bures_squared, covariance
 from sbridge.random import Seed, as_seed, derive

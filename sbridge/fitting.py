@@ -15,6 +15,7 @@ from sbridge.diffusion.reverse import end_law, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Density, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
+from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
@@ -58,6 +59,7 @@ class SigmaChoice:
         )
 
 
+@standard_modes(gradients=False)
 def choose_sigma(x0: End, x1: End, *, horizon: float = 1.0, seed: Seed = 0) -> SigmaChoice:
     """The default σ for two ends: see :class:`SigmaChoice`. Laws that are no samples are sampled with ``seed``.
 
@@ -80,6 +82,7 @@ def _sigma_for(probes: tuple[Tensor, Tensor], horizon: float) -> SigmaChoice:
     return SigmaChoice((epsilon / horizon) ** 0.5, epsilon, spread, shift)
 
 
+@standard_modes(gradients=True)
 def solve(
     problem: P,
     solver: Method[P, S, R],
@@ -138,12 +141,14 @@ class Preparation:
         """The problem in model units."""
         return self.problem if self.scaling.changes_nothing else self.problem.rescaled(self.scaling)
 
+    @standard_modes(gradients=True)
     def run(self, *, callbacks: Sequence[Callback] = (), resume_from: Flat | None = None) -> Bridge:
         """Solves the model problem and returns the bridge in units of the data."""
         solved = solve(self.model, self.solver, seed=self.seed, callbacks=callbacks, resume_from=resume_from)
         return solved if self.scaling.changes_nothing else solved.rescaled(self.scaling, self.problem)
 
 
+@standard_modes(gradients=True)
 def prepare(
     x0: End,
     x1: End,
@@ -182,6 +187,7 @@ def prepare(
     return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice)
 
 
+@standard_modes(gradients=True)
 def fit(
     x0: End,
     x1: End,
@@ -217,6 +223,7 @@ def fit(
     return prepared.run(callbacks=callbacks)
 
 
+@standard_modes(gradients=True)
 def diffuse(
     x0: End,
     *,
@@ -247,6 +254,7 @@ def diffuse(
     return fit(source, end_law(process, source), reference=process, solver=solver, seed=seed, callbacks=callbacks)
 
 
+@standard_modes(gradients=False)
 def choose_noising(x0: End) -> VariancePreserving:
     """Variance-preserving noise about the mean of the data, with their root mean square spread as stationary width.
 
@@ -304,6 +312,7 @@ class Course:
         return bridge.interpolate(rows, min(stop - origin, bridge.horizon), seed=seed)
 
 
+@standard_modes(gradients=True)
 def fit_course(
     arrays: Sequence[End],
     times: Sequence[float],

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sbridge.arrays import Array, as_numbers, check_rows
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.registry import register
 from sbridge.scaling import AffineScaling
@@ -22,6 +22,9 @@ class Law(ABC):
 
     One of your own has ``dim``, ``sample`` and ``rescaled`` (the law of ``(X − shift)/scale``), and ``log_density`` if
     that is known; it is a frozen, registered dataclass if it is to be saved.
+
+    The laws of this package copy the numpy arrays and tensors that they are made from, in float32 or float64. Changing
+    an array afterwards changes neither a law nor what was fitted to it.
     """
 
     @property
@@ -39,9 +42,12 @@ class Law(ABC):
 
 
 @register
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Samples(Law):
     """The empirical law of ``rows`` of shape ``(n, dim)``, with optional ``weights`` of shape ``(n,)`` (sum 1).
+
+    Both are numpy arrays or tensors, and are copied; :meth:`sharing` makes one without a copy. Weights are kept in the
+    dtype and on the device of the rows.
 
     Raises:
         InvalidInputError: for fewer than two rows, another shape or dtype, NaN or infinities, or weights
@@ -52,15 +58,34 @@ class Samples(Law):
     weights: Tensor | None = None
     holds_training_rows: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_rows(self.rows, "rows")
-        if self.weights is not None:
-            w = self.weights
-            if w.shape != self.rows.shape[:1] or not bool((w >= 0).all()) or abs(float(w.sum()) - 1) > 1e-4:
+    def __init__(self, rows: Array, weights: Array | None = None) -> None:
+        self._hold(as_numbers(rows, "rows", copy=True).detach(), weights)
+
+    @classmethod
+    def sharing(cls, rows: Tensor, weights: Array | None = None) -> Samples:
+        """Samples that use the memory of ``rows`` instead of a copy, for tables too large for one.
+
+        Whoever calls this must not change the rows afterwards.
+        """
+        made = object.__new__(cls)
+        made._hold(as_numbers(rows, "rows"), weights)
+        return made
+
+    def _hold(self, rows: Tensor, weights: Array | None) -> None:
+        check_rows(rows, "rows")
+        object.__setattr__(self, "rows", rows)
+        if weights is not None:
+            weights = as_numbers(weights, "weights", copy=True).detach().to(rows)
+            if (
+                weights.shape != rows.shape[:1]
+                or not bool((weights >= 0).all())
+                or abs(float(weights.sum()) - 1) > 1e-4
+            ):
                 raise InvalidInputError(
-                    f"weights must be {len(self.rows)} non-negative numbers with sum 1, got shape {tuple(w.shape)} "
-                    f"and sum {float(w.sum()):g}."
+                    f"weights must be {len(rows)} non-negative numbers with sum 1, got shape {tuple(weights.shape)} "
+                    f"and sum {float(weights.sum()):g}."
                 )
+        object.__setattr__(self, "weights", weights)
 
     @property
     def dim(self) -> int:
@@ -77,11 +102,11 @@ class Samples(Law):
 
     def rescaled(self, scaling: AffineScaling) -> Samples:
         """The scaled rows with the same weights."""
-        return Samples(scaling.to_model(self.rows), self.weights)
+        return Samples.sharing(scaling.to_model(self.rows), self.weights)
 
 
 @register
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Gaussian(Law):
     """``N(mean, covariance)``; ``mean`` of shape ``(dim,)``, ``covariance`` ``(dim, dim)``.
 
@@ -92,7 +117,8 @@ class Gaussian(Law):
     mean: Tensor
     covariance: Tensor
 
-    def __post_init__(self) -> None:
+    def __init__(self, mean: Array, covariance: Array) -> None:
+        _hold(self, mean=mean, covariance=covariance)
         dim = self.mean.shape[0] if self.mean.ndim == 1 else -1
         if self.covariance.shape != (dim, dim):
             raise InvalidInputError(
@@ -125,7 +151,7 @@ class Gaussian(Law):
 
 
 @register
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class GaussianMixture(Law):
     """``Σ_k weights_k N(means_k, covariances_k)``.
 
@@ -142,7 +168,8 @@ class GaussianMixture(Law):
     means: Tensor
     covariances: Tensor
 
-    def __post_init__(self) -> None:
+    def __init__(self, weights: Array, means: Array, covariances: Array) -> None:
+        _hold(self, weights=weights, means=means, covariances=covariances)
         count, dim = self.means.shape if self.means.ndim == 2 else (-1, -1)
         if self.weights.shape != (count,) or self.covariances.shape != (count, dim, dim):
             raise InvalidInputError(
@@ -183,7 +210,7 @@ class GaussianMixture(Law):
 
 
 @register
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Point(Law):
     """A Dirac law: every draw is ``position``, of shape ``(dim,)``.
 
@@ -193,7 +220,8 @@ class Point(Law):
 
     position: Tensor
 
-    def __post_init__(self) -> None:
+    def __init__(self, position: Array) -> None:
+        _hold(self, position=position)
         if self.position.ndim != 1:
             raise InvalidInputError(f"a Point needs a position of shape (dim,), got {tuple(self.position.shape)}.")
         check_rows(self.position.unsqueeze(0), "position", least=1)
@@ -257,30 +285,35 @@ def _scaled_covariance(covariance: Tensor, scaling: AffineScaling) -> Tensor:
     return covariance * inverse.unsqueeze(-1) * inverse
 
 
-def as_law(value: Law | Tensor | np.ndarray, name: str) -> Law:
-    """``value`` as a :class:`Law`: an array or tensor of rows becomes :class:`Samples`.
+def _hold(law: Law, **fields: Array) -> None:
+    """Sets the fields of a law to copies of what it is made from."""
+    for name, value in fields.items():
+        object.__setattr__(law, name, as_numbers(value, name, copy=True))
+
+
+def as_law(value: object, name: str) -> Law:
+    """``value`` as a :class:`Law`: a numpy array or tensor of rows becomes :class:`Samples`, which holds a copy of it.
 
     Raises:
-        InvalidInputError: if it is neither a law nor a two-dimensional floating-point array of finite rows.
+        InvalidInputError: if it is neither a law nor a two-dimensional float32 or float64 array of finite rows.
     """
-    if isinstance(value, Law):
-        return value
-    rows = as_rows(value, name)
-    return Samples(rows.detach() if rows.requires_grad else rows)
+    return value if isinstance(value, Law) else Samples.sharing(_checked(value, name, least=2, copy=True).detach())
 
 
-def as_rows(value: Tensor | np.ndarray, name: str, *, least: int = 2) -> Tensor:
-    """A floating-point array or tensor of shape ``(n, dim)`` as a checked tensor (float32 or float64 stay)."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.newbyteorder("=") not in (np.float32, np.float64):
-            raise InvalidInputError(
-                f"{name} has dtype {value.dtype}; floating point is needed: use {name}.astype(numpy.float32)."
-            )
-        value = torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
-    if not isinstance(value, Tensor):
-        raise InvalidInputError(f"{name} must be an array, a tensor or a Law, got {type(value).__name__}.")
-    check_rows(value, name, least=least)
-    return value
+def as_rows(value: object, name: str, *, least: int = 2) -> Tensor:
+    """A float32 or float64 array or tensor of shape ``(n, dim)`` as a checked tensor, which may share its memory.
+
+    Raises:
+        InvalidInputError: for another shape or kind (see :func:`~sbridge.arrays.as_numbers`), fewer than ``least``
+            rows, NaN or infinities.
+    """
+    return _checked(value, name, least=least, copy=False)
+
+
+def _checked(value: object, name: str, *, least: int, copy: bool) -> Tensor:
+    rows = as_numbers(value, name, copy=copy)
+    check_rows(rows, name, least=least)
+    return rows
 
 
 def check_same_space(source: Law, target: Law, names: tuple[str, str]) -> None:
@@ -300,21 +333,3 @@ def check_same_kind(left: Tensor, right: Tensor, names: tuple[str, str]) -> None
                 f"{names[0]} has {what} {getattr(left, what)}, {names[1]} has {what} {getattr(right, what)}; "
                 "bring both to one."
             )
-
-
-def check_rows(rows: Tensor, name: str, *, least: int = 2) -> None:
-    """Raises InvalidInputError unless ``rows`` is a finite float32/float64 tensor ``(n ≥ least, dim ≥ 1)``."""
-    if not isinstance(rows, Tensor):
-        raise InvalidInputError(f"{name} must be a tensor, got {type(rows).__name__}; use torch.from_numpy for arrays.")
-    if rows.ndim != 2 or rows.shape[1] < 1:
-        raise InvalidInputError(f"{name} must have shape (rows, columns), got {tuple(rows.shape)}.")
-    if rows.dtype not in (torch.float32, torch.float64):
-        raise InvalidInputError(f"{name} has dtype {rows.dtype}; use {name}.float() or {name}.double().")
-    if len(rows) < least:
-        raise InvalidInputError(f"{name} has {len(rows)} row(s); at least {least} are needed.")
-    bad = torch.nonzero(~torch.isfinite(rows).all(1)).flatten()
-    if len(bad):
-        raise InvalidInputError(
-            f"{name} has {len(bad)} row(s) with NaN or infinite entries (first: row {int(bad[0])}); "
-            "remove or impute them."
-        )

@@ -30,7 +30,9 @@ class LinearMap:
         Raises:
             InvalidInputError: for another shape, or values that are not finite.
         """
-        tensor = torch.as_tensor(value, dtype=torch.float64)
+        if not isinstance(value, Tensor):  # for a tensor, the default device would take the place of its own
+            value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        tensor = value.double()
         if not bool(torch.isfinite(tensor).all()):
             raise InvalidInputError(f"a coefficient must be finite, got {value}.")
         if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:

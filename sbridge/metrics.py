@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sbridge import transport
+from sbridge.arrays import check_rows
 from sbridge.errors import InvalidInputError
-from sbridge.laws import check_rows
 from sbridge.registry import register
 from sbridge.scaling import common_units
 

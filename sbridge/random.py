@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 
-Seed = int | torch.Generator
+Seed = int | np.integer | torch.Generator
 
 _SEED_LIMIT = 2**63
 ROW_BLOCK = 1024
@@ -24,7 +25,7 @@ _STEP_BLOCK = 32
 
 
 def as_seed(seed: Seed) -> int:
-    """An integer seed in ``[0, 2⁶³)``; a generator is asked for one draw (and so moves on).
+    """An integer seed in ``[0, 2⁶³)``, numpy's integers included; a generator gives one draw, and so moves on.
 
     Raises:
         InvalidInputError: for an integer out of range, or anything that is no seed at all.
@@ -32,9 +33,9 @@ def as_seed(seed: Seed) -> int:
     if isinstance(seed, torch.Generator):
         drawn = torch.randint(_SEED_LIMIT - 1, (1,), generator=seed, device=seed.device)
         return int(drawn)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEED_LIMIT:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < _SEED_LIMIT:
         raise InvalidInputError(f"seed must be an integer in [0, 2**63) or a torch.Generator, got {seed!r}.")
-    return seed
+    return int(seed)
 
 
 def derive(seed: int, *keys: int | str) -> int:

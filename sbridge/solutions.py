@@ -15,7 +15,8 @@ from sbridge import files
 from sbridge.controls.base import Control, ScaledControl, Time, ZeroControl
 from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
 from sbridge.laws import Law, as_rows
-from sbridge.measures import Direction, EndKernel, PathMeasure, Paths
+from sbridge.measures import Direction, EndKernel, PathMeasure, Paths, Times
+from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem, ControlProblem
 from sbridge.processes.base import Process
 from sbridge.random import Seed
@@ -54,6 +55,7 @@ class Bridge:
         backward: runs from the target at ``t = T`` down to ``0``: drift ``−b + σû`` in reversed time.
 
     Rows go in as arrays or tensors and come out as tensors, in the units of the data, dtype and device of the input.
+    The rows that :meth:`transport`, :meth:`interpolate` and :meth:`conditional_mean` return have no gradient history.
     """
 
     forward: PathMeasure
@@ -82,10 +84,14 @@ class Bridge:
         """``E[X_T | X_0 = x0]`` per row; exact where the solver knows the plan, else a mean of 64 draws."""
         return self.forward.conditional_mean(self._rows(x0, "x0"), seed=seed)
 
-    def interpolate(self, x0: Tensor | np.ndarray, t: float, *, seed: Seed) -> Tensor:
-        """One draw of ``X_t`` given ``X_0 = x0`` per row, ``0 ≤ t ≤ T``."""
+    def interpolate(self, x0: Tensor | np.ndarray, t: float | Times, *, seed: Seed) -> Tensor:
+        """One draw of ``X_t`` given ``X_0 = x0`` per row, ``0 ≤ t ≤ T``.
+
+        Several times give shape ``(len(t), n, dim)``: states of one path per row, drawn jointly.
+        """
         return self.forward.interpolate(self._rows(x0, "x0"), t, seed=seed)
 
+    @standard_modes()
     def velocity(self, t: Time, x: Tensor | np.ndarray) -> Tensor:
         """Current velocity ``v = b + ½ σ (u − û)``: the flow ``ẋ = v(t, x)`` has the bridge's marginals (Nelson 1966).
 

@@ -489,3 +489,27 @@ def test_a_solver_refuses_before_it_begins_and_names_the_users_own_process():
         prepare(X0, X1, reference=drifting, solver=SMALL)
     with pytest.raises(InvalidInputError, match="made for dimension 3, the data have 2"):
         prepare(X0, X1, reference=sb.BrownianMotion([1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize(
+    ("solver", "scaling"), [(None, None), (sb.SinkhornBridge(), sb.NoScaling()), (sb.GaussianBridge(), None)]
+)
+@pytest.mark.parametrize("form", ["array", "tensor", "samples"])
+def test_a_fit_owns_its_data(solver, scaling, form):
+    """Arrays changed in place afterwards change nothing: neither what the bridge does nor what is saved."""
+    x0, x1 = X0.clone().numpy(), X1.clone().numpy()
+    if form == "tensor":
+        x0, x1 = torch.from_numpy(x0), torch.from_numpy(x1)
+    ends = [sb.Samples(torch.from_numpy(x)) for x in (x0, x1)] if form == "samples" else [x0, x1]
+    bridge = sb.fit(*ends, reference=REFERENCE, solver=solver, scaling=scaling)
+
+    def look():
+        back = bridge.reversed()
+        return bridge.transport(X0, seed=1), back.transport(X1, seed=1), bridge.forward.sample(20, seed=1).x[-1]
+
+    before = look()
+    x0 += 100
+    x1 += 100
+    for found, wanted in zip(look(), before, strict=True):
+        assert torch.equal(found, wanted)
+    assert float(bridge.forward.start.rows.max()) < 50

@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Density, Gaussian, GaussianMixture, Samples, as_law, as_rows
+from sbridge.laws import Density, Gaussian, GaussianMixture, Point, Samples, as_law, as_rows
 from sbridge.registry import decode, encode
 from sbridge.scaling import AffineScaling
 
@@ -158,8 +159,6 @@ def test_arrays_become_samples_of_their_dtype():
         law = as_law(np.arange(6, dtype=kind).reshape(3, 2), "x0")
         assert isinstance(law, Samples)
         assert law.rows.dtype == (torch.float32 if kind is np.float32 else torch.float64)
-    tensor = torch.ones(3, 2)
-    assert as_law(tensor, "x0").rows is tensor
     assert as_law(gaussian(), "x0").dim == 2
     big_endian = as_rows(np.arange(6, dtype=">f8").reshape(3, 2), "x0")
     assert big_endian.tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
@@ -175,7 +174,16 @@ nan_rows[2, 1] = float("nan")
         (torch.ones(3), r"x0 must have shape \(rows, columns\), got \(3,\)"),
         (torch.ones(3, 0), "columns"),
         (torch.ones(3, 2, dtype=torch.int64), r"int64; use x0.float\(\)"),
-        (np.ones((3, 2), dtype=np.int32), "astype"),
+        (np.ones((3, 2), dtype=np.int32), r"x0.astype\(numpy.float64\)"),
+        (np.ones((3, 2), dtype=np.float16), r"x0.astype\(numpy.float32\)"),
+        (np.array([["a", "b"]] * 3), "<U1; numbers in float32 or float64 are needed"),
+        (np.ones((3, 2), dtype=complex), "complex128; real numbers are needed: put the real and imaginary parts"),
+        (torch.ones(3, 2, dtype=torch.complex64), "complex64; real numbers are needed"),
+        (torch.ones(3, 2).to_sparse(), r"x0 is a sparse tensor \(torch.sparse_coo\).*x0.to_dense\(\)"),
+        (scipy.sparse.csr_matrix(np.ones((3, 2))), r"x0 is sparse \(a scipy.csr_matrix\).*x0.toarray\(\)"),
+        (torch.ones(3, 2, device="meta"), "'meta', which stores no numbers"),
+        ([[1.0, 2.0], [3.0, 4.0]], "got a list; use numpy.asarray"),
+        (np.ma.array(np.ones((4, 2)), mask=[[0, 0], [0, 0], [1, 1], [0, 1]]), r"hides 3 of 8 entries \(first: row 2\)"),
         (torch.ones(1, 2), r"1 row\(s\); at least 2"),
         (nan_rows, r"1 row\(s\) with NaN or infinite entries \(first: row 2\)"),
     ],
@@ -188,6 +196,9 @@ def test_bad_rows(value, said):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: Samples(torch.ones(3, 2), np.ones(3, dtype=int)), "weights has dtype int64"),
+        (lambda: Point(np.ones(2, dtype=complex)), "position has dtype complex128"),
+        (lambda: Gaussian(np.ones(2), np.ma.masked_equal(np.eye(2), 0.0)), "covariance is a masked array"),
         (lambda: Samples(torch.ones(3, 2), torch.ones(2) / 2), "3 non-negative numbers with sum 1"),
         (lambda: Samples(torch.ones(2, 2), torch.tensor([1.5, -0.5])), "non-negative"),
         (lambda: Samples(torch.ones(2, 2), torch.tensor([0.5, 0.4])), r"sum 0\.9"),
@@ -213,3 +224,43 @@ def test_rows_that_require_gradients_make_samples_that_do_not():
     law = as_law(rows, "x")
     assert not law.rows.requires_grad
     assert torch.equal(law.rows, rows)
+
+
+def memory_kinds():
+    """The same numbers in arrays of every kind of memory."""
+    numbers = np.arange(12.0).reshape(6, 2)
+    frozen = numbers.copy()
+    frozen.flags.writeable = False
+    masked = np.ma.array(numbers.copy(), mask=False)
+    plain = numbers, np.asfortranarray(numbers), numbers[::-1].copy()[::-1], frozen, masked, torch.from_numpy(numbers)
+    return [value.copy() if isinstance(value, np.ndarray) and value.flags.writeable else value for value in plain]
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_laws_own_their_numbers(place, recwarn):
+    value = memory_kinds()[place]
+    wanted = torch.arange(12.0, dtype=torch.float64).reshape(6, 2)
+    assert torch.equal(as_rows(value, "x"), wanted)
+    made = [as_law(value, "x"), Samples(value), Samples(wanted, value[:, 0] / 30)]
+    covariance = value[:2] * 0
+    covariance[0, 0] = covariance[1, 1] = 1.0
+    made += [Point(value[1]), Gaussian(value[1], covariance)]
+    draws = [law.sample(5, torch.Generator().manual_seed(0)) for law in made]
+    if isinstance(value, torch.Tensor) or value.flags.writeable:
+        value += 100
+        covariance += 100
+    for law, draw in zip(made, draws, strict=True):
+        assert torch.equal(law.sample(5, torch.Generator().manual_seed(0)), draw)
+    assert not recwarn.list
+
+
+def test_samples_share_memory_only_when_they_are_told_to():
+    rows = torch.ones(3, 2)
+    assert Samples.sharing(rows).rows is rows
+    assert Samples(rows).rows.data_ptr() != rows.data_ptr()
+    assert Samples.sharing(rows).rescaled(SCALINGS["common"]).rows.data_ptr() != rows.data_ptr()
+
+
+def test_weights_take_the_dtype_of_the_rows():
+    law = Samples(np.ones((4, 2), np.float32), np.full(4, 0.25))
+    assert (law.weights.dtype, law.weights.tolist()) == (torch.float32, [0.25] * 4)

@@ -131,6 +131,73 @@ def test_interpolation_off_the_grid_stops_there():
         assert ((found.var(0) / covariance.diagonal() - 1).abs() < 4 * math.sqrt(2 / n)).all()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnEnd:
+    """The far end under the process itself."""
+
+    process: OrnsteinUhlenbeck
+
+    def draw(self, x, generator):
+        law = self.process.transition(0.0, self.process.horizon)
+        return law.mean(x) + law.root(torch.randn(x.shape, generator=generator, dtype=x.dtype))
+
+    def mean(self, x):
+        return self.process.transition(0.0, self.process.horizon).mean(x)
+
+
+@pytest.mark.parametrize("kernel", [None, OwnEnd(OU)], ids=["simulated", "end kernel"])
+def test_states_at_several_times_belong_to_one_path(kernel):
+    """``Cov(X_s, X_t | X_0) = Cov(X_s) Φ(t, s)ᵀ`` for ``s < t`` under the process itself, in any order of times."""
+    n, times = 20_000, (1.2, 0.0, 0.4, 1.7, 0.4)
+    p = measure(rule=ExactTransition(), end_kernel=kernel)
+    x = torch.full((n, 2), 0.8, dtype=torch.float64)
+    for asked in (times, np.array(times), torch.tensor(times, dtype=torch.float64)):
+        found = p.interpolate(x, asked, seed=1)
+    late, start, early, end, again = found
+    assert torch.equal(start, x)
+    assert torch.equal(early, again)
+    torch.testing.assert_close(early, p.interpolate(x, 0.4, seed=1), rtol=0, atol=0 if kernel else math.inf)
+    torch.testing.assert_close(end, p.transport(x, seed=1), rtol=0, atol=0 if kernel else math.inf)
+    for (s, first), (t, second) in (((0.4, early), (1.2, late)), ((0.4, early), (1.7, end)), ((1.2, late), (1.7, end))):
+        behind, ahead = OU.transition(0.0, s), OU.transition(s, t)
+        before = behind.covariance.values
+        exact = before @ ahead.map.values.mT
+        joint = torch.cov(torch.cat([first, second], 1).mT)
+        after = OU.transition(0.0, t).covariance.values
+        errors = ((exact.square() + torch.outer(before.diagonal(), after.diagonal())) / n).sqrt()
+        assert ((joint[:2, 2:] - exact).abs() < 4 * errors).all()
+        mean = OU.transition(0.0, t).mean(x[:1])[0]
+        assert ((second.mean(0) - mean).abs() < 4 * (after.diagonal() / n).sqrt()).all()
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_backward_states_at_several_times_belong_to_one_path(kernel):
+    """A backward Brownian motion from ``x`` at ``T``: ``Cov(X_s, X_t) = σ²(T − max(s, t))``."""
+    process, n = BrownianMotion(0.5, 2.0), 20_000
+    p = measure(None, process, BACKWARD, end_kernel=GaussianEnd(0.0, 0.5) if kernel else None)
+    x = torch.full((n, 2), 0.3, dtype=torch.float64)
+    near, far = p.interpolate(x, [1.5, 0.5], seed=3) - 0.3
+    for found, exact in ((near * near, 0.125), (far * far, 0.375), (near * far, 0.125)):
+        assert within(found.flatten(), exact, 4)
+
+
+def test_times_of_interpolation_are_checked_and_its_rows_are_copies():
+    x = torch.ones(3, 2, dtype=torch.float64)
+    p = measure()
+    for times in (0.0, [0.0], [0.0, 0.0]):
+        found = p.interpolate(x, times, seed=0)
+        found += 1.0
+        assert torch.equal(x, torch.ones_like(x))
+    for bad, said in (
+        ([], "at least one, got shape"),
+        ([[0.5]], "got shape"),
+        ([0.5, 1.8], "got 1.8"),
+        (np.array([-0.1]), "got -0.1"),
+    ):
+        with pytest.raises(InvalidInputError, match=said):
+            p.interpolate(x, bad, seed=0)
+
+
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class GaussianEnd:

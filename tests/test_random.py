@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,11 +81,14 @@ def test_child_seeds():
 
 def test_seeds_are_integers_or_generators():
     assert as_seed(7) == 7
+    for kind in (np.int64, np.uint8, np.int32):  # as numpy's generators draw them
+        assert type(as_seed(kind(7))) is int
+        assert as_seed(kind(7)) == 7
     source = torch.Generator().manual_seed(1)
     first, second = as_seed(source), as_seed(source)
     assert first != second
     assert as_seed(torch.Generator().manual_seed(1)) == first
-    for bad in (-1, 2**63, 1.0, True, None, "7"):
+    for bad in (-1, 2**63, 1.0, True, None, "7", np.int64(-1), np.uint64(2**63), np.True_):
         with pytest.raises(Exception, match=r"seed|hint"):  # beartype speaks first of foreign types
             as_seed(bad)
 

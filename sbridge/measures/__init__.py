@@ -1,7 +1,7 @@
 """Path measures: a reference, a control, a start and a direction; and how far two of them are apart."""
 
 from sbridge.measures.estimates import Estimate, ImportanceWeights, effective_sample_size, importance_weights
-from sbridge.measures.measure import EndKernel, PathMeasure, Paths
+from sbridge.measures.measure import EndKernel, PathMeasure, Paths, Times
 from sbridge.measures.ratios import energies, energy, jeffreys, kernel_log_ratio, log_ratio, martingale, path_kl
 from sbridge.processes.chain import Direction
 
@@ -12,6 +12,7 @@ __all__ = [
     "ImportanceWeights",
     "PathMeasure",
     "Paths",
+    "Times",
     "effective_sample_size",
     "energies",
     "energy",

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sbridge.controls import Control
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Law, as_rows
+from sbridge.modes import standard_modes
 from sbridge.processes.base import LinearProcess, Process, check_time
 from sbridge.processes.chain import Chain, Direction, StepRule, default_rule
 from sbridge.random import ROW_BLOCK, NormalNoise, Seed, as_seed, derive, generator
@@ -19,6 +21,7 @@ from sbridge.registry import register
 from sbridge.simulation import Detached, Gradient, propagate, simulate
 from sbridge.time import TimeGrid
 
+Times = Sequence[float] | np.ndarray | Tensor
 _HUNDRED_STEPS = TimeGrid.uniform(100)
 _CHUNK_NUMBERS = 2**20  # rows × dim of a chunk; 32 steps of its noise are held at a time, 128 MiB in float32
 _CHUNK_ROWS = 16 * ROW_BLOCK
@@ -109,6 +112,7 @@ class PathMeasure:
         times = (grid or self.grid).times(self.process.horizon)
         return Chain(self.process, times, self.direction, self.rule or default_rule(self.process), like)
 
+    @standard_modes()
     def starts(self, n: int, *, seed: Seed) -> Tensor:
         """The start states of ``sample(n, seed=seed)``, shape ``(n, dim)``."""
         check_count(n, "n")
@@ -119,6 +123,7 @@ class PathMeasure:
         seed = as_seed(seed)
         return self.simulate(self.starts(n, seed=seed), seed=seed)
 
+    @standard_modes()
     def simulate(self, x: Tensor, *, seed: Seed, gradient: Gradient = Detached()) -> Paths:
         """One path from each row of ``x``, kept whole with its noise.
 
@@ -137,8 +142,8 @@ class PathMeasure:
         states, controls = simulate(chain, self.control, x, noise, gradient)
         return Paths(states, noise, controls, chain)
 
-    @torch.no_grad()
-    def marginals(self, times: Sequence[float] | Tensor, n: int, *, seed: Seed, chunk: int | None = None) -> Tensor:
+    @standard_modes(gradients=False)
+    def marginals(self, times: Times, n: int, *, seed: Seed, chunk: int | None = None) -> Tensor:
         """States of ``n`` paths at ``times``, shape ``(len(times), n, dim)``, without keeping the paths.
 
         At times on the grid these are states of ``sample(n, seed=seed)``; other times are put into the grid.
@@ -150,24 +155,10 @@ class PathMeasure:
             chunk: rows treated at a time, rounded up to a multiple of 1024. By default as many as take some
                 100 MB of noise.
         """
-        fractions = self._fractions(times)
-        grid, seed = self.grid.including(fractions), as_seed(seed)
-        starts = self.starts(n, seed=seed)
-        chain = self.chain(starts, grid)
-        places: dict[int, list[int]] = {}
-        for place, fraction in enumerate(fractions):
-            places.setdefault(self._steps_to(grid, fraction), []).append(place)
-        found = starts.new_empty(len(fractions), *starts.shape)
-        for rows, noise in pieces(starts, chain.length, seed, chunk):
+        seed = as_seed(seed)
+        return self._recorded(self.starts(n, seed=seed), self._fractions(times), seed, chunk)
 
-            def keep(j: int, x: Tensor, u: Tensor | None, rows: slice = rows) -> None:
-                for place in places.get(j, ()):
-                    found[place, rows] = x
-
-            propagate(chain, self.control, starts[rows], noise, keep, stop=max(places, default=0))
-        return found
-
-    @torch.no_grad()
+    @standard_modes(gradients=False)
     def transport(self, x: Tensor, *, seed: Seed, chunk: int | None = None) -> Tensor:
         """The far end for each row of ``x``: from the end kernel if there is one, else simulated.
 
@@ -181,7 +172,7 @@ class PathMeasure:
             return _draw_ends(self.end_kernel, x, seed)
         return self._run(x, self.grid, self.grid.steps, seed, chunk)
 
-    @torch.no_grad()
+    @standard_modes(gradients=False)
     def conditional_mean(self, x: Tensor, *, seed: Seed, draws: int = 64) -> Tensor:
         """``E[far end | near end]`` for each row of ``x``: exact with an end kernel, else over ``draws`` transports."""
         x, seed = self._check_states(x), as_seed(seed)
@@ -193,8 +184,8 @@ class PathMeasure:
             total += self.transport(x, seed=derive(seed, "mean", draw))
         return total / draws
 
-    @torch.no_grad()
-    def interpolate(self, x: Tensor, t: float, *, seed: Seed, chunk: int | None = None) -> Tensor:
+    @standard_modes(gradients=False)
+    def interpolate(self, x: Tensor, t: float | Times, *, seed: Seed, chunk: int | None = None) -> Tensor:
         """The states at time ``t`` of paths that start in the rows of ``x``, shape ``(batch, dim)``.
 
         With an end kernel and a linear process: the ends of :meth:`transport` for the same seed, then the pinned
@@ -202,23 +193,25 @@ class PathMeasure:
 
         Args:
             x: states at the near end.
-            t: bridge time; at the near end the answer is ``x``.
+            t: bridge time; at the near end the answer is a copy of ``x``. Several times, in any order, give shape
+                ``(len(t), batch, dim)``: the states of one path per row, drawn jointly.
             seed: of the draws.
             chunk: as in :meth:`marginals`.
         """
         x, seed = self._check_states(x), as_seed(seed)
-        (fraction,) = self._fractions([t])
-        near, far = (0.0, 1.0) if self.direction is Direction.FORWARD else (1.0, 0.0)
-        if fraction == near:
-            return x
-        if self.end_kernel is None or not isinstance(self.process, LinearProcess):
-            grid = self.grid.including([fraction])
-            return self._run(x, grid, self._steps_to(grid, fraction), seed, chunk)
-        end = _draw_ends(self.end_kernel, x, seed)
-        if fraction == far:
-            return end
-        first, last = (x, end) if near < far else (end, x)
-        return self.process.pinned(float(t)).sample(first, last, noise_for(x, 1, derive(seed, "bridge")).step(0))
+        several = np.ndim(t) > 0
+        fractions = self._fractions(t)
+        if not fractions:
+            raise InvalidInputError("interpolate needs at least one time, got an empty list.")
+        near = 0.0 if self.direction is Direction.FORWARD else 1.0
+        if all(fraction == near for fraction in fractions):
+            states = x.expand(len(fractions), *x.shape).clone()
+        elif self.end_kernel is None or not isinstance(self.process, LinearProcess):
+            states = self._recorded(x, fractions, seed, chunk)
+        else:
+            ends = near, 1.0 - near, _draw_ends(self.end_kernel, x, seed)
+            states = _pinned_states(self.process, x, ends, fractions, seed)
+        return states if several else states[0]
 
     def _check_states(self, x: Tensor) -> Tensor:
         x = as_rows(x, "x", least=1)
@@ -226,19 +219,64 @@ class PathMeasure:
             raise InvalidInputError(f"x has {x.shape[1]} columns; the measure has dimension {self.start.dim}.")
         return x
 
-    def _fractions(self, times: Sequence[float] | Tensor) -> list[float]:
-        horizon = self.process.horizon
-        return [min(float(check_time(float(t), horizon)) / horizon, 1.0) for t in times]
+    def _fractions(self, times: float | Times) -> list[float]:
+        horizon, listed = self.process.horizon, np.asarray(times, dtype=float)
+        if listed.ndim > 1:
+            raise InvalidInputError(f"times must be a number or a list of numbers, got shape {listed.shape}.")
+        return [min(float(check_time(t, horizon)) / horizon, 1.0) for t in listed.reshape(-1).tolist()]
 
     def _steps_to(self, grid: TimeGrid, fraction: float) -> int:
         index = grid.index(fraction)
         return index if self.direction is Direction.FORWARD else grid.steps - index
+
+    def _recorded(self, x: Tensor, fractions: list[float], seed: int, chunk: int | None) -> Tensor:
+        """The states at ``fractions`` of the horizon of simulated paths from the rows of ``x``."""
+        grid = self.grid.including(fractions)
+        chain = self.chain(x, grid)
+        places: dict[int, list[int]] = {}
+        for place, fraction in enumerate(fractions):
+            places.setdefault(self._steps_to(grid, fraction), []).append(place)
+        found = x.new_empty(len(fractions), *x.shape)
+        for rows, noise in pieces(x, chain.length, seed, chunk):
+
+            def keep(j: int, x: Tensor, u: Tensor | None, rows: slice = rows) -> None:
+                for place in places.get(j, ()):
+                    found[place, rows] = x
+
+            propagate(chain, self.control, x[rows], noise, keep, stop=max(places, default=0))
+        return found
 
     def _run(self, x: Tensor, grid: TimeGrid, steps: int, seed: int, chunk: int | None) -> Tensor:
         chain, end = self.chain(x, grid), torch.empty_like(x)
         for rows, noise in pieces(x, grid.steps, seed, chunk):
             end[rows] = propagate(chain, self.control, x[rows], noise, stop=steps)
         return end
+
+
+def _pinned_states(
+    process: LinearProcess, x: Tensor, ends: tuple[float, float, Tensor], fractions: list[float], seed: int
+) -> Tensor:
+    """States at ``fractions`` of the horizon given both ends of every path, one after the other from the near end on.
+
+    Args:
+        process: the reference.
+        x: states at the near end.
+        ends: the near and the far end as fractions of the horizon, and the states at the far end.
+        fractions: where the states are asked for.
+        seed: of the call.
+    """
+    near, far, last = ends
+    states = {near: x, far: last}
+    between = sorted({one for one in fractions if one not in states}, key=lambda one: abs(one - near))
+    here = near
+    for place, there in enumerate(between):
+        keys = ("bridge",) if place == 0 else ("bridge", place)
+        low, high = sorted((here, far))
+        pinned = process.pinned(there * process.horizon, start=low * process.horizon, end=high * process.horizon)
+        noise = noise_for(x, 1, derive(seed, *keys)).step(0)
+        states[there] = pinned.sample(states[low], states[high], noise)
+        here = there
+    return torch.stack([states[one] for one in fractions])
 
 
 def noise_for(x: Tensor, steps: int, seed: int) -> NormalNoise:

@@ -100,10 +100,10 @@ class LinearProcess(Process):
         return self.linear(t).to(x)(x) + spread(self.offset(t), len(x)).to(x)
 
     @final
-    def pinned(self, t: Time) -> Pinned:
-        """The law of ``X_t`` given both ends, ``0 ≤ t ≤ T``."""
-        t = check_time(t, self.horizon)
-        return Pinned(self.transition(0.0, t), self.transition(t, self.horizon), self.transition(0.0, self.horizon))
+    def pinned(self, t: Time, *, start: float = 0.0, end: float | None = None) -> Pinned:
+        """The law of ``X_t`` given the states at ``start`` and ``end``, by default both ends: ``start ≤ t ≤ end``."""
+        t, end = check_time(t, self.horizon), self.horizon if end is None else end
+        return Pinned(self.transition(start, t), self.transition(t, end), self.transition(start, end))
 
     @final
     def pull(self, t: Time, x: Tensor, x_end: Tensor) -> Tensor:

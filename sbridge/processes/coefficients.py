@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.linear import LinearMap
+from sbridge.modes import owned
 from sbridge.processes.base import Time, as_time, check_time
 
 Coefficient = float | int | Sequence[Any] | np.ndarray | np.generic | Tensor
@@ -33,7 +34,7 @@ def as_coefficient(value: Coefficient, name: str) -> float | Tensor:
         InvalidInputError: for anything else, or values that are not finite.
     """
     try:
-        tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
+        tensor = owned(torch.as_tensor(value, dtype=torch.float64, device="cpu").detach())
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(
             f"{name} must be a number, a vector (dim,) or a matrix (dim, dim), got {value!r}."
@@ -224,7 +225,7 @@ def _gauss_legendre(panels: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1]."""
     points, weights = np.polynomial.legendre.leggauss(NODES)
     nodes = (np.arange(panels)[:, None] + 0.5 * (points + 1.0)) / panels
-    return torch.from_numpy(nodes.reshape(-1)), torch.from_numpy(np.tile(0.5 * weights / panels, panels))
+    return owned(torch.from_numpy(nodes.reshape(-1))), owned(torch.from_numpy(np.tile(0.5 * weights / panels, panels)))
 
 
 def _check_values(found: LinearMap, name: str) -> None:

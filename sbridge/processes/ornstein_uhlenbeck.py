@@ -173,7 +173,7 @@ class OrnsteinUhlenbeck(LinearProcess):
         longest = self._speed * float(duration.detach().max())
         doublings = max(0, math.ceil(math.log2(2.0 * longest))) if longest > 0 else 0
         step = duration * 0.5**doublings
-        powers = step.unsqueeze(-1) ** torch.arange(TERMS, dtype=torch.float64)
+        powers = step.unsqueeze(-1) ** torch.arange(TERMS, dtype=torch.float64, device=step.device)
         shape = (*duration.shape, dim, dim)
         by_phi, by_offset, by_covariance = self._terms
         phi = (powers @ by_phi).reshape(shape)

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sbridge.arrays import check_rows
 from sbridge.errors import InvalidInputError
-from sbridge.laws import check_rows
 from sbridge.registry import register
 
 _CHUNK = 2**18

@@ -9,8 +9,8 @@ import ot
 import torch
 from torch import Tensor
 
+from sbridge.arrays import check_rows
 from sbridge.errors import InvalidInputError, NotConvergedError
-from sbridge.laws import check_rows
 from sbridge.scaling import common_units
 
 _POT_ROUND = 20

@@ -1,6 +1,7 @@
 """The package root: quick to import, every public name where it says, the same names for type checkers."""
 
-import ast
+import operator
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sbridge
+from sbridge.known_as import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,8 +45,22 @@ def test_unknown_name_is_an_attribute_error():
         _ = sbridge.Bridg
 
 
-def test_type_checkers_see_the_same_names():
-    tree = ast.parse((ROOT / "sbridge" / "__init__.py").read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    assert {alias.name: node.module for node in imports for alias in node.names} == sbridge._HOME
+@pytest.mark.parametrize("name", ["LightSB", "lightsb", "SF2M", "DSBM", "DDPM"])
+def test_a_name_from_the_literature_leads_to_the_class(name):
+    with pytest.raises(AttributeError, match=r"\(.* \d{4}, arXiv:[\d.]+\) is sbridge\.\w+"):
+        getattr(sbridge, name)
+
+
+def test_the_names_of_the_literature_are_those_of_the_documentation():
+    page = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+    references = (ROOT / "docs" / "references.bib").read_text(encoding="utf-8")
+    for method in METHODS:
+        assert f"| {', '.join(method.names)} | `{method.here}` | {method.paper} |" in page
+        assert method.paper.split("arXiv:")[1] in references
+        for word in re.findall(r"([A-Za-z_.]+)\(", method.here):
+            assert operator.attrgetter(word)(sbridge), word
+
+
+def test_submodules_of_the_root_load_on_first_use():
+    statement = "import sbridge; sbridge.datasets, sbridge.metrics, sbridge.plotting"
+    assert {"sbridge.datasets", "sbridge.metrics", "sbridge.plotting"} <= modules_after(statement)

@@ -1,0 +1,51 @@
+"""Names under which methods are known in the literature, and where they are in this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published method.
+
+    Attributes:
+        names: what papers and their code call it; the first is the usual one.
+        here: the call in this package.
+        paper: authors, year and arXiv number.
+    """
+
+    names: tuple[str, ...]
+    here: str
+    paper: str
+
+
+METHODS = (
+    Method(("LightSB", "LightSBM"), "MixtureBridge()", "Korotin et al. 2024, arXiv:2310.01174"),
+    Method(("DSB", "DiffusionSchrodingerBridge"), "IPF()", "De Bortoli et al. 2021, arXiv:2106.01357"),
+    Method(("DSBM", "DSBM-IMF"), "IMF()", "Shi et al. 2023, arXiv:2303.16852"),
+    Method(("IDBM",), "IMF()", "Peluchetti 2023, arXiv:2304.00917"),
+    Method(("[SF]²M", "SF2M"), "MatchedBridge()", "Tong et al. 2024, arXiv:2307.03672"),
+    Method(("OT-CFM",), "MatchedBridge(coupling=MinibatchCoupling())", "Tong et al. 2024, arXiv:2302.00482"),
+    Method(("ASBS",), "AdjointBridge()", "Liu et al. 2025, arXiv:2506.22565"),
+    Method(("AdjointSampling",), "ReciprocalAdjointMatching()", "Havens et al. 2025, arXiv:2504.11713"),
+    Method(("PIS",), "sampling_problem(), solved by RelativeEntropy()", "Zhang & Chen 2022, arXiv:2111.15141"),
+    Method(("DIS",), "sampling_problem(), solved by LogVariance()", "Berner et al. 2022, arXiv:2211.01364"),
+    Method(("DDPM",), "diffuse(), then diffusion.AncestralSampler()", "Ho et al. 2020, arXiv:2006.11239"),
+    Method(("DDIM",), "diffuse(), then diffusion.DDIMSampler()", "Song et al. 2021, arXiv:2010.02502"),
+)
+"""Every method that people search for by a name that this package does not use."""
+
+
+def hint(name: str) -> str:
+    """Where the method called ``name`` is, as the rest of an error message; empty if nobody calls one so."""
+    wanted = _plain(name)
+    for method in METHODS:
+        if wanted in map(_plain, method.names):
+            return f": {method.names[0]} ({method.paper}) is sbridge.{method.here}"
+    return ""
+
+
+def _plain(name: str) -> str:
+    """Letters and digits, in lower case."""
+    return "".join(letter for letter in name.lower().replace("²", "2") if letter.isalnum())

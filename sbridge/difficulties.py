@@ -126,8 +126,12 @@ def _warn_of_gap(name: str, rows: Tensor, noise: float) -> None:
         _tell(
             DisconnectedWarning,
             f"{name} is disconnected: a gap of {gap.width:.3g} parts {gap.share:.1%} of its rows from the others, "
-            f"{gap.width / gap.radius:.3g} times the radius {gap.radius:.3g} of the wider part and "
-            f"{gap.width / noise:.3g} times the noise σ√T = {noise:.3g} of the reference. No path of the reference "
+            + (
+                f"{gap.width / gap.radius:.3g} times the radius {gap.radius:.3g} of the wider part and "
+                if gap.radius > 0.0
+                else "either part is a single value, and the gap is "
+            )
+            + f"{gap.width / noise:.3g} times the noise σ√T = {noise:.3g} of the reference. No path of the reference "
             "crosses it, so controls have to switch there: look at the share of each part in what comes out, take a "
             "larger σ, or fit the parts by themselves.",
         )

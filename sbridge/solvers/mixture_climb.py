@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from scipy.optimize import minimize as scipy_minimise
 from torch import Tensor
 
-from sbridge.solvers.mixture_likelihood import Claims, Likelihood, match
+from sbridge.solvers.mixture_likelihood import Claims, Likelihood, blur, match
 from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
 
 _LEAST_PULL = 0.05  # below it a shape is plain to see, and left as it is
 _MOST_PULL = 3.0  # of a component whose shape is all chance, in units of its mass
 _EVERY = 2  # matchings from one look at held-out rows to the next
+_REJECTED = 1e3  # nats by which a step to components without a density is worse than the start of the climb
 
 
 class Watch:
@@ -99,7 +101,8 @@ def climb_by_quasi_newton(
 ) -> tuple[float, Parts, bool]:
     """At most ``steps`` iterations of L-BFGS, in parameters whose second derivatives are of one size.
 
-    Returns what :func:`climb_by_matching` does, and whether the climb was over before ``steps`` were taken.
+    Returns what :func:`climb_by_matching` does, and whether the climb was over before ``steps`` were taken. Narrow
+    components are climbed in a :class:`LocalChart`, and less :func:`blur`.
 
     Args:
         likelihood: climbed, less ``½ Σ_k τ_k |shape_k|²``.
@@ -108,17 +111,25 @@ def climb_by_quasi_newton(
         tolerance: relative gain that ends it.
         pulls: ``τ``, shape ``(K,)``.
     """
-    chart = Chart(likelihood.coordinates, len(parts.logits))
-    pulls = torch.zeros(len(parts.logits), dtype=torch.float64) if pulls is None else pulls
+    coordinates, count = likelihood.coordinates, len(parts.logits)
+    narrow = coordinates.are_narrow(parts)
+    chart = LocalChart(coordinates, count, parts) if narrow else Chart(coordinates, count)
+    pulls = torch.zeros(count, dtype=torch.float64) if pulls is None else pulls
+    value, _, target = likelihood.claims(parts)
+    rejected = _REJECTED - value
 
     def objective(flat: object) -> tuple[float, object]:
         point = torch.as_tensor(flat, dtype=torch.float64).requires_grad_()
         here = chart.parts(point)
-        s = likelihood.coordinates.s
+        if not here.have_densities:  # a step too far of the line search, which then takes a shorter one
+            return rejected, torch.zeros_like(point).detach().numpy()
+        s = coordinates.s
         forms = here.source_forms(s), here.target_forms(s)
         with torch.no_grad():
             value, *claims = likelihood.claims(here)
         pull = chart.pull(point, pulls)
+        if narrow:
+            pull = pull + blur(here, target.masses, coordinates)
         fall = _linearised(forms[0], claims[0]) - _linearised(forms[1], claims[1]) + pull
         (gradient,) = torch.autograd.grad(fall, point)
         return float(pull.detach()) - value, gradient.numpy()
@@ -142,9 +153,14 @@ class Chart:
     count: int
 
     @property
+    def _curvatures(self) -> Tensor:
+        """``s n``: variances of the source in units of the components."""
+        return self.coordinates.s * self.coordinates.n
+
+    @cached_property
     def _scales(self) -> Tensor:
-        h = self.coordinates.s * self.coordinates.n
-        return (0.5 * (1.0 + 2.0 * h if self.coordinates.diagonal else 1.0 + h.unsqueeze(1) + h)).rsqrt()
+        h = self._curvatures
+        return (0.5 * (1.0 + 2.0 * h if self.coordinates.diagonal else 1.0 + h.unsqueeze(-1) + h.unsqueeze(-2))).rsqrt()
 
     def point(self, parts: Parts) -> Tensor:
         """The vector of ``parts``."""
@@ -168,16 +184,67 @@ class Chart:
 
     def parts(self, point: Tensor) -> Parts:
         """The components of a vector."""
-        s, scales, k, dim = self.coordinates.s, self._scales, self.count, len(self.coordinates.s)
-        logits, means, shape = point[:k], point[k : k + k * dim].reshape(k, dim), self.shapes(point)
+        scales, k, dim = self._scales, self.count, len(self.coordinates.s)
+        means, shape = point[k : k + k * dim].reshape(k, dim), self.shapes(point)
         if self.coordinates.diagonal:
-            return Parts(logits, means * s.sqrt(), s * (shape * scales).exp())
+            return Parts(point[:k], *self._placed(means, (shape * scales).exp()))
         i, j = torch.tril_indices(dim, dim)
         low = torch.zeros(k, dim, dim, dtype=point.dtype)
-        low[:, i, j] = shape * scales[i, j]
-        root = low.tril(-1) + torch.diag_embed((0.5 * low.diagonal(dim1=1, dim2=2)).exp())
-        root = s.sqrt().unsqueeze(1) * root
-        return Parts(logits, means * s.sqrt(), root @ root.mT)
+        low[:, i, j] = shape * scales[..., i, j]
+        return Parts(
+            point[:k], *self._placed(means, low.tril(-1) + torch.diag_embed((0.5 * low.diagonal(dim1=1, dim2=2)).exp()))
+        )
+
+    def _placed(self, means: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and spreads, from means and roots (diagonal components: variances) in units of the chart."""
+        s = self.coordinates.s
+        if self.coordinates.diagonal:
+            return means * s.sqrt(), s * roots
+        roots = s.sqrt().unsqueeze(1) * roots
+        return means * s.sqrt(), roots @ roots.mT
+
+
+@dataclass(frozen=True, eq=False)
+class LocalChart(Chart):
+    """A chart in units of the components at hand, which is their origin: ``m_k + R_k μ`` and ``R_k L Lᵀ R_kᵀ``.
+
+    A component that is narrow beside the noise, as where values of a column repeat, has second derivatives ``1/S_k``
+    in its mean, which may be 10⁶ times those in its mass. In the units of :class:`Chart` L-BFGS then never moves the
+    masses.
+
+    Args:
+        base: components at the origin, ``S_k = R_k R_kᵀ``.
+    """
+
+    base: Parts
+
+    def point(self, parts: Parts) -> Tensor:
+        """The vector of :attr:`base`, the only components that have one here."""
+        logits, means, spreads = self.base.logits, self.base.means, self.base.spreads
+        dim = means.shape[1]
+        entries = dim if spreads.ndim == 2 else dim * (dim + 1) // 2
+        return torch.cat([logits, logits.new_zeros(self.count * (dim + entries))])
+
+    def pull(self, point: Tensor, pulls: Tensor) -> Tensor:
+        """As of any chart: of shapes beside that of the Gaussian bridge."""
+        plain = Chart(self.coordinates, self.count)
+        return plain.pull(plain.point(self.parts(point)), pulls)
+
+    @cached_property
+    def _roots(self) -> Tensor:
+        spreads = self.base.spreads
+        return spreads.sqrt() if self.coordinates.diagonal else torch.linalg.cholesky(spreads)
+
+    @property
+    def _curvatures(self) -> Tensor:
+        squares, n = self._roots.square(), self.coordinates.n
+        return squares * n if self.coordinates.diagonal else (squares * n.unsqueeze(1)).sum(1)
+
+    def _placed(self, means: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
+        if self.coordinates.diagonal:
+            return self.base.means + self._roots * means, self.base.spreads * roots
+        roots = self._roots @ roots
+        return self.base.means + (self._roots @ means.unsqueeze(-1)).squeeze(-1), roots @ roots.mT
 
 
 def _linearised(forms: Quadratics, claims: Claims) -> Tensor:

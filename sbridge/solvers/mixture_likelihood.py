@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -217,15 +218,26 @@ class Likelihood:
 
     def claims(self, parts: Parts) -> tuple[float, Claims, Claims]:
         """``D`` and the claims on source and target."""
-        s = self.coordinates.s
-        below, claims_x = self.source.claims(parts.source_forms(s))
-        above, claims_y = self.target.claims(parts.target_forms(s))
+        s, (source, target) = self.coordinates.s, self._resolving(parts)
+        below, claims_x = source.claims(parts.source_forms(s))
+        above, claims_y = target.claims(parts.target_forms(s))
         return above - below, claims_x, claims_y
 
     def value(self, parts: Parts) -> float:
         """``D`` alone."""
-        s = self.coordinates.s
-        return self.target.mean_log_sum(parts.target_forms(s)) - self.source.mean_log_sum(parts.source_forms(s))
+        s, (source, target) = self.coordinates.s, self._resolving(parts)
+        return target.mean_log_sum(parts.target_forms(s)) - source.mean_log_sum(parts.source_forms(s))
+
+    def _resolving(self, parts: Parts) -> tuple[Rows, Rows]:
+        """Both sides, in a precision that resolves the exponents of the components."""
+        return self._precise if self.coordinates.are_narrow(parts) else (self.source, self.target)
+
+    @cached_property
+    def _precise(self) -> tuple[Rows, Rows]:
+        return (
+            Rows(self.source.rows.double(), self.source.weights),
+            Rows(self.target.rows.double(), self.target.weights),
+        )
 
     def start(self, count: int, generator: torch.Generator) -> Parts:
         """``count`` clusters of the target rows, each joined to the whole source."""
@@ -275,6 +287,15 @@ def match(parts: Parts, source: Claims, target: Claims, coordinates: Coordinates
         torch.where(held.unsqueeze(1), means, parts.means),
         torch.where(wide, spreads, parts.spreads),
     )
+
+
+def blur(parts: Parts, masses: Tensor, coordinates: Coordinates) -> Tensor:
+    """What ``D`` loses if target rows are blurred by the least variance of a claim, ``½ Σ_k masses_k tr(S_k⁻¹ f)``.
+
+    Where values repeat ``D`` has no largest value: components close on them, and only their widths matter. With the
+    loss each ends at the spread that :func:`match` gives it, which adds ``f`` to the covariance of its claim.
+    """
+    return 0.5 * masses @ (parts.precisions @ (_LEAST_SPREAD * coordinates.n))
 
 
 def _exponent(parts: Parts, mean: Tensor, covariance: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from sbridge.potentials import MixturePotential
 from sbridge.processes import LinearProcess
 from sbridge.solvers.gaussian import sample_moments
 
+_NARROW = 2e4  # variance of the data beside a component's: beyond it float32 rounds log weights by more than .001
+
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
@@ -109,6 +111,10 @@ class Coordinates:
         centred = self._root.inverse().to(y)(y).double() - self.centres[1].to(y.device)
         return (centred @ self._inverse[:, : self.width].to(centred)).to(y.dtype)
 
+    def are_narrow(self, parts: Parts) -> bool:
+        """Whether float32 is too coarse for exponents of components, which are of the order of ``n_i (S_k⁻¹)_ii``."""
+        return float((self.n * parts.precisions.detach()).max()) > _NARROW
+
     def carried(self, parts: Parts, onto: Coordinates) -> Parts:
         """The same plan in the coordinates of ``onto``, up to what couples those beyond its width to others.
 
@@ -151,6 +157,22 @@ class Parts:
     logits: Tensor
     means: Tensor
     spreads: Tensor
+
+    @property
+    def precisions(self) -> Tensor:
+        """The diagonals of ``S⁻¹``, shape ``(K, dim)``."""
+        if self.spreads.ndim == 2:
+            return 1.0 / self.spreads
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.spreads)).diagonal(dim1=1, dim2=2)
+
+    @property
+    def have_densities(self) -> bool:
+        """Whether every ``S`` is finite and positive definite, to rounding."""
+        if not bool(self.logits.isfinite().all() and self.means.isfinite().all() and self.spreads.isfinite().all()):
+            return False
+        if self.spreads.ndim == 2:
+            return bool((self.spreads > 0).all())
+        return not bool(torch.linalg.cholesky_ex(self.spreads).info.any())
 
     def widened(self, s: Tensor) -> Parts:
         """The same in as many coordinates as ``s`` has: in those that are new the Gaussian bridge, ``m = 0, S = s``."""

@@ -111,6 +111,9 @@ def test_sliced_cost(dtype):
     x, y = rows(50, 1, 1, dtype), rows(50, 1, 2, dtype)
     one = torch.ones(3, 1)
     torch.testing.assert_close(transport.sliced_cost(x, y, one), exact_cost(x, y), rtol=1e-5, atol=0)
+    # Sorted rows in pairs, and by quantiles: rows that come twice each are the same measure.
+    twice = transport.sliced_cost(x, torch.cat([y, y]), one)
+    torch.testing.assert_close(transport.sliced_cost(x, y, one), twice, rtol=1e-5, atol=0)
     # Sizes that differ, more directions than a block, and a shift: W2² along θ is (θ·shift)².
     z, shift = rows(30, 2, 3, dtype), torch.tensor([1.0, -2.0], dtype=dtype)
     angle = torch.linspace(0, 3, 40, dtype=dtype)
@@ -471,6 +474,15 @@ def test_cloud_draws_no_point_of_weight_zero_at_the_very_start(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.zeros(*shape, dtype=torch.float64))
     y = torch.tensor([[500.0], [0.0]])
     assert Cloud(y, torch.zeros(2)).draw(torch.zeros(1, 1), 0.1, torch.Generator()).tolist() == [1]
+
+
+def test_cloud_weights_are_zero_or_normal_numbers(dtype):
+    """Subnormal numbers would make every sum several times slower."""
+    y = torch.linspace(0.0, 40.0, 400, dtype=dtype).reshape(-1, 1)
+    found = Cloud(y, torch.zeros(400)).weights(torch.zeros(1, 1, dtype=dtype), 1.0)
+    assert bool(((found == 0) | (found >= torch.finfo(dtype).tiny)).all())
+    assert 0 < int((found == 0).sum()) < 400
+    assert float(found.sum()) == pytest.approx(1.0)
 
 
 def test_cloud_is_differentiable():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,13 +88,13 @@ class Cloud:
         points = x.double() - self._centre
         # x·y/v − ½|y|²/v as one product, so that the division is not done n × m times.
         scaled = torch.cat([points, torch.ones_like(v)], 1) / v
-        size = max(1, _CHUNK // len(self.rows))
+        size, least = max(1, _CHUNK // len(self.rows)), 0.85 * math.log(torch.finfo(x.dtype).tiny)
         for start in range(0, len(x), size):
             rows = slice(start, min(start + size, len(x)))
             exponent = torch.addmm(self._logits, scaled[rows], self._lifted.mT)
-            # Softmax after the shift, not exp: exp of numbers below the smallest float is many times slower.
+            # Weights below the smallest normal number make sums several times slower: zero in their stead.
             top = exponent.amax(1, keepdim=True)
-            part = torch.softmax((exponent - top).to(x.dtype), 1)
+            part = torch.softmax(torch.threshold((exponent - top).to(x.dtype), least, -math.inf), 1)
             half_norm = 0.5 * points[rows].square().sum(1) / v[rows, 0]
             yield rows, part, top[:, 0] - part.amax(1).double().log() - half_norm
 

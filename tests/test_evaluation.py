@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from sbridge import transport
 from sbridge.analytic import GaussianCoupling
 from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError
 from sbridge.evaluation import (
@@ -19,6 +20,7 @@ from sbridge.evaluation import (
     evaluate,
     score_at,
 )
+from sbridge.evaluation.baselines import Shared
 from sbridge.evaluation.judge import Judge
 from sbridge.evaluation.rows import pooled
 from sbridge.fitting import solve
@@ -320,6 +322,18 @@ def test_the_entropic_baseline_is_the_conditional_mean_of_the_plug_in_bridge(ref
         new = rows(LAW_0, 20, 3).double()
         expected = model.conditional_mean(new, seed=0)
         torch.testing.assert_close(baseline(near, far, reference, direction)(new), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_plan_that_serves_both_directions_is_computed_once(monkeypatch):
+    made = []
+    plan = transport.maps.exact_plan
+    monkeypatch.setattr(transport.maps, "exact_plan", lambda x, y: made.append(len(x)) or plan(x, y))
+    x0, x1 = rows(LAW_0, 30, 1), rows(LAW_1, 30, 2)
+    shared = Shared(ExactTransport())
+    for near, far, direction in ((x0, x1, Direction.FORWARD), (x1, x0, Direction.BACKWARD)):
+        found = shared(near, far, BrownianMotion(1.0), direction)(near)
+        torch.testing.assert_close(found, transport.exact_map(near, far)(near))
+    assert len(made) == 1 + 2
 
 
 class Spy:

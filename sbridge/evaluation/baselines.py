@@ -30,6 +30,15 @@ class Baseline(Protocol):
         ...
 
 
+@runtime_checkable
+class TwoWayBaseline(Baseline, Protocol):
+    """A recipe whose one computation gives the maps of both directions."""
+
+    def both(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> tuple[Map, Map]:
+        """The maps from ``near`` to ``far`` and from ``far`` to ``near``; arguments as for one map."""
+        ...
+
+
 @register
 @dataclass(frozen=True)
 class ExactTransport:
@@ -43,6 +52,10 @@ class ExactTransport:
     def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
         """:func:`sbridge.transport.exact_map`; reference and direction play no part."""
         return transport.exact_map(near, far)
+
+    def both(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> tuple[Map, Map]:
+        """:func:`sbridge.transport.exact_maps`."""
+        return transport.exact_maps(near, far)
 
 
 @register
@@ -65,7 +78,11 @@ class EntropicTransport:
         return "entropic map"
 
     def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
-        """The barycentric map.
+        """The barycentric map; raises what :meth:`both` raises."""
+        return self.both(near, far, reference, direction)[0]
+
+    def both(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> tuple[Map, Map]:
+        """The barycentric maps of one plan.
 
         Raises:
             UnsupportedError: if the reference is not linear.
@@ -75,19 +92,18 @@ class EntropicTransport:
             raise UnsupportedError(f"the entropic map needs a linear reference, got {type(reference).__name__}.")
         law = reference.transition(0.0, reference.horizon)
         root, whiten = law.root.to(near), law.root.inverse().to(near)
-        back, offset = law.map.inverse().to(near), law.offset.to(near)
+        undo, offset = law.map.inverse().to(near), law.offset.to(near)
 
         def source_in(x: Tensor) -> Tensor:
             return whiten(law.mean(x))
 
         def source_out(z: Tensor) -> Tensor:
-            return back(root(z) - offset)
+            return undo(root(z) - offset)
 
-        if direction is Direction.FORWARD:
-            forward = transport.entropic_map(source_in(near), whiten(far), 1.0, self.options)
-            return lambda x: root(forward(source_in(x)))
-        backward = transport.entropic_map(whiten(near), source_in(far), 1.0, self.options)
-        return lambda x: source_out(backward(whiten(x)))
+        source, target = (near, far) if direction is Direction.FORWARD else (far, near)
+        forward, backward = transport.entropic_maps(source_in(source), whiten(target), 1.0, self.options)
+        there, back = (lambda x: root(forward(source_in(x)))), (lambda x: source_out(backward(whiten(x))))
+        return (there, back) if direction is Direction.FORWARD else (back, there)
 
 
 @register
@@ -103,6 +119,25 @@ class GaussianTransport:
     def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
         """:func:`sbridge.transport.gaussian_map`; reference and direction play no part."""
         return transport.gaussian_map(near, far)
+
+
+class Shared:
+    """A two-way baseline within one evaluation, which asks for the two directions in turn: both are computed at once.
+
+    Args:
+        baseline: what is shared between the calls, whose rows are the same but for their roles.
+    """
+
+    def __init__(self, baseline: TwoWayBaseline) -> None:
+        self.name, self._baseline = baseline.name, baseline
+        self._maps: dict[Direction, Map] = {}
+
+    def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
+        """The map of ``direction``; raises what the baseline raises."""
+        if not self._maps:
+            there, back = self._baseline.both(near, far, reference, direction)
+            self._maps = dict.fromkeys(Direction, back) | {direction: there}
+        return self._maps[direction]
 
 
 STANDARD_BASELINES: tuple[Baseline, ...] = (ExactTransport(), EntropicTransport(), GaussianTransport())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, SbridgeError
-from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline, Map
+from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline, Map, Shared, TwoWayBaseline
 from sbridge.evaluation.judge import Judge, Limits, transport_cost
 from sbridge.evaluation.report import (
     COPY,
@@ -82,6 +82,7 @@ def evaluate(
     """
     seed, limits = as_seed(seed), limits or Limits()
     rows0, rows1 = checked_rows(bridge, {"x0": x0, "x1": x1})
+    baselines = [Shared(one) if isinstance(one, TwoWayBaseline) else one for one in baselines]
     source = end_of(rows0, x0_fit, bridge.forward.start, name="x0", most=limits.rows, seed=seed)
     target = end_of(rows1, x1_fit, bridge.backward.start, name="x1", most=limits.rows, seed=seed)
     setting = _Setting(dict(zip(columns_of(metrics), metrics, strict=True)), tuple(baselines), limits, seed)

@@ -9,7 +9,9 @@ from sbridge.transport.maps import (
     BarycentricMap,
     NearestRowMap,
     entropic_map,
+    entropic_maps,
     exact_map,
+    exact_maps,
     gaussian_map,
 )
 from sbridge.transport.plans import (
@@ -42,10 +44,12 @@ __all__ = [
     "SinkhornSolution",
     "SinkhornState",
     "entropic_map",
+    "entropic_maps",
     "entropic_plan",
     "epsilon_of",
     "exact_cost",
     "exact_map",
+    "exact_maps",
     "exact_plan",
     "gaussian_map",
     "regularisation",

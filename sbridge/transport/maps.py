@@ -75,8 +75,14 @@ def exact_map(x0: Tensor, x1: Tensor) -> NearestRowMap:
     With as many rows on both sides that is an assignment. A new row takes the image of the nearest source
     row, so the map is piecewise constant. Cost and errors of :func:`~sbridge.transport.exact_plan`.
     """
+    return exact_maps(x0, x1)[0]
+
+
+def exact_maps(x0: Tensor, x1: Tensor) -> tuple[NearestRowMap, NearestRowMap]:
+    """:func:`exact_map` from ``x0`` to ``x1`` and from ``x1`` to ``x0``, of one plan."""
     plan = exact_plan(x0, x1)
-    return NearestRowMap(x0, (plan @ x1) / plan.sum(1, keepdim=True))
+    there = NearestRowMap(x0, (plan @ x1) / plan.sum(1, keepdim=True))
+    return there, NearestRowMap(x1, (plan.mT @ x0) / plan.sum(0).unsqueeze(1))
 
 
 def entropic_map(x0: Tensor, x1: Tensor, epsilon: float, options: Sinkhorn | None = None) -> BarycentricMap:
@@ -85,7 +91,15 @@ def entropic_map(x0: Tensor, x1: Tensor, epsilon: float, options: Sinkhorn | Non
     Raises:
         NotConvergedError: if Sinkhorn does not meet its tolerance.
     """
-    return BarycentricMap(sinkhorn(EntropicProblem(x0, x1, epsilon), options).forward, epsilon)
+    return entropic_maps(x0, x1, epsilon, options)[0]
+
+
+def entropic_maps(
+    x0: Tensor, x1: Tensor, epsilon: float, options: Sinkhorn | None = None
+) -> tuple[BarycentricMap, BarycentricMap]:
+    """:func:`entropic_map` from ``x0`` to ``x1`` and from ``x1`` to ``x0``, of one plan."""
+    found = sinkhorn(EntropicProblem(x0, x1, epsilon), options)
+    return BarycentricMap(found.forward, epsilon), BarycentricMap(found.backward, epsilon)
 
 
 def gaussian_map(x0: Tensor, x1: Tensor) -> AffineMap:

@@ -15,8 +15,8 @@ from sbridge.arrays import check_rows
 from sbridge.errors import InvalidInputError
 from sbridge.registry import register
 
-_CHUNK = 2**18
-"""Entries of a block of weights; 2 MB in float64, which stays in cache."""
+_CHUNK = 2**17
+"""Entries of a block of weights; 1 MB in float64, which stays in cache with its copies."""
 
 
 @register

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from sbridge.errors import FileFormatError
-from sbridge.evaluation import Report
-from sbridge.evaluation.table import MEANINGS, cells
+from sbridge.evaluation import Certificate, Report
+from sbridge.evaluation.table import cells, meanings, quantity_text
+from sbridge.numbers import time_text, value_and_error
 from sbridge.registry import Json
-from sbridge.report import FORMAT
+from sbridge.report import FORMAT, leg_folder, opening
 
-_FIGURES = {
+FIGURES = {
     "trajectories": ("Trajectories", "Simulated paths from rows of the source, coloured by time."),
     "reversal": (
         "With and without the score",
         "With the score paths run back to the data, without it not.",
     ),
-    "marginals": ("Laws through time", "Clouds of states at several times, from the first end to the last."),
+    "marginals": ("Distributions through time", "Clouds of states at several times, from the first end to the last."),
     "generation": ("Generation", "Clouds of states at several times of the reversal, from noise to data."),
     "drift": ("Drift", "Arrows of the controlled drift at several times, over the states there."),
     "score": ("Score", "Arrows of the score at several noise levels, over the noised data."),
     "coupling": ("Coupling", "Lines from rows of the source to their end points."),
     "certificate": (
         "Certificate",
-        "Energy of the forward process over the lower bound on the least energy of any bridge, and the error of its "
-        "ends beside that of perfect samples.",
+        "Energy of the forward process beside the lower bound on the least energy of any bridge, in nats, with two "
+        "standard errors either side, and what follows from them.",
     ),
-    "history": ("Training", "The loss of every training step, with its running median."),
+    "history": (
+        "Training",
+        "What the training steps reported. A new curve begins where the fit begins anew, with another number of "
+        "components (comp.), another noise level or half-step; values of different curves do not compare.",
+    ),
 }
+"""Title and caption by the name of the file, in the order in which figures are shown."""
 _STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -61,8 +67,10 @@ def report_page(document: Json, figures: Sequence[Path]) -> str:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise FileFormatError(f"this is no report of a run: a mapping with format {FORMAT!r} is needed.")
     try:
-        body = [*_inputs(document), *(line for leg in document["legs"] for line in _leg(leg)), *_figures(figures)]
-        body += _made(document)
+        reasons: dict[str, int] = {}
+        body = [f"<p>{escape(opening(document))}</p>", *_inputs(document)]
+        body += [line for leg in document["legs"] for line in _leg(leg, reasons)]
+        body += [*_legend(document, reasons), *_figures(figures, document), *_made(document)]
         title = "Schrödinger bridge: " + " → ".join(escape(str(item["name"])) for item in document["inputs"])
     except (KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(f"the report is damaged: {error!r}.") from error
@@ -73,7 +81,7 @@ def report_page(document: Json, figures: Sequence[Path]) -> str:
 
 def _inputs(document: Mapping[str, Json]) -> list[str]:
     rows = [
-        [f"{time:g}", item["name"], item["rows_fitted"], item["rows_held_out"], _count(item["columns"])]
+        [time_text(time), item["name"], item["rows_fitted"], item["rows_held_out"], _count(item["columns"])]
         for time, item in zip(document["times"], document["inputs"], strict=False)  # a prior is no input
     ]
     choices = [f"<li>{escape(choice)}</li>" for choice in document["choices"]]
@@ -87,65 +95,75 @@ def _count(columns: Json) -> int:
     return columns if isinstance(columns, int) else len(columns)
 
 
-def _leg(leg: Mapping[str, Json]) -> list[str]:
-    lines = [f"<h2>t = {leg['start']:g} → {leg['stop']:g}</h2><dl>"]
+def _span(leg: Mapping[str, Json]) -> str:
+    return f"t = {time_text(leg['start'])} → {time_text(leg['stop'])}"
+
+
+def _leg(leg: Mapping[str, Json], reasons: dict[str, int]) -> list[str]:
+    lines = [f"<h2>{_span(leg)}</h2><dl>"]
     steps = f"{leg['steps']}" if leg["steps"] else "none: the solution is in closed form"
     for name, text in (("Reference", leg["reference"]), ("Solver", leg["solver"]), ("Training steps", steps)):
         lines.append(f"<dt>{name}</dt><dd><code>{escape(text)}</code></dd>")
     lines.append("</dl>")
     if leg["evaluation"] is None:
         return [*lines, "<p>No rows were held out, so nothing is scored.</p>"]
-    return lines + _evaluation(Report.from_json(leg["evaluation"])) + _certificate(leg.get("certificate"))
+    return lines + _evaluation(Report.from_json(leg["evaluation"]), reasons) + _certificate(leg.get("certificate"))
 
 
 def _certificate(found: Mapping[str, Json] | None) -> list[str]:
-    """Bounds in nats; end-law errors stand in the tables above."""
+    """The verdict, and bounds in nats."""
     if found is None:
         return []
     lines = ["<h3>How far from the best bridge</h3>"]
     if "reason" in found:
         return [*lines, f"<p>No certificate: {escape(found['reason'])}</p>"]
+    certificate = Certificate.from_json(found)
     rows = [
-        [words, _estimate(found[name]["value"], found[name]["standard_error"])]
-        for name, words in (
-            ("lower_bound", "lower bound on the least energy of any bridge"),
-            ("energy", "energy of the forward process"),
-            ("gap", "suboptimality gap for its own end law"),
+        [words, value_and_error(estimate.value, estimate.standard_error)]
+        for words, estimate in (
+            ("lower bound on the least energy of any bridge", certificate.lower_bound),
+            ("energy of the forward process", certificate.energy),
+            ("suboptimality gap for its own end law", certificate.gap),
         )
     ]
-    return [*lines, *_table(["certificate", "nats"], rows, "")]
+    verdict = f"<p>{escape(str(certificate.verdict))}</p>"
+    return [*lines, verdict, *_table(["certificate", "nats"], rows, "")]
 
 
-def _evaluation(report: Report) -> list[str]:
-    lines = ["<h3>On rows that were held out</h3>", "<p>Smaller is better; value ± standard error.</p>"]
-    names, reasons = [column.name for column in report.columns], dict[str, int]()
+def _evaluation(report: Report, reasons: dict[str, int]) -> list[str]:
+    lines, names = [f"<h3>On {escape(report.rows)}</h3>"], [column.name for column in report.columns]
     for task in report.tasks:
         heads, rows = cells(report, task, names, reasons)
         lines += _table(["", *heads], rows, f"{task.name}: {task.description}", own=1)
     if report.path:
-        rows = [[quantity.name, _estimate(quantity.value, quantity.standard_error)] for quantity in report.path]
+        rows = [[quantity.name, quantity_text(quantity, reasons)] for quantity in report.path]
         lines += _table(["path measures", "nats"], rows, "")
-    lines.append("<details><summary>What the columns and rows mean</summary><dl>")
-    explained = [(column.name, column.meaning) for column in report.columns]
-    explained += [(name, meaning) for name, meaning in MEANINGS.items() if any(_shown(report, name))]
+    return lines
+
+
+def _legend(document: Mapping[str, Json], reasons: Mapping[str, int]) -> list[str]:
+    """What the tables of all bridges mean, once."""
+    scored = [Report.from_json(leg["evaluation"]) for leg in document["legs"] if leg["evaluation"] is not None]
+    if not scored:
+        return []
+    lines = ["<details><summary>What the columns and rows mean</summary>"]
+    lines.append("<p>Smaller is better, but for the gap closed; value ± standard error.</p><dl>")
+    columns = dict.fromkeys(column for report in scored for column in report.columns)
+    explained = [*((column.name, column.meaning) for column in columns), *meanings(scored).items()]
     lines += [f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in explained]
-    notes = [*report.notes, *(f"[{number}] {reason}" for reason, number in reasons.items())]
+    notes = [*dict.fromkeys(note for report in scored for note in report.notes)]
+    notes += [f"[{number}] {reason}" for reason, number in reasons.items()]
     return [*lines, "</dl><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul></details>"]
 
 
-def _shown(report: Report, name: str) -> Iterable[bool]:
-    return (name in task.candidates or any(q.name == name for q in report.path) for task in report.tasks)
-
-
-def _estimate(value: float | None, error: float | None) -> str:
-    return "–" if value is None or error is None else f"{value:.4g} ± {error:.1g}"
-
-
-def _figures(paths: Sequence[Path]) -> list[str]:
+def _figures(paths: Sequence[Path], document: Mapping[str, Json]) -> list[str]:
+    """Those in a folder ``leg-2`` are of the second bridge, the others of the whole run."""
+    spans = {leg_folder(place): _span(leg) for place, leg in enumerate(document["legs"])}
     lines = ["<h2>Figures</h2>"] if paths else []
     for path in paths:
-        title, text = _FIGURES.get(path.stem, (path.stem, f"Figure {path.stem}."))
-        leg = "" if path.parent.name == "figures" else f" ({escape(path.parent.name)})"
+        title, text = FIGURES.get(path.stem, (path.stem, f"Figure {path.stem}."))
+        folder = path.parent.name
+        leg = "" if folder == "figures" else f" ({escape(spans.get(folder, folder))})"
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         image = f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
         lines.append(

@@ -10,8 +10,8 @@ import torch
 from docs.benchmarks.certificates import Settings, measure
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.controls import ZeroControl
-from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.evaluation import Limits, certify, dual_bound
+from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError
+from sbridge.evaluation import Certificate, Limits, Quantity, certify, dual_bound, evaluate
 from sbridge.fitting import fit, solve
 from sbridge.laws import Samples
 from sbridge.measures import Estimate, PathMeasure, path_kl
@@ -23,6 +23,7 @@ from sbridge.solutions import Bridge
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.mixture import MixtureBridge
+from sbridge.solvers.sinkhorn import SinkhornBridge
 from sbridge.time import TimeGrid
 
 QUICK = MixtureBridge(components=(2, 5), rounds=1, grid=TimeGrid.cosine(40))
@@ -107,10 +108,11 @@ def test_lower_bound_against_the_closed_form(reference, fits):
 
 def test_a_good_bridge_is_close_to_its_bounds(pair, good):
     assert abs(good.gap.value) < 0.05 + 3 * good.gap.standard_error
-    error, spread, floor = good.end_error("forward")
-    assert error < 3 * floor + 3 * spread
+    end = good.end_error("forward")
+    assert end.value < 3 * end.floor + 3 * end.standard_error
     assert good.lower_bound.value < good.energy.value + 3 * good.energy.standard_error
-    assert abs(good.jeffreys.value) < 2.0  # rows that stand for the source are resolved at its end
+    assert good.jeffreys is None  # backward paths end in rows of the source
+    assert good.verdict.word == "pass"
 
 
 @pytest.mark.parametrize(
@@ -123,12 +125,14 @@ def test_a_wrong_control_shows(pair, bridge, fault, n):
     judged = certify(with_control(bridge, wrong), *rows, seed=3, potential=pair.potential, limits=many)
     gap = judged.gap.value - good.gap.value
     gap_error = math.hypot(judged.gap.standard_error, good.gap.standard_error)
-    end, spread, _ = judged.end_error("forward")
-    end_shift = end - good.end_error("forward")[0]
-    end_error = math.hypot(spread, good.end_error("forward")[1])
+    ends = [found.end_error("forward") for found in (judged, good)]
+    end_shift = ends[0].value - ends[1].value
+    end_error = math.hypot(*(end.standard_error for end in ends))
     assert gap > 3 * gap_error or end_shift > 3 * end_error
     if fault == "zero":
         assert judged.energy == Estimate(0.0, 0.0, judged.energy.samples)
+        assert judged.verdict.word == "fail"
+        assert "ends elsewhere" in judged.verdict.reason
 
 
 def test_a_wrong_judge_widens_the_gap_and_lowers_the_bound(bridge, rows, good):
@@ -139,6 +143,40 @@ def test_a_wrong_judge_widens_the_gap_and_lowers_the_bound(bridge, rows, good):
     assert judged.gap.value > good.gap.value + 3 * error
     error = math.hypot(judged.lower_bound.standard_error, good.lower_bound.standard_error)
     assert judged.lower_bound.value < good.lower_bound.value - 3 * error
+
+
+def test_verdicts_follow_from_the_numbers(good):
+    """Each number in turn is changed; a report that was read again says the same."""
+
+    def moved(**changes):
+        return replace(good, **{name: Estimate(value, 0.01, 100) for name, value in changes.items()}).verdict
+
+    assert moved(lower_bound=3.0, energy=3.0, gap=0.25).word == "pass"  # 10 % of 3 nats are allowed
+    beyond = moved(lower_bound=3.0, energy=3.3, gap=0.35)
+    assert beyond.word == "inconclusive"
+    assert "0.350 ± 0.010 nats" in beyond.reason
+    below = moved(lower_bound=3.0, energy=2.9, gap=0.1)
+    assert below.word == "fail"
+    assert "2.900 ± 0.010" in below.reason
+    torn = replace(good.report, path=(Quantity("Jeffreys divergence", 0.5, 0.01, 9, None),))
+    assert replace(good, report=torn).verdict.reason == (
+        "the two directions are not one process: they differ by 0.500 ± 0.010 nats."
+    )
+    again = Certificate.from_json(json.loads(json.dumps(good.to_json(), allow_nan=False)))
+    assert again.verdict == good.verdict
+    assert again.table() == good.table()
+    for damaged in ({}, {**good.to_json(), "gap": None}):
+        with pytest.raises(FileFormatError):
+            Certificate.from_json(damaged)
+
+
+def test_a_process_that_ends_in_rows_of_the_data_has_no_certificate(pair, rows):
+    bridge = fit(*pair.sample(200, seed=1), reference=pair.reference, solver=SinkhornBridge(), seed=0)
+    with pytest.raises(UnsupportedError, match="ends in rows of the data"):
+        certify(bridge, *rows, seed=0)
+    report = evaluate(bridge, *(side[:100] for side in rows), seed=0, baselines=(), limits=Limits(rows=100, paths=4))
+    assert report.path == ()
+    assert any(note.startswith("Forward and backward paths end in rows of the data") for note in report.notes)
 
 
 def test_a_bridge_does_not_judge_itself(bridge, rows):
@@ -162,7 +200,7 @@ def test_equal_seeds_give_equal_certificates_and_all_of_it_is_told(bridge, rows,
     assert again.to_json() == good.to_json()
     assert json.loads(json.dumps(good.to_json()))["gap"]["value"] == good.gap.value
     told = good.text()
-    for words in ("lower bound", "suboptimality gap", "energy", "Jeffreys", "end law, forward", "end law, backward"):
+    for words in ("lower bound", "suboptimality gap", "energy", "Pass: ", "end law, forward", "end law, backward"):
         assert words in told
     assert certify(bridge.reversed(), *rows[::-1], seed=3, solver=QUICK, limits=LIMITS).gap == good.gap
 
@@ -211,8 +249,8 @@ def test_a_quarter_of_the_training_shows(pair):
     early, late = judged
     gap_error = math.hypot(early.gap.standard_error, late.gap.standard_error)
     ends = [found.end_error("forward") for found in judged]
-    end_error = math.hypot(ends[0][1], ends[1][1])
-    assert early.gap.value - late.gap.value > 3 * gap_error or ends[0][0] - ends[1][0] > 3 * end_error
+    end_error = math.hypot(*(end.standard_error for end in ends))
+    assert early.gap.value - late.gap.value > 3 * gap_error or ends[0].value - ends[1].value > 3 * end_error
 
 
 @pytest.mark.slow

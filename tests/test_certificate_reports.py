@@ -16,6 +16,7 @@ from sbridge.evaluation import (
     certify,
 )
 from sbridge.fitting import fit
+from sbridge.numbers import value_and_error
 from sbridge.plotting import certificate, save_certificate
 from sbridge.processes import BrownianMotion
 from sbridge.solvers.gaussian import GaussianBridge
@@ -45,17 +46,20 @@ def test_a_reason_stands_where_no_certificate_can(bridge):
     assert certificate_text(reason).startswith("no certificate: ")
 
 
-def test_the_figure_shows_every_number(found, tmp_path):
+def test_the_figure_shows_every_number_on_one_axis_and_says_what_follows(found, tmp_path):
     axes = certificate(found)
-    (above,) = axes.child_axes
+    assert axes.child_axes == []
+    estimates = [found.lower_bound, found.energy, found.gap]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(names) == 6
     shown = [float(container[0].get_xdata()[0]) for container in axes.containers]
-    assert shown == [found.lower_bound.value, found.energy.value, found.gap.value, found.jeffreys.value]
-    errors = [float(c[0].get_xdata()[0]) for c in above.containers]
-    for error, direction in zip(errors, ("forward", "backward"), strict=True):
-        value, _, floor = found.end_error(direction)
-        assert error == pytest.approx(value / floor)
+    assert shown == [estimate.value for estimate in estimates] + [found.jeffreys.value]
+    for estimate, name in zip(estimates, names, strict=False):
+        assert value_and_error(estimate.value, estimate.standard_error) in name
+    low, high = axes.get_xlim()
+    for estimate in estimates:
+        assert low < estimate.value - 2 * estimate.standard_error
+        assert estimate.value + 2 * estimate.standard_error < high
+    assert axes.get_title(loc="left").replace("\n", " ") == str(found.verdict)
     path = save_certificate(found, tmp_path / "bounds.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
@@ -92,10 +96,17 @@ def test_evaluate_and_fit_tell_the_certificate(tmp_path, monkeypatch, capsys):
     assert "at least 64 held-out rows" in printed.out
     assert "none.png was not written" in printed.err
     assert run(["report", "run"]) == 0
-    assert "Energy of the forward process over the lower bound" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Energy of the forward process beside the lower bound" in page
+    assert f"Certificate: {told['verdict']['word']}" in page
+    drawn = sorted(path.name for path in (tmp_path / "run" / "figures").iterdir())
+    assert "certificate.png" in drawn
+    assert run(["plot", "run", "--out", "again", "--rows", "50"]) == 0
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == drawn
 
 
 def test_a_certificate_is_told_whole(found):
     assert isinstance(found, Certificate)
-    assert certificate_text(found) == found.text()
+    assert certificate_text(found) == found.table() + "\n"
+    assert found.text().startswith(found.table())
     assert certificate_json(found)["energy"]["value"] == found.energy.value

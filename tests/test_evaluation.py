@@ -268,7 +268,7 @@ class TestFloors:
         assert report.score("forward", "perfect samples", "energy distance").rows == (200, 200)
         assert abs(excess(report, "forward", "energy distance")) < 3
         assert len(report.notes) == 3
-        assert "forward and backward paths end in rows of the data" in report.notes[2]
+        assert "Forward and backward paths end in rows of the data" in report.notes[2]
 
     def test_a_small_fit_lowers_all_sizes_alike(self):
         bridge = self.sinkhorn(rows(LAW_0, 300, 1), rows(LAW_1, 150, 2))

@@ -519,7 +519,7 @@ def test_estimates():
     assert estimate.standard_error == pytest.approx(math.sqrt(14 / 3 / 4))
     assert str(Estimate(1.23456, 0.0123, 400)) == "1.235 ± 0.012 (s.e., n = 400)"
     assert str(Estimate(123.4, 25.0, 400, 37.2)) == "123 ± 25 (s.e., n = 400, effective 37)"
-    assert str(Estimate(0.5, 0.0, 9)) == "0.500000 ± 0.000000 (s.e., n = 9)"
+    assert str(Estimate(0.5, 0.0, 9)) == "0.5 ± 0 (s.e., n = 9)"
     for bad in (torch.ones(1), torch.ones(3, 2)):
         with pytest.raises(InvalidInputError, match="at least two"):
             Estimate.of(bad)

@@ -1,6 +1,7 @@
 """The page of a run: one file, everything escaped, every figure with words."""
 
 import json
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 from sbridge import evaluate, files
 from sbridge.datasets import make
 from sbridge.errors import FileFormatError
+from sbridge.evaluation import Certificate
 from sbridge.fitting import fit
+from sbridge.numbers import value_and_error
 from sbridge.page import report_page
-from sbridge.report import LegReport, RunReport
+from sbridge.report import LegReport, RunReport, opening
 from sbridge.solvers import GaussianBridge
 
 PIXEL = bytes.fromhex(
@@ -69,7 +72,8 @@ def test_a_page_stands_alone_and_says_everything(document, tmp_path):
     for candidate in {score["candidate"] for score in scores}:
         assert candidate in text
     energy = document["legs"][0]["evaluation"]["path"][0]
-    assert f"{energy['value']:.4g}" in text
+    assert value_and_error(energy["value"], energy["standard_error"]) in text
+    assert opening(document) in text
     for column in document["legs"][0]["evaluation"]["columns"]:
         assert column["meaning"] in text
 
@@ -82,13 +86,37 @@ def test_nothing_held_out_is_said(document):
 
 def test_the_certificate_is_told_or_why_there_is_none(document):
     told = json.loads(json.dumps(document))
-    bounds = {name: {"value": 1.25, "standard_error": 0.5} for name in ("lower_bound", "energy", "gap")}
-    told["legs"][0]["certificate"] = bounds
-    assert report_page(told, []).count("1.25 ± 0.5") == 3
+    bounds = {name: {"value": 1.25, "standard_error": 0.4, "samples": 9} for name in ("lower_bound", "energy", "gap")}
+    evaluation = document["legs"][0]["evaluation"]
+    columns = [column for column in evaluation["columns"] if column["name"] in ("energy distance", "cost")]
+    told["legs"][0]["certificate"] = {
+        **bounds,
+        "schema": "sbridge.certificate/1",
+        "report": evaluation | {"columns": columns},
+    }
+    page = report_page(told, [])
+    assert page.count("1.2 ± 0.4") + page.count("1.3 ± 0.4") >= 3
+    verdict = Certificate.from_json(told["legs"][0]["certificate"]).verdict
+    assert escape(str(verdict)) in page
     told["legs"][0]["certificate"] = {"reason": "too < few"}
     assert "No certificate: too &lt; few" in report_page(told, [])
     assert document["legs"][0]["certificate"] is None
     assert "certificate" not in report_page(document, []).lower()
+
+
+def test_of_many_bridges_what_tables_mean_is_told_once(document):
+    course = json.loads(json.dumps(document))
+    course["times"], course["legs"] = [0.0, 1.0, 1e9 + 0.5], course["legs"] * 2
+    course["legs"][1] = {**course["legs"][0], "start": 1.0, "stop": 1e9 + 0.5}
+    page = report_page(course, [])
+    assert page.count("<details>") == 1
+    for column in document["legs"][0]["evaluation"]["columns"]:
+        assert page.count(escape(column["meaning"])) == 1
+    assert "t = 1 → 1000000000.5" in page
+    text = "".join(Seen(page).words)
+    assert text.count("rows that the fit has seen are scored") == 1
+    assert "On rows of the fit" in text
+    assert "On held-out rows" not in text
 
 
 @pytest.mark.parametrize("damage", [[], {}, {"format": "other"}])

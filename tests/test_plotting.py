@@ -15,13 +15,17 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
+from sbridge.cli.figures import draw
 from sbridge.errors import InvalidInputError
-from sbridge.fitting import solve
+from sbridge.fitting import Course, solve
 from sbridge.laws import Density, Gaussian, Samples
 from sbridge.measures import Direction, PathMeasure
 from sbridge.plotting import (
+    Clock,
     Projection,
     coupling,
+    course_marginals,
+    course_trajectories,
     drift_field,
     history,
     marginals,
@@ -320,7 +324,7 @@ class TestCoupling:
         source, target = collections(ax, PathCollection)
         close(source.get_offsets(), x0)
         close(target.get_offsets(), x1)
-        assert [text.get_text() for text in ax.get_legend().get_texts()] == ["source $x_0$", "partner $x_T$"]
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == ["source, $t$ = 0", "partner, $t$ = T"]
 
     def test_one_dimension_and_many_rows(self):
         x0, x1 = noise(500, 1), noise(500, 1, seed=1)
@@ -362,6 +366,17 @@ class TestHistory:
         close(change.get_xdata(), [300.5, 300.5])
         assert ax.get_yscale() == "log"
         assert [text.get_text() for text in ax.get_legend().get_texts()][1:] == ["median of 10 steps", "new stage"]
+
+    def test_a_fit_that_begins_anew_begins_a_new_curve(self):
+        """Three numbers of components: three curves, none of which joins two of them, each with its label."""
+        rows = [
+            {"step": k + 1, "log likelihood": value, "components": count}
+            for k, (value, count) in enumerate([(0.1, 1.0), (0.2, 1.0), (-4.0, 2.0), (0.5, 2.0), (0.4, 1.0)])
+        ]
+        ax = history(rows, quantity="log likelihood")
+        curves = [line.get_xydata().tolist() for line in ax.lines if line.get_linewidth() > 1]
+        assert curves == [[[1, 0.1], [2, 0.2]], [[3, -4.0], [4, 0.5]], [[5, 0.4]]]
+        assert [text.get_text() for text in ax.texts] == ["1 comp.", "2 comp.", "1 comp."]
 
     def test_negative_values_stay_linear(self):
         assert history([{"loss": float(k)} for k in range(-50, 50)]).get_yscale() == "linear"
@@ -408,6 +423,65 @@ class TestStandardFigures:
     def test_rows_of_another_dimension(self, tmp_path):
         with pytest.raises(InvalidInputError):
             standard_figures(bridge_of(2), noise(9, 3), noise(9, 3), [], tmp_path, seed=1)
+
+
+SNAPSHOT_TIMES = 4.0, 6.0, 8.0
+
+
+@pytest.fixture(scope="module")
+def course():
+    return Course(SNAPSHOT_TIMES, (bridge_of(3), bridge_of(3)))
+
+
+class TestTimeCourses:
+    def test_one_figure_shows_all_times_of_the_course(self, course):
+        snapshots = [noise(50, 3, seed=k) for k in range(3)]
+        host = course_marginals(course, snapshots, seed=0, n=30)
+        assert [panel.get_title() for panel in host.child_axes] == [f"$t$ = {t}" for t in (4, 5, 6, 7, 8)]
+        assert [len(collections(panel, PathCollection)) for panel in host.child_axes] == [2, 1, 2, 1, 2]
+        plane = Projection.fit(*snapshots)
+        starts = collections(host.child_axes[0], PathCollection)
+        close(starts[0].get_offsets(), plane(snapshots[0]))  # in grey
+        assert len(starts[1].get_offsets()) == 30
+        colours = [collections(panel, PathCollection)[-1].get_facecolor()[0][:3] for panel in host.child_axes]
+        close(colours, [TIME(share)[:3] for share in (0.0, 0.25, 0.5, 0.75, 1.0)])
+
+    def test_paths_go_on_where_the_bridge_before_ends(self, course):
+        ax = course_trajectories(course, noise(7, 3), seed=0)
+        (lines,) = collections(ax, LineCollection)
+        segments = np.array(lines.get_segments()).reshape(40, 7, 2, 2)
+        close(segments[1:, :, 0], segments[:-1, :, 1])
+        assert (lines.norm.vmin, lines.norm.vmax) == (4.0, 8.0)
+        assert np.all(np.diff(lines.get_array().reshape(40, 7)[:, 0]) > 0)
+
+    def test_a_leg_is_shown_on_the_axis_of_the_course(self, course):
+        clock = Clock(6.0, 4.0, 8.0)
+        host = drift_field(course.bridges[1], [0.0, 1.0], seed=0, clock=clock, n=50)
+        assert [panel.get_title().split("   ")[0] for panel in host.child_axes] == ["$t$ = 6", "$t$ = 7"]
+        flat = bridge_of(1)
+        for ax in (
+            marginals(flat, seed=0, clock=clock, n=50),
+            drift_field(flat, [0.0, 1.0], seed=0, clock=clock, n=50),
+            trajectories(flat.forward.sample(3, seed=0), clock=clock),
+        ):
+            assert 5.8 < ax.get_xlim()[0] <= 6.0
+            assert 8.0 <= ax.get_xlim()[1] < 8.3
+
+    def test_large_times_keep_their_digits(self):
+        clock = Clock(1.7e9, 1.7e9, 1.7e9 + 50)
+        assert [clock.label(t) for t in (0.0, 12.5)] == ["1700000000", "1700000012.5"]
+        assert Clock.of(2.0).label(0.66666) == "0.667"
+
+    def test_every_leg_has_a_folder_and_no_two_share_one(self, course, tmp_path):
+        crowded = Course((1.7e9, 1.7e9 + 2.0, 1.7e9 + 4.0), course.bridges)
+        snapshots = [noise(20, 3, seed=k) for k in range(3)]
+        made = draw(crowded, snapshots, [[{"step": 1, "loss": 1.0}], []], tmp_path, seed=0)
+        assert [path.relative_to(tmp_path).as_posix() for path in made] == [
+            "trajectories.png", "marginals.png", "leg-1/drift.png", "leg-1/coupling.png", "leg-1/history.png",
+            "leg-2/drift.png", "leg-2/coupling.png",
+        ]  # fmt: skip
+        with pytest.raises(InvalidInputError, match="2 snapshots given for 3 times"):
+            course_marginals(crowded, snapshots[:2], seed=0)
 
 
 def figures_of(bridge):

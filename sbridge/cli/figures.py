@@ -8,13 +8,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sbridge import files
 from sbridge.cli.commands import Plot
 from sbridge.cli.console import Console
-from sbridge.errors import InvalidInputError
+from sbridge.errors import FileFormatError, InvalidInputError
 from sbridge.evaluation import Certificate
 from sbridge.fitting import Course
-from sbridge.plotting import save_certificate, standard_figures
+from sbridge.plotting import Clock, course_figures, save_certificate, standard_figures
 from sbridge.random import derive, generator
+from sbridge.report import leg_folder
 from sbridge.runs import RunFolder
 from sbridge.training import Info
 
@@ -28,7 +30,7 @@ def draw(
     seed: int,
     certificates: Sequence[Certificate | str | None] = (),
 ) -> list[Path]:
-    """The standard figures of every leg and its certificate, each in a folder of its own if there are several.
+    """The figures of a bridge and its certificate; of a time course those of all of it, and a folder for each bridge.
 
     Args:
         course: the bridges.
@@ -38,19 +40,29 @@ def draw(
         seed: of the paths drawn.
         certificates: of every leg, if there are any.
     """
-    made: list[Path] = []
-    for leg, bridge in enumerate(course.bridges):
-        place = folder if len(course.bridges) == 1 else folder / f"{course.times[leg]:g}-{course.times[leg + 1]:g}"
-        rows = ends[leg], ends[leg + 1]
-        made += standard_figures(bridge, *rows, histories[leg], place, seed=derive(seed, leg))
-        found = certificates[leg] if certificates else None
+    single = len(course.bridges) == 1
+    places = [folder] if single else [folder / leg_folder(leg) for leg in range(len(course.bridges))]
+    if single:
+        first, last = course.times
+        clock = Clock(first, first, last)
+        made = [
+            *standard_figures(
+                course.bridges[0], ends[0], ends[1], histories[0], folder, seed=derive(seed, 0), clock=clock
+            )
+        ]
+    else:
+        made = [*course_figures(course, ends, histories, [folder, *places], seed=seed)]
+    for place, found in zip(places, certificates, strict=False):
         if isinstance(found, Certificate):
             made.append(save_certificate(found, place / "certificate.png"))
     return made
 
 
 def run_plot(command: Plot, console: Console) -> int:
-    """Draws the figures of a run again, from its model; figures in the run folder only when nobody works in it."""
+    """Draws all figures of a run again: from its model, its history and the certificates in its report.
+
+    Figures in the run folder only when nobody works in it.
+    """
     if command.rows < 2:
         raise InvalidInputError(f"--rows must be at least 2, got {command.rows}.")
     folder = RunFolder(command.folder)
@@ -60,7 +72,19 @@ def run_plot(command: Plot, console: Console) -> int:
         law.sample(command.rows, generator(derive(command.seed, "rows", place))) for place, law in enumerate(starts)
     ]
     with RunFolder.claimed(command.folder) if command.out is None else nullcontext():
-        made = draw(course, ends, folder.histories(), command.out or folder.figures, seed=command.seed)
+        place, certificates = command.out or folder.figures, _certificates(folder)
+        made = draw(course, ends, folder.histories(), place, seed=command.seed, certificates=certificates)
     for path in made:
         console.say(str(path))
     return 0
+
+
+def _certificates(folder: RunFolder) -> list[Certificate | None]:
+    """As the report of the run holds them, which an unfinished run has not."""
+    if not folder.finished:
+        return []
+    document = files.read_json(folder.report_file)
+    if not isinstance(document, dict) or not isinstance(document.get("legs"), list):
+        raise FileFormatError(f"{folder.report_file} is no report of a run.")
+    found = [leg.get("certificate") if isinstance(leg, dict) else None for leg in document["legs"]]
+    return [Certificate.from_json(one) if isinstance(one, dict) and "reason" not in one else None for one in found]

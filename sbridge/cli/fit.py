@@ -107,11 +107,10 @@ def _complete(command: Training, plan: Plan, folder: ClaimedFolder, console: Con
             seed = derive(command.seed, "figures")
             draw(course, ends, histories, folder.figures, seed=seed, certificates=certificates)
     report = RunReport(folder.config(), plan.notes, legs, clock.seconds, peak_memory())
-    text = report.text()
-    files.write_text(folder.path / "report.txt", text)
+    files.write_text(folder.path / "report.txt", report.text())
     folder.tidy()
     files.write_text(folder.report_file, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
-    console.say(text)
+    console.say(report.text(choices=False))  # they were told before the fit
     console.say(f"Run folder: {folder.path}")
 
 

@@ -8,7 +8,7 @@ from sbridge import files
 from sbridge.cli.commands import Report
 from sbridge.cli.console import Console
 from sbridge.errors import FileFormatError, InvalidInputError
-from sbridge.page import report_page
+from sbridge.page import FIGURES, report_page
 from sbridge.runs import RunFolder
 
 
@@ -34,5 +34,12 @@ def run_report(command: Report, console: Console) -> int:
 
 
 def _figures(folder: Path) -> list[Path]:
-    """PNG files in the order in which they were drawn; the legs of a time course one after the other."""
-    return sorted(folder.glob("**/*.png"), key=lambda path: (path.parent.stat().st_mtime_ns, path.stat().st_mtime_ns))
+    """PNG files: those of the whole run first, then bridge by bridge; of each in the order of the page."""
+    order = {name: place for place, name in enumerate(FIGURES)}
+
+    def place(path: Path) -> tuple[int, str, int, str]:
+        folders = path.relative_to(folder).parts[:-1]
+        leg = folders[0].removeprefix("leg-") if folders else "0"
+        return int(leg) if leg.isdecimal() else 0, "/".join(folders), order.get(path.stem, len(order)), path.name
+
+    return sorted(folder.glob("**/*.png"), key=place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any
@@ -11,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError, SbridgeError, UnsupportedError
-from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate, parts_of
+from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnsupportedError
+from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate, parts_of, plug_in_directions
 from sbridge.evaluation.judge import Limits
-from sbridge.evaluation.report import MODEL, PERFECT, Quantity, Report
+from sbridge.evaluation.report import COPY, MODEL, PERFECT, Quantity, Report
 from sbridge.evaluation.rows import shuffled
 from sbridge.evaluation.wording import COST, GENERAL_NOTES
 from sbridge.fitting import solve
 from sbridge.laws import Samples
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, martingale
 from sbridge.metrics import EnergyDistance
+from sbridge.numbers import value_and_error
 from sbridge.potentials import MixtureControl, MixturePotential
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
@@ -32,6 +34,40 @@ from sbridge.solvers.mixture import MixtureBridge
 
 SCHEMA = "sbridge.certificate/1"
 _PROBE_ROWS, _LEAST_ROWS = 16, 64
+_BOUNDS = ("lower_bound", "energy", "gap")
+_BAND = 2.0  # standard errors
+_SHARE, _LEAST_ALLOWANCE = 0.1, 0.05  # of the lower bound; nats
+_END_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class EndError:
+    """How far the simulated rows of one end are from the data, by the energy distance.
+
+    Args:
+        value, standard_error: of the simulated rows.
+        floor: of perfect samples.
+        excess_error: standard error of ``value − floor``.
+        unmoved: of the rows that the process starts from.
+    """
+
+    value: float
+    standard_error: float
+    floor: float
+    excess_error: float
+    unmoved: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``pass``, ``fail`` or ``inconclusive``, and a sentence that says why."""
+
+    word: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Both."""
+        return f"{self.word.capitalize()}: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,58 +81,137 @@ class Certificate:
             from the best one with its *own* ends.
         report: end-law errors of the simulated processes beside the error of perfect samples, and the Jeffreys
             divergence of the two directions.
-        judge: ``g``.
+        judge: ``g``; ``None`` for a certificate that was read from a report.
+        components: number of Gaussian components of the judge.
     """
 
     lower_bound: Estimate
     energy: Estimate
     gap: Estimate
     report: Report
-    judge: MixturePotential
+    judge: MixturePotential | None
+    components: int
 
     @property
-    def jeffreys(self) -> Quantity:
-        """Divergence of the forward and the backward process from each other."""
-        return self.report.quantity("Jeffreys divergence")
+    def jeffreys(self) -> Quantity | None:
+        """Divergence of the two directions from each other; ``None`` where one of them ends in rows of the data."""
+        return next((quantity for quantity in self.report.path if quantity.name == "Jeffreys divergence"), None)
 
-    def end_error(self, direction: str) -> tuple[float, float, float]:
-        """Energy distance of the simulated end rows of ``forward`` or ``backward``, its standard error, its floor.
+    def end_error(self, direction: str) -> EndError:
+        """That of the rows at the end of the ``forward`` or ``backward`` process.
 
         Raises:
             InvalidInputError: if the report could not score them.
         """
         (column,) = (column.name for column in self.report.columns if column.name != COST)
-        own, perfect = (self.report.score(direction, name, column) for name in (MODEL, PERFECT))
-        if own.value is None or own.standard_error is None or perfect.value is None:
-            raise InvalidInputError(f"no end-law error: {own.reason or perfect.reason}")
-        return own.value, own.standard_error, perfect.value
+        own, perfect, unmoved = (self.report.score(direction, name, column) for name in (MODEL, PERFECT, COPY))
+        if own.value is None or own.standard_error is None or perfect.value is None or unmoved.value is None:
+            raise InvalidInputError(f"no end-law error: {own.reason or perfect.reason or unmoved.reason}")
+        spread = math.hypot(own.standard_error, perfect.standard_error or 0.0)
+        return EndError(own.value, own.standard_error, perfect.value, spread, unmoved.value)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the numbers together say, within two standard errors.
+
+        Fail: an end is off by more than 5 % of what unmoved rows are off; the energy lies below the lower bound, which
+        no process with the right ends can do; or the two directions differ by more than the allowance. Pass: nothing of
+        that, enough rows to see it, and a gap within the allowance: 10 % of the lower bound, or .05 nats if that is
+        more. Else inconclusive: a large gap is the fault of the bridge or of the judge, and nothing tells which.
+        """
+        return _verdict(self)
 
     def to_json(self) -> dict[str, Any]:
         """Dicts, lists, strings and finite numbers only, without the judging potential."""
-        bounds = {name: dataclasses.asdict(getattr(self, name)) for name in ("lower_bound", "energy", "gap")}
-        return {"schema": SCHEMA, **bounds, "report": self.report.to_json()}
+        bounds = {name: dataclasses.asdict(getattr(self, name)) for name in _BOUNDS}
+        verdict = dataclasses.asdict(self.verdict)
+        head = {"schema": SCHEMA, "components": self.components, "verdict": verdict}
+        return {**head, **bounds, "report": self.report.to_json()}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Certificate:
+        """The certificate that :meth:`to_json` wrote, without its judge.
+
+        Raises:
+            FileFormatError: if it is none, or of another version.
+        """
+        if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
+            raise FileFormatError(f"this is no certificate: a mapping with schema {SCHEMA!r} is needed.")
+        try:
+            bounds = {name: Estimate(**document[name]) for name in _BOUNDS}
+            report, components = Report.from_json(document["report"]), int(document.get("components", 0))
+            return cls(**bounds, report=report, judge=None, components=components)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"the certificate is damaged: {error!r}.") from error
 
     def text(self) -> str:
         """All of it, for people."""
-        lines = [
-            f"certificate, in nats (judged by {self.judge.components} Gaussian component(s))",
-            f"  lower bound D(g) on the least energy     {self.lower_bound}",
-            f"  energy of the forward process            {self.energy}",
-            f"  suboptimality gap for its own end law    {self.gap}",
-        ]
+        notes = self.report.notes[GENERAL_NOTES:]
+        lines = (wrap(note, 98, initial_indent="  * ", subsequent_indent="    ") for note in notes)
+        return "\n".join([self.table(), *(line for note in lines for line in note)]) + "\n"
+
+    def table(self) -> str:
+        """The verdict and the numbers, without notes on the rows."""
+        judged = f" (judged by {self.components} Gaussian component(s))" if self.components else ""
+        lines = [f"certificate, in nats{judged}"]
+        lines += wrap(str(self.verdict), 98, initial_indent="  ", subsequent_indent="  ")
+        rows = [("lower bound D(g) on the least energy", str(self.lower_bound))]
+        rows += [("energy of the forward process", str(self.energy))]
+        rows += [("suboptimality gap for its own end law", str(self.gap))]
         divergence = self.jeffreys
-        if divergence.value is None or divergence.standard_error is None:
-            lines.append(f"  Jeffreys divergence of the directions    none: {divergence.reason}")
-        else:
-            told = Estimate(divergence.value, divergence.standard_error, divergence.samples or 0)
-            lines.append(f"  Jeffreys divergence of the directions    {told}")
+        if divergence is not None:
+            told = f"none: {divergence.reason}"
+            if divergence.value is not None and divergence.standard_error is not None:
+                told = value_and_error(divergence.value, divergence.standard_error)
+            rows.append(("Jeffreys divergence of the directions", told))
         for direction in ("forward", "backward"):
-            value, error, floor = self.end_error(direction)
-            heading = f"  end law, {direction:<8} (energy distance)"
-            lines.append(f"{heading:<43}{value:.4g} ± {error:.2g}, floor {floor:.4g}")
-        for note in self.report.notes[GENERAL_NOTES:]:
-            lines += wrap(note, 98, initial_indent="  * ", subsequent_indent="    ")
-        return "\n".join(lines) + "\n"
+            found = self.end_error(direction)
+            told = f"{value_and_error(found.value, found.standard_error)}, floor {found.floor:.3g}"
+            rows.append((f"end law, {direction:<8} (energy distance)", told))
+        return "\n".join([*lines, *(f"  {name:<41}{told}" for name, told in rows)])
+
+
+def _verdict(found: Certificate) -> Verdict:
+    allowed = max(_SHARE * found.lower_bound.value, _LEAST_ALLOWANCE)
+    divergence = found.jeffreys
+    doubts = []
+    for direction in ("forward", "backward"):
+        try:
+            end = found.end_error(direction)
+        except InvalidInputError as error:
+            doubts.append(f"the end of the {direction} process could not be scored ({error})")
+            continue
+        excess, whole = end.value - end.floor, max(end.unmoved - end.floor, 0.0)
+        distance = f"energy distance {value_and_error(end.value, end.standard_error)}, floor {end.floor:.3g}"
+        if excess - _BAND * end.excess_error > _END_SHARE * whole:
+            return Verdict("fail", f"the {direction} process ends elsewhere than the data ({distance}).")
+        if _BAND * end.excess_error > 0.5 * whole > 0.0:
+            doubts.append(f"the rows are too few to tell a right end of the {direction} process from a wrong one")
+    if found.energy.value + _BAND * found.energy.standard_error < _below(found.lower_bound):
+        spent = f"{value_and_error(found.energy.value, found.energy.standard_error)} nats"
+        return Verdict("fail", f"the energy, {spent}, is below what a process with the right ends must spend.")
+    if divergence is not None and divergence.value is not None and divergence.standard_error is not None:
+        told = value_and_error(divergence.value, divergence.standard_error)
+        if abs(divergence.value) - _BAND * divergence.standard_error > allowed:
+            return Verdict("fail", f"the two directions are not one process: they differ by {told} nats.")
+    highest = found.gap.value + _BAND * found.gap.standard_error
+    if highest > allowed:
+        gap = value_and_error(found.gap.value, found.gap.standard_error)
+        doubts.append(
+            f"the gap, {gap} nats, is not shown to be within the allowed {allowed:.2g}: the bridge spends too much, or "
+            "the judge is too weak to show that it does not; more held-out rows make a better judge"
+        )
+    if doubts:
+        return Verdict("inconclusive", "; ".join(doubts) + ".")
+    return Verdict(
+        "pass",
+        "within error both processes end in the distribution of the data, and the forward one is at most "
+        f"{highest:.2g} nats from the best with its own ends ({allowed:.2g} are allowed).",
+    )
+
+
+def _below(bound: Estimate) -> float:
+    return bound.value - _BAND * bound.standard_error
 
 
 def certify(
@@ -135,7 +250,7 @@ def certify(
         InvalidInputError: if the potential is one that the bridge's own control is made of (its gap is zero whatever
             the control is worth), or has another reference than the bridge, for a solver that fits no potential, for
             rows that do not fit, or fewer than 64 a side.
-        UnsupportedError: if the reference is not linear.
+        UnsupportedError: if the reference is not linear, or the forward process ends in rows of the data.
     """
     seed, limits = as_seed(seed), limits or Limits()
     if not isinstance(solver, MixtureBridge):
@@ -149,6 +264,11 @@ def certify(
         )
     if bridge.forward.direction is Direction.BACKWARD:
         bridge, rows = bridge.reversed(), rows[::-1]
+    if "forward" in plug_in_directions(bridge):
+        raise UnsupportedError(
+            "a certificate bounds the energy of the forward process, and this one ends in rows of the data, each a "
+            "point: its energy grows with the number of steps, however good the fit; evaluate() scores the ends."
+        )
     near, far = (shuffled(side, len(side), derive(seed, i)) for i, side in enumerate(rows))
     forward, backward = (replace(measure, end_kernel=None) for measure in (bridge.forward, bridge.backward))
     if potential is None:
@@ -161,7 +281,7 @@ def certify(
     report = evaluate(
         Bridge(forward, backward), near, far, seed=seed, metrics=(EnergyDistance(),), baselines=(), limits=limits
     )
-    return Certificate(bound, spent, gap, report, potential)
+    return Certificate(bound, spent, gap, report, potential, potential.components)
 
 
 def dual_bound(potential: MixturePotential, x0: Tensor, x1: Tensor) -> Estimate:
@@ -187,8 +307,8 @@ def certificate_json(found: Certificate | str) -> Json:
 
 
 def certificate_text(found: Certificate | str) -> str:
-    """As reports show it."""
-    return f"no certificate: {found}\n" if isinstance(found, str) else found.text()
+    """As reports show it, which have the notes already."""
+    return f"no certificate: {found}\n" if isinstance(found, str) else found.table() + "\n"
 
 
 def _fitted(bridge: Bridge, x0: Tensor, x1: Tensor, solver: MixtureBridge, seed: int) -> MixturePotential:

@@ -61,7 +61,8 @@ def evaluate(
     or fresh draws of a law in closed form, without those that are held out, too), the source rows left where they
     are, and optimal-transport maps fitted on the fit rows. Standard errors: see
     :class:`~sbridge.evaluation.judge.Judge`. Then the path energy ``½E∫|u|² dt`` of either direction, on paths that
-    start in the held-out rows, and the Jeffreys divergence of the two, on paths from the bridge's own ends.
+    start in the held-out rows, and the Jeffreys divergence of the two, on paths from the bridge's own ends. Directions
+    whose paths end in rows of the data have neither: a note says so.
 
     Args:
         bridge: the solution.
@@ -93,7 +94,8 @@ def evaluate(
         tasks.append(task)
         notes += more
     path = _path_quantities(bridge, source, target, setting)
-    return Report(bridge.dim, bridge.horizon, seed, setting.columns, tuple(tasks), path, tuple(notes))
+    seen = (source.seen + target.seen, source.given + target.given)
+    return Report(bridge.dim, bridge.horizon, seed, setting.columns, tuple(tasks), path, tuple(notes), seen)
 
 
 def score_at(
@@ -228,8 +230,8 @@ def _entry(judge: Judge, candidate: str, rows: Tensor | str) -> list[Score]:
 def _path_quantities(bridge: Bridge, source: End, target: End, setting: _Setting) -> tuple[Quantity, ...]:
     """Energies on paths that start in held-out rows, and the divergence on paths from the bridge's own ends.
 
-    A plug-in bridge only ever ends in rows of its fit, so from other rows its two directions would be infinitely far
-    apart: the divergence asks whether they are one process, not whether the process is right.
+    Both are left out where paths end in given rows (:func:`plug_in_directions`): they would grow with the number of
+    steps, without bound, however good the fit.
     """
     count, seed = setting.limits.paths, setting.seed
     there, back = bridge.forward, bridge.backward
@@ -239,7 +241,9 @@ def _path_quantities(bridge: Bridge, source: End, target: End, setting: _Setting
         "energy, backward": lambda: _energy(back, target.held_out, count, derive(seed, "energy, backward")),
         "Jeffreys divergence": lambda: jeffreys(*pair, count, seed=derive(seed, "jeffreys")),
     }
-    return tuple(_quantity(name, _attempt(compute)) for name, compute in computations.items())
+    endless = plug_in_directions(bridge)
+    left_out = {f"energy, {name}" for name in endless} | ({"Jeffreys divergence"} if endless else set())
+    return tuple(_quantity(name, _attempt(do)) for name, do in computations.items() if name not in left_out)
 
 
 def _energy(measure: PathMeasure, rows: Tensor, count: int, seed: int) -> Estimate:
@@ -288,13 +292,18 @@ def parts_of(tree: object, kind: type[_T]) -> Iterator[_T]:
             yield from parts_of(getattr(tree, item.name), kind)
 
 
+def plug_in_directions(bridge: Bridge) -> tuple[str, ...]:
+    """``forward`` and ``backward``, if the paths of that measure end in given rows: points, where controls diverge."""
+    pair = (("forward", bridge.forward), ("backward", bridge.backward))
+    return tuple(name for name, measure in pair if any(parts_of(measure.control, PlugInControl)))
+
+
 def _plug_in_notes(bridge: Bridge) -> list[str]:
-    """Why the divergence of two directions is large where one of them ends in given rows."""
-    pair = ("forward", bridge.forward), ("backward", bridge.backward)
-    names = [name for name, measure in pair if any(parts_of(measure.control, PlugInControl))]
+    names = plug_in_directions(bridge)
     if not names:
         return []
     return [
-        f"{' and '.join(names)} paths end in rows of the data, each a point: the energy of that direction and the "
-        "divergence of the two grow with the number of steps, and do not tell a good fit from a bad one."
+        f"{' and '.join(names).capitalize()} paths end in rows of the data, each a point: the energy of that direction "
+        "and the divergence of the two directions grow with the number of steps, however good the fit, and are left "
+        "out."
     ]

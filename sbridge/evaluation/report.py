@@ -114,6 +114,7 @@ class Report:
         tasks: one per direction, or one per time.
         path: energies and divergence; empty for a time in between.
         notes: how rows were chosen, and what to be wary of.
+        seen: how many of the rows scored are among the rows of the fit, and how many were given.
     """
 
     dim: int
@@ -123,6 +124,15 @@ class Report:
     tasks: tuple[Task, ...]
     path: tuple[Quantity, ...]
     notes: tuple[str, ...]
+    seen: tuple[int, int] = (0, 0)
+
+    @property
+    def rows(self) -> str:
+        """What kind of rows was scored: held out, of the fit, or some of either."""
+        seen, given = self.seen
+        if not seen:
+            return "held-out rows"
+        return "rows of the fit" if seen == given else f"{given} rows, {seen} of them rows of the fit"
 
     def score(self, task: str, candidate: str, column: str) -> Score:
         """One score by its three names.
@@ -183,8 +193,9 @@ class Report:
             )
             path = tuple(Quantity(**quantity) for quantity in document["path"])
             head = (document["dim"], document["horizon"], document["seed"])
-            return cls(*head, columns, tasks, path, tuple(document["notes"]))
-        except (KeyError, TypeError) as error:
+            seen, given = document.get("seen", (0, 0))
+            return cls(*head, columns, tasks, path, tuple(document["notes"]), (seen, given))
+        except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"the report is damaged: {error!r}.") from error
 
     def text(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sbridge.evaluation.report import (
     COPY,
@@ -18,6 +18,7 @@ from sbridge.evaluation.report import (
     Score,
     Task,
 )
+from sbridge.numbers import decimals_of, value_and_error
 
 _WIDTH = 100
 _LABEL = 22
@@ -27,14 +28,14 @@ _MOST_DIGITS = 4
 
 _ROW_MEANINGS = {
     MODEL: "the rows that the bridge makes",
-    PERFECT: "other rows of the very law aimed at: the sampling floor, which no method should beat",
+    PERFECT: "other rows of the very distribution aimed at: the sampling floor, which no method should beat",
     PERFECT_HALVES: "one half of the held-out rows against the other: a floor for half as many rows",
     COPY: "the rows that transport starts from, left where they are: what doing nothing scores",
     TARGET: "rows of the distribution at the end of the bridge, left where they are",
     POOLED: "rows of both ends left where they are, in the proportions 1 − t/T and t/T: no path, and no model, but "
     "often the best prediction of the distribution in between; a bridge should beat it",
     "exact OT map": "rows of the fit assigned at least cost; a new row follows the nearest of them",
-    "entropic map": "the mean end of each row under the entropic plan at the reference's noise: too narrow a law",
+    "entropic map": "the mean end of each row under the entropic plan at the reference's noise: too narrow",
     "Gaussian map": "the affine map that matches means and covariances at least cost",
 }
 _GAP = "gap closed"
@@ -43,43 +44,59 @@ _GAP_MEANING = (
     "target rows, pooled ends); below 0: worse than that"
 )
 _PATH_MEANINGS = {
-    "energy, forward": "½E∫|u|²dt from held-out rows: how far the forward process departs from the reference",
+    "energy, forward": "½E∫|u|²dt from the rows scored: how far the forward process departs from the reference",
     "energy, backward": "the same for the process that runs back",
-    "Jeffreys divergence": "of the two, from their own starts: 0 if they are one law; below 0 if their ends differ",
+    "Jeffreys divergence": "of the two directions, from their own starts: 0 if they are one process; below 0 if their "
+    "ends differ",
 }
 
 
 def report_text(report: Report) -> str:
     """Tables, explanations and notes, at most 100 columns wide."""
     reasons: dict[str, int] = {}
-    lines = [f"Evaluation on held-out rows: dimension {report.dim}, horizon {report.horizon:g}, seed {report.seed}"]
-    names = [column.name for column in report.columns]
+    title = f"Evaluation on {report.rows}: dimension {report.dim}, horizon {report.horizon:g}, seed {report.seed}"
+    lines = [title, *tables(report, reasons), "", *legend([report], reasons)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def tables(report: Report, reasons: dict[str, int]) -> list[str]:
+    """Lines of the tables alone; why something is missing goes to ``reasons``."""
+    lines, names = list[str](), [column.name for column in report.columns]
     for task in report.tasks:
         lines += ["", *_wrapped(f"{task.name}: {task.description}")]
         for first in range(0, len(names), _PER_TABLE):
             lines += _table(report, task, names[first : first + _PER_TABLE], reasons)
     if report.path:
         lines += ["", "path measures, in nats"]
-        for quantity in report.path:
-            lines += _path_line(quantity, reasons)
-    lines += ["", "columns: smaller is better; value ± standard error"]
-    lines += [line for column in report.columns for line in _explained(column.name, column.meaning)]
+        lines += [f"  {path.name:<{_LABEL - 2}}{quantity_text(path, reasons)}" for path in report.path]
+    return lines
+
+
+def legend(reports: Sequence[Report], reasons: Mapping[str, int]) -> list[str]:
+    """Lines that explain columns and rows of all ``reports``, their notes and ``reasons``, each once."""
+    lines = ["columns: smaller is better; value ± standard error"]
+    columns = dict.fromkeys(column for report in reports for column in report.columns)
+    lines += [line for column in columns for line in _explained(column.name, column.meaning)]
     lines += ["", "rows"]
-    present = dict.fromkeys(name for task in report.tasks for name in task.candidates)
-    meanings = {name: meaning for name, meaning in _ROW_MEANINGS.items() if name in present}
-    if PERFECT in present:
-        meanings[_GAP] = _GAP_MEANING
-    lines += [line for name, meaning in meanings.items() for line in _explained(name, meaning)]
+    lines += [line for name, meaning in meanings(reports).items() for line in _explained(name, meaning)]
     lines += ["", "notes"]
-    for note in report.notes:
+    for note in dict.fromkeys(note for report in reports for note in report.notes):
         lines += _wrapped(note, "  * ")
     for reason, number in reasons.items():
         lines += _wrapped(reason, f"  [{number}] ")
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    return lines
 
 
-MEANINGS = {**_ROW_MEANINGS, _GAP: _GAP_MEANING, **_PATH_MEANINGS}
-"""What rows and quantities of a report say, by name."""
+def meanings(reports: Sequence[Report]) -> dict[str, str]:
+    """What the rows and path measures of ``reports`` say, by name."""
+    present = {name for report in reports for task in report.tasks for name in task.candidates}
+    present |= {quantity.name for report in reports for quantity in report.path}
+    if present & {PERFECT, PERFECT_HALVES}:
+        present.add(_GAP)
+    return {name: meaning for name, meaning in _MEANINGS.items() if name in present}
+
+
+_MEANINGS = {**_ROW_MEANINGS, _GAP: _GAP_MEANING, **_PATH_MEANINGS}
 
 
 def cells(
@@ -123,7 +140,7 @@ def _column(task: Task, name: str, reasons: dict[str, int]) -> tuple[str, list[s
     # Thousandths, millionths, …: whatever brings small numbers to 1 … 1000.
     power = 3 * math.ceil(-math.log10(largest) / 3) if 0.0 < largest < 1.0 else 0
     errors = [s.standard_error * 10.0**power for s in scores if s is not None and s.standard_error]
-    digits = _digits(min(errors, default=0.01))
+    digits = min(decimals_of(min(errors, default=0.01)), _MOST_DIGITS)
     return f"in 1e-{power}" if power else "", [_cell(score, power, digits, reasons) for score in scores]
 
 
@@ -139,26 +156,18 @@ def _cell(score: Score | None, power: int, digits: int, reasons: dict[str, int])
 
 def _number(value: float, error: float | None, digits: int) -> str:
     for decimals in range(digits, -1, -1):
-        shown = f"{value:.{decimals}f}" if error is None else f"{value:.{decimals}f} ±{error:.{decimals}f}"
+        shown = f"{value:.{decimals}f}" if error is None else value_and_error(value, error, decimals)
         if len(shown) < _CELL:
             return shown
-    return f"{value:.2e}" if error is None else f"{value:.1e} ±{error:.0e}".replace("e+0", "e")
+    return f"{value:.2e}" if error is None else f"{value:.1e} ± {error:.0e}".replace("e+0", "e")
 
 
-def _digits(error: float) -> int:
-    """Decimals that show an error to one digit, or to two if it begins with 1 or 2."""
-    return min(max(0, -math.floor(math.log10(error / 3.0))), _MOST_DIGITS)
-
-
-def _path_line(quantity: Quantity, reasons: dict[str, int]) -> list[str]:
+def quantity_text(quantity: Quantity, reasons: dict[str, int]) -> str:
+    """The value with its error, or a dash with the number of the reason."""
     if quantity.value is None or quantity.standard_error is None:
         reason = quantity.reason or "not computed"
-        shown = f"– [{reasons.setdefault(reason, len(reasons) + 1)}]"
-    else:
-        error = quantity.standard_error
-        shown = _number(quantity.value, error, _digits(error) if error > 0 else 2)
-    start = f"  {quantity.name:<{_LABEL - 2}}{shown:<{_CELL + 2}} "
-    return _wrapped(_PATH_MEANINGS.get(quantity.name, ""), start)
+        return f"– [{reasons.setdefault(reason, len(reasons) + 1)}]"
+    return value_and_error(quantity.value, quantity.standard_error)
 
 
 def _explained(name: str, meaning: str) -> list[str]:

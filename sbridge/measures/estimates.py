@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, NonFiniteError
+from sbridge.numbers import value_and_error
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,9 @@ class Estimate:
         return cls(float(values.mean()), error, len(values), effective_sample_size)
 
     def __str__(self) -> str:
-        """The value with its standard error, in two digits of the latter."""
-        error = self.standard_error
-        digits = max(0, 1 - math.floor(math.log10(error))) if 0.0 < error < math.inf else 6
+        """The value with its standard error."""
         size = "" if self.effective_sample_size is None else f", effective {self.effective_sample_size:.0f}"
-        return f"{self.value:.{digits}f} ± {error:.{digits}f} (s.e., n = {self.samples}{size})"
+        return f"{value_and_error(self.value, self.standard_error)} (s.e., n = {self.samples}{size})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,20 +7,25 @@ principal components of both ends (:class:`Projection`), one-dimensional data ag
 """
 
 from sbridge.plotting.certificates import certificate
-from sbridge.plotting.clouds import marginals
+from sbridge.plotting.clouds import course_marginals, marginals
 from sbridge.plotting.couplings import coupling
-from sbridge.plotting.courses import trajectories
+from sbridge.plotting.courses import course_trajectories, trajectories
 from sbridge.plotting.diffusion import action_gap, densities, reversals, score_field
 from sbridge.plotting.fields import drift_field, velocity_field
 from sbridge.plotting.histories import history
 from sbridge.plotting.projection import Projection
-from sbridge.plotting.standard import save_certificate, standard_figures
+from sbridge.plotting.standard import course_figures, save_certificate, standard_figures
+from sbridge.plotting.style import Clock
 
 __all__ = [
+    "Clock",
     "Projection",
     "action_gap",
     "certificate",
     "coupling",
+    "course_figures",
+    "course_marginals",
+    "course_trajectories",
     "densities",
     "drift_field",
     "history",

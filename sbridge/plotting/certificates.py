@@ -2,58 +2,51 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from matplotlib.axes import Axes
 
-from sbridge.errors import InvalidInputError
 from sbridge.evaluation import Certificate
-from sbridge.measures import Estimate
-from sbridge.plotting.style import INK, SOURCE, TARGET, axes, tidy
+from sbridge.numbers import value_and_error
+from sbridge.plotting.style import INK, SOURCE, axes, tidy
 
 _BAR = 2.0  # standard errors either side
+_MARGIN = 0.06
+_LINE = 72  # characters
 
 
 def certificate(found: Certificate, *, ax: Axes | None = None) -> Axes:
-    """Bounds in nats on the lower axis, end-law errors over their floors on the upper one, ± two standard errors.
+    """Bounds in nats, each ± two standard errors, and above them the verdict with its reason.
 
-    A good bridge has an energy at the lower bound, a gap and a divergence of its directions at zero, and end-law errors
-    at one. None of these means much without the others, so they share a figure. The upper axis is the host's
-    ``child_axes``. A number that the certificate has not is left out.
+    A good bridge has an energy at the lower bound, and a gap and a divergence of its directions at zero. A divergence
+    that the certificate has not is left out.
 
     Args:
         found: what :func:`sbridge.certify` returned.
         ax: where to draw; a new figure if ``None``.
     """
-    ax = axes(ax, (5.6, 3.0))
+    ax = axes(ax, (6.4, 3.0))
     tidy(ax)
-    bounds = {"lower bound $D(g)$": found.lower_bound, "energy": found.energy, "gap": found.gap}
+    bounds = {
+        "lower bound $D(g)$": (found.lower_bound.value, found.lower_bound.standard_error),
+        "energy": (found.energy.value, found.energy.standard_error),
+        "gap": (found.gap.value, found.gap.standard_error),
+    }
     divergence = found.jeffreys
-    if divergence.value is not None and divergence.standard_error is not None:
-        spread = divergence.standard_error
-        bounds["directions (Jeffreys)"] = Estimate(divergence.value, spread, divergence.samples or 0)
-    names = [*bounds, "end law, forward", "end law, backward"]
-    for place, estimate in enumerate(bounds.values()):
-        _mark(ax, estimate.value, estimate.standard_error, place, SOURCE)
+    if divergence is not None and divergence.value is not None and divergence.standard_error is not None:
+        bounds["directions (Jeffreys)"] = (divergence.value, divergence.standard_error)
+    reach = [0.0]
+    for place, (value, error) in enumerate(bounds.values()):
+        ax.errorbar(
+            [value], [place], xerr=[_BAR * error], fmt="o", color=SOURCE, markersize=4, capsize=3, linewidth=1.2
+        )
+        reach += [value - _BAR * error, value + _BAR * error]
     ax.axvline(0.0, color=INK, linewidth=0.6, linestyle=(0, (2, 3)), zorder=0)
-    above = ax.inset_axes((0.0, 0.0, 1.0, 1.0), sharey=ax, facecolor="none")
-    for place, direction in enumerate(("forward", "backward"), len(bounds)):
-        try:
-            value, error, floor = found.end_error(direction)
-        except InvalidInputError:  # there is none, as its text says
-            continue
-        _mark(above, value / floor, error / floor, place, TARGET)
-    above.axvline(1.0, color=TARGET, linewidth=0.6, linestyle=(0, (2, 3)), zorder=0)
-    above.xaxis.tick_top()
-    above.xaxis.set_label_position("top")
-    above.spines[["left", "right", "bottom"]].set_visible(False)
-    above.tick_params(axis="x", colors=TARGET, labelsize=8)
-    above.tick_params(axis="y", left=False, labelleft=False)
-    above.set_xlabel("end-law error / its floor", color=TARGET)
-    above.set_xlim(left=0.0)
+    names = [f"{name}\n{value_and_error(value, error)}" for name, (value, error) in bounds.items()]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
+    pad = _MARGIN * max(max(reach) - min(reach), 1e-12)
+    ax.set_xlim(min(reach) - pad, max(reach) + pad)
     ax.set_xlabel("nats")
+    ax.set_title(textwrap.fill(str(found.verdict), _LINE), fontsize=9, color=INK, loc="left")
     return ax
-
-
-def _mark(ax: Axes, value: float, error: float, place: int, color: str) -> None:
-    ax.errorbar([value], [place], xerr=[_BAR * error], fmt="o", color=color, markersize=4, capsize=3, linewidth=1.2)

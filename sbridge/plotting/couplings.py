@@ -19,17 +19,19 @@ def coupling(
     *,
     ax: Axes | None = None,
     projection: Projection | None = None,
+    span: tuple[str, str] = ("0", "T"),
     most: int = 300,
 ) -> Axes:
     """Straight lines from rows of ``x0`` to the rows of ``x1`` that they are coupled with.
 
-    In one dimension the lines run from ``t = 0`` to ``t = T`` on the horizontal axis.
+    In one dimension the lines run from the first time to the last on the horizontal axis.
 
     Args:
         x0: sources, ``(n, dim)``.
         x1: their partners, row for row: ``bridge.transport(x0, seed=0)`` for instance.
         ax: where to draw; a new figure if ``None``.
         projection: the plane; fitted to ``x0`` and ``x1`` if ``None``.
+        span: what the two times are called.
         most: at most so many pairs are drawn, evenly spaced among the rows.
 
     Raises:
@@ -47,15 +49,15 @@ def coupling(
     if projection.columns == 1:
         start, stop = (np.column_stack([np.full(len(y), x), y]) for x, y in ((0.0, start), (1.0, stop)))
         tidy(ax)
-        ax.set_xticks([0.0, 1.0], ["0", "T"])
+        ax.set_xticks([0.0, 1.0], span)
         ax.set_xlabel("time $t$")
         ax.set_ylabel(projection.labels[0])
     else:
         plane(ax, projection.labels)
     lines = np.stack([start, stop], axis=1)
     ax.add_collection(LineCollection(list(lines), colors=INK, linewidths=0.6, alpha=opacity(len(index), full=40)))
-    cloud(ax, start, SOURCE, label="source $x_0$", zorder=3)
-    cloud(ax, stop, TARGET, label="partner $x_T$", zorder=3)
+    cloud(ax, start, SOURCE, label=f"source, $t$ = {span[0]}", zorder=3)
+    cloud(ax, stop, TARGET, label=f"partner, $t$ = {span[1]}", zorder=3)
     low, high = limits(lines)
     ax.set_xlim(low[0], high[0])
     ax.set_ylim(low[1], high[1])

@@ -17,7 +17,7 @@ from sbridge.plotting.courses import trajectories
 from sbridge.plotting.ends import projection_of, states_at
 from sbridge.plotting.fields import draw_arrows
 from sbridge.plotting.projection import Projection
-from sbridge.plotting.style import BACKDROP, INK, SOURCE, TARGET, TIME, axes, cloud, limits, panels, shape, tidy
+from sbridge.plotting.style import BACKDROP, INK, SOURCE, TARGET, TIME, Clock, axes, cloud, limits, panels, shape, tidy
 from sbridge.processes.base import check_time
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
@@ -121,15 +121,17 @@ def score_field(
         raise InvalidInputError(f"scores are drawn at bridge times in (0, {bridge.horizon:g}], got {times}.")
     if bridge.backward.control is None:
         raise InvalidInputError("the backward process has no control, so there is no score to draw.")
-    seed, score = as_seed(seed), ControlScore(bridge.reference, bridge.backward.control)
+    seed, score, clock = (
+        as_seed(seed),
+        ControlScore(bridge.reference, bridge.backward.control),
+        Clock.of(bridge.horizon),
+    )
     projection = projection_of(bridge, projection, seed)
     states = states_at(bridge, times, n, seed)
     if projection.columns == 2:
         with torch.no_grad():
             values = torch.stack([score(t, x) for t, x in zip(times, states, strict=True)])
-        return draw_arrows(
-            times, bridge.horizon, (projection(states), projection.vectors(values)), ax, projection, "score"
-        )
+        return draw_arrows(times, clock, (projection(states), projection.vectors(values)), ax, projection, "score")
     return _score_panels(times, bridge.horizon, states, (score, exact), ax)
 
 

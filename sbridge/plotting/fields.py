@@ -13,7 +13,7 @@ from sbridge.controls.base import ZeroControl
 from sbridge.errors import InvalidInputError
 from sbridge.plotting.ends import projection_of, states_at
 from sbridge.plotting.projection import Projection
-from sbridge.plotting.style import BACKDROP, INK, TIME, axes, cloud, limits, panels, plane, shape, tidy
+from sbridge.plotting.style import BACKDROP, INK, Clock, axes, cloud, limits, panels, plane, shape, tidy
 from sbridge.random import Seed, as_seed
 from sbridge.solutions import Bridge
 
@@ -30,6 +30,7 @@ def drift_field(
     seed: Seed,
     ax: Axes | None = None,
     projection: Projection | None = None,
+    clock: Clock | None = None,
     n: int = 2000,
 ) -> Axes:
     """The forward drift ``b + σu`` where the bridge has mass: arrows over states simulated at ``times``.
@@ -45,12 +46,13 @@ def drift_field(
         seed: of the simulated states.
         ax: where to draw; a new figure if ``None``.
         projection: the plane; fitted to the two ends if ``None``.
+        clock: how times are shown; as the bridge counts them if ``None``.
         n: number of simulated states.
 
     Raises:
         InvalidInputError: if there is no time, or one lies outside the horizon.
     """
-    return _draw(bridge, lambda t, x: _drift(bridge, t, x), times, ax, projection, n=n, seed=seed)
+    return _draw(bridge, lambda t, x: _drift(bridge, t, x), times, ax, projection, clock=clock, n=n, seed=seed)
 
 
 def velocity_field(
@@ -60,10 +62,11 @@ def velocity_field(
     seed: Seed,
     ax: Axes | None = None,
     projection: Projection | None = None,
+    clock: Clock | None = None,
     n: int = 2000,
 ) -> Axes:
     """The current velocity ``b + ½σ(u − û)``, drawn like :func:`drift_field`: how the whole cloud moves on."""
-    return _draw(bridge, bridge.velocity, times, ax, projection, n=n, seed=seed)
+    return _draw(bridge, bridge.velocity, times, ax, projection, clock=clock, n=n, seed=seed)
 
 
 def _drift(bridge: Bridge, t: float, x: Tensor) -> Tensor:
@@ -78,6 +81,7 @@ def _draw(
     ax: Axes | None,
     projection: Projection | None,
     *,
+    clock: Clock | None,
     n: int,
     seed: Seed,
 ) -> Axes:
@@ -87,20 +91,21 @@ def _draw(
             f"a field is drawn at bridge times from 0 to before the end, {bridge.horizon:g}, where controls may be "
             f"infinite; got {times}."
         )
-    seed = as_seed(seed)
+    seed, clock = as_seed(seed), clock or Clock.of(bridge.horizon)
     projection = projection_of(bridge, projection, seed)
     states = states_at(bridge, times, n, seed)
     with torch.no_grad():
         arrows = projection.vectors(torch.stack([field(t, x) for t, x in zip(times, states, strict=True)]))
     points = projection(states)
     if projection.columns == 1:
-        return _draw_line(times, bridge.horizon, points[..., 0], arrows[..., 0], axes(ax, (6.0, 3.8)), projection)
-    return draw_arrows(times, bridge.horizon, (points, arrows), ax, projection, "drift")
+        line = points[..., 0], arrows[..., 0]
+        return _draw_line(times, bridge.horizon, line, axes(ax, (6.0, 3.8)), projection, clock)
+    return draw_arrows(times, clock, (points, arrows), ax, projection, "drift")
 
 
 def draw_arrows(
     times: Sequence[float],
-    horizon: float,
+    clock: Clock,
     field: tuple[np.ndarray, np.ndarray],
     ax: Axes | None,
     projection: Projection,
@@ -109,7 +114,8 @@ def draw_arrows(
     """Mean arrows in the cells of a plane, one panel per time.
 
     Args:
-        times, horizon: one time per panel.
+        times: one per panel.
+        clock: how they are shown.
         field: points and arrows, each of shape ``(times, n, 2)``.
         ax: where to draw; a new figure if ``None``.
         projection: the plane, for its labels.
@@ -125,12 +131,12 @@ def draw_arrows(
         plane(panel, projection.labels)
         cloud(panel, points[k], BACKDROP, zorder=1)
         panel.quiver(
-            *places.T, *(span * means).T, color=TIME(t / horizon), angles="xy", scale_units="xy", scale=1.0,
+            *places.T, *(span * means).T, color=clock.colour(t), angles="xy", scale_units="xy", scale=1.0,
             width=0.006, headwidth=3.6, headlength=4.2, headaxislength=3.8, zorder=3,
         )  # fmt: skip
         panel.set_xlim(low[0], high[0])
         panel.set_ylim(low[1], high[1])
-        panel.set_title(f"$t$ = {t:.3g}   (arrow: {name} × {span:g})", fontsize=9, color=INK)
+        panel.set_title(f"$t$ = {clock.label(t)}   (arrow: {name} × {span:g})", fontsize=9, color=INK)
         if k % _PER_ROW:
             panel.set_ylabel("")
             panel.tick_params(labelleft=False)
@@ -138,20 +144,26 @@ def draw_arrows(
 
 
 def _draw_line(
-    times: Sequence[float], horizon: float, points: np.ndarray, arrows: np.ndarray, ax: Axes, projection: Projection
+    times: Sequence[float],
+    horizon: float,
+    field: tuple[np.ndarray, np.ndarray],
+    ax: Axes,
+    projection: Projection,
+    clock: Clock,
 ) -> Axes:
     """Columns of arrows ``(Δt, Δt · drift)`` over the plane of time and state."""
     tidy(ax)
+    points, arrows = field
     low, high = limits(points.reshape(-1, 1))
     side = float(high[0] - low[0]) / _CELLS
     span = 0.6 * float(np.diff([*times, horizon]).min())
     for t, states, values in zip(times, points, arrows, strict=True):
         places, means = _cell_means(states[:, None], values[:, None], low, side)
-        ax.scatter(np.full(len(states), t), states, s=2, color=BACKDROP, alpha=0.2, linewidths=0, zorder=1)
-        across = np.full(len(places), t), places[:, 0], np.full(len(means), span), span * means[:, 0]
-        color = TIME(t / horizon)
-        ax.quiver(*across, color=color, angles="xy", scale_units="xy", scale=1.0, width=0.004, zorder=3)
-    ax.set_xlim(-0.02 * horizon, 1.02 * horizon)
+        shown = clock.shown(t)
+        ax.scatter(np.full(len(states), shown), states, s=2, color=BACKDROP, alpha=0.2, linewidths=0, zorder=1)
+        across = np.full(len(places), shown), places[:, 0], np.full(len(means), span), span * means[:, 0]
+        ax.quiver(*across, color=clock.colour(t), angles="xy", scale_units="xy", scale=1.0, width=0.004, zorder=3)
+    ax.set_xlim(clock.shown(-0.02 * horizon), clock.shown(1.02 * horizon))
     ax.set_ylim(float(low[0]), float(high[0]))
     ax.set_title(f"arrow: motion under the drift in a time of {span:.2g}", fontsize=9, color=INK)
     ax.set_xlabel("time $t$")

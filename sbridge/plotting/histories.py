@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,13 +14,18 @@ from sbridge.plotting.style import INK, SOURCE, axes, tidy
 
 _WIDE_RANGE = 20.0
 _WINDOWS = 100
+_MOST_LABELS = 8
+GROUPS = {"components": "{:g} comp.", "epsilon": "ε = {:.3g}", "half-step": "half-step {:g}"}
+"""Numbers of a step whose change begins a new curve, and how they are written."""
 
 
 def history(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None, quantity: str = "loss") -> Axes:
-    """One reported quantity against the training step: every step faint, the running median strong.
+    """One reported quantity against the training step; of long histories every step faint, the running median strong.
 
-    Where rows carry a ``stage``, a thin line stands at each change of stage. The vertical axis is logarithmic if the
-    quantity is positive and spans more than a factor of 20.
+    Where the fit begins anew (another number of components, another noise level, another half-step: :data:`GROUPS`) a
+    new curve begins, with a label where there are few of them: values of different curves do not compare. Where rows
+    carry a ``stage``, a thin line stands at each change of stage. The vertical axis is logarithmic if the quantity is
+    positive and spans more than a factor of 20.
 
     Args:
         history: one mapping per step, as callbacks receive it, with the counter ``step`` (1, 2, … if there is none).
@@ -30,19 +35,27 @@ def history(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None, q
     Raises:
         InvalidInputError: if no row has the quantity.
     """
-    rows = [(float(row.get("step", k)), float(row[quantity])) for k, row in enumerate(history, 1) if quantity in row]
+    rows = [(k, row) for k, row in enumerate(history, 1) if quantity in row]
     if not rows:
         known = sorted({key for row in history for key in row} - {"step", "stage"})
         raise InvalidInputError(f"no row of the history has {quantity!r}; there is {', '.join(known) or 'nothing'}.")
-    steps, values = np.array(rows).T
     ax = axes(ax, (5.6, 3.4))
     tidy(ax)
-    window = max(1, len(values) // _WINDOWS)
-    if window > 1:
-        ax.plot(steps, values, color=SOURCE, alpha=0.25, linewidth=0.6, label="every step")
-        ax.plot(steps, _running_median(values, window), color=SOURCE, linewidth=1.6, label=f"median of {window} steps")
-    else:
-        ax.plot(steps, values, color=SOURCE, linewidth=1.6, marker="o" if len(values) < 30 else "", markersize=3.5)
+    window = max(1, len(rows) // _WINDOWS)
+    curves = [list(curve) for _, curve in groupby(rows, key=lambda item: _group(item[1]))]
+    for place, curve in enumerate(curves):
+        steps = np.array([float(row.get("step", k)) for k, row in curve])
+        values = np.array([float(row[quantity]) for _, row in curve])
+        _draw_curve(ax, steps, values, window, named=place == 0)
+        if 1 < len(curves) <= _MOST_LABELS:
+            ax.annotate(
+                _label(curve[0][1]), (0.5 * (steps[0] + steps[-1]), 1.0), xycoords=("data", "axes fraction"),
+                ha="center", va="bottom", fontsize=8, color=INK,
+            )  # fmt: skip
+        if place:
+            before = float(curves[place - 1][-1][1].get("step", curves[place - 1][-1][0]))
+            ax.axvline(0.5 * (before + steps[0]), color=INK, linewidth=0.4, alpha=0.5, zorder=0)
+    values = np.array([float(row[quantity]) for _, row in rows])
     finite = values[np.isfinite(values)]
     if len(finite) and finite.min() > 0 and finite.max() > _WIDE_RANGE * finite.min():
         ax.set_yscale("log")
@@ -55,6 +68,23 @@ def history(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None, q
     ax.set_xlabel("training step")
     ax.set_ylabel(quantity)
     return ax
+
+
+def _draw_curve(ax: Axes, steps: np.ndarray, values: np.ndarray, window: int, *, named: bool) -> None:
+    if window == 1:
+        ax.plot(steps, values, color=SOURCE, linewidth=1.6, marker="o" if len(values) < 30 else "", markersize=3.5)
+        return
+    names = ("every step", f"median of {window} steps") if named else (None, None)
+    ax.plot(steps, values, color=SOURCE, alpha=0.25, linewidth=0.6, label=names[0])
+    ax.plot(steps, _running_median(values, window), color=SOURCE, linewidth=1.6, label=names[1])
+
+
+def _group(row: Mapping[str, float]) -> tuple[float | None, ...]:
+    return tuple(row.get(key) for key in GROUPS)
+
+
+def _label(row: Mapping[str, float]) -> str:
+    return ", ".join(text.format(row[key]) for key, text in GROUPS.items() if key in row)
 
 
 def _running_median(values: np.ndarray, window: int) -> np.ndarray:

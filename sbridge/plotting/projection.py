@@ -12,6 +12,7 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError
 
 _MOST_ROWS = 4000
+_MOST_TOLD = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Projection:
         centre: shape ``(dim,)``, float64.
         directions: orthonormal columns, shape ``(dim, 1 | 2)``, float64.
         labels: axis labels, one per column.
-        explained: the share of the variance of the two ends that each column carries.
+        explained: the share of the variance of the pooled rows that each column carries.
     """
 
     centre: np.ndarray
@@ -33,25 +34,27 @@ class Projection:
     explained: tuple[float, ...]
 
     @classmethod
-    def fit(cls, x0: Tensor, x1: Tensor) -> Projection:
-        """The first two principal components of both ends pooled, each end with the same weight.
+    def fit(cls, *sets: Tensor) -> Projection:
+        """The first two principal components of all ``sets`` of rows pooled, each set with the same weight.
 
-        At most 4000 evenly spaced rows of an end are used. Signs are fixed by making each direction's largest
+        At most 4000 evenly spaced rows of a set are used. Signs are fixed by making each direction's largest
         entry positive.
 
+        Args:
+            sets: the two ends of a bridge, or all snapshots of a time course, each ``(n, dim)``.
+
         Raises:
-            InvalidInputError: if the ends have different numbers of columns.
+            InvalidInputError: if the sets have different numbers of columns, or there are none.
         """
-        if x0.ndim != 2 or x1.ndim != 2 or x0.shape[1] != x1.shape[1]:
-            raise InvalidInputError(
-                f"a projection needs two sets of rows with equal columns, got {tuple(x0.shape)} and {tuple(x1.shape)}."
-            )
-        dim = x0.shape[1]
+        if not sets or any(x.ndim != 2 or x.shape[1:] != sets[0].shape[1:] for x in sets):
+            shapes = " and ".join(str(tuple(x.shape)) for x in sets[:_MOST_TOLD]) or "none"
+            raise InvalidInputError(f"a projection needs sets of rows with equal columns, got {shapes}.")
+        dim = sets[0].shape[1]
         if dim <= 2:
             labels = ("$x$",) if dim == 1 else ("$x_1$", "$x_2$")
             return cls(np.zeros(dim), np.eye(dim), labels, (1.0 / dim,) * dim)
-        count = min(len(x0), len(x1), _MOST_ROWS)
-        rows = np.concatenate([_spaced(x0, count), _spaced(x1, count)])
+        count = min(*(len(x) for x in sets), _MOST_ROWS)
+        rows = np.concatenate([_spaced(x, count) for x in sets])
         centre = rows.mean(0)
         directions, explained = _components(rows - centre)
         labels = tuple(f"PC {k + 1} ({_percent(share)} of variance)" for k, share in enumerate(explained))

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+
+from sbridge.numbers import time_text
 
 # Okabe & Ito's blue and vermillion keep apart for every kind of colour vision. Time runs from one to the other, so a
 # colour means the same moment in every figure.
@@ -26,6 +29,44 @@ TIME = LinearSegmentedColormap.from_list("sbridge.time", [SOURCE, "#5A6BB0", "#8
 _PANEL_INCHES = 2.5
 _BETWEEN_COLUMNS = 0.2
 _BETWEEN_ROWS = 0.8
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How the times of a bridge are shown: on the axis of the user, coloured alike in all figures of a time course.
+
+    Args:
+        origin: the time on that axis when the bridge's own clock shows 0.
+        first: where the axis begins, in the colour of the source.
+        last: where it ends, in the colour of the target.
+    """
+
+    origin: float
+    first: float
+    last: float
+
+    @classmethod
+    def of(cls, horizon: float) -> Clock:
+        """The bridge's own clock."""
+        return cls(0.0, 0.0, horizon)
+
+    def shown(self, t: float) -> float:
+        """``t`` of the bridge on the axis."""
+        return self.origin + t
+
+    def label(self, t: float) -> str:
+        """The same as text; to three digits where these tell the times of the axis apart."""
+        shown, length = self.shown(t), self.last - self.first
+        return f"{shown:.3g}" if abs(shown) < 100.0 * length else time_text(shown)
+
+    def colour(self, t: float) -> tuple[float, float, float, float]:
+        """Of the moment ``t`` of the bridge."""
+        return TIME((self.shown(t) - self.first) / (self.last - self.first))
+
+    @property
+    def norm(self) -> Normalize:
+        """From times on the axis to colours."""
+        return Normalize(self.first, self.last)
 
 
 def axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.6)) -> Axes:
@@ -108,9 +149,9 @@ def legend(ax: Axes) -> None:
                 handle.set_sizes([18.0])  # type: ignore[attr-defined]
 
 
-def time_bar(ax: Axes, horizon: float) -> None:
+def time_bar(ax: Axes, clock: Clock) -> None:
     """The colours of time, beside ``ax``."""
-    color_bar(ax, ScalarMappable(Normalize(0.0, horizon), TIME), "time $t$")
+    color_bar(ax, ScalarMappable(clock.norm, TIME), "time $t$")
 
 
 def color_bar(ax: Axes, mappable: ScalarMappable, label: str) -> None:

@@ -117,8 +117,8 @@ def test_controls_are_gradients_of_the_log_potentials(name, fraction):
     one, t, horizon = bridge(reference), fraction * reference.horizon, reference.horizon
     x = rows(5, 7).requires_grad_()
     ahead, behind = one.forward.control.far.cloud, one.backward.control.far.cloud
-    assert ahead.rows is XT
-    assert behind.rows is X0
+    assert torch.equal(ahead.rows, XT)
+    assert torch.equal(behind.rows, X0)
     value = torch.logsumexp(ahead.logits + log_kernel(reference, t, x, horizon, XT), 1)
     wanted = reference.scale(t).T(torch.autograd.grad(value.sum(), x)[0])
     torch.testing.assert_close(one.forward.control(t, x.detach()), wanted, rtol=1e-7, atol=1e-8)

@@ -167,10 +167,10 @@ class GaussianCoupling:
     def _marginal(self, pinned: Pinned) -> tuple[Tensor, Tensor]:
         full = self._full
         gain = full(pinned.gain)
-        stay = full(pinned.behind.map) - gain @ full(pinned.whole.map)
+        stay = full(pinned.stay)
         cross = stay @ self.coupling @ gain.mT
         covariance = stay @ self.A @ stay.mT + cross + cross.mT + gain @ self.B @ gain.mT + full(pinned.covariance)
-        mean = _apply(full(pinned.behind.map), self.m0) + pinned.behind.offset + _apply(gain, self._static.residual)
+        mean = _apply(stay, self.m0) + _apply(gain, self.mT) + pinned.shift
         return mean, 0.5 * (covariance + covariance.mT)
 
     def _forward_around_mean(self, t: Time, pinned: Pinned) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, NonFiniteError
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,21 @@ class LinearMap:
         return LinearMap(self.values.mT, dense=True) if self.dense else self
 
     def inverse(self) -> LinearMap:
-        """``A⁻¹``."""
-        return LinearMap(torch.linalg.inv(self.values), dense=True) if self.dense else LinearMap(1.0 / self.values)
+        """``A⁻¹``.
+
+        Raises:
+            NonFiniteError: if a matrix is singular to rounding.
+        """
+        if not self.dense:
+            return LinearMap(1.0 / self.values)
+        found, failed = torch.linalg.inv_ex(self.values)
+        if bool(failed.any()):
+            raise NonFiniteError(
+                "a matrix of the process is singular to rounding and has no inverse: over this time the process "
+                "forgets its state, or adds noise, in some directions that much more than in others. Take a shorter "
+                "horizon, a rate with eigenvalues closer to each other, or a diagonal rate."
+            )
+        return LinearMap(found, dense=True)
 
     def cholesky(self) -> LinearMap:
         """A root ``L`` with ``L Lᵀ = A`` of a positive semidefinite map (lower triangular if dense).

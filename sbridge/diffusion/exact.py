@@ -180,10 +180,7 @@ class ExactScore:
                 seen, factor = gain(rows), x.new_ones(1)
             else:  # a number for each row: it comes out of the sum
                 seen, factor = rows, gain.values[:, 0].square()
-            parts = [
-                part @ seen.square().sum(1) - (part @ seen).square().sum(1)
-                for _, part, _ in view.cloud.chunks(view.points, view.variance)
-            ]
+            parts = [part @ seen.square().sum(1) - (part @ seen).square().sum(1) for _, part, _ in view.blocks(x.dtype)]
             found = found.index_put((index,), factor * torch.cat(parts) - trace)
         return found
 

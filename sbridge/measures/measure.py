@@ -15,7 +15,7 @@ from sbridge.errors import InvalidInputError
 from sbridge.laws import Law, as_rows
 from sbridge.modes import standard_modes
 from sbridge.processes.base import LinearProcess, Process, check_time
-from sbridge.processes.chain import Chain, Direction, StepRule, default_rule
+from sbridge.processes.chain import Chain, Direction, ExactTransition, StepRule, check_growth, default_rule
 from sbridge.random import ROW_BLOCK, NormalNoise, Seed, as_seed, derive, generator
 from sbridge.registry import register
 from sbridge.simulation import Detached, Gradient, propagate, simulate
@@ -108,9 +108,16 @@ class PathMeasure:
             )
 
     def chain(self, like: Tensor, grid: TimeGrid | None = None) -> Chain:
-        """Its steps on ``grid`` (by default its own), in the dtype and on the device of ``like``."""
+        """Its steps on ``grid`` (by default its own), in the dtype and on the device of ``like``.
+
+        Raises:
+            InvalidInputError: if the process grows so much over a step that no control could hold it.
+        """
         times = (grid or self.grid).times(self.process.horizon)
-        return Chain(self.process, times, self.direction, self.rule or default_rule(self.process), like)
+        rule = self.rule or default_rule(self.process)
+        if self.control is not None and isinstance(rule, ExactTransition):
+            check_growth(self.process, times, self.direction)
+        return Chain(self.process, times, self.direction, rule, like)
 
     @standard_modes()
     def starts(self, n: int, *, seed: Seed) -> Tensor:

@@ -107,38 +107,43 @@ class LinearProcess(Process):
 
     @final
     def pull(self, t: Time, x: Tensor, x_end: Tensor) -> Tensor:
-        """``∇_x log R(X_T = x_end | X_t = x) = Φᵀ Q⁻¹ (x_end − m(T | t, x))``, ``t < T``."""
+        """``∇_x log R(X_T = x_end | X_t = x) = Φᵀ Q⁻¹ (x_end − m(T | t, x))``, ``t < T``; computed in float64."""
         ahead = self.transition(t, self.horizon)
-        return (ahead.map.T @ ahead.precision).to(x)(x_end - ahead.mean(x))
+        gap = x_end.double() - ahead.mean(x.double())
+        return (ahead.map.T @ ahead.precision).to(gap)(gap).to(x)
 
     @final
     def push(self, t: Time, x: Tensor, x_start: Tensor) -> Tensor:
-        """``∇_x log R(X_t = x | X_0 = x_start) = −Q⁻¹ (x − m(t | 0, x_start))``, ``t > 0``."""
+        """``∇_x log R(X_t = x | X_0 = x_start) = −Q⁻¹ (x − m(t | 0, x_start))``, ``t > 0``; computed in float64."""
         behind = self.transition(0.0, t)
-        return -behind.precision.to(x)(x - behind.mean(x_start))
+        gap = x.double() - behind.mean(x_start.double())
+        return -behind.precision.to(gap)(gap).to(x)
 
     @final
     def log_transition(self, s: Time, x: Tensor, t: Time, y: Tensor) -> Tensor:
-        """``log R(X_t = y | X_s = x)``, shape ``(batch,)``, ``s < t``."""
+        """``log R(X_t = y | X_s = x)``, shape ``(batch,)``, ``s < t``; computed in float64."""
         law = self.transition(s, t)
-        whitened = law.root.inverse().to(x)(y - law.mean(x))
+        gap = y.double() - law.mean(x.double())
+        whitened = law.root.inverse().to(gap)(gap)
         dim = x.shape[1]
         constant = spread(law.root.log_abs_det(dim), len(x), 0) + 0.5 * dim * math.log(2 * math.pi)
-        return -0.5 * whitened.square().sum(1) - constant.to(x)
+        return (-0.5 * whitened.square().sum(1) - constant.to(gap)).to(x)
 
 
 @dataclass(frozen=True, eq=False)
 class Pinned:
-    """``X_t | X_0, X_T`` of a linear process, in forms that lose no digits near either end.
+    """``X_t | X_0, X_T`` of a linear process, in forms that lose no digits near either end or over a long horizon.
 
     With ``Φ = Φ(T, t)``, ``Q = Q(T, t)``, ``Q_t = Q(t, 0)``, ``Q_T = Q(T, 0)`` and the residual
     ``r = X_T − m(T | 0, X_0)``::
 
-        K = Q_t Φᵀ Q_T⁻¹                        mean = m(t | 0, X_0) + K r
+        K = Q_t Φᵀ Q_T⁻¹                        mean = (I − KΦ) m(t | 0, X_0) + K (X_T − k(T, t))
         Γ = (I − KΦ) Q_t (I − KΦ)ᵀ + K Q Kᵀ     X_t = mean + Γ^½ ζ,  ζ ~ N(0, I)
 
     (conditioning of a Gaussian vector; ``Γ = Q_t − K Φ Q_t = (Q_t⁻¹ + Φᵀ Q⁻¹ Φ)⁻¹``, written as a sum of
     positive terms, which also holds where Φ is close to singular, as it is for a fast mean reversion).
+    ``I − KΦ = Φ⁻¹ Q Q_T⁻¹ Φ`` is a difference of nearly equal numbers where the process grows, and the product is not;
+    the product is inaccurate where the process contracts, and the difference is not.
     """
 
     behind: Transition
@@ -151,10 +156,33 @@ class Pinned:
         return self.behind.covariance @ self.ahead.map.T @ self.whole.precision
 
     @cached_property
+    def kept(self) -> LinearMap:
+        """``I − KΦ``: the part of ``m(t | 0, X_0)`` that stays."""
+        ahead, rest = self.ahead.map, self.ahead.covariance @ self.whole.precision
+        if not ahead.dense and (ahead.dim is None or not rest.dense):
+            return rest  # both commute
+        one = LinearMap(torch.ones_like(self.whole.offset[..., :1]))
+        difference = (one + -(self.gain @ ahead)).values
+        grows = ahead.log_abs_det(difference.shape[-1]) > 0.0
+        if not bool(grows.any()):
+            return LinearMap(difference, dense=True)
+        product = (ahead.inverse() @ rest @ ahead).values
+        return LinearMap(torch.where(grows[..., None, None], product, difference), dense=True)
+
+    @cached_property
+    def stay(self) -> LinearMap:
+        """``(I − KΦ) Φ(t, 0)``, which multiplies ``X_0`` in the mean."""
+        return self.kept @ self.behind.map
+
+    @cached_property
+    def shift(self) -> Tensor:
+        """``(I − KΦ) k(t, 0) − K k(T, t)``, which is added in the mean, shape ``(..., 1 | dim)``."""
+        return _applied(self.kept, self.behind.offset) - _applied(self.gain, self.ahead.offset)
+
+    @cached_property
     def covariance(self) -> LinearMap:
         """``Γ``."""
-        gain, ahead = self.gain, self.ahead
-        kept = LinearMap(torch.ones_like(self.whole.offset[..., :1])) + -(gain @ ahead.map)
+        gain, kept, ahead = self.gain, self.kept, self.ahead
         gamma = kept @ self.behind.covariance @ kept.T + gain @ ahead.covariance @ gain.T
         return LinearMap(0.5 * (gamma.values + gamma.values.mT), dense=True) if gamma.dense else gamma
 
@@ -165,7 +193,8 @@ class Pinned:
 
     def mean(self, x_start: Tensor, x_end: Tensor) -> Tensor:
         """``E[X_t | X_0, X_T]``."""
-        return self.behind.mean(x_start) + self.gain.to(x_start)(self.residual(x_start, x_end))
+        offset = spread(self.shift, len(x_start)).to(x_start)
+        return self.stay.to(x_start)(x_start) + self.gain.to(x_start)(x_end) + offset
 
     def sample(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
         """``mean + Γ^½ noise``."""
@@ -186,9 +215,10 @@ class Pinned:
         """``Q_t⁻¹ Γ^½``, ``t > 0``."""
         return self.behind.precision @ self.root
 
-    def residual(self, x_start: Tensor, x_end: Tensor) -> Tensor:
-        """``r = X_T − m(T | 0, X_0)``."""
-        return x_end - self.whole.mean(x_start)
+    def _steady_part(self, x_start: Tensor, x_end: Tensor) -> Tensor:
+        """``Φᵀ Q_T⁻¹ r``; in float64, since ``m(T | 0, X_0)`` of a growing process leaves the range of float32."""
+        residual = x_end.double() - self.whole.mean(x_start.double())
+        return self.steady.to(residual)(residual).to(x_start)
 
     def pull(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
         """``∇_x log R(X_T | X_t = x)`` at ``x = sample(x_start, x_end, noise)``, for ``t < T``.
@@ -196,11 +226,11 @@ class Pinned:
         ``Φᵀ(Q_T⁻¹ r − Q⁻¹ Φ Γ^½ ζ)``: the difference ``X_T − m(T | t, X_t)`` is never formed, so float32
         holds up to ``t → T``.
         """
-        return self.steady.to(noise)(self.residual(x_start, x_end)) - self.shaking_ahead.to(noise)(noise)
+        return self._steady_part(x_start, x_end) - self.shaking_ahead.to(noise)(noise)
 
     def push(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
         """``∇_x log R(X_t = x | X_0)`` at the same ``x``: ``−(Φᵀ Q_T⁻¹ r + Q_t⁻¹ Γ^½ ζ)``, ``t > 0``."""
-        return -(self.steady.to(noise)(self.residual(x_start, x_end)) + self.shaking_behind.to(noise)(noise))
+        return -(self._steady_part(x_start, x_end) + self.shaking_behind.to(noise)(noise))
 
 
 def spread(values: Tensor, rows: int, single: int = 1) -> Tensor:
@@ -209,6 +239,13 @@ def spread(values: Tensor, rows: int, single: int = 1) -> Tensor:
     Left alone if ``values`` has ``single`` axes: then they belong to one time.
     """
     return values if values.ndim == single else values.repeat_interleave(rows // len(values), 0)
+
+
+def _applied(one: LinearMap, vector: Tensor) -> Tensor:
+    """``A v`` for one vector a time, ``(..., 1 | dim)``."""
+    if not one.dense:
+        return one.values * vector
+    return (one.values @ vector.expand(*vector.shape[:-1], one.values.shape[-1]).unsqueeze(-1)).squeeze(-1)
 
 
 def affine(matrix: Tensor, offset: Tensor, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ then has no time-stepping error at all.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
@@ -19,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sbridge.errors import UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Process, Transition
 from sbridge.registry import register
@@ -218,6 +219,42 @@ class Chain:
     def shift(self, j: int, x: Tensor, y: Tensor) -> Tensor:
         """The ``shift`` with ``push(j, x, shift) = y``."""
         return self.root(j).inverse()(y - self.mean(j, x))
+
+
+_FINE = 0.25  # growth h over a step at which a stationary law is simulated 15 % too wide
+LARGEST_ERROR_GROWTH = 100.0
+"""By which a simulation may multiply deviations in all: see :func:`check_growth`."""
+
+
+def check_growth(process: Process, times: Tensor, direction: Direction) -> None:
+    """Whether a control that is constant over each step can hold a linear process on the grid ``times``.
+
+    Where the uncontrolled process grows by ``e^h`` over a step of length ``Δ`` (backward in time a process that reverts
+    to its mean does), a control that keeps a stationary law is ``−2h x/(Δσ)``, and the step multiplies deviations by
+    ``e^h (1 − √(2h(1 − e^{−2h})))``: by less than 1 in magnitude up to ``h = 1.05``, by 3 at 1.5 and by 7 at 2.
+
+    Raises:
+        InvalidInputError: if these factors, where above 1, multiply to more than :data:`LARGEST_ERROR_GROWTH`.
+    """
+    if not isinstance(process, LinearProcess):
+        return
+    maps = process.transition(times[:-1], times[1:]).map
+    sizes = torch.linalg.svdvals(maps.values) if maps.dense else maps.values.abs()
+    forward = direction is Direction.FORWARD
+    growth = (sizes.amax(-1).log() if forward else -sizes.amin(-1).log()).clamp_min(0.0)
+    held = (1.0 - (-2.0 * growth * torch.expm1(-2.0 * growth)).sqrt()).abs().log()
+    if float((growth + held).clamp_min(0.0).sum()) <= math.log(LARGEST_ERROR_GROWTH):
+        return
+    worst, steps = int(growth.argmax()), len(times) - 1
+    most = float(growth[worst])
+    needed = f" with n = {math.ceil(steps * most / _FINE)} or more" if math.isfinite(most) else ""
+    raise InvalidInputError(
+        f"over the step from t = {float(times[worst]):.4g} to {float(times[worst + 1]):.4g}, one of {steps}, the "
+        f"reference run {'forward' if forward else 'backward'} grows by a factor e^{most:.3g}. A control that is "
+        f"constant over the step cannot hold it: a factor e is stable at most, and e^{_FINE:g} is accurate. Take a "
+        f"finer grid, TimeGrid.uniform(n){needed}, or a shorter horizon. transport() and interpolate() of a solver in "
+        "closed form take no steps."
+    )
 
 
 def default_rule(process: Process) -> StepRule:

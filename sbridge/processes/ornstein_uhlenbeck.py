@@ -29,6 +29,7 @@ from sbridge.processes.coefficients import (
 )
 from sbridge.registry import register
 
+_LEAST_SHARE = 1e-15  # smallest eigenvalue of the noise's correlations: σ may have singular values 1e7 apart
 TERMS = 20  # of the series on a step with ‖rate‖ h ≤ ½: the first one left out is below 1/20! = 4e-19
 
 
@@ -67,10 +68,27 @@ class OrnsteinUhlenbeck(LinearProcess):
         object.__setattr__(self, "mean", as_vector(self.mean, "mean"))
         object.__setattr__(self, "sigma", as_scale(self.sigma, self.horizon))
         common_dim(rate=self._rate, mean=self._mean, sigma=self._diffusion.probe)
-        if not bool(torch.isfinite(self.transition(0.0, self.horizon).covariance.values).all()):
+        covariance = self.transition(0.0, self.horizon).covariance
+        if not bool(torch.isfinite(covariance.values).all()):
             raise InvalidInputError(
                 f"rate × horizon is {self._speed * self.horizon:.3g}: the process leaves the floating-point "
                 "range before its end. Shorten the horizon or lower the rate."
+            )
+        self._check_resolved(covariance)
+
+    def _check_resolved(self, covariance: LinearMap) -> None:
+        """A matrix that holds numbers of too different size holds the smaller ones no more."""
+        if not covariance.dense:
+            return
+        sizes = covariance.values.diagonal().sqrt()
+        smallest = float(torch.linalg.eigvalsh(covariance.values / sizes / sizes.unsqueeze(1))[0])
+        if not smallest > _LEAST_SHARE:
+            raise InvalidInputError(
+                f"over the horizon {self.horizon:g} the process adds {max(smallest, 0.0):.1e} times as much variance "
+                f"in one direction as in others, and at least {_LEAST_SHARE:g} can be resolved: some directions grow "
+                f"by e^(rate × horizon), with ‖rate‖ × horizon = {self._speed * self.horizon:.3g}, and others do not. "
+                "Shorten the horizon, lower the rate, or give data and rate in the eigenvectors of the rate, where it "
+                "is a vector."
             )
 
     @cached_property

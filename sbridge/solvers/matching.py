@@ -29,6 +29,7 @@ from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, unknown_transition, unsampled_end
 from sbridge.processes import Direction, LinearProcess
 from sbridge.processes.base import Pinned, spread
+from sbridge.processes.chain import check_growth
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
@@ -175,6 +176,9 @@ class MatchingSolver(Solver["MatchingState"]):
     @final
     def init(self, problem: BridgeProblem, generator: torch.Generator) -> MatchingState:
         """Networks at zero output."""
+        times = self.matcher.grid.times(problem.reference.horizon)
+        for direction in DIRECTIONS:
+            check_growth(problem.reference, times, direction)
         return MatchingState.begun(self.matcher, problem, as_seed(generator))
 
     @final

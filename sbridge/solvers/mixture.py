@@ -34,7 +34,6 @@ from sbridge.training import Flat, Info, flat_number, flat_tensor
 from sbridge.transport import Cloud
 
 _RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
-_LEAST_VARIANCE = 1e-24  # of the ends in units of the noise: squares of it are no normal numbers of float32
 _PIECE = 2**14
 _NAMES = ("logits", "means", "spreads")
 _COUNTERS = ("step", "rung", "wide", "round")
@@ -87,7 +86,7 @@ class MixtureBridge(Solver["MixtureState"]):
         InvalidInputError: for an option of another kind or out of its range.
         UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
         InvalidInputError: by them, for rows that span fewer dimensions than they have columns, too few of them for the
-            smallest number of components, or noise too small (the message says the smallest workable) or too large.
+            smallest number of components, or noise too small (the message says the smallest workable).
     """
 
     components: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
@@ -419,10 +418,4 @@ def _check_resolution(coordinates: Coordinates, like: Tensor) -> None:
             f"the noise of the reference is too small for a MixtureBridge in {like.dtype}: the ends are {largest:.1e} "
             f"times as wide as it in variance, and at most {_RESOLUTION / eps:.1e} can be resolved. For the smallest "
             f"workable ε, {remedy}multiply σ by {factor:.3g} (ε = σ²T); GaussianBridge() takes any."
-        )
-    if largest < _LEAST_VARIANCE:
-        raise InvalidInputError(
-            f"the noise of the reference is too large: the ends are {largest:.1e} times as wide as it in variance, and "
-            f"{_LEAST_VARIANCE:g} is needed. Divide σ by {1.01 * math.sqrt(_LEAST_VARIANCE / largest):.3g}: "
-            "bridges of so much noise are all the independent coupling."
         )

@@ -132,7 +132,10 @@ def climb_by_quasi_newton(
             pull = pull + blur(here, target.masses, coordinates)
         fall = _linearised(forms[0], claims[0]) - _linearised(forms[1], claims[1]) + pull
         (gradient,) = torch.autograd.grad(fall, point)
-        return float(pull.detach()) - value, gradient.numpy()
+        found = float(pull.detach()) - value
+        if not (math.isfinite(found) and bool(gradient.isfinite().all())):
+            return rejected, torch.zeros_like(gradient).numpy()
+        return found, gradient.numpy()
 
     options = {"maxiter": steps, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7}
     result = scipy_minimise(objective, chart.point(parts).numpy(), jac=True, method="L-BFGS-B", options=options)

@@ -16,26 +16,30 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sbridge.linear import LinearMap
 from sbridge.potentials import MixturePotential
 from sbridge.processes import LinearProcess
 from sbridge.solvers.gaussian import sample_moments
 
 _NARROW = 2e4  # variance of the data beside a component's: beyond it float32 rounds log weights by more than .001
+_LEAST_VARIANCE = 1e-16
+"""Of coordinates: beside it a correlation of the two ends is rounding, and its square is a normal number of float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """``x̃ = M(x̄ − c_x)``, ``ỹ = M^{−T}(ȳ − c_y)``, whitened by the reference: ``x̄ = Q^{−½}m(T|0,x)``, ``ȳ = Q^{−½}y``.
+    """``x̃ = N^½ Vᵀ L_A^{−1}(x − c_x)``, ``ỹ = N^½ Uᵀ L_B^{−1}(y − c_y)`` with ``L_Bᵀ Q^{−1}Φ L_A = U N Vᵀ``.
 
-    ``M`` gives both ends one diagonal covariance ``diag(n)``, falling: the singular values of ``L_Bᵀ L_A``, where the
-    bridge of the Gaussians with the moments of the ends is diagonal too, ``S = diag(s)`` with ``s²n + s = n``. For
-    diagonal components, ``M`` is diagonal and the coordinates keep their axes.
+    ``L_A, L_B`` are Cholesky roots of the covariances of the ends, ``c_x, c_y`` their means; ``Φ, Q`` belong to the
+    reference from 0 to T. Then ``x̃·ỹ = (x − c_x)ᵀ ΦᵀQ^{−1}(y − c_y)``, and both ends have the diagonal covariance
+    ``N = diag(n)``, falling, where the bridge of the Gaussians with the moments of the ends is diagonal too,
+    ``S = diag(s)`` with ``s²n + s = n``. For diagonal components, the coordinates are those of ``L_Q^{−1}Φx`` and
+    ``L_Q^{−1}y``, each scaled. Where ``n`` is below the rounding of float64 the ends are independent in this
+    coordinate; a reference that forgets its start, ``Φ = 0``, is such a case. There ``n`` is raised to that rounding.
 
     Args:
         process: the reference.
         centres: ``c_x, c_y``.
-        matrix: ``M``.
+        maps: ``N^½ Vᵀ L_A^{−1}`` and ``N^½ Uᵀ L_B^{−1}``.
         variances: all of ``n``, ``(dim,)``.
         diagonal: whether components are diagonal.
         width: number of leading coordinates in which components are fitted.
@@ -43,7 +47,7 @@ class Coordinates:
 
     process: LinearProcess
     centres: tuple[Tensor, Tensor]
-    matrix: Tensor
+    maps: tuple[Tensor, Tensor]
     variances: Tensor
     diagonal: bool
     width: int
@@ -60,18 +64,30 @@ class Coordinates:
     ) -> Coordinates:
         """All coordinates for rows ``x, y`` of the two ends, whose covariances must be positive definite."""
         whole, dim = process.transition(0.0, process.horizon), x.shape[1]
-        white = whole.root.inverse()
-        c_x, a = (part.cpu() for part in sample_moments(white.to(x)(whole.mean(x)), weights[0]))
-        c_y, b = (part.cpu() for part in sample_moments(white.to(y)(y), weights[1]))
-        centres = c_x, c_y
+        c_x, a = (part.cpu() for part in sample_moments(x, weights[0]))
+        c_y, b = (part.cpu() for part in sample_moments(y, weights[1]))
         if diagonal:
-            variances = a.diagonal(), b.diagonal()
-            n = (variances[0] * variances[1]).sqrt()
-            return cls(process, centres, torch.diag((n / variances[0]).sqrt()), n, diagonal, dim)
-        root_a, root_b = (torch.linalg.cholesky(one) for one in (a, b))
-        _, n, vt = torch.linalg.svd(root_b.mT @ root_a)
-        matrix = torch.linalg.solve_triangular(root_a, n.sqrt().unsqueeze(1) * vt, upper=False, left=False)
-        return cls(process, centres, matrix, n, diagonal, dim)
+            white = whole.root.inverse().expanded(dim)
+            maps = white @ whole.map.expanded(dim), white
+            deviations = [
+                ((one @ covariance) * one).sum(1).sqrt() for one, covariance in zip(maps, (a, b), strict=True)
+            ]
+            n = deviations[0] * deviations[1]
+            forgotten = (deviations[0] == 0.0).unsqueeze(1)  # any axis will do for what has no influence
+            maps = torch.where(forgotten, white, maps[0]), white
+            deviations[0] = ((maps[0] @ a) * maps[0]).sum(1).sqrt()
+            scaled = [one / size.unsqueeze(1) for one, size in zip(maps, deviations, strict=True)]
+        else:
+            roots = [torch.linalg.cholesky(one) for one in (a, b)]
+            inner = (whole.precision @ whole.map).expanded(dim)
+            u, n, vt = torch.linalg.svd(roots[1].mT @ inner @ roots[0])
+            scaled = [
+                torch.linalg.solve_triangular(root, axes, upper=False, left=False)
+                for root, axes in zip(roots, (vt, u.mT), strict=True)
+            ]
+        n = n.clamp_min(_LEAST_VARIANCE)
+        first, second = (n.sqrt().unsqueeze(1) * one for one in scaled)
+        return cls(process, (c_x, c_y), (first, second), n, diagonal, dim)
 
     def leading(self, width: int) -> Coordinates:
         """The first ``width`` of them."""
@@ -92,24 +108,17 @@ class Coordinates:
         """:attr:`s` in all coordinates, ``(dim,)``."""
         return 2.0 * self.variances / (1.0 + (1.0 + 4.0 * self.variances.square()).sqrt())
 
-    @cached_property
-    def _inverse(self) -> Tensor:
-        return torch.linalg.inv(self.matrix)
-
-    @cached_property
-    def _root(self) -> LinearMap:
-        return self.process.transition(0.0, self.process.horizon).root
-
     def source(self, x: Tensor) -> Tensor:
         """``x̃`` of rows ``x``, in their dtype."""
-        moved = self.process.transition(0.0, self.process.horizon).mean(x)
-        centred = self._root.inverse().to(x)(moved).double() - self.centres[0].to(x.device)
-        return (centred @ self.matrix[: self.width].mT.to(centred)).to(x.dtype)
+        return self._seen(0, x)
 
     def target(self, y: Tensor) -> Tensor:
         """``ỹ`` of rows ``y``, in their dtype."""
-        centred = self._root.inverse().to(y)(y).double() - self.centres[1].to(y.device)
-        return (centred @ self._inverse[:, : self.width].to(centred)).to(y.dtype)
+        return self._seen(1, y)
+
+    def _seen(self, end: int, rows: Tensor) -> Tensor:
+        centred = rows.double() - self.centres[end].to(rows.device)
+        return (centred @ self.maps[end][: self.width].mT.to(centred)).to(rows.dtype)
 
     def are_narrow(self, parts: Parts) -> bool:
         """Whether float32 is too coarse for exponents of components, which are of the order of ``n_i (S_k⁻¹)_ii``."""
@@ -121,9 +130,9 @@ class Coordinates:
         With ``ỹ' = Aỹ + a`` and ``x̃ = Aᵀx̃' + d``, ``v'(ỹ')`` is ``v(ỹ) e^{A^{−T}d · ỹ'}`` up to a constant.
         """
         parts = parts.widened(self.all_s)
-        across = onto._inverse.mT @ self.matrix.mT
-        shift = onto._inverse.mT @ (self.centres[1] - onto.centres[1])
-        tilt = onto.matrix @ (onto.centres[0] - self.centres[0])
+        across = torch.linalg.solve(self.maps[1], onto.maps[1], left=False)
+        shift = onto.maps[1] @ (self.centres[1] - onto.centres[1])
+        tilt = onto.maps[0] @ (onto.centres[0] - self.centres[0])
         full = torch.diag_embed(parts.spreads) if self.diagonal else parts.spreads
         spreads, means = across @ full @ across.mT, parts.means @ across.mT + shift
         moved = spreads @ tilt
@@ -133,21 +142,20 @@ class Coordinates:
         return Parts(logits - logits.logsumexp(0), means + moved, spreads).narrowed(onto.width)
 
     def potential(self, parts: Parts) -> MixturePotential:
-        """The potential of the plan, in the user's coordinates: ``g(y) = log v(ỹ) + ½|ȳ|² − c_x·ȳ``."""
-        dim, (c_x, c_y), parts = len(self.variances), self.centres, parts.widened(self.all_s)
+        """``g(y) = log v(ỹ) + ½ yᵀQ^{−1}y − m(T | 0, c_x)ᵀQ^{−1}y``, the potential in the user's coordinates."""
+        dim, parts, (onto, c_y) = len(self.variances), parts.widened(self.all_s), (self.maps[1], self.centres[1])
         full = torch.diag_embed(parts.spreads) if self.diagonal else parts.spreads
         precision = torch.cholesky_inverse(torch.linalg.cholesky(full))
-        shift = (precision @ parts.means.unsqueeze(-1)).squeeze(-1)
-        logits = parts.logits - 0.5 * (torch.logdet(full) + (shift * parts.means).sum(1))
-        precision, shift = self._inverse @ precision @ self._inverse.mT, shift @ self._inverse.mT
-        moved = precision @ c_y
-        logits = logits - shift @ c_y - 0.5 * moved @ c_y
-        shift, precision = shift + moved - c_x, precision - torch.eye(dim, dtype=torch.float64)
-        back = self._root.inverse().expanded(dim)
-        precision = back.mT @ (0.5 * (precision + precision.mT)) @ back
-        if self.diagonal and not self._root.dense:
+        means = parts.means + onto @ c_y
+        shift = (precision @ means.unsqueeze(-1)).squeeze(-1)
+        logits = parts.logits - 0.5 * (torch.logdet(full) + (shift * means).sum(1))
+        whole = self.process.transition(0.0, self.process.horizon)
+        shift = shift @ onto - whole.precision(whole.mean(self.centres[0].unsqueeze(0)))
+        precision = onto.mT @ precision @ onto - whole.precision.expanded(dim)
+        precision = 0.5 * (precision + precision.mT)
+        if self.diagonal and not whole.root.dense:
             precision = precision.diagonal(dim1=1, dim2=2)
-        return MixturePotential(self.process, logits - logits.logsumexp(0), shift @ back, precision)
+        return MixturePotential(self.process, logits - logits.logsumexp(0), shift, precision)
 
 
 @dataclass(frozen=True, eq=False)

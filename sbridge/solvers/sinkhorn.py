@@ -12,10 +12,10 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Samples
-from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes import Direction, LinearProcess
+from sbridge.processes.coefficients import identity
 from sbridge.registry import register
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
@@ -31,6 +31,7 @@ from sbridge.transport import (
     sinkhorn_init,
     sinkhorn_step,
 )
+from sbridge.transport.cloud import draw_indices
 
 
 @register
@@ -54,21 +55,22 @@ class FarEnd:
         """``E[far end | X_t = x]``, shape ``(batch, dim)``."""
         found = torch.empty_like(x)
         for _, rows, view in self.views(t, x):
-            found = found.index_put((rows,), view.restore.to(x)(view.cloud.mean(view.points, view.variance)))
+            means = [part @ self.cloud.rows.to(part) for _, part, _ in view.blocks(x.dtype)]
+            found = found.index_put((rows,), torch.cat(means))
         return found
 
     def log_potential(self, t: Time, x: Tensor) -> Tensor:
         """``log φ(t, x)``, or ``log φ̂(t, x)`` if backward: the log of the sum of the ``w_j``, shape ``(batch,)``."""
         found = torch.empty_like(x[:, 0])
         for _, rows, view in self.views(t, x):
-            value = view.cloud.log_normaliser(view.points, view.variance) - view.log_scale
+            value = torch.cat([log_sum for _, _, log_sum in view.blocks(x.dtype)]) + view.constants
             found = found.index_put((rows,), value.to(x.dtype))
         return found
 
     def draw(self, t: float, x: Tensor, generator: torch.Generator) -> Tensor:
         """One far end per row: a row of the cloud."""
-        view = self._view(t, x)
-        return self.cloud.rows.to(x)[view.cloud.draw(view.points, view.variance, generator)]
+        blocks = self._view(t, x.detach()).blocks(x.dtype)
+        return self.cloud.rows.to(x)[draw_indices(blocks, len(x), generator)]
 
     def views(self, t: Time, x: Tensor) -> Iterator[tuple[Time, Tensor, View]]:
         """The rows of ``x`` in groups that can be looked at together, each with its time and its indices.
@@ -97,40 +99,43 @@ class FarEnd:
                 + ("before it." if forward else "after it.")
             )
         law = self.process.transition(t, self.process.horizon) if forward else self.process.transition(0.0, t)
-        inverse = law.map.inverse()
-        log_scale = law.root.log_abs_det(x.shape[1]).to(x.device) + 0.5 * x.shape[1] * math.log(2.0 * math.pi)
-        offset = law.offset.to(x)
-        if self._is_scalar:
-            variance, phi = (one.values[..., 0].to(x.device) for one in (law.covariance, law.map))
-            if forward:
-                return View(self.cloud, law.mean(x), variance, LinearMap.of(1.0), log_scale)
-            return View(self.cloud, inverse.to(x)(x - offset), variance / phi.square(), LinearMap.of(1.0), log_scale)
-        # |y − m(x)| in the metric Q⁻¹ is a plain distance between whitened points.
-        one = torch.ones((), dtype=torch.float64, device=x.device)
-        whiten, rows = law.root.inverse().to(x), self.cloud.rows.to(x)
+        x, cloud, dim = x.double(), self.cloud, x.shape[1]
+        centre = cloud.centre.to(x.device).unsqueeze(0)
+        # |y_j − m(x)|² and |x − m(y_j)|² in the metric Q⁻¹ about the centre of the cloud: nothing is divided by Φ.
         if forward:
-            return View(Cloud(whiten(rows), self.cloud.logits), whiten(law.mean(x)), one, law.root, log_scale)
-        moved = whiten @ law.map.to(x)
-        return View(Cloud(moved(rows), self.cloud.logits), whiten(x - offset), one, inverse @ law.root, log_scale)
+            gap, reach = law.mean(x) - centre, identity(law.offset.shape[:-1])
+        else:
+            gap, reach = x - law.mean(centre.expand(len(law.offset) if law.offset.ndim > 1 else 1, -1)), law.map
+        white = law.root.inverse()
+        whitened = white.to(x)(gap)
+        log_scale = law.root.log_abs_det(dim).to(x.device) + 0.5 * dim * math.log(2.0 * math.pi)
+        constants = -0.5 * whitened.square().sum(1) - log_scale
+        if self._is_scalar:
+            precisions = (reach @ law.precision @ reach).values.to(x).expand(len(x), 1)
+            return View(cloud, (reach @ law.precision).to(x)(gap), precisions, constants)
+        moved = Cloud((white @ reach).to(x)(cloud.rows.to(x)), cloud.logits)
+        return View(moved, whitened, torch.ones_like(x[:, :1]), constants)
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A cloud as it looks from states: weights are ``exp(ℓ_j − |point − z'_j|²/2v)``.
+    """A cloud as it looks from states: weights are ``exp(ℓ_j + slope·z_j − ½ precision |z_j|²)``.
 
     Args:
-        cloud: the rows ``z'``, moved.
-        points: the states, moved.
-        variance: ``v``, one number or one per point.
-        restore: takes a mean of ``z'`` back to a mean of rows.
-        log_scale: ``½ log det(2πQ)``.
+        cloud: the rows, moved; ``z`` are their distances from their centre.
+        slopes: shape ``(n, dim)``.
+        precisions: shape ``(n, 1)``.
+        constants: what is left of the log transition densities, ``(n,)``.
     """
 
     cloud: Cloud
-    points: Tensor
-    variance: Tensor
-    restore: LinearMap
-    log_scale: Tensor
+    slopes: Tensor
+    precisions: Tensor
+    constants: Tensor
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Slices of the states, their weights and the logarithms of their sums: see :meth:`Cloud.tilts`."""
+        return self.cloud.tilts(self.slopes, self.precisions, dtype)
 
 
 @register
@@ -302,9 +307,10 @@ def _whitened(problem: BridgeProblem) -> tuple[Tensor, Tensor]:
     """``Q_T^{−½} m(T | 0, x)`` and ``Q_T^{−½} y``, whose squared distances are those of the reference."""
     reference = problem.linear_reference
     law = reference.transition(0.0, reference.horizon)
-    x, y = (end.rows for end in _ends(problem))
+    source, target = (end.rows for end in _ends(problem))
+    x, y = source.double(), target.double()
     whiten = law.root.inverse().to(x)
-    return whiten(law.mean(x)), whiten(y)
+    return whiten(law.mean(x)).to(source), whiten(y).to(target)
 
 
 def _static(problem: BridgeProblem, source_index: Tensor, target_index: Tensor) -> EntropicProblem:

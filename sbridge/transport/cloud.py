@@ -64,15 +64,7 @@ class Cloud:
 
         One uniform number a row is drawn at once and inverted, so a row's index does not depend on blocks.
         """
-        uniform = torch.rand(len(x), 1, dtype=torch.float64, generator=generator, device=generator.device)
-        uniform = uniform.to(x.device)
-        drawn = []
-        for rows, part, _ in self.chunks(x.detach(), variance):
-            cumulative = part.double().cumsum(1)
-            # Scaled by the last entry, so that rounding of the sum leaves no gap at the end.
-            found = torch.searchsorted(cumulative, uniform[rows] * cumulative[:, -1:], right=True)
-            drawn.append(found[:, 0].clamp_(max=len(self.rows) - 1))
-        return torch.cat(drawn)
+        return draw_indices(self.chunks(x.detach(), variance), len(x), generator)
 
     def chunks(self, x: Tensor, variance: float | Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Blocks of rows of ``x``: their slice, their weights ``(block, m)``, their log normaliser (float64).
@@ -85,18 +77,31 @@ class Cloud:
             InvalidInputError: for rows of another dimension, or a variance that is not positive.
         """
         v = self._variance(x, variance).expand(len(x))[:, None]
-        points = x.double() - self._centre
-        # x·y/v − ½|y|²/v as one product, so that the division is not done n × m times.
-        scaled = torch.cat([points, torch.ones_like(v)], 1) / v
-        size, least = max(1, _CHUNK // len(self.rows)), 0.85 * math.log(torch.finfo(x.dtype).tiny)
-        for start in range(0, len(x), size):
-            rows = slice(start, min(start + size, len(x)))
+        points = x.double() - self.centre
+        half_norm = (0.5 / v[:, 0]) * points.square().sum(1)
+        for rows, part, log_sum in self.tilts(points / v, 1.0 / v, x.dtype):
+            yield rows, part, log_sum - half_norm[rows]
+
+    def tilts(self, slopes: Tensor, precisions: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """:meth:`chunks` for weights ``w_ij ∝ exp(ℓ_j + a_i·z_j − ½ p_i |z_j|²)``, ``z_j = y_j −`` :attr:`centre`.
+
+        That of ``x_i`` at variance ``v`` has ``a = (x − centre)/v`` and ``p = 1/v``; here ``v`` may be infinite.
+
+        Args:
+            slopes: ``a``, shape ``(n, dim)``, float64.
+            precisions: ``p ≥ 0``, shape ``(n, 1)``, float64.
+            dtype: of the weights.
+        """
+        # a·z − ½p|z|² as one product, so that nothing is divided n × m times.
+        scaled = torch.cat([slopes, precisions], 1)
+        size, least = max(1, _CHUNK // len(self.rows)), 0.85 * math.log(torch.finfo(dtype).tiny)
+        for start in range(0, len(scaled), size):
+            rows = slice(start, min(start + size, len(scaled)))
             exponent = torch.addmm(self._logits, scaled[rows], self._lifted.mT)
             # Weights below the smallest normal number make sums several times slower: zero in their stead.
             top = exponent.amax(1, keepdim=True)
-            part = torch.softmax(torch.threshold((exponent - top).to(x.dtype), least, -math.inf), 1)
-            half_norm = 0.5 * points[rows].square().sum(1) / v[rows, 0]
-            yield rows, part, top[:, 0] - part.amax(1).double().log() - half_norm
+            part = torch.softmax(torch.threshold((exponent - top).to(dtype), least, -math.inf), 1)
+            yield rows, part, top[:, 0] - part.amax(1).double().log()
 
     def _variance(self, x: Tensor, variance: float | Tensor) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.rows.shape[1]:
@@ -112,14 +117,30 @@ class Cloud:
 
     # Distances do not change when both sides move, and small coordinates round less.
     @cached_property
-    def _centre(self) -> Tensor:
+    def centre(self) -> Tensor:
+        """The mean of the points in float64."""
         return self.rows.double().mean(0)
 
     @cached_property
     def _lifted(self) -> Tensor:
-        points = self.rows.double() - self._centre
+        points = self.rows.double() - self.centre
         return torch.cat([points, -0.5 * points.square().sum(1, keepdim=True)], 1)
 
     @cached_property
     def _logits(self) -> Tensor:
         return self.logits.to(self.rows.device, torch.float64)
+
+
+def draw_indices(blocks: Iterator[tuple[slice, Tensor, Tensor]], count: int, generator: torch.Generator) -> Tensor:
+    """One index a row, drawn with the weights of :meth:`Cloud.chunks`; int64, shape ``(count,)``.
+
+    One uniform number a row is drawn at once and inverted, so a row's index does not depend on blocks.
+    """
+    uniform = torch.rand(count, 1, dtype=torch.float64, generator=generator, device=generator.device)
+    drawn = []
+    for rows, part, _ in blocks:
+        cumulative = part.double().cumsum(1)
+        # Scaled by the last entry, so that rounding of the sum leaves no gap at the end.
+        found = torch.searchsorted(cumulative, uniform[rows].to(part.device) * cumulative[:, -1:], right=True)
+        drawn.append(found[:, 0].clamp_(max=part.shape[1] - 1))
+    return torch.cat(drawn)

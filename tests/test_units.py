@@ -5,8 +5,11 @@ import torch
 
 import sbridge as sb
 from sbridge import transport
+from sbridge.coupling import EntropicCoupling, MinibatchCoupling
 from sbridge.errors import InvalidInputError
+from sbridge.laws import Samples
 from sbridge.metrics import STANDARD_METRICS, BuresUVP, EnergyDistance, ExactW2, SlicedW2
+from sbridge.problems import BridgeProblem
 from sbridge.scaling import common_units
 
 SCALES = [2.0**k for k in (-1000, -500, -40, -27, 27, 40, 500)]  # powers of two: rows are rescaled exactly
@@ -104,3 +107,20 @@ def test_the_default_fit_changes_with_the_unit(scale, solver, ends, dtype):
 def test_bures_uvp_of_distant_rows(ends):
     x, y = ends
     assert BuresUVP()(x + 1e9, y + 1e9, seeded()) == pytest.approx(BuresUVP()(x, y, seeded()), rel=1e-6)
+
+
+def test_the_distance_between_the_ends_is_no_cost(ends):
+    """The plan of shifted ends is the same; a small σ beside the shift alone is no reason to refuse."""
+    x, y = ends
+    plans = [transport.sinkhorn(transport.EntropicProblem(x, y + shift, 0.1)).plan() for shift in (0.0, 1000.0)]
+    torch.testing.assert_close(*plans, rtol=0, atol=2e-3 / len(x))
+
+
+def test_a_point_is_matched_at_any_noise(ends):
+    """Every row belongs to the point: there is no plan to be solved, however small σ is."""
+    x, point = ends[0], sb.Point(torch.ones(3, dtype=torch.float64))
+    problem = BridgeProblem(Samples(x), point, sb.BrownianMotion(1e-9))
+    for coupling in (EntropicCoupling(), MinibatchCoupling()):
+        left, right = coupling(problem, seeded())(100, seeded())
+        assert bool((right == 1.0).all())
+        assert bool((torch.cdist(left, x).amin(1) == 0.0).all())

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sbridge.coupling.simple import Pairs, PairSampler
+from sbridge.coupling.simple import IndependentCoupling, Pairs, PairSampler
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Law, Samples
+from sbridge.laws import Law, Point, Samples
 from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes import LinearProcess
 from sbridge.registry import register
@@ -90,13 +90,13 @@ class MinibatchCoupling:
 
 
 def _plan(problem: BridgeProblem, name: str, rows: int, options: Sinkhorn, generator: torch.Generator) -> PairSampler:
-    """Draws from the plan of some rows of either end."""
+    """Draws from the plan of some rows of either end; with a point every coupling is the product."""
     reference = _linear(problem, name)
+    if any(isinstance(end, Point) for end in (problem.source, problem.target)):
+        return IndependentCoupling()(problem, generator)
     x0, x1 = (_points(end, rows, generator) for end in (problem.source, problem.target))
-    law = reference.transition(0.0, reference.horizon)
-    whiten = law.root.inverse().to(x0)
-    near = whiten(law.mean(x0))
-    plan = sinkhorn(EntropicProblem(near, whiten(x1), 1.0), options)
+    near, far = reference.transition(0.0, reference.horizon).whitened(x0, x1)
+    plan = sinkhorn(EntropicProblem(near, far, 1.0), options)
 
     def draw(n: int, g: torch.Generator) -> Pairs:
         index = torch.randint(len(x0), (n,), generator=g, device=g.device).to(x0.device)

@@ -64,6 +64,15 @@ class Transition:
         """``m(t | s, x) = Φ x + k``."""
         return self.map.to(x)(x) + spread(self.offset, len(x)).to(x)
 
+    def whitened(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """``Q^{−½} m(t | s, x)`` and ``Q^{−½} y`` of rows at ``s`` and ``t``, whose distances are those of the process.
+
+        Computed in float64, and returned in the dtype of the rows.
+        """
+        moved, far = self.mean(x.double()), y.double()
+        white = self.root.inverse().to(far)
+        return white(moved).to(x), white(far).to(y)
+
     @cached_property
     def root(self) -> LinearMap:
         """``L`` with ``L Lᵀ = Q``."""

@@ -306,11 +306,8 @@ def _ends(problem: BridgeProblem) -> tuple[Samples, Samples]:
 def _whitened(problem: BridgeProblem) -> tuple[Tensor, Tensor]:
     """``Q_T^{−½} m(T | 0, x)`` and ``Q_T^{−½} y``, whose squared distances are those of the reference."""
     reference = problem.linear_reference
-    law = reference.transition(0.0, reference.horizon)
-    source, target = (end.rows for end in _ends(problem))
-    x, y = source.double(), target.double()
-    whiten = law.root.inverse().to(x)
-    return whiten(law.mean(x)).to(source), whiten(y).to(target)
+    source, target = _ends(problem)
+    return reference.transition(0.0, reference.horizon).whitened(source.rows, target.rows)
 
 
 def _static(problem: BridgeProblem, source_index: Tensor, target_index: Tensor) -> EntropicProblem:

@@ -250,17 +250,20 @@ def sinkhorn(problem: EntropicProblem, options: Sinkhorn | None = None) -> Sinkh
 
 
 def _check_epsilon(problem: EntropicProblem) -> None:
-    """The quartile, not the mean: parts of the data that are far from each other set no scale."""
+    """The quartile, not the mean: parts of the data that are far from each other set no scale.
+
+    Neither does the distance between the means, on which the plan does not depend.
+    """
     x, y = (rows[:: -(-len(rows) // _THINNED)].double() for rows in (problem.x, problem.y))
-    cost = float(0.5 * torch.cdist(x, y).square().quantile(0.25))
+    cost = float(0.5 * torch.cdist(x - x.mean(0), y - y.mean(0)).square().quantile(0.25))
     if problem.epsilon >= _SMALLEST_SHARE * cost:
         return
     factor = _WORKABLE_SHARE * cost / problem.epsilon
     raise InvalidInputError(
-        f"ε is {problem.epsilon / cost:.2g} of the lower quartile of the cost ½|x−y|²: the plan degenerates to "
-        f"a matching, and Sinkhorn's iteration would not end. The smallest workable ε is about {_WORKABLE_SHARE:g} of "
-        f"it, {factor:.3g} times this one: multiply σ by {math.sqrt(factor):.3g} (ε = σ²T), or take exact transport, "
-        "sbridge.transport.exact_plan(x, y)."
+        f"ε is {problem.epsilon / cost:.2g} of the lower quartile of the cost ½|x−y|² of centred rows: the plan "
+        "degenerates to a matching, and Sinkhorn's iteration would not end. The smallest workable ε is about "
+        f"{_WORKABLE_SHARE:g} of it, {factor:.3g} times this one: multiply σ by {math.sqrt(factor):.3g} (ε = σ²T), or "
+        "take exact transport, sbridge.transport.exact_plan(x, y)."
     )
 
 

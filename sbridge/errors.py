@@ -54,6 +54,10 @@ class ScalesWarning(SbridgeWarning):
     """The two ends, or columns, are of very different widths."""
 
 
+class MarginalWarning(SbridgeWarning):
+    """A fitted bridge does not carry the samples of one end to the distribution of the other."""
+
+
 class ConvergenceWarning(SbridgeWarning):
     """An iteration that is stopped after a number of steps will be far from its limit then."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbridge.arrivals import warn_of_misses
 from sbridge.difficulties import warn_of_difficulties
 from sbridge.diffusion.reverse import end_law, moments
 from sbridge.diffusion.training import ScoreMatching
@@ -143,9 +144,15 @@ class Preparation:
 
     @standard_modes(gradients=True)
     def run(self, *, callbacks: Sequence[Callback] = (), resume_from: Flat | None = None) -> Bridge:
-        """Solves the model problem and returns the bridge in units of the data."""
+        """Solves the model problem and returns the bridge in units of the data.
+
+        Warns with :class:`~sbridge.errors.MarginalWarning` if the bridge does not carry the samples of an end to the
+        mean, the covariance and the shares of values of the other end: see :func:`~sbridge.arrivals.warn_of_misses`.
+        """
         solved = solve(self.model, self.solver, seed=self.seed, callbacks=callbacks, resume_from=resume_from)
-        return solved if self.scaling.changes_nothing else solved.rescaled(self.scaling, self.problem)
+        bridge = solved if self.scaling.changes_nothing else solved.rescaled(self.scaling, self.problem)
+        warn_of_misses(bridge, self.problem, self.seed)
+        return bridge
 
 
 @standard_modes(gradients=True)

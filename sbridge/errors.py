@@ -58,6 +58,10 @@ class MarginalWarning(SbridgeWarning):
     """A fitted bridge does not carry the samples of one end to the distribution of the other."""
 
 
+class TimesWarning(SbridgeWarning):
+    """Times were read from labels that are no plain numbers."""
+
+
 class ConvergenceWarning(SbridgeWarning):
     """An iteration that is stopped after a number of steps will be far from its limit then."""
 
@@ -66,12 +70,33 @@ class UnverifiedFileWarning(SbridgeWarning):
     """A file of an earlier version that carries no checksum, so damage to it would not be seen."""
 
 
+def listed(values: Iterable[object], most: int = 12, *, between: str = ", ") -> str:
+    """``values`` for a message, which stays short however many or long they are: the first ones, the last two, a count.
+
+    Numbers are written with as many digits as tell them apart from their neighbours, at most 10.
+    """
+    items = [number(value) if isinstance(value, float) else _cut(str(value)) for value in values]
+    if len(items) <= most:
+        return between.join(items)
+    return f"{between.join([*items[: most - 2], '…', *items[-2:]])} ({len(items)} in all)"
+
+
+def number(value: float) -> str:
+    """A number for a message: so many digits that times which are told apart look different."""
+    return f"{float(value):.10g}"
+
+
+def _cut(text: str, length: int = 120) -> str:
+    """The beginning and the end of a long text: paths differ in their ends."""
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 + 1 :]}"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for an unknown ``name`` of some ``kind``, with the nearest known name first."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UnknownNameError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+    return UnknownNameError(f"Unknown {kind} {_cut(repr(name))}.{hint} Known: {listed(names, 20)}.")
 
 
 def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:

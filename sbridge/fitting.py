@@ -14,7 +14,7 @@ from sbridge.arrivals import warn_of_misses
 from sbridge.difficulties import warn_of_difficulties
 from sbridge.diffusion.reverse import end_law, moments
 from sbridge.diffusion.training import ScoreMatching
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError, listed, number
 from sbridge.laws import Density, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
 from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem
@@ -22,9 +22,11 @@ from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePr
 from sbridge.processes.base import check_horizon
 from sbridge.random import Seed, as_seed, derive, generator
 from sbridge.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
+from sbridge.snapshots import Times, as_times, snapshots
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Method, P, R, S, Solver
 from sbridge.solvers.choice import SolverChoice, choose_solver
+from sbridge.time import snapped
 from sbridge.training import Callback, Flat, minimise
 
 End = Law | Tensor | np.ndarray
@@ -294,14 +296,18 @@ class Course:
 
     def leg(self, t: float) -> int:
         """The index of the bridge that covers time ``t``."""
+        t = snapped(t, self.times)
         if not self.times[0] <= t <= self.times[-1]:
-            raise InvalidInputError(f"time {t:g} lies outside the course, {self.times[0]:g} … {self.times[-1]:g}.")
+            span = f"{number(self.times[0])} … {number(self.times[-1])}"
+            raise InvalidInputError(f"time {number(t)} lies outside the course, {span}.")
         return min(int(np.searchsorted(self.times, t, side="right")) - 1, len(self.bridges) - 1)
 
     def interpolate(self, x: Tensor | np.ndarray, start: float, t: float, *, seed: Seed) -> Tensor:
         """One draw of the state at time ``t`` for rows ``x`` at time ``start ≤ t``, through the bridges between."""
+        start, t = snapped(start, self.times), snapped(t, self.times)
         if t < start:
-            raise InvalidInputError(f"t = {t:g} lies before start = {start:g}; use the bridges' backward measures.")
+            told = f"t = {number(t)} lies before start = {number(start)}"
+            raise InvalidInputError(f"{told}; use the bridges' backward measures.")
         seed, leg, last = as_seed(seed), self.leg(start), self.leg(t)
         rows = as_rows(x, "x", least=1)
         while leg <= last and start < t:
@@ -314,15 +320,15 @@ class Course:
         bridge, origin = self.bridges[leg], self.times[leg]
         if start > origin:
             raise InvalidInputError(
-                f"start = {start:g} lies inside a leg; give rows at one of the snapshots {self.times}."
+                f"start = {number(start)} lies inside a leg; give rows at one of the snapshots {listed(self.times)}."
             )
         return bridge.interpolate(rows, min(stop - origin, bridge.horizon), seed=seed)
 
 
 @standard_modes(gradients=True)
 def fit_course(
-    arrays: Sequence[End],
-    times: Sequence[float],
+    arrays: Sequence[End] | Tensor | np.ndarray,
+    times: Times,
     *,
     sigma: float | None = None,
     solver: Solver | None = None,
@@ -332,22 +338,27 @@ def fit_course(
     """Bridges between consecutive snapshots, each over its own stretch of the time axis.
 
     Args:
-        arrays: snapshots, at least two, with equal numbers of columns.
-        times: their times, rising, in any unit.
+        arrays: snapshots, at least two, with equal numbers of columns; or one array or tensor ``(n, dim)`` of the rows
+            of all snapshots, in any order.
+        times: in any unit. Of snapshots: one each, rising. Of the rows of one array: one each, ``(n,)``; labels such as
+            ``"day2"`` are read by their number, with a warning.
         sigma: of the Brownian reference, in units of the data per root of the time unit, common to all legs;
             ``None``: chosen for each leg by :func:`choose_sigma`.
         solver, scaling, seed: as in :func:`fit`, for every leg.
 
     Raises:
-        InvalidInputError: for unequal numbers of snapshots and times, times that do not rise, what :func:`fit` refuses.
+        InvalidInputError: for unequal numbers of snapshots (or rows) and times, times that do not rise, what
+            :func:`fit` refuses.
     """
-    times = tuple(float(t) for t in times)
+    if isinstance(arrays, (np.ndarray, Tensor)) and arrays.ndim == 2:
+        arrays, times = snapshots(arrays, times)
+    times = tuple(as_times(times, "times").tolist())
     if len(arrays) != len(times) or len(times) < 2:
         raise InvalidInputError(
             f"{len(arrays)} snapshots and {len(times)} times given; at least two of each are needed."
         )
     if any(b <= a for a, b in pairwise(times)):
-        raise InvalidInputError(f"times must rise strictly, got {times}.")
+        raise InvalidInputError(f"times must rise strictly, got {listed(times)}.")
     seed, bridges = as_seed(seed), []
     for leg, (x0, x1) in enumerate(pairwise(arrays)):
         horizon = times[leg + 1] - times[leg]

@@ -1,18 +1,26 @@
-"""Time grids, as fractions of the horizon, so that one grid serves processes of any horizon."""
+"""Time grids, as fractions of the horizon, so that one grid serves processes of any horizon; times as users give them.
+
+Times that differ by rounding alone (``0.1 + 0.2`` and ``0.3``) are the same time everywhere: see :func:`snapped`.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.registry import register
+
+_ROUNDING = 1e-9  # of the whole stretch of time
+_NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+"
 
 
 @register
@@ -88,6 +96,52 @@ def nearest_index(knots: tuple[float, ...] | list[float], value: float) -> int:
     right = min(bisect_left(knots, value), len(knots) - 1)
     left = max(right - 1, 0)
     return left if value - knots[left] <= knots[right] - value else right
+
+
+def snapped(t: float, knots: Sequence[float]) -> float:
+    """The one of the sorted ``knots`` from which ``t`` differs by rounding alone, else ``t`` itself.
+
+    Rounding is a difference of at most 1e-9 of the stretch between the first and the last knot, or of four units in
+    the last place where the times are large (seconds since 1970).
+    """
+    knot = knots[nearest_index(tuple(knots), t)]
+    return knot if abs(t - knot) <= _rounding(knots[0], knots[-1]) else t
+
+
+def same_times(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values of ``times``, rising, and for each time the index of its value.
+
+    Args:
+        times: finite numbers, shape ``(n,)``.
+    """
+    values = np.unique(times)
+    gap = _rounding(float(values[0]), float(values[-1]))
+    values = values[np.concatenate([[True], np.diff(values) > gap])]
+    return values, np.searchsorted(values, times + gap, side="right") - 1
+
+
+def times_of_labels(labels: Iterable[str]) -> dict[str, float] | None:
+    """The number in each label, if all labels are the same text around one number each; ``None`` if not.
+
+    ``day2, day10`` are 2 and 10, ``D-1, D0`` are −1 and 0, ``day-2, day-10`` are 2 and 10: a minus sign that all labels
+    have is a hyphen.
+    """
+    labels = list(labels)
+    for pattern in (_NUMBER, rf"-?(?:{_NUMBER})"):
+        found = [list(re.finditer(pattern, label, re.IGNORECASE)) for label in labels]
+        if any(len(numbers) != 1 for numbers in found):
+            continue
+        around = {
+            (label[: hit.start()].lower(), label[hit.end() :].lower())
+            for label, (hit,) in zip(labels, found, strict=True)
+        }
+        if len(around) == 1:
+            return {label: float(hit[0]) for label, (hit,) in zip(labels, found, strict=True)}
+    return None
+
+
+def _rounding(first: float, last: float) -> float:
+    return max(_ROUNDING * (last - first), 4 * np.finfo(float).eps * max(abs(first), abs(last)))
 
 
 def _check_steps(steps: int) -> None:

@@ -228,7 +228,7 @@ class TestCourse:
         for one, other in zip(course.bridges, RunFolder(here / "run").course().bridges, strict=True):
             assert torch.equal(one.transport(x, seed=1), other.transport(x, seed=1))
 
-    def test_one_annotated_file(self, here):
+    def test_one_annotated_file(self, here, capsys):
         anndata, pandas = pytest.importorskip("anndata"), pytest.importorskip("pandas")
         rows = np.concatenate([np.load(f"{name}.npy") for name in "abc"])
         obs = pandas.DataFrame({"day": np.repeat([2, 3, 7], 400)}, index=[str(i) for i in range(1200)])
@@ -247,6 +247,26 @@ class TestCourse:
                 parts = [Path(out, f"bridge-{leg}.{ending}").read_bytes() for out in ("one", "two")]
                 assert parts[0] == parts[1]
         assert names("one/figures") == ["leg-1", "leg-2", "marginals.png", "trajectories.png"]
+        self.cells_start_at_their_time(here, capsys)
+
+    def cells_start_at_their_time(self, here, capsys):
+        """The run of three days remembers how its file was read."""
+        start = ["sample", "one", "--seed", "4", "--out"]
+        assert run([*start, "x.npy", "--input", "cells.h5ad:3", "--time", "5"]) == 0
+        assert run([*start, "y.npy", "--input", "b.npy", "--start", "3", "--time", "5"]) == 0
+        assert np.array_equal(np.load("x.npy"), np.load("y.npy"))
+        assert run([*start, "z.npy", "--input", "cells.h5ad:3", "--direction", "backward"]) == 0
+        assert_among(np.load("z.npy"), np.load("a.npy"))
+        capsys.readouterr()
+        assert run(["evaluate", "one", "cells.h5ad:2", "cells.h5ad:3", "--max-rows", "60"]) == 0
+        assert "cells.h5ad:2 at t = 2, cells.h5ad:3 at t = 3" in capsys.readouterr().out
+        for options, message in [
+            (["--input", "cells.h5ad", "--time", "5"], "cells of 3 times: obs['day'] is 2, 3, 7. Say which"),
+            (["--input", "cells.h5ad:3", "--start", "2"], "--start is 2, but the cells are of time 3"),
+            (["--input", "cells.h5ad:4"], "no cells at 4"),
+        ]:
+            refused(capsys, [*start, "no.npy", *options], message)
+        refused(capsys, ["evaluate", "one", "cells.h5ad", "cells.h5ad:7"], "cells of 3 times")
 
 
 class TestRefusals:

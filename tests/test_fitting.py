@@ -6,7 +6,7 @@ import torch
 
 import sbridge as sb
 from sbridge.benchmarks.pairs import MixturePair
-from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.errors import InvalidInputError, NonFiniteError, TimesWarning, UnsupportedError
 from sbridge.fitting import _check_options, prepare
 from sbridge.measures import Estimate
 from sbridge.metrics import energy_distance
@@ -468,11 +468,81 @@ def test_a_course_says_what_is_wrong_with_its_snapshots():
         with pytest.raises(InvalidInputError, match="times must rise strictly"):
             sb.fit_course([X0, X1], times)
     for times in ([0.0, float("nan")], [0.0, float("inf")]):
-        with pytest.raises(InvalidInputError, match="horizon must be a positive number"):
+        with pytest.raises(InvalidInputError, match="times: the time is missing or infinite for 1 of 2"):
             sb.fit_course([X0, X1], times)
     course = sb.fit_course([X0, X1, X0], [0.0, 2.0, 3.0], sigma=1.0, solver=sb.GaussianBridge())
     with pytest.raises(InvalidInputError, match=r"start = 0\.5 lies inside a leg; give rows at one of the snapshots"):
         course.interpolate(X0, 0.5, 1.0, seed=0)
+
+
+def rows_and_times():
+    """Rows of three snapshots in a mixed order, and their times."""
+    order = torch.randperm(3 * len(X0), generator=torch.Generator().manual_seed(3))
+    return torch.cat([X0, X1, X0 + 2])[order], torch.tensor([0.0, 0.3, 1.0]).repeat_interleave(len(X0))[order]
+
+
+class Series:
+    """What numpy makes an array of, as it does of a column of a data frame."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "list", "series"])
+def test_a_course_of_rows_that_carry_their_times(kind):
+    rows, times = rows_and_times()
+    kinds = {
+        "numpy": np.asarray,
+        "torch": lambda t: t,
+        "list": lambda t: t.tolist(),
+        "series": lambda t: Series(t.numpy()),
+    }
+    given = rows.numpy() if kind == "numpy" else rows
+    stamps = kinds[kind](times.double().round(decimals=6))
+    found = sb.fit_course(given, stamps, sigma=0.5, solver=sb.GaussianBridge())
+    parts = [rows[times == t] for t in times.unique()]
+    same = sb.fit_course(parts, (0, 0.3, 1), sigma=0.5, solver=sb.GaussianBridge())
+    assert found.times == same.times == (0, 0.3, 1)
+    for one, other in zip(found.bridges, same.bridges, strict=True):
+        assert torch.equal(one.transport(X0, seed=1), other.transport(X0, seed=1))
+
+
+def test_rows_with_labels_for_times():
+    rows, times = rows_and_times()
+    labels = [{0.0: "day0", 1.0: "day10"}.get(t, "day2") for t in times.tolist()]
+    with pytest.warns(TimesWarning, match="day0 = 0, day2 = 2, day10 = 10"):
+        assert sb.fit_course(rows, labels, sigma=1.0, solver=sb.GaussianBridge()).times == (0, 2, 10)
+
+
+def test_messages_about_rows_and_times_stay_short():
+    rows, times = rows_and_times()
+    rising = np.arange(len(rows))
+    for given, stamps, message in [
+        (rows, times[:-1], rf"{len(rows)} rows and {len(rows) - 1} times given"),
+        (rows, rising, rf"a single row is of time 0, 1, 2, .*…, .*\({len(rows)} in all\)"),
+        (rows, np.zeros(len(rows)), "at least two times"),
+        (rows, times[:, None], "one-dimensional"),
+        (rows, np.where(rising == 5, np.nan, rising // 9), f"missing or infinite for 1 of {len(rows)}"),
+        (rows, [f"cell{i}_day{i}" for i in rising], r"times holds cell0_day0, .*ordered category"),
+        (list(rows.numpy()[:, None]), -rising, "must rise strictly"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message) as caught:
+            sb.fit_course(given, stamps)
+        assert len(str(caught.value)) < 600
+
+
+def test_times_that_differ_from_a_snapshot_by_rounding_are_that_snapshot():
+    course = sb.fit_course([X0, X1, X0], [0.0, 0.3, 1.0], sigma=1.0, solver=sb.GaussianBridge())
+    assert torch.equal(course.interpolate(X0, 0.1 + 0.2, 1.0, seed=2), course.interpolate(X0, 0.3, 1.0, seed=2))
+    assert torch.equal(course.interpolate(X0, 0.0, 0.1 + 0.2, seed=2), course.interpolate(X0, 0.0, 0.3, seed=2))
+    assert torch.equal(course.interpolate(X0, -1e-12, 1.0 + 1e-12, seed=2), course.interpolate(X0, 0.0, 1.0, seed=2))
+    with pytest.raises(InvalidInputError, match=r"time 1\.00001 lies outside the course, 0 … 1\."):
+        course.interpolate(X0, 0.0, 1.00001, seed=0)
+    with pytest.raises(InvalidInputError, match=r"must lie in \[0, 0\.3\], got 0\.3000001\."):
+        course.bridges[0].interpolate(X0, 0.3000001, seed=0)
 
 
 @pytest.mark.parametrize("horizon", [0.0, -1.0, float("nan")])

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sbridge import datasets
-from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError
+from sbridge.errors import FileFormatError, InvalidInputError, TimesWarning, UnknownNameError
 from sbridge.inputs import BLOCK_ROWS, ReadOptions, open_rows, read_inputs, read_table, split
 
 ROWS = np.array([[1.5, -2.0, 0.25], [3.0, 1e-3, 7.0], [0.0, 4.0, -1.0]], dtype=np.float32)
@@ -263,8 +263,48 @@ class TestAnnotated:
 
     def test_times_may_be_numbers_written_as_words_but_not_words(self, tmp_path):
         assert read_inputs([self.course(tmp_path, "223377")], (), ReadOptions(time_key="day")).times == (2, 3, 7)
-        with pytest.raises(InvalidInputError, match="obs\\['day'\\] holds D2, D3; times must be numbers"):
-            read_inputs([self.course(tmp_path, ["D2", "D3"] * 3)], (), ReadOptions(time_key="day"))
+        with pytest.raises(InvalidInputError, match=r"obs\['day'\] holds early, late; times must be numbers.* ordered"):
+            read_inputs([self.course(tmp_path, ["early", "late"] * 3)], (), ReadOptions(time_key="day"))
+
+    def test_labels_with_a_number_are_times_and_it_is_said(self, tmp_path):
+        spec, options = self.course(tmp_path, ["D10", "D10", "D2", "D2", "D3", "D3"]), ReadOptions(time_key="day")
+        with pytest.warns(TimesWarning, match=r"D2 = 2, D3 = 3, D10 = 10\."):
+            inputs = read_inputs([spec], (), options)
+        assert inputs.times == (2, 3, 10)
+        assert [table.rows[0, 0].item() for table in inputs.tables] == [4, 8, 0]
+        with pytest.warns(TimesWarning):
+            assert read_table(f"{spec}:D3", options).time == 3
+
+    def test_an_ordered_category_gives_times_by_rank(self, tmp_path):
+        pandas = pytest.importorskip("pandas")
+        stages = pandas.Categorical(["mid", "late", "early"] * 2, ["early", "mid", "late", "never"], ordered=True)
+        spec = write_h5ad(tmp_path / "cells.h5ad", np.arange(12, dtype=np.float32).reshape(6, 2), day=stages)
+        with pytest.warns(TimesWarning, match="one unit of time apart.*early = 0, mid = 1, late = 2"):
+            inputs = read_inputs([spec], (), ReadOptions(time_key="day"))
+        assert inputs.times == (0, 1, 2)
+        assert [table.rows[0, 0].item() for table in inputs.tables] == [4, 0, 2]
+
+    def test_times_that_differ_by_rounding_are_one(self, tmp_path):
+        spec, options = self.course(tmp_path, [0.1 + 0.2, 0.3, 0, 0, 1, 1]), ReadOptions(time_key="day")
+        inputs = read_inputs([spec], (), options)
+        assert inputs.times == pytest.approx((0, 0.3, 1))
+        assert [len(table.rows) for table in inputs.tables] == [2, 2, 2]
+        assert read_table(f"{spec}:{0.1 + 0.2!r}", options).rows.tolist() == [[0, 1], [2, 3]]
+
+    def test_candidates_for_the_time_key(self, tmp_path):
+        array = np.arange(12, dtype=np.float32).reshape(6, 2)
+        more = {"stage": ["E7", "E8"] * 3, "kind": ["T", "B"] * 3, "one": [1] * 6}
+        spec = write_h5ad(tmp_path / "cells.h5ad", array, day=list(self.DAYS), **more)
+        with pytest.raises(UnknownNameError, match=r"Columns that could hold times: day, stage\.$"):
+            read_inputs([spec], (), ReadOptions(time_key="time"))
+
+    def test_several_times_have_to_be_chosen_from(self, tmp_path):
+        spec, options = self.course(tmp_path), ReadOptions(time_key="day")
+        with pytest.raises(InvalidInputError, match=r"cells of 3 times: obs\['day'\] is 2, 3, 7\. .*cells\.h5ad:2"):
+            read_table(spec, options)
+        alone = self.course(tmp_path, [4] * 6)
+        assert read_table(alone, options).time == 4
+        assert read_table(alone, ReadOptions()).time is None
 
     def test_names_that_are_not_there(self, tmp_path):
         spec = self.course(tmp_path)
@@ -279,7 +319,7 @@ class TestAnnotated:
     def test_the_missing_extra_is_named(self, tmp_path, monkeypatch):
         spec = self.course(tmp_path)
         monkeypatch.setitem(sys.modules, "anndata", None)
-        with pytest.raises(InvalidInputError, match=r"pip install 'sbridge\[bio\]'"):
+        with pytest.raises(InvalidInputError, match=r"pip install -c constraints\.txt '\.\[bio\]'"):
             read_table(spec)
 
     def test_one_snapshot_of_a_file(self, tmp_path):
@@ -288,7 +328,8 @@ class TestAnnotated:
         assert read_table(f"{spec}:3", options).rows.tolist() == [[2, 3], [6, 7]]
         pair = read_inputs([f"{spec}:2", f"{spec}:7"], (), options)
         assert [table.rows[0, 0].item() for table in pair.tables] == [0, 8]
-        assert pair.times is None
+        assert pair.times == (2, 7)
+        assert read_inputs([f"{spec}:2", f"{spec}:7"], (0, 1), options).times == (0, 1)
         for part, read, message in [
             ("4", options, "times 2, 3, 7; no cells at 4"),
             ("soon", options, "'soon' is no time"),
@@ -311,7 +352,7 @@ class TestSeveral:
             ([spec], (), "a bridge needs two"),
             ([spec] * 3, (), "need their times"),
             ([spec] * 3, (1, 2), "3 data sets and 2 times"),
-            ([spec] * 2, (2, 1), "times must rise, got 2 1"),
+            ([spec] * 2, (2, 1), "times must rise, got 2, 1"),
             ([spec] * 2, (1, 1), "times must rise"),
         ]:
             with pytest.raises(InvalidInputError, match=message):

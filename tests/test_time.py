@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
 from sbridge.errors import InvalidInputError
-from sbridge.time import TimeGrid, nearest_index
+from sbridge.time import TimeGrid, nearest_index, same_times, snapped, times_of_labels
 
 
 @given(st.integers(1, 300), st.floats(0.01, 100.0))
@@ -103,3 +104,48 @@ def test_cosine_grid_is_symmetric_and_fine_at_both_ends() -> None:
     widths = knots.diff()
     assert float(widths[0]) == pytest.approx(math.pi**2 / (4 * 40**2), rel=1e-3)
     assert bool((widths[:20].diff() > 0).all())
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.floats(-1, 1))
+def test_rounding_is_a_billionth_of_the_stretch(first, span, part):
+    knots = (first, first + span / 3, first + span)
+    unit = max(1e-9 * (knots[2] - knots[0]), 4 * np.finfo(float).eps * max(abs(knots[0]), abs(knots[2])))
+    for knot in knots:
+        assert snapped(knot + 0.9 * part * unit, knots) == knot
+        far = knot + np.sign(part or 1) * 1.5 * unit
+        assert snapped(far, knots) == far
+
+
+def test_seconds_since_1970_have_coarser_rounding():
+    now = 1.7e9
+    assert snapped(now + 1e-6, (now, now + 1.0)) == now
+    assert snapped(now + 1e-5, (now, now + 1.0)) == now + 1e-5
+
+
+@given(st.lists(st.sampled_from([0.0, 0.3, 0.1 + 0.2, 1.0, 1.0 - 1e-12]), max_size=9))
+def test_same_times(times):
+    times = [0.0, 1.0, *times]
+    values, which = same_times(np.array(times))
+    assert len(values) == len({round(t, 6) for t in times})
+    assert np.abs(values[which] - times).max() <= 1e-9
+    assert (np.diff(values) > 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers"),
+    [
+        (["day2", "Day10"], [2, 10]),
+        (["E7.5", "E8.25"], [7.5, 8.25]),
+        (["D-1", "D0"], [-1, 0]),
+        (["day-2", "day-10"], [2, 10]),
+        (["12h", "24h"], [12, 24]),
+        (["1", "2e3", ".5"], [1, 2000, 0.5]),
+        (["12h", "2d"], None),
+        (["a1_day2", "a1_day3"], None),
+        (["early", "late"], None),
+        (["day2", "control"], None),
+    ],
+)
+def test_numbers_in_labels(labels, numbers):
+    found = times_of_labels(labels)
+    assert (None if found is None else [found[label] for label in labels]) == numbers

@@ -39,9 +39,9 @@ def _default(text: str) -> object:
 class Reading:
     """How files are read."""
 
-    rep: str = "X_pca"
+    rep: Annotated[str | None, arg(metavar="NAME"), _default("X_pca; with RUN, that of its fit")] = None
     """The representation in an .h5ad file: a name in obsm, or X."""
-    time_key: Annotated[str | None, arg(metavar="NAME"), _default("none: one file is one snapshot")] = None
+    time_key: Annotated[str | None, arg(metavar="NAME"), _default("none; with RUN, that of its fit")] = None
     """The column of obs that holds times, in an .h5ad file with several snapshots."""
     columns: Annotated[tuple[str, ...], arg(metavar="NAME ..."), _default("all")] = ()
     """Columns of .csv files to use, by name."""
@@ -169,7 +169,9 @@ class Sample:
     """In place of --input: the number of start rows to draw."""
     direction: Literal["forward", "backward"] = "forward"
     """From the source to the target, or back."""
-    start: Annotated[float | None, arg(metavar="T0"), _default("the first time; backward: the last")] = None
+    start: Annotated[
+        float | None, arg(metavar="T0"), _default("that of FILE.h5ad:T0, or the first; backward: last")
+    ] = None
     """Time of the start rows; one of the snapshots."""
     time: Annotated[float | None, arg(metavar="T"), _default("the last time; backward: the first")] = None
     """Time at which the state is wanted."""
@@ -194,9 +196,9 @@ class Evaluate:
     """Run folder of a fit."""
     inputs: Annotated[Positional[tuple[str, str]], arg(metavar="SOURCE TARGET", help_behavior_hint="")]
     """Rows to start from, and rows to compare with; files or built-in sets as for fit."""
-    start: Annotated[float | None, arg(metavar="T0"), _default("the first time")] = None
+    start: Annotated[float | None, arg(metavar="T0"), _default("that of FILE.h5ad:T0, or the first time")] = None
     """Time of SOURCE; one of the snapshots."""
-    time: Annotated[float | None, arg(metavar="T"), _default("the last time")] = None
+    time: Annotated[float | None, arg(metavar="T"), _default("that of FILE.h5ad:T, or the last time")] = None
     """Time of TARGET: any time of the run. Between snapshots the prediction for that time is scored."""
     out: Annotated[Path | None, arg(metavar="FILE"), _default("none")] = None
     """Also write the numbers to this .json file."""

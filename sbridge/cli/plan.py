@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -13,14 +14,15 @@ from torch import Tensor
 from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
 from sbridge.diffusion import end_law
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError, number
 from sbridge.fitting import Preparation, choose_sigma, prepare
 from sbridge.inputs import Inputs, ReadOptions, read_inputs, read_table, split
 from sbridge.laws import Samples
 from sbridge.random import derive, generator
 from sbridge.registry import Json, encode
-from sbridge.runs import RUN_FORMAT
+from sbridge.runs import RUN_FORMAT, RunFolder
 from sbridge.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
+from sbridge.time import snapped
 
 _SCALINGS: dict[str, ScalingRecipe | None] = {
     "auto": None,
@@ -78,6 +80,7 @@ class Plan:
                 }
                 for leg in self.legs
             ],
+            **_annotated(command),
             "seed": command.seed,
             "held_out": command.held_out,
             "dtype": str(self.kept[0].dtype).removeprefix("torch."),
@@ -97,7 +100,10 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     device = check_device(command.device)
     inputs = read_inputs(command.inputs, command.times, read_options(command.reading, command.seed))
     if inputs.times is not None and command.horizon is not None:
-        raise InvalidInputError("--horizon and times were given; the times say how long the bridges are.")
+        raise InvalidInputError(
+            "--horizon and times were given; the times say how long the bridges are. Leave --horizon out, or give "
+            "--times 0 T."
+        )
     parts = [
         split(table.rows, command.held_out, derive(command.seed, "snapshot", place), table.name)
         for place, table in enumerate(inputs.tables)
@@ -140,16 +146,42 @@ def make_diffusion_plan(command: Diffuse[Any, Any]) -> Plan:
     return Plan(Inputs((table,), None), *ends, (0.0, command.horizon), (leg,), notes)
 
 
-def read_options(reading: Reading, seed: int) -> ReadOptions:
-    """The options of the library for those of the command line."""
+def read_options(reading: Reading, seed: int, run: RunFolder | None = None) -> ReadOptions:
+    """The options of the library for those of the command line; what is left out is as in the fit of ``run``."""
+    known = {} if run is None else run.config().get("annotated", {})
     return ReadOptions(
-        representation=reading.rep,
-        time_key=reading.time_key,
+        representation=reading.rep or known.get("representation", "X_pca"),
+        time_key=reading.time_key or known.get("time_key"),
         columns=reading.columns,
         rows=reading.rows,
         seed=seed,
         dtype=reading.dtype,
     )
+
+
+def _annotated(command: Training) -> Json:
+    """How cells were read, for later commands on the run."""
+    specs = command.inputs if isinstance(command, Fit) else (command.input,) if isinstance(command, Diffuse) else ()
+    if not any(".h5ad" in spec.lower() for spec in specs):
+        return {}
+    reading = command.reading
+    return {"annotated": {"representation": reading.rep or "X_pca", "time_key": reading.time_key}}
+
+
+def time_given(option: str, given: float | None, said: float | None, times: Sequence[float]) -> float | None:
+    """The time of rows: as the option has it, else as the file says it; ``None`` if neither does.
+
+    Raises:
+        InvalidInputError: if they are two different snapshots of the run.
+    """
+    if given is None or said is None:
+        return said if given is None else given
+    if snapped(said, times) in times and snapped(given, times) != snapped(said, times):
+        raise InvalidInputError(
+            f"{option} is {number(given)}, but the cells are of time {number(said)}. Leave {option} out, or choose "
+            f"other cells: FILE.h5ad:{number(given)}."
+        )
+    return given
 
 
 def check_device(name: str) -> torch.device:

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from sbridge.cli.commands import Sample
 from sbridge.cli.console import Console
-from sbridge.cli.plan import read_options
+from sbridge.cli.plan import read_options, time_given
 from sbridge.diffusion import generate, is_reverse_diffusion
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, listed, number
 from sbridge.fitting import Course
 from sbridge.inputs import BLOCK_ROWS, open_rows
 from sbridge.outputs import writer_for
 from sbridge.random import derive, generator
 from sbridge.runs import RunFolder
+from sbridge.time import snapped
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Journey:
 
     def __post_init__(self) -> None:
         times = self.course.times
+        for name in ("start", "stop"):
+            object.__setattr__(self, name, snapped(getattr(self, name), times))
         if self.start not in times:
-            listed = ", ".join(f"{t:g}" for t in times)
-            raise InvalidInputError(f"rows can start at the snapshots {listed}, not at {self.start:g}.")
+            raise InvalidInputError(f"rows can start at the snapshots {listed(times)}, not at {number(self.start)}.")
         self.course.leg(self.stop)  # refuses times outside
 
     @classmethod
@@ -48,9 +50,9 @@ class Journey:
         journey = cls(course, near if start is None else start, far if stop is None else stop)
         forward = journey.stop >= journey.start
         if journey.stop != journey.start and forward != (direction == "forward"):
+            span = f"from {number(journey.start)} to {number(journey.stop)}"
             raise InvalidInputError(
-                f"from {journey.start:g} to {journey.stop:g} is {'forward' if forward else 'backward'}, but "
-                f"--direction is {direction}."
+                f"{span} is {'forward' if forward else 'backward'}, but --direction is {direction}."
             )
         return journey
 
@@ -84,18 +86,20 @@ def run_sample(command: Sample, console: Console) -> int:
     if command.n is not None and command.n < 1:
         raise InvalidInputError(f"--n must be positive, got {command.n}.")
     writer = writer_for(command.out, overwrite=command.overwrite)
-    journey = Journey.of(RunFolder(command.folder).course(), command.direction, command.start, command.time)
-    dim, columns, blocks = journey.course.bridges[0].dim, (), None
+    folder = RunFolder(command.folder)
+    course, start = folder.course(), command.start
+    dim, source = course.bridges[0].dim, None
     if command.input is not None:
-        source = open_rows(command.input, read_options(command.reading, derive(command.seed, "input")))
+        source = open_rows(command.input, read_options(command.reading, derive(command.seed, "input"), folder))
         if source.dim != dim:
             raise InvalidInputError(f"{command.input} has {source.dim} columns, the bridge lives in {dim} dimensions.")
-        columns, blocks = source.columns, (torch.from_numpy(block) for block in source.blocks())
-    else:
-        blocks = journey.starts(command.n or 0, command.seed)
+        start = time_given("--start", command.start, source.time, course.times)
+    journey = Journey.of(course, command.direction, start, command.time)
+    columns = () if source is None else source.columns
+    drawn = journey.starts(command.n or 0, command.seed) if source is None else map(torch.from_numpy, source.blocks())
     count = 0
     with writer(columns or tuple(f"x{i}" for i in range(dim))) as out:
-        for index, rows in enumerate(blocks):
+        for index, rows in enumerate(drawn):
             carried = journey.travel(rows, derive(command.seed, "block", index))
             out.write(np.asarray(carried.cpu()))
             count += len(rows)

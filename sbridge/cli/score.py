@@ -8,9 +8,9 @@ from itertools import pairwise
 from sbridge import files
 from sbridge.cli.commands import Evaluate
 from sbridge.cli.console import Console
-from sbridge.cli.plan import read_options
+from sbridge.cli.plan import read_options, time_given
 from sbridge.diffusion import is_reverse_diffusion
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, listed, number
 from sbridge.evaluation import (
     Certificate,
     Limits,
@@ -27,6 +27,7 @@ from sbridge.metrics import STANDARD_METRICS, HalfEnergyDistance
 from sbridge.plotting import save_certificate
 from sbridge.random import derive
 from sbridge.runs import RunFolder
+from sbridge.time import snapped
 
 
 def run_evaluate(command: Evaluate, console: Console) -> int:
@@ -36,11 +37,14 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
             raise InvalidInputError(f"{path} exists. Choose another --{option}.")
     if command.figure is not None and command.figure.suffix.lower() != ".png":
         raise InvalidInputError(f"--figure writes a .png file, got {command.figure}.")
-    course = RunFolder(command.folder).course()
-    options = read_options(command.reading, derive(command.seed, "evaluate"))
+    folder = RunFolder(command.folder)
+    course = folder.course()
+    options = read_options(command.reading, derive(command.seed, "evaluate"), folder)
     source, target = read_inputs(command.inputs, (), options).tables
-    start = course.times[0] if command.start is None else command.start
-    stop = course.times[-1] if command.time is None else command.time
+    start = time_given("--start", command.start, source.time, course.times)
+    stop = time_given("--time", command.time, target.time, course.times)
+    start = course.times[0] if start is None else snapped(start, course.times)
+    stop = course.times[-1] if stop is None else snapped(stop, course.times)
     report, certificate = _score(course, source, target, (start, stop), command)
     if command.out is not None:
         document = {**report.to_json(), "certificate": certificate_json(certificate)}
@@ -78,8 +82,8 @@ def _leg(course: Course, start: float, stop: float) -> int:
     for leg, (first, last) in enumerate(pairwise(times)):
         if first == start and first < stop <= last:
             return leg
-    listed = ", ".join(f"{first:g} → {last:g}" for first, last in pairwise(times))
+    legs = listed([f"{first:g} → {last:g}" for first, last in pairwise(times)])
     raise InvalidInputError(
-        f"from {start:g} to {stop:g} is not within one bridge of this run ({listed}): --start must be the beginning of "
-        "one, and --time lie after it, up to its end."
+        f"from {number(start)} to {number(stop)} is not within one bridge of this run ({legs}): --start must be the "
+        "beginning of one, and --time lie after it, up to its end."
     )

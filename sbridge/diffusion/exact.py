@@ -105,7 +105,7 @@ class ExactScore:
         """
         if isinstance(self.data, Samples):
             raise UnsupportedError("the marginal of samples is a kernel density; use log_density(t, x).")
-        check_time(t, self.process.horizon)
+        t = float(check_time(t, self.process.horizon))
         law, dim = self.process.transition(0.0, t), self.data.dim
         weights, means, covariances = self._mixture
         phi, dtype = law.map.expanded(dim), means.dtype

@@ -10,15 +10,32 @@ from typing import Any
 
 import numpy as np
 
-from sbridge.errors import FileFormatError, InvalidInputError, unknown_name
+from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, listed, unknown_name
+from sbridge.snapshots import as_times
+from sbridge.time import times_of_labels
+
+_MOST_TIMES = 100  # a column with more different values is not offered as times
 
 
 @dataclass(frozen=True, eq=False)
 class Annotated:
-    """One representation of the cells, ``(cells, columns)``, and their times if asked for, ``(cells,)``."""
+    """One representation of the cells, ``(cells, columns)``, and their times if asked for, ``(cells,)``.
+
+    ``labels`` are the times as the file has them, as text.
+    """
 
     array: np.ndarray
     times: np.ndarray | None
+    labels: np.ndarray | None = None
+
+    def time_of(self, word: str) -> float | None:
+        """The time that ``word`` means: a number, or a label that stands in the file."""
+        if self.labels is not None and self.times is not None and word in self.labels:
+            return float(self.times[self.labels == word][0])
+        try:
+            return float(word)
+        except ValueError:
+            return None
 
 
 def read_annotated(path: Path, representation: str, time_key: str | None) -> Annotated:
@@ -40,10 +57,10 @@ def read_annotated(path: Path, representation: str, time_key: str | None) -> Ann
         if representation != "X" and representation not in data.obsm:
             raise unknown_name(f"representation in {path}", representation, ["X", *data.obsm])
         array = data.X[:] if representation == "X" else data.obsm[representation]
-        times = None if time_key is None else _times(path, data.obs, time_key)
+        times, labels = (None, None) if time_key is None else _times(path, data.obs, time_key)
     finally:
         data.file.close()
-    return Annotated(_dense(array), times)
+    return Annotated(_dense(array), times, labels)
 
 
 def _anndata(path: Path) -> ModuleType:
@@ -57,20 +74,30 @@ def _anndata(path: Path) -> ModuleType:
     return anndata
 
 
-def _times(path: Path, obs: Any, key: str) -> np.ndarray:  # noqa: ANN401  (a pandas data frame; pandas is no dependency)
+def _times(path: Path, obs: Any, key: str) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401  (a pandas data frame; pandas is no dependency)
+    """``obs[key]`` as numbers, and as text."""
     if key not in obs:
-        raise unknown_name(f"column of obs in {path}", key, [str(name) for name in obs])
-    try:
-        times = obs[key].astype(str).astype(float).to_numpy()
-    except ValueError as error:
-        found = sorted(set(obs[key].astype(str)))
-        raise InvalidInputError(
-            f"{path}: obs[{key!r}] holds {', '.join(found[:6])}; times must be numbers. Add a column of numbers."
-        ) from error
-    if not np.isfinite(times).all():
-        count = int((~np.isfinite(times)).sum())
-        raise InvalidInputError(f"{path}: obs[{key!r}] is missing for {count} cells; drop them.")
-    return times
+        hint = f" Columns that could hold times: {listed(_candidates(obs))}." if _candidates(obs) else ""
+        raise UnknownNameError(f"{unknown_name(f'column of obs in {path}', key, [str(name) for name in obs])}{hint}")
+    column = obs[key]
+    category = getattr(column, "cat", None)
+    ranks = [str(label) for label in category.categories] if category is not None and category.ordered else None
+    labels = column.astype(str).to_numpy(dtype=object)
+    missing = column.isna().to_numpy()
+    if missing.any():
+        raise InvalidInputError(f"{path}: obs[{key!r}] is missing for {int(missing.sum())} cells; drop them.")
+    return as_times(labels, f"{path}: obs[{key!r}]", ranks), labels
+
+
+def _candidates(obs: Any) -> list[str]:  # noqa: ANN401
+    """The columns of ``obs`` that hold few different numbers, labels with a number, or an ordered category."""
+    found = []
+    for name in obs:
+        values = obs[name].dropna().astype(str).unique().tolist()
+        category = getattr(obs[name], "cat", None)
+        if 2 <= len(values) <= _MOST_TIMES and (times_of_labels(values) or (category is not None and category.ordered)):
+            found.append(str(name))
+    return found
 
 
 def _dense(array: Any) -> np.ndarray:  # noqa: ANN401  (array, sparse matrix or data frame)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from sbridge import datasets
-from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, unknown_name
+from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, listed, number, unknown_name
 from sbridge.inputs.annotated import Annotated, read_annotated
 from sbridge.inputs.text import BLOCK_ROWS, TextRows, finite
+from sbridge.time import same_times, snapped
 
 _UNREADABLE = (ValueError, OSError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error)
 
@@ -59,6 +60,11 @@ class RowSource(Protocol):
         ...
 
     @property
+    def time(self) -> float | None:
+        """The time of the rows, if the file says it."""
+        ...
+
+    @property
     def dim(self) -> int:
         """The number of columns."""
         ...
@@ -76,6 +82,7 @@ class ArrayRows:
     array: np.ndarray
     dtype: np.dtype
     columns: tuple[str, ...] = ()
+    time: float | None = None
 
     @property
     def dim(self) -> int:
@@ -95,7 +102,8 @@ class ArrayRows:
 def open_rows(spec: str, options: ReadOptions = ReadOptions()) -> RowSource:
     """The source that ``spec`` names: a file, or a built-in set.
 
-    ``file.npz:key`` is one of several arrays; ``file.h5ad:3`` the cells whose ``time_key`` is 3.
+    ``file.npz:key`` is one of several arrays; ``file.h5ad:3`` the cells whose ``time_key`` is 3. With a time key, an
+    ``.h5ad`` file of one time needs no ``:3``; one of several times does.
 
     Raises:
         FileFormatError: if the file does not exist or is unreadable, truncated, empty, pickled or of another kind.
@@ -124,7 +132,7 @@ def as_floating(dtype: np.dtype, name: str, wanted: str) -> np.dtype:
         raise _pickled(name)
     if dtype.fields:
         raise InvalidInputError(
-            f"{name} is a structured array with fields {', '.join(dtype.fields)}. Stack the numeric ones into the "
+            f"{name} is a structured array with fields {listed(dtype.fields)}. Stack the numeric ones into the "
             "columns of one plain array: numpy.lib.recfunctions.structured_to_unstructured."
         )
     if dtype.kind not in "iuf":
@@ -180,7 +188,7 @@ def _npz(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSou
         with np.load(path, allow_pickle=False) as archive:
             known = list(archive.files)
             if key is None and len(known) != 1:
-                choices = ", ".join(f"{path}:{name}" for name in known[:10])
+                choices = listed([f"{path}:{name}" for name in known])
                 raise InvalidInputError(f"{path} holds {len(known)} arrays. Say which: {choices or 'it has none'}.")
             if key is not None and key not in known:
                 raise unknown_name(f"array in {path}", key, known)
@@ -199,35 +207,39 @@ def _text(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSo
 
 
 def _annotated(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSource:
-    if key is None:
-        return array_rows(spec, read_annotated(path, options.representation, None).array, options)
     if options.time_key is None:
+        if key is not None:
+            raise InvalidInputError(
+                f"{spec} asks for the cells at {key}; say which column of obs holds times (--time-key)."
+            )
+        return array_rows(spec, read_annotated(path, options.representation, None).array, options)
+    data, column = read_annotated(path, options.representation, options.time_key), f"obs[{options.time_key!r}]"
+    known, _ = same_times(np.asarray(data.times))
+    if key is None and len(known) > 1:
         raise InvalidInputError(
-            f"{spec} asks for the cells at {key}; say which column of obs holds times (--time-key)."
+            f"{path} holds cells of {len(known)} times: {column} is {listed(known.tolist())}. Say which cells are "
+            f"meant: {path}:{known[0]:g}."
         )
-    data = read_annotated(path, options.representation, options.time_key)
-    try:
-        return array_rows(spec, cells_at(data, float(key), f"{path}: obs[{options.time_key!r}]"), options)
-    except ValueError as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        raise InvalidInputError(f"{spec}: {key!r} is no time; give a number, {path}:2.") from error
+    time = float(known[0]) if key is None else data.time_of(key)
+    if time is None:
+        raise InvalidInputError(f"{spec}: {key!r} is no time; {column} is {listed(known.tolist())}.")
+    source = array_rows(spec, cells_at(data, time, f"{path}: {column}"), options)
+    return replace(source, time=snapped(time, known.tolist()))
 
 
 def cells_at(data: Annotated, time: float, name: str) -> np.ndarray:
     """The rows of one snapshot; InvalidInputError if there are none."""
-    stamps = np.asarray(data.times)
-    if not (stamps == time).any():
-        known = ", ".join(f"{t:g}" for t in np.unique(stamps)[:20])
-        raise InvalidInputError(f"{name} has times {known}; no cells at {time:g}.")
-    return data.array[stamps == time]
+    known, which = same_times(np.asarray(data.times))
+    places = np.flatnonzero(known == snapped(time, known.tolist()))
+    if not len(places):
+        raise InvalidInputError(f"{name} has times {listed(known.tolist(), 20)}; no cells at {number(time)}.")
+    return data.array[which == places[0]]
 
 
 def array_rows(name: str, array: np.ndarray, options: ReadOptions) -> ArrayRows:
     """``array`` as a source; an error unless it is a table of real numbers with a row."""
     if options.columns:
-        listed = ", ".join(options.columns)
-        raise InvalidInputError(f"{name} has no column names, so columns {listed} cannot be chosen.")
+        raise InvalidInputError(f"{name} has no column names, so columns {listed(options.columns)} cannot be chosen.")
     dtype = as_floating(array.dtype, name, options.dtype)
     if array.ndim == 1 and len(array):
         raise InvalidInputError(f"{name} has shape {array.shape}; for one column save array[:, None].")

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, listed
 from sbridge.inputs.annotated import read_annotated
 from sbridge.inputs.sources import ArrayRows, ReadOptions, RowSource, array_rows, cells_at, existing_file, open_rows
 from sbridge.random import derive, generator
+from sbridge.time import same_times, snapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +28,14 @@ class Table:
         rows: ``(n, dim)``, float32 or float64, on the CPU.
         columns: their names; empty if they have none.
         sha256: of the file, or of the numbers of a built-in set.
+        time: of the rows, if the file says it.
     """
 
     name: str
     rows: Tensor
     columns: tuple[str, ...]
     sha256: str
+    time: float | None = None
 
     @property
     def dim(self) -> int:
@@ -56,8 +59,8 @@ def read_table(spec: str, options: ReadOptions = ReadOptions()) -> Table:
 def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptions = ReadOptions()) -> Inputs:
     """Snapshots and their times.
 
-    Several ``specs`` are one snapshot each, with ``times`` for each or, for two, none. A single ``.h5ad`` file with
-    a ``time_key`` holds all snapshots; ``times`` then selects some.
+    Several ``specs`` are one snapshot each, with ``times`` for each; without, times are those that the files say, or
+    none for two. A single ``.h5ad`` file with a ``time_key`` holds all snapshots; ``times`` then selects some.
 
     Raises:
         InvalidInputError: if numbers of files and times do not fit, or columns differ between snapshots; and as
@@ -70,10 +73,12 @@ def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptio
         # A built-in set named twice is drawn twice.
         own = [replace(options, seed=derive(options.seed, "data set", place)) for place in range(len(specs))]
         tables = [read_table(spec, mine) for spec, mine in zip(specs, own, strict=True)]
-        found = tuple(float(t) for t in times) or None
+        said = [table.time for table in tables if table.time is not None]
+        found = tuple(float(t) for t in times or (said if len(said) == len(tables) else ())) or None
+        if found is None and len(specs) > 2:
+            raise InvalidInputError(f"{len(specs)} data sets need their times: --times, one for each, rising.")
     if found is not None and not all(a < b for a, b in pairwise(found)):
-        listed = " ".join(f"{t:g}" for t in found)
-        raise InvalidInputError(f"times must rise, got {listed}; put the data sets in that order.")
+        raise InvalidInputError(f"times must rise, got {listed(found)}; put the data sets in that order.")
     _check_alike(tables)
     return Inputs(tuple(tables), found)
 
@@ -101,7 +106,7 @@ def _table(source: RowSource, digest: str | None, *, least: int = 2) -> Table:
     if len(rows) < least:
         raise InvalidInputError(f"{source.name} has {len(rows)} row; at least {least} are needed.")
     digest = digest or hashlib.sha256(rows.tobytes()).hexdigest()
-    return Table(source.name, torch.from_numpy(rows), source.columns, digest)
+    return Table(source.name, torch.from_numpy(rows), source.columns, digest, source.time)
 
 
 def _digest(spec: str) -> str | None:
@@ -122,11 +127,12 @@ def _snapshots(
         raise InvalidInputError(f"a time key finds the snapshots in an .h5ad file, got {spec}.")
     data = read_annotated(existing_file(Path(spec)), options.representation, options.time_key)
     dtype, column = array_rows(spec, data.array, options).dtype, f"{spec}: obs[{options.time_key!r}]"
-    wanted = [float(t) for t in (times or np.unique(np.asarray(data.times)))]
+    known = same_times(np.asarray(data.times))[0].tolist()
+    wanted = [snapped(float(t), known) for t in times or known]
     if len(wanted) < 2:
         raise InvalidInputError(f"{column}: one time, {wanted[0]:g}, makes no bridge; two are needed.")
     digest = _digest(spec)
-    parts = [ArrayRows(f"{spec} at {t:g}", cells_at(data, t, column), dtype) for t in wanted]
+    parts = [ArrayRows(f"{spec} at {t:g}", cells_at(data, t, column), dtype, time=t) for t in wanted]
     return [_table(part, digest) for part in parts], tuple(wanted)
 
 
@@ -138,8 +144,6 @@ def _check_counts(specs: Sequence[str], times: Sequence[float]) -> None:
         )
     if times and len(times) != len(specs):
         raise InvalidInputError(f"{len(specs)} data sets and {len(times)} times given; one time for each is needed.")
-    if len(specs) > 2 and not times:
-        raise InvalidInputError(f"{len(specs)} data sets need their times: --times, one for each, rising.")
 
 
 def _check_alike(tables: Sequence[Table]) -> None:

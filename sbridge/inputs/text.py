@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sbridge.errors import FileFormatError, InvalidInputError, unknown_name
+from sbridge.errors import FileFormatError, InvalidInputError, listed, unknown_name
 
 BLOCK_ROWS = 8192
 _MISSING = {"", "na", "n/a", "null", "none"}
@@ -60,7 +60,7 @@ class TextRows:
         counted = len(cells) > 1 and cells == [str(i) for i in range(len(cells))]
         header = counted or not all(_is_number(cell) for cell in cells)
         if columns and not header:
-            raise InvalidInputError(f"{path} has no header line, so columns {', '.join(columns)} cannot be chosen.")
+            raise InvalidInputError(f"{path} has no header line, so columns {listed(columns)} cannot be chosen.")
         names = tuple(cells) if header else ()
         if not columns:
             _check_names(path, names)
@@ -74,6 +74,11 @@ class TextRows:
     def name(self) -> str:
         """The path."""
         return str(self.path)
+
+    @property
+    def time(self) -> None:
+        """Text says no time."""
+        return None
 
     @property
     def dim(self) -> int:

@@ -118,7 +118,7 @@ class GridBridge:
 
     def density(self, t: float) -> Field:
         """``p_t = φ(t) φ̂(t)``."""
-        check_time(t, self.process.horizon)
+        t = float(check_time(t, self.process.horizon))
         return np.exp(self.potentials.log_phi(t) + self.potentials.log_phi_hat(t))
 
     def control(self, t: Time, x: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class GridBridge:
         return self.reference.whole.backward(self.log_phi_end)
 
     def _gradient(self, potential: Callable[[float], Field], t: Time, x: Tensor) -> Tensor:
-        check_time(t, self.process.horizon)
+        t = check_time(t, self.process.horizon)
         rows, found = self._rows(x), torch.empty_like(x)
         moments = torch.as_tensor(t, dtype=torch.float64).expand(len(x)).cpu()
         for moment in moments.unique().tolist():

@@ -168,7 +168,7 @@ class MixturePotential:
         """The rows of ``x`` in pieces of bounded size."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InvalidInputError(f"x must have shape (rows, {self.dim}), got {tuple(x.shape)}.")
-        check_time(t, self.process.horizon)
+        t = check_time(t, self.process.horizon)
         times = t if isinstance(t, Tensor) and t.ndim else None
         if times is not None and times.shape != x.shape[:1]:
             raise InvalidInputError(f"times must be one number or one per row ({len(x)}), got {tuple(times.shape)}.")

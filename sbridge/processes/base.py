@@ -17,8 +17,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, number
 from sbridge.linear import LinearMap
+from sbridge.time import snapped
 
 Time = float | Tensor
 
@@ -278,13 +279,16 @@ def check_horizon(horizon: float | int) -> float:
 
 
 def check_time(t: Time, horizon: float) -> Time:
-    """``t`` itself; InvalidInputError unless it lies in ``[0, horizon]``."""
+    """``t``, moved to an end that it misses by rounding; InvalidInputError unless it lies in ``[0, horizon]``."""
     low, high = (float(t.detach().min()), float(t.detach().max())) if isinstance(t, Tensor) else (t, t)
-    if not (low >= 0.0 and high <= horizon * (1 + 1e-12)):
+    if low >= 0.0 and high <= horizon:
+        return t
+    if not (snapped(low, (0.0, horizon)) >= 0.0 and snapped(high, (0.0, horizon)) <= horizon):
         raise InvalidInputError(
-            f"time must lie in [0, {horizon:g}], got {low:g}" + (f" … {high:g}." if high > low else ".")
+            f"time must lie in [0, {number(horizon)}], got {number(low)}"
+            + (f" … {number(high)}." if high > low else ".")
         )
-    return t
+    return t.clamp(0.0, horizon) if isinstance(t, Tensor) else min(max(t, 0.0), horizon)
 
 
 def as_time(t: Time) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sbridge.errors import InvalidInputError, SbridgeWarning
+from sbridge.errors import FileFormatError, InvalidInputError, SbridgeWarning
 
 try:
     import fcntl
@@ -60,10 +60,40 @@ def check_vacant(path: Path) -> None:
     check_folder(path)
 
 
+def check_startable(path: Path, *, resume: bool = False) -> None:
+    """As :func:`check_vacant`, for a process that has not claimed the folder: another one may be at work in it.
+
+    Args:
+        path: the folder.
+        resume: whether a run in it is to go on, so that it need not be vacant.
+
+    Raises:
+        InvalidInputError: if the folder cannot be used.
+    """
+    try:
+        check_folder(path) if resume else check_vacant(path)
+    except InvalidInputError:
+        if path.is_dir() and fcntl is not None:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                _lock(handle, path)
+            finally:
+                os.close(handle)
+        raise
+
+
 def check_folder(path: Path) -> None:
     """InvalidInputError if something other than a folder has the name ``path``."""
     if os.path.lexists(path) and not path.is_dir():
         raise InvalidInputError(f"{path} is a file; --out needs a folder.")
+
+
+def check_run(path: Path) -> None:
+    """FileFormatError unless ``path`` is a run folder."""
+    if not path.is_dir():
+        raise FileFormatError(f"{path} is not a run folder: it does not exist.")
+    if not (path / CONFIG).exists():
+        raise FileFormatError(f"{path} is not a run folder: it has no {CONFIG}.")
 
 
 def remove_parts(path: Path) -> None:

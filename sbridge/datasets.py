@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError, unknown_name
 from sbridge.random import Seed, generator as make_generator
+from sbridge.specs import BUILT_IN
 
 Sampler = Callable[[int, torch.Generator, torch.dtype], Tensor]
 
@@ -99,26 +100,12 @@ def pinwheel(n: int, generator: torch.Generator, dtype: torch.dtype = torch.floa
     return (2.0 * (blade[:, :1] * turn + blade[:, 1:] * normal)).to(dtype)
 
 
-_SAMPLERS: dict[str, Sampler] = {
-    sampler.__name__: sampler
-    for sampler in (
-        gaussian,
-        eight_gaussians,
-        two_moons,
-        noisy_moons,
-        s_curve,
-        circles,
-        two_spirals,
-        swiss_roll,
-        checkerboard,
-        pinwheel,
-    )
-}
+_SAMPLERS: dict[str, Sampler] = {name: globals()[name] for name in BUILT_IN}
 
 
 def names() -> tuple[str, ...]:
     """The names that :func:`make` knows, sorted."""
-    return tuple(sorted(_SAMPLERS))
+    return BUILT_IN
 
 
 def make(name: str, n: int, seed: Seed, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -106,7 +106,7 @@ def _leg(leg: Mapping[str, Json], reasons: dict[str, int]) -> list[str]:
         lines.append(f"<dt>{name}</dt><dd><code>{escape(text)}</code></dd>")
     lines.append("</dl>")
     if leg["evaluation"] is None:
-        return [*lines, "<p>No rows were held out, so nothing is scored.</p>"]
+        return [*lines, "<p>Without held-out rows, or by --no-evaluation, nothing is scored.</p>"]
     return lines + _evaluation(Report.from_json(leg["evaluation"]), reasons) + _certificate(leg.get("certificate"))
 
 

@@ -224,7 +224,7 @@ def _fitted(document: Json) -> str:
 
 def _quality(scored: Sequence[tuple[str, Report]]) -> list[str]:
     if not scored:
-        return ["No rows were held out, so nothing is scored and nothing says whether it is good: use --held-out."]
+        return ["Without held-out rows, or by --no-evaluation, nothing is scored and nothing says whether it is good."]
     shares = []
     for span, report in scored:
         names = [column.name for column in report.columns]

@@ -1,9 +1,11 @@
 """The command line as its users meet it: what is written, what is said, exit codes, interruptions."""
 
+import base64
 import json
 import os
 import pty
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from sbridge.cli.options import SOLVERS
 from sbridge.controls import ScaledMLP
 from sbridge.coupling import IndependentCoupling
 from sbridge.diffusion import generate
+from sbridge.evaluation import evaluate, watched
 from sbridge.fitting import Course, fit, fit_course
 from sbridge.inputs import split
 from sbridge.processes import BrownianMotion
@@ -29,6 +32,7 @@ from sbridge.random import derive
 from sbridge.report import SCHEMA
 from sbridge.runs import RunFolder
 from sbridge.solutions import load
+from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.matching import MATCHING
 from sbridge.solvers.sinkhorn import SinkhornBridge
@@ -618,6 +622,7 @@ class TestProcesses:
 
     def test_beside_a_running_process_nothing_is_touched(self, capsys):
         plain = ["fit", "a.npy", "b.npy", "--solver", "gaussian", "--no-figures", "--out", "run"]
+        Path("p.py").touch()
         with RunFolder.claimed(Path("run")) as folder:
             for begun in (False, True):
                 if begun:
@@ -739,3 +744,126 @@ def check_schema(value, schema, at="report"):
     if isinstance(value, list) and "items" in schema:
         for index, item in enumerate(value):
             check_schema(item, schema["items"], f"{at}[{index}]")
+
+
+def modules_after(*arguments, code=2):
+    """The heavy modules that one command line imports, in a process of its own; and what it says."""
+    script = (
+        "import sys\nfrom sbridge.cli import run\n"
+        f"assert run({list(arguments)!r}) == {code}\n"
+        "print([name for name in ('torch', 'ot', 'pandas', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1], " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["fit", "a.npy", "no.npy", "--out", "r", "--solver", "imf"], ["no.npy does not exist"]),
+        (["fit", "a.npy", "two_mons", "--out", "r", "--solver", "imf"], ["Did you mean 'two_moons'"]),
+        (["fit", "a.npy", "b.npy", "--out", "r", "--solver", "imff"], ["Did you mean 'imf'"]),
+        (
+            ["fit", "no.npy", "nor.csv", "--out", "a.npy", "--sigma", "-1", "--seed", "-2"],
+            ["5 problems", "no.npy does not", "nor.csv does not", "a.npy is a file", "--sigma must", "--seed must"],
+        ),
+        (
+            ["fit", "a.npy", "no.npy", "--out", "r", "--sgima", "1", "--held_out=0", "--solver", "sinkhron"],
+            ["3 problems", "'--sgima'. Did you mean --sigma?", "'sinkhorn'", "no.npy does not exist"],
+        ),
+        (["diffuse", "no.npy", "--out", "r"], ["no.npy does not exist"]),
+        (["sample", "nowhere", "--n", "0", "--out", "y.txt"], ["3 problems", "nowhere", "--n must", ".npy or .csv"]),
+        (["evaluate", "nowhere", "no.npy", "b.npy"], ["2 problems", "nowhere", "no.npy does not"]),
+        (["control", "no.py", "--paths", "1"], ["2 problems", "there is no file no.py", "--paths must"]),
+        (["verify", "--data", "no.csv"], ["no.csv does not exist"]),
+        (["report", "nowhere", "--out", "page.txt"], ["2 problems", "nowhere", "writes an .html file"]),
+    ],
+    ids=lambda value: " ".join(value[:3]),
+)
+def test_what_words_and_files_tell_is_refused_without_torch(here, arguments, messages):
+    imported, told = modules_after(*arguments)
+    assert imported == "[]"
+    for message in messages:
+        assert message in told, told
+
+
+def test_what_a_sample_does_not_import(finished, here):
+    imported, _ = modules_after("sample", str(finished / "run"), "--n", "5", "--out", "y.npy", code=0)
+    assert imported == "['torch']"
+
+
+class TestSpeech:
+    FIT = ("fit", "a.npy", "b.npy", "--solver", "gaussian", "--no-figures", "--out")
+
+    def test_quiet(self, here, capsys):
+        assert run([*self.FIT, "run", "--quiet"]) == 0
+        found = capsys.readouterr()
+        assert found.err == ""
+        assert found.out.startswith("Schrödinger bridge: report of the run\n")
+        refused(capsys, [*self.FIT, "run", "--quiet"], "holds another run")
+
+    def test_without_an_evaluation(self, here, capsys, monkeypatch):
+        monkeypatch.setattr("sbridge.cli.fit.evaluate", interrupted)
+        assert run([*self.FIT, "run", "--no-evaluation"]) == 0
+        report = json.loads(Path("run/report.json").read_text())
+        assert (report["legs"][0]["evaluation"], report["legs"][0]["certificate"]) == (None, None)
+        assert [item["rows_held_out"] for item in report["inputs"]] == [40, 40]
+        out = capsys.readouterr().out
+        assert "nothing is scored" in out
+        assert "No rows were held out" not in out
+
+    def test_names_do_not_command_the_terminal(self, here, capsys):
+        hostile = "\x1b[31mred\x9b2J\u202eodd\n.npy"
+        Path("a.npy").rename(hostile)
+        assert run(["fit", hostile, "b.npy", *self.FIT[3:], "run", "--held-out", "0"]) == 0
+        refused(capsys, ["fit", "\x1b]0;title\x07.npy", "b.npy", "--out", "two"], "\\u001b]0;title\\u0007.npy does not")
+        found = capsys.readouterr()
+        assert not set("\x1b\x9b\u202e\x07") & set(found.out + found.err)
+
+    def test_a_stream_of_another_encoding(self, here):
+        done = subprocess.run(
+            command(*self.FIT, "run"), env=environment(PYTHONIOENCODING="ascii"), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "\\u2192" in done.stdout
+
+    def test_a_bar_while_scoring(self, here):
+        steps = []
+
+        class Steps:
+            total = 0
+
+            def expect(self, more):
+                self.total += more
+
+            def done(self, what):
+                steps.append(what)
+
+        watcher = Steps()
+        rows = [torch.from_numpy(np.load(name)) for name in ("a.npy", "b.npy")]
+        bridge = fit(*rows, solver=GaussianBridge(), seed=0)
+        with watched(watcher):
+            evaluate(bridge, rows[0][:40], rows[1][:40], seed=0)
+        assert len(steps) == watcher.total > 10
+        assert steps[0].startswith("perfect")
+
+
+class TestReportPage:
+    def test_links_are_not_followed(self, finished, here, capsys):
+        shutil.copytree(finished / "run", "run")
+        secret = b"\x89PNG secret"
+        Path("secret").write_bytes(secret)
+        Path("run/figures").mkdir(exist_ok=True)
+        Path("run/figures/own.png").write_bytes(b"\x89PNG own")
+        Path("run/figures/history.png").symlink_to(here / "secret")
+        assert run(["report", "run"]) == 0
+        page = Path("run/report.html").read_text()
+        assert base64.b64encode(b"\x89PNG own").decode() in page
+        assert base64.b64encode(secret).decode() not in page
+        assert "left out of the page" in capsys.readouterr().err
+
+    def test_no_other_file_of_a_run_is_written_over(self, finished, here, capsys):
+        shutil.copytree(finished / "run", "run")
+        for name in names("run"):
+            if Path("run", name).is_file():
+                refused(capsys, ["report", "run", "--out", f"run/{name}", "--overwrite"], "writes an .html file")

@@ -7,12 +7,12 @@ from typing import Annotated, Union
 
 from tyro.conf import OmitArgPrefixes, arg, subcommand
 
-from sbridge.cli.commands import Flag
+from sbridge.cli.commands import Flag, Spoken
 from sbridge.cli.console import Console
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Spoken):
     """What all tables take."""
 
     quick: Flag = False
@@ -72,6 +72,11 @@ class Benchmark:
 
     table: OmitArgPrefixes[Tables]
     """Which table."""
+
+    @property
+    def quiet(self) -> bool:
+        """As the table has it."""
+        return self.table.quiet
 
     def run(self, console: Console) -> int:
         """Measures."""

@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from sbridge.cli.console import Console
-from sbridge.errors import check_known
+from sbridge.errors import SbridgeError, check_known, unknown_name
 
 SolverOptions = TypeVar("SolverOptions")
 ReferenceOptions = TypeVar("ReferenceOptions")
@@ -24,6 +24,11 @@ Flag = FlagCreatePairsOff[bool]
 @runtime_checkable
 class Command(Protocol):
     """One of the subcommands, filled in."""
+
+    @property
+    def quiet(self) -> bool:
+        """Whether progress and notes are left out."""
+        ...
 
     def run(self, console: Console) -> int:
         """Does it; returns the exit code."""
@@ -52,7 +57,15 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Spoken:
+    """What every command takes."""
+
+    quiet: Flag = False
+    """Print results, warnings and errors alone: no progress, no notes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Spoken):
     """What all commands take that train something in a run folder."""
 
     out: Annotated[Path, arg(metavar="RUN")]
@@ -63,6 +76,8 @@ class Training:
     """Seed of everything random. Equal seeds and threads give equal models."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
+    evaluation: bool = True
+    """Score on the rows kept from the fit. That may take longer than the fit; sbridge evaluate does it later."""
     figures: bool = True
     """Draw figures."""
     checkpoint_every: Annotated[float, arg(metavar="SECONDS")] = 10.0
@@ -73,7 +88,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(Spoken):
     """Two moons to eight Gaussians: fit, report, figures."""
 
     out: Path = Path("sbridge-demo")
@@ -156,7 +171,7 @@ class Diffuse(Training, Generic[SolverOptions, ReferenceOptions]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(Spoken):
     """Carry rows through a fitted bridge, from file to file, in little memory."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -189,7 +204,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(Spoken):
     """Score a fitted bridge on rows that it has not seen."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -218,7 +233,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot:
+class Plot(Spoken):
     """Draw the figures of a fitted bridge again."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -238,7 +253,7 @@ class Plot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Spoken):
     """Write the report of a fit as one HTML page that opens anywhere: settings, scores with their floors, figures."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -256,7 +271,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(Generic[ReferenceOptions]):
+class Verify(Spoken, Generic[ReferenceOptions]):
     """Check the identities of the theory numerically, on built-in problems or on your data, process and network.
 
     Every identity is computed by two routes; a row says by how many standard errors they differ. Exit code 0 if all
@@ -294,7 +309,7 @@ class Verify(Generic[ReferenceOptions]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control:
+class Control(Spoken):
     """Solve a control problem given as a small Python file.
 
     The file defines `problem`, a ControlProblem, and if you like `solver`, a control solver, and `known`, the optimal
@@ -327,6 +342,7 @@ def parse(arguments: list[str]) -> Command:
         SystemExit: from tyro, after ``--help`` or an option that it cannot make sense of.
     """
     from sbridge.cli.benchmark_commands import Benchmark
+    from sbridge.cli.early import check_words
     from sbridge.cli.options import (
         NOISING,
         PROCESSES,
@@ -344,19 +360,30 @@ def parse(arguments: list[str]) -> Command:
     first = next((word for word in arguments if not word.startswith("-")), None)
     if first is not None:
         check_known("command", [first], kinds)
+    unknown: list[SbridgeError] = []
 
     def chosen(command: str, option: str, default: str, known: Collection[str]) -> str:
         """What ``option`` names, of the command that is asked for; its default for the other commands."""
         name = _value(arguments, f"--{option}", default) if first == command else default
-        check_known(option, [name], known)
-        return name
+        if name in known:
+            return name
+        unknown.append(unknown_name(option, name, known))
+        return default
 
-    solver = solver_class(chosen("fit", "solver", "auto", SOLVERS))
-    kinds["fit"] = Fit[solver, REFERENCES[chosen("fit", "reference", "brownian", REFERENCES)]]  # type: ignore[misc]
+    names = {
+        "solver": chosen("fit", "solver", "auto", SOLVERS),
+        "reference": chosen("fit", "reference", "brownian", REFERENCES),
+        "noising": chosen("diffuse", "reference", "variance-preserving", NOISING),
+        "process": chosen("verify", "process", "auto", PROCESSES),
+    }
+    if first not in (None, "benchmark") and not {"-h", "--help"} & set(arguments):
+        heavy = first == "diffuse" or names["solver"] != "auto"
+        check_words(kinds[first], arguments[arguments.index(first) + 1 :], unknown, heavy=heavy)
+
+    kinds["fit"] = Fit[solver_class(names["solver"]), REFERENCES[names["reference"]]]  # type: ignore[misc]
     learner = load_class(SCORE_MATCHING) if first == "diffuse" else Automatic  # not loaded for the others' sake
-    noising = chosen("diffuse", "reference", "variance-preserving", NOISING)
-    kinds["diffuse"] = Diffuse[learner, NOISING[noising]]  # type: ignore[misc]
-    kinds["verify"] = Verify[PROCESSES[chosen("verify", "process", "auto", PROCESSES)]]  # type: ignore[misc]
+    kinds["diffuse"] = Diffuse[learner, NOISING[names["noising"]]]  # type: ignore[misc]
+    kinds["verify"] = Verify[PROCESSES[names["process"]]]  # type: ignore[misc]
     choices = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())
     with constructors():
         return tyro.cli(Union[choices], args=arguments, prog="sbridge")  # type: ignore[arg-type, return-value]  # noqa: UP007

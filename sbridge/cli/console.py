@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 import time
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from sbridge.training import Info, State
 
 _WIDTH = 100
+# Control characters but for line ends and tabs, and marks that turn the direction of writing: names may hold them, and
+# a terminal would obey.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _LONG = 20.0  # seconds; shorter runs need no estimate
 _LOOK = 2.0  # seconds of training before the estimate
 
@@ -23,37 +27,41 @@ class Console:
 
     Args:
         arguments: what the user typed, without the program's name.
+        quiet: whether progress and notes are left out.
+
+    Control characters in texts, and what the encoding of the stream lacks, are written by their numbers.
     """
 
     arguments: Sequence[str] = ()
+    quiet: bool = False
 
     @property
     def interactive(self) -> bool:
-        """Whether stderr is a terminal."""
-        return sys.stderr.isatty()
+        """Whether progress may renew itself: stderr is a terminal, and the user did not ask for quiet."""
+        return not self.quiet and sys.stderr.isatty()
 
     def say(self, text: str = "") -> None:
         """A result, on stdout."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        _write(text)
 
     def tell(self, text: str) -> None:
-        """A paragraph on stdout, wrapped."""
-        self.say(_wrapped(text))
+        """A note on stdout, wrapped; left out if quiet."""
+        if not self.quiet:
+            self.say(_wrapped(text))
 
     def remark(self, text: str) -> None:
-        """Something on the side, on stderr."""
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        """Something on the side, on stderr; left out if quiet."""
+        if not self.quiet:
+            _write(text, aside=True)
 
     def renew(self, text: str) -> None:
         """A line on stderr, a terminal, in place of the last one; an empty one wipes it."""
-        sys.stderr.write(f"\r\x1b[K{text[:_WIDTH]}")
+        sys.stderr.write(f"\r\x1b[K{_harmless(text[:_WIDTH], sys.stderr.encoding)}")
         sys.stderr.flush()
 
-    def complain(self, message: str) -> None:
-        """An error, on stderr, wrapped."""
-        self.remark(_wrapped(f"sbridge: {message}"))
+    def complain(self, message: str, command: str = "") -> None:
+        """An error or a warning, on stderr, wrapped; with a command in a line of its own, to be copied."""
+        _write(_wrapped(f"sbridge: {message}") + (f"\n  {command}" if command else ""), aside=True)
 
 
 @dataclass
@@ -132,6 +140,41 @@ class Progress:
             self._next = float("inf") if self.open_ended else (step * 4 // self.length + 1) * self.length / 4
 
 
+@dataclass
+class ScoringBar:
+    """Watcher of an evaluation: a bar on a terminal, nothing elsewhere.
+
+    Args:
+        console: where to.
+    """
+
+    console: Console
+    _bar: Any = field(default=None, init=False)
+
+    def expect(self, more: int) -> None:
+        """Makes the bar longer."""
+        if not self.console.interactive:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(desc="scoring", total=0, unit="score", dynamic_ncols=True, leave=False)
+        self._bar.total += more
+        self._bar.refresh()
+
+    def done(self, what: str) -> None:
+        """One step further."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(what, refresh=False)
+            self._bar.update()
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
 def duration(seconds: float) -> str:
     """A time span, rounded for reading."""
     if seconds < 60:
@@ -152,6 +195,18 @@ def peak_memory() -> int | None:
 
 def _numbers(info: Info) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in info.items())
+
+
+def _write(text: str, *, aside: bool = False) -> None:
+    stream = sys.stderr if aside else sys.stdout
+    stream.write(_harmless(text, stream.encoding) + "\n")
+    stream.flush()
+
+
+def _harmless(text: str, encoding: str | None) -> str:
+    """``text`` without what a terminal would obey, in characters that the encoding has."""
+    plain = _CONTROL.sub(lambda hit: f"\\u{ord(hit[0]):04x}", text)
+    return plain.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
 def _wrapped(text: str) -> str:

@@ -23,8 +23,6 @@ from sbridge.training import Info, State
 
 def run_control(command: Control, console: Console) -> int:
     """The whole command."""
-    if command.paths < 2:
-        raise InvalidInputError(f"--paths must be at least 2, got {command.paths}.")
     if command.out is None:
         _solve(command, console)
         return 0

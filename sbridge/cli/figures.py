@@ -11,7 +11,7 @@ from torch import Tensor
 from sbridge import files
 from sbridge.cli.commands import Plot
 from sbridge.cli.console import Console
-from sbridge.errors import FileFormatError, InvalidInputError
+from sbridge.errors import FileFormatError
 from sbridge.evaluation import Certificate
 from sbridge.fitting import Course
 from sbridge.plotting import Clock, course_figures, save_certificate, standard_figures
@@ -63,8 +63,6 @@ def run_plot(command: Plot, console: Console) -> int:
 
     Figures in the run folder only when nobody works in it.
     """
-    if command.rows < 2:
-        raise InvalidInputError(f"--rows must be at least 2, got {command.rows}.")
     folder = RunFolder(command.folder)
     course = folder.course()
     starts = [bridge.forward.start for bridge in course.bridges] + [course.bridges[-1].backward.start]

@@ -7,19 +7,19 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from sbridge import files
 from sbridge.claims import check_vacant
 from sbridge.cli.commands import Diffuse, Fit, Training
-from sbridge.cli.console import Console, Progress, duration, peak_memory
+from sbridge.cli.console import Console, Progress, ScoringBar, duration, peak_memory
 from sbridge.cli.figures import draw
 from sbridge.cli.plan import Plan, make_diffusion_plan, make_plan
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.evaluation import certificate_or_reason, evaluate
+from sbridge.evaluation import certificate_or_reason, evaluate, watched
 from sbridge.fitting import Course
 from sbridge.random import derive
 from sbridge.registry import Json
@@ -95,10 +95,11 @@ def _complete(command: Training, plan: Plan, folder: ClaimedFolder, console: Con
     finally:
         watchers.close()
     histories = folder.histories()
-    if command.held_out:
+    if command.held_out and command.evaluation:
         console.remark("scoring on held-out rows …")
-    with clock.measured("scoring"):
-        legs = [_leg_report(plan, course, leg, histories[leg], command.seed) for leg in range(len(plan.legs))]
+    bar = ScoringBar(console)
+    with clock.measured("scoring"), watched(bar), closing(bar):
+        legs = [_leg_report(plan, course, leg, histories[leg], command) for leg in range(len(plan.legs))]
     if command.figures:
         console.remark("drawing figures …")
         with clock.measured("drawing"):
@@ -114,12 +115,15 @@ def _complete(command: Training, plan: Plan, folder: ClaimedFolder, console: Con
     console.say(f"Run folder: {folder.path}")
 
 
-def _leg_report(plan: Plan, course: Course, leg: int, history: Sequence[dict[str, float]], seed: int) -> LegReport:
-    bridge, prepared = course.bridges[leg], plan.legs[leg]
+def _leg_report(
+    plan: Plan, course: Course, leg: int, history: Sequence[dict[str, float]], command: Training
+) -> LegReport:
+    bridge, prepared, seed = course.bridges[leg], plan.legs[leg], command.seed
     x0, x1 = plan.held_out[leg], plan.held_out[leg + 1]
-    evaluation = evaluate(bridge, x0, x1, seed=seed + leg) if len(x0) else None
+    scored = command.evaluation and len(x0) > 0
+    evaluation = evaluate(bridge, x0, x1, seed=seed + leg) if scored else None
     certificate = None
-    if len(x0) and not is_reverse_diffusion(bridge):  # whose forward process is the reference: nothing to bound
+    if scored and not is_reverse_diffusion(bridge):  # whose forward process is the reference: nothing to bound
         certificate = certificate_or_reason(bridge, x0, x1, seed=seed + leg)
     return LegReport(
         plan.times[leg],
@@ -158,7 +162,7 @@ class _Watchers:
 def _introduce(plan: Plan, console: Console) -> None:
     for moment, table, kept, held in zip(plan.times, plan.inputs.tables, plan.kept, plan.held_out, strict=False):
         shape = f"{len(table.rows)} × {table.dim} {str(kept.dtype)[6:]}"
-        console.say(f"t = {moment:g}: {table.name}, {shape}, {len(held)} rows held out")
+        console.tell(f"t = {moment:g}: {table.name}, {shape}, {len(held)} rows held out")
     for note in plan.notes:
         console.tell(note)
 
@@ -167,18 +171,16 @@ def _warn_of_changes(before: Json, now: Json, console: Console) -> None:
     """Versions and threads may change between the parts of a run, but then the last bits may too."""
     for key in ("versions", "threads"):
         if before.get(key) != now[key]:
-            console.remark(
-                f"{key} changed from {before.get(key)} to {now[key]}: the model may differ in its last digits from "
-                "that of an uninterrupted run."
+            console.complain(
+                f"warning: {key} changed from {before.get(key)} to {now[key]}: the model may differ in its last digits "
+                "from that of an uninterrupted run."
             )
 
 
 def _tell_how_to_go_on(stop: KeyboardInterrupt, folder: RunFolder, console: Console) -> None:
-    """The command stands in a line of its own, to be copied."""
+    again = shlex.join(["sbridge", *(word for word in console.arguments if word != "--resume"), "--resume"])
     if isinstance(stop, Stopped):
-        console.complain(f"stopped after step {stop.step}; the checkpoint is written. To go on:")
+        console.complain(f"stopped after step {stop.step}; the checkpoint is written. To go on:", again)
     else:
         kept = "a checkpoint is" if folder.checkpoint_file.exists() else "what is done so far is"
-        console.complain(f"stopped; {kept} kept in {folder.path}. To go on:")
-    words = [word for word in console.arguments if word != "--resume"]
-    console.remark("  " + shlex.join(["sbridge", *words, "--resume"]))
+        console.complain(f"stopped; {kept} kept in {folder.path}. To go on:", again)

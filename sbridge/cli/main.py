@@ -10,13 +10,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from sbridge.cli.console import Console
 from sbridge.errors import NonFiniteError, NotConvergedError, SbridgeError, SbridgeWarning
-
-if TYPE_CHECKING:
-    from sbridge.cli.commands import Command
 
 BAD_INPUT = 2
 FAILED = 3
@@ -34,8 +32,14 @@ def run(arguments: Sequence[str]) -> int:
         console.say(f"sbridge {sys.modules['sbridge'].__version__}")
         return 0
     try:
+        from sbridge.cli.commands import parse
+        from sbridge.cli.early import check
+
         with _warnings_told(console):
-            return _command(arguments).run(console)
+            command = parse(list(arguments))
+            console = replace(console, quiet=command.quiet)
+            check(command)
+            return command.run(console)
     except SystemExit as request:  # tyro's, after --help or a typing error
         return int(request.code or 0)
     except (NonFiniteError, NotConvergedError) as error:
@@ -75,12 +79,6 @@ def _warnings_told(console: Console) -> Iterator[None]:
 
         warnings.showwarning = show
         yield
-
-
-def _command(arguments: Sequence[str]) -> Command:
-    from sbridge.cli.commands import parse
-
-    return parse(list(arguments))
 
 
 def _told(error: OSError) -> str:

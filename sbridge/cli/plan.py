@@ -96,7 +96,6 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     Raises:
         InvalidInputError, UnsupportedError: for whatever cannot work, before a file is written.
     """
-    _check_numbers(command)
     device = check_device(command.device)
     inputs = read_inputs(command.inputs, command.times, read_options(command.reading, command.seed))
     if inputs.times is not None and command.horizon is not None:
@@ -128,7 +127,6 @@ def make_diffusion_plan(command: Diffuse[Any, Any]) -> Plan:
     Raises:
         InvalidInputError, UnsupportedError: for whatever cannot work, before a file is written.
     """
-    _check_numbers(command)
     device = check_device(command.device)
     table = read_table(command.input, read_options(command.reading, command.seed))
     kept, held = (side.to(device) for side in split(table.rows, command.held_out, command.seed, table.name))
@@ -194,21 +192,6 @@ def check_device(name: str) -> torch.device:
         found += ["mps"] if torch.backends.mps.is_available() else []
         raise InvalidInputError(f"device {name!r} is not to be had here; there is {', '.join(found)}.") from error
     return device
-
-
-def _check_numbers(command: Fit[Any, Any] | Diffuse[Any, Any]) -> None:
-    sizes = {"--horizon": command.horizon}
-    if isinstance(command, Fit):
-        sizes |= {"--sigma": command.sigma, "--epsilon": command.epsilon}
-    for name, value in sizes.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise InvalidInputError(f"{name} must be a positive number, got {value:g}.")
-    if sizes.get("--sigma") is not None and sizes["--epsilon"] is not None:
-        raise InvalidInputError("--sigma and --epsilon were given; ε = σ² T follows from σ: give one of them.")
-    if not command.checkpoint_every >= 0:
-        raise InvalidInputError(f"--checkpoint-every must be a number of seconds, got {command.checkpoint_every:g}.")
-    if not 0 <= command.seed < 2**63:
-        raise InvalidInputError(f"--seed must be an integer from 0 to 2**63 − 1, got {command.seed}.")
 
 
 def _leg(

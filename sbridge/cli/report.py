@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sbridge import files
 from sbridge.cli.commands import Report
 from sbridge.cli.console import Console
-from sbridge.errors import FileFormatError, InvalidInputError
+from sbridge.errors import FileFormatError, listed
 from sbridge.page import FIGURES, report_page
 from sbridge.runs import RunFolder
 
@@ -16,14 +17,12 @@ def run_report(command: Report, console: Console) -> int:
     """Writes the page from what stands in the folder; nothing is computed again."""
     folder = RunFolder(command.folder)
     out = command.out or folder.path / "report.html"
-    if out.exists() and not command.overwrite:
-        raise InvalidInputError(f"{out} exists. Choose another --out, or say --overwrite.")
     folder.config()
     if not folder.finished:
         raise FileFormatError(f"{folder.path} holds no finished run yet; repeat its command with --resume.")
     document = files.read_json(folder.report_file)
     try:
-        page = report_page(document, _figures(folder.figures))
+        page = report_page(document, _own(folder, _figures(folder.figures), console))
     except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:
         raise FileFormatError(
             f"{folder.report_file} is not a report of this version ({error!r}); repeat the fit to write it again."
@@ -43,3 +42,12 @@ def _figures(folder: Path) -> list[Path]:
         return int(leg) if leg.isdecimal() else 0, "/".join(folders), order.get(path.stem, len(order)), path.name
 
     return sorted(folder.glob("**/*.png"), key=place)
+
+
+def _own(folder: RunFolder, figures: Sequence[Path], console: Console) -> list[Path]:
+    """Figures that lie in the run folder themselves: a link could pull any file of the computer into the page."""
+    home = folder.path.resolve() / folder.figures.name
+    foreign = [path for path in figures if not path.resolve().is_relative_to(home)]
+    if foreign:
+        console.complain(f"warning: left out of the page, as they are links to other places: {listed(foreign)}.")
+    return [path for path in figures if path not in foreign]

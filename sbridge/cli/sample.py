@@ -81,10 +81,6 @@ class Journey:
 
 def run_sample(command: Sample, console: Console) -> int:
     """The whole command; the result takes its name when it is complete."""
-    if (command.input is None) == (command.n is None):
-        raise InvalidInputError("give rows to start from: either --input FILE, or --n N to draw them.")
-    if command.n is not None and command.n < 1:
-        raise InvalidInputError(f"--n must be positive, got {command.n}.")
     writer = writer_for(command.out, overwrite=command.overwrite)
     folder = RunFolder(command.folder)
     course, start = folder.course(), command.start

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from itertools import pairwise
 
 from sbridge import files
 from sbridge.cli.commands import Evaluate
-from sbridge.cli.console import Console
+from sbridge.cli.console import Console, ScoringBar
 from sbridge.cli.plan import read_options, time_given
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
@@ -20,6 +21,7 @@ from sbridge.evaluation import (
     certificate_text,
     evaluate,
     score_at,
+    watched,
 )
 from sbridge.fitting import Course
 from sbridge.inputs import Table, read_inputs
@@ -32,11 +34,6 @@ from sbridge.time import snapped
 
 def run_evaluate(command: Evaluate, console: Console) -> int:
     """The whole command."""
-    for option in ("out", "figure"):
-        if (path := getattr(command, option)) is not None and path.exists():
-            raise InvalidInputError(f"{path} exists. Choose another --{option}.")
-    if command.figure is not None and command.figure.suffix.lower() != ".png":
-        raise InvalidInputError(f"--figure writes a .png file, got {command.figure}.")
     folder = RunFolder(command.folder)
     course = folder.course()
     options = read_options(command.reading, derive(command.seed, "evaluate"), folder)
@@ -45,7 +42,9 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
     stop = time_given("--time", command.time, target.time, course.times)
     start = course.times[0] if start is None else snapped(start, course.times)
     stop = course.times[-1] if stop is None else snapped(stop, course.times)
-    report, certificate = _score(course, source, target, (start, stop), command)
+    bar = ScoringBar(console)
+    with watched(bar), closing(bar):
+        report, certificate = _score(course, source, target, (start, stop), command)
     if command.out is not None:
         document = {**report.to_json(), "certificate": certificate_json(certificate)}
         files.write_text(command.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")

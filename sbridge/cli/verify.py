@@ -36,7 +36,7 @@ def run_verify(command: Verify[Any], console: Console) -> int:
     if command.list:
         console.say(listing())
         return 0
-    _check(command)
+    chosen(command.only)
     settings = make_settings(command, console)
     if command.model is None:
         console.remark(
@@ -82,22 +82,6 @@ def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
     process = _linear(bridge.reference, str(command.model))
     setting = Setting(f"{name}, {type(process).__name__}", process, law, command.seed, command.samples)
     return [replace(setting, network=score_of(bridge))]
-
-
-def _check(command: Verify[Any]) -> None:
-    """InvalidInputError for options that cannot work, before anything is read or trained."""
-    chosen(command.only)
-    for name, value, least in (("--samples", command.samples, 100), ("--max-rows", command.max_rows, 2)):
-        if value < least:
-            raise InvalidInputError(f"{name} must be at least {least}, got {value}.")
-    if not 0 <= command.seed < 2**63:
-        raise InvalidInputError(f"--seed must be an integer from 0 to 2**63 − 1, got {command.seed}.")
-    if command.model is not None and command.process != "auto":
-        raise InvalidInputError("--model brings its own noising process; leave out --process.")
-    if command.json not in (None, "-") and Path(command.json).exists():
-        raise InvalidInputError(f"{command.json} exists. Choose another --json.")
-    if command.json not in (None, "-") and not Path(command.json).parent.is_dir():
-        raise InvalidInputError(f"the folder {Path(command.json).parent} does not exist. Make it first.")
 
 
 def _standard(command: Verify[Any]) -> list[Setting]:

@@ -29,6 +29,7 @@ from sbridge.evaluation.control import (
 )
 from sbridge.evaluation.evaluate import evaluate, score_at
 from sbridge.evaluation.judge import Limits
+from sbridge.evaluation.progress import Watcher, watched
 from sbridge.evaluation.report import SCHEMA, Column, Quantity, Report, Score, Task
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Report",
     "Score",
     "Task",
+    "Watcher",
     "certificate_json",
     "certificate_or_reason",
     "certificate_text",
@@ -58,4 +60,5 @@ __all__ = [
     "objective_and_value",
     "score_at",
     "signal_to_noise",
+    "watched",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError, SbridgeError
 from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline, Map, Shared, TwoWayBaseline
 from sbridge.evaluation.judge import Judge, Limits, transport_cost
+from sbridge.evaluation.progress import expect
 from sbridge.evaluation.report import (
     COPY,
     MODEL,
@@ -38,6 +39,7 @@ from sbridge.solutions import Bridge
 from sbridge.solvers.sinkhorn import PlugInControl
 
 Rows = Tensor | np.ndarray
+_OWN_CANDIDATES = 3  # the bridge, perfect samples and copies, beside the baselines
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
@@ -89,6 +91,7 @@ def evaluate(
     setting = _Setting(dict(zip(columns_of(metrics), metrics, strict=True)), tuple(baselines), limits, seed)
     tasks, notes = [], [*limit_notes(limits, {"x0": source, "x1": target}), *_plug_in_notes(bridge)]
     ways = (("forward", bridge, source, target), ("backward", bridge.reversed(), target, source))
+    expect(len(ways) * len(setting.metrics) * (_OWN_CANDIDATES + len(setting.baselines)))
     for way in ways:
         task, more = _end_task(*way, setting)
         tasks.append(task)

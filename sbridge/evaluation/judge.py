@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, SbridgeError
+from sbridge.evaluation import progress
 from sbridge.evaluation.report import Score
 from sbridge.measures import Estimate
 from sbridge.metrics import Metric
@@ -70,10 +71,16 @@ class Judge:
 
     def scores(self, candidate: str, rows: Tensor) -> list[Score]:
         """One score per metric for ``rows`` (in random order); a metric that fails says why."""
-        return [self._score(candidate, column, metric, rows) for column, metric in self.metrics.items()]
+        found = []
+        for column, metric in self.metrics.items():
+            found.append(self._score(candidate, column, metric, rows))
+            progress.done(f"{candidate}: {column}")
+        return found
 
     def absent(self, candidate: str, reason: str) -> list[Score]:
         """The scores of rows that do not exist."""
+        for column in self.metrics:
+            progress.done(f"{candidate}: {column}")
         return [Score(candidate, column, None, None, None, reason) for column in self.metrics]
 
     def _score(self, candidate: str, column: str, metric: Metric, rows: Tensor) -> Score:

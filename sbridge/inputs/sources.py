@@ -16,9 +16,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from sbridge import datasets
-from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, listed, number, unknown_name
+from sbridge.errors import FileFormatError, InvalidInputError, listed, number, unknown_name
 from sbridge.inputs.annotated import Annotated, read_annotated
 from sbridge.inputs.text import BLOCK_ROWS, TextRows, finite
+from sbridge.specs import BUILT_IN, ENDINGS, existing_file, file_and_key, unknown_set
 from sbridge.time import same_times, snapped
 
 _UNREADABLE = (ValueError, OSError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error)
@@ -110,20 +111,10 @@ def open_rows(spec: str, options: ReadOptions = ReadOptions()) -> RowSource:
         InvalidInputError: if it does not hold a table of numbers.
         UnknownNameError: for a data set, key or column that does not exist, with the nearest that does.
     """
-    path, key = _path_and_key(spec)
+    path, key = file_and_key(spec)
     if path is None:
         return _built_in(spec, options)
     return _READERS[path.suffix.lower()](spec, existing_file(path), key, options)
-
-
-def existing_file(path: Path) -> Path:
-    """``path`` itself; FileFormatError unless it is a file with something in it."""
-    if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise FileFormatError(f"{path} {kind}. Give {_KINDS}.")
-    if path.stat().st_size == 0:
-        raise FileFormatError(f"{path} is empty (0 bytes). Save it again.")
-    return path
 
 
 def as_floating(dtype: np.dtype, name: str, wanted: str) -> np.dtype:
@@ -142,31 +133,12 @@ def as_floating(dtype: np.dtype, name: str, wanted: str) -> np.dtype:
     return np.dtype(np.float64 if dtype.kind == "f" and dtype.itemsize >= 8 else np.float32)
 
 
-def _path_and_key(spec: str) -> tuple[Path | None, str | None]:
-    """The file that ``spec`` means, and the array within it; no file if ``spec`` can only be a built-in name."""
-    if spec in datasets.names():
-        return None, None
-    before, colon, key = spec.rpartition(":")
-    if colon and Path(before).suffix.lower() in (".npz", ".h5ad"):
-        return Path(before), key
-    path = Path(spec)
-    if path.suffix.lower() in _READERS:
-        return path, None
-    if path.exists() or path.suffix or len(path.parts) > 1:
-        what = "a folder" if path.is_dir() else f"of kind {path.suffix!r}" if path.suffix else "without an ending"
-        missing = "" if path.exists() else " that does not exist"
-        raise FileFormatError(f"{path} is {what}{missing}. Give {_KINDS}.")
-    return None, None
-
-
 def _built_in(name: str, options: ReadOptions) -> RowSource:
     if options.rows < 1:
         raise InvalidInputError(f"the number of rows to draw from {name} must be positive, got {options.rows}.")
-    try:
-        drawn = datasets.make(name, options.rows, options.seed).numpy()
-    except UnknownNameError as error:
-        raise UnknownNameError(f"{error} To read a file, give {_KINDS}.") from error
-    return array_rows(name, drawn, options)
+    if name not in BUILT_IN:
+        raise unknown_set(name)
+    return array_rows(name, datasets.make(name, options.rows, options.seed).numpy(), options)
 
 
 def _npy(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSource:
@@ -254,7 +226,6 @@ def _pickled(name: str) -> FileFormatError:
     return FileFormatError(f"{name} holds pickled Python objects, which are not read. {_SAVE_NUMBERS}")
 
 
-_KINDS = "a .npy, .npz, .csv, .tsv or .h5ad file, or the name of a built-in data set"
 _SAVE_NUMBERS = "Save a plain array of numbers: numpy.save(path, array.astype(numpy.float32))."
 _Reader = Callable[[str, Path, "str | None", ReadOptions], RowSource]
-_READERS: dict[str, _Reader] = {".npy": _npy, ".npz": _npz, ".csv": _text, ".tsv": _text, ".h5ad": _annotated}
+_READERS: dict[str, _Reader] = dict(zip(ENDINGS, (_npy, _npz, _text, _text, _annotated), strict=True))

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError, listed
 from sbridge.inputs.annotated import read_annotated
-from sbridge.inputs.sources import ArrayRows, ReadOptions, RowSource, array_rows, cells_at, existing_file, open_rows
+from sbridge.inputs.sources import ArrayRows, ReadOptions, RowSource, array_rows, cells_at, open_rows
 from sbridge.random import derive, generator
+from sbridge.specs import existing_file
 from sbridge.time import same_times, snapped
 
 

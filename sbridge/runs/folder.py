@@ -25,7 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sbridge import files
-from sbridge.claims import CONFIG, REPORT, check_vacant, claimed, remove_parts
+from sbridge.claims import CONFIG, REPORT, check_run, check_vacant, claimed, remove_parts
 from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
 from sbridge.fitting import Course
 from sbridge.registry import Json
@@ -99,10 +99,7 @@ class RunFolder:
 
     def config(self) -> Json:
         """The contents of ``config.json``; FileFormatError if this is no run folder."""
-        if not self.path.is_dir():
-            raise FileFormatError(f"{self.path} is not a run folder: it does not exist.")
-        if not self.config_file.exists():
-            raise FileFormatError(f"{self.path} is not a run folder: it has no config.json.")
+        check_run(self.path)
         config = files.read_json(self.config_file)
         if not isinstance(config, dict) or config.get("format") not in (FORMAT, _WITHOUT_CHECKSUM):
             raise FileFormatError(f"{self.config_file} is not that of a run (expected format {FORMAT!r}).")

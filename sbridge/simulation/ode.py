@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, NonFiniteError, NotConvergedError
@@ -209,6 +208,8 @@ class _Field:
 
 
 def _solve(field: _Field, x: Tensor, method: ODEMethod) -> Tensor:
+    import torchdiffeq  # with SciPy's integrators: not before it is needed
+
     try:
         settings: dict[str, Any] = method.settings(field.clock)
         states: Any = torchdiffeq.odeint(field, x, field.clock[[0, -1]], **settings)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from scipy.optimize import minimize as scipy_minimise
 from torch import Tensor
 
 from sbridge.solvers.mixture_likelihood import Claims, Likelihood, blur, match
@@ -138,7 +137,9 @@ def climb_by_quasi_newton(
         return found, gradient.numpy()
 
     options = {"maxiter": steps, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7}
-    result = scipy_minimise(objective, chart.point(parts).numpy(), jac=True, method="L-BFGS-B", options=options)
+    from scipy.optimize import minimize  # half a second: not before it is needed
+
+    result = minimize(objective, chart.point(parts).numpy(), jac=True, method="L-BFGS-B", options=options)
     with torch.no_grad():
         return -float(result.fun), chart.parts(torch.as_tensor(result.x, dtype=torch.float64)), result.nit < steps
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import ot
 import torch
 from torch import Tensor
 
@@ -121,6 +120,8 @@ def gaussian_map(x0: Tensor, x1: Tensor) -> AffineMap:
             f"the covariance of the {len(x0)} source rows in {x0.shape[1]} dimensions is singular, so there is no "
             "Gaussian map: drop constant or dependent columns, or give more rows than columns."
         )
+    import ot  # takes seconds, with scikit-learn and pandas: not before it is needed
+
     matrix, _ = ot.gaussian.bures_wasserstein_mapping(x.mean(0), y.mean(0), source, target)  # type: ignore[assignment]
     return AffineMap(matrix, x1.double().mean(0) - matrix @ x0.double().mean(0))
 

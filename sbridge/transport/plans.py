@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 
-import ot
 import torch
 from torch import Tensor
 
@@ -80,6 +79,8 @@ def sliced_cost(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
         if len(x) == len(y):  # quantiles pair up in order
             total += float((near.sort(1).values - far.sort(1).values).square().mean(1).sum())
             continue
+        import ot  # takes seconds, with scikit-learn and pandas: not before it is needed
+
         costs: Tensor = ot.lp.wasserstein_1d(near.mT, far.mT, p=2)  # type: ignore[assignment]
         total += float(costs.sum())
     return torch.as_tensor(total / len(directions) * unit * unit, dtype=x.dtype, device=x.device)
@@ -114,6 +115,8 @@ def entropic_plan(
     while True:
         count = _POT_ROUND if level == epsilon else _POT_WARM_ITERATIONS
         start = (potential / level + a.log(), torch.zeros_like(b))
+        import ot  # takes seconds, with scikit-learn and pandas: not before it is needed
+
         plan, log = ot.bregman.sinkhorn_log(
             a,
             b,
@@ -181,6 +184,8 @@ def _simplex(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[
     with warnings.catch_warnings():
         # POT only warns when it gives up; the result code below says the same and is turned into an error.
         warnings.simplefilter("ignore")
+        import ot  # takes seconds, with scikit-learn and pandas: not before it is needed
+
         plan, log = ot.emd(weights_of(x, a, "a"), weights_of(y, b, "b"), cost, numItermax=10**9, log=True)
     if log["warning"] is not None:
         raise NotConvergedError(f"exact transport of {len(x)} × {len(y)} rows failed: {log['warning']} Use fewer rows.")

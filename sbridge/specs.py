@@ -1,0 +1,73 @@
+"""What a user's word for a data set means: a file, an array in a file, or a built-in set. Nothing is read here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sbridge.errors import FileFormatError, UnknownNameError, unknown_name
+
+BUILT_IN = (
+    "checkerboard",
+    "circles",
+    "eight_gaussians",
+    "gaussian",
+    "noisy_moons",
+    "pinwheel",
+    "s_curve",
+    "swiss_roll",
+    "two_moons",
+    "two_spirals",
+)
+"""Names of the built-in data sets."""
+ENDINGS = (".npy", ".npz", ".csv", ".tsv", ".h5ad")
+KINDS = "a .npy, .npz, .csv, .tsv or .h5ad file, or the name of a built-in data set"
+
+
+def file_and_key(spec: str) -> tuple[Path | None, str | None]:
+    """The file that ``spec`` means, and the array within it; no file if ``spec`` can only be a built-in name.
+
+    Raises:
+        FileFormatError: if it can only be a file, of a kind that is not read.
+    """
+    if spec in BUILT_IN:
+        return None, None
+    before, colon, key = spec.rpartition(":")
+    if colon and Path(before).suffix.lower() in (".npz", ".h5ad"):
+        return Path(before), key
+    path = Path(spec)
+    if path.suffix.lower() in ENDINGS:
+        return path, None
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        what = "a folder" if path.is_dir() else f"of kind {path.suffix!r}" if path.suffix else "without an ending"
+        missing = "" if path.exists() else " that does not exist"
+        raise FileFormatError(f"{path} is {what}{missing}. Give {KINDS}.")
+    return None, None
+
+
+def existing_file(path: Path) -> Path:
+    """``path`` itself; FileFormatError unless it is a file with something in it."""
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise FileFormatError(f"{path} {kind}. Give {KINDS}.")
+    if path.stat().st_size == 0:
+        raise FileFormatError(f"{path} is empty (0 bytes). Save it again.")
+    return path
+
+
+def unknown_set(name: str) -> UnknownNameError:
+    """The error for a word that is neither a file nor a built-in set."""
+    return UnknownNameError(f"{unknown_name('data set', name, BUILT_IN)} To read a file, give {KINDS}.")
+
+
+def check_spec(spec: str) -> None:
+    """Whether ``spec`` means something that is there.
+
+    Raises:
+        FileFormatError: for a file that is missing, empty or of a kind that is not read.
+        UnknownNameError: for a word that is neither a file nor a built-in set.
+    """
+    path, _ = file_and_key(spec)
+    if path is not None:
+        existing_file(path)
+    elif spec not in BUILT_IN:
+        raise unknown_set(spec)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, PrecisionWarning
 from sbridge.modes import owned
 
 Array = Tensor | np.ndarray
+FINE_STEPS = 1024.0
+"""Steps of a floating-point type in one standard deviation of a column, from which on its rounding does not matter."""
+_FEWEST_STEPS, _NARROW = 4.0, 1e-3
+_BLOCK_ROWS = 2**16
 _FLOATING = (torch.float32, torch.float64)
 
 
@@ -54,6 +61,66 @@ def check_rows(rows: Tensor, name: str, *, least: int = 2) -> None:
             f"{name} has {len(bad)} row(s) with NaN or infinite entries (first: row {int(bad[0])}); "
             "remove or impute them."
         )
+
+
+def check_precision(x0: Tensor, x1: Tensor) -> None:
+    """Whether the rounding of two ends to their floating-point type is small against what their columns vary.
+
+    Warns:
+        PrecisionWarning: for a column that varies by fewer than ``FINE_STEPS`` steps of the type.
+
+    Raises:
+        InvalidInputError: for fewer than ``_FEWEST_STEPS``, where rounding has left a handful of different values.
+            Columns that are narrow next to the others are passed over: they are constant but for rounding.
+    """
+    ends = [end.detach().cpu().numpy() for end in (x0, x1)]
+    dtype = ends[0].dtype.type
+    for steps in (_FEWEST_STEPS, FINE_STEPS):
+        found = coarse_column(ends, dtype, steps, least=_NARROW)
+        if found is None:
+            continue
+        cure = " Give float64 rows, or subtract a constant before converting to float32." * (dtype is np.float32)
+        said = f"x0 and x1: column {found[0]} has {found[1]}.{cure}"
+        if steps == _FEWEST_STEPS:
+            raise InvalidInputError(f"{said} Too little of the data is left to fit a bridge to.")
+        warnings.warn(said, PrecisionWarning, stacklevel=2)
+        return
+
+
+def coarse_column(
+    parts: Sequence[np.ndarray], dtype: type[np.floating], steps: float, *, least: float = 0.0
+) -> tuple[int, str] | None:
+    """The first column that varies by fewer than ``steps`` steps of ``dtype``, and its numbers in words.
+
+    A step is the distance of two neighbouring numbers of ``dtype`` at the largest magnitude of the column; the column
+    varies by its standard deviation. Constant columns do not count. ``None`` if there is no such column.
+
+    Args:
+        parts: rows, in one array or several with the same columns.
+        dtype: the floating-point type.
+        steps: how many are enough.
+        least: a column of less than ``least`` times the mean standard deviation does not count.
+    """
+    # Block by block, as the float64 copy of a large table would not fit.
+    parts = [part[first : first + _BLOCK_ROWS] for part in parts for first in range(0, len(part), _BLOCK_ROWS)]
+    low, high = np.min([part.min(0) for part in parts], 0), np.max([part.max(0) for part in parts], 0)
+    shares = np.array([len(part) for part in parts])[:, None] / sum(map(len, parts))
+    with np.errstate(over="ignore", invalid="ignore"):
+        means = np.array([part.mean(0, dtype=np.float64) for part in parts])
+        within = np.array([part.var(0, dtype=np.float64) for part in parts])
+        between = np.square(means - (shares * means).sum(0))
+        deviation = np.sqrt((shares * (within + between)).sum(0))
+        largest = np.maximum(np.abs(low), np.abs(high)).astype(np.float64)
+        step = np.spacing(largest.astype(dtype)).astype(np.float64)
+        fine = step * steps <= deviation  # false for a step that is not finite
+        coarse = (high > low) & ~fine & ~(deviation < least * np.mean(deviation))
+    if not coarse.any():
+        return None
+    first = int(np.argmax(coarse))
+    return first, (
+        f"magnitude {largest[first]:.4g} and standard deviation {deviation[first]:.3g}, and numbers of that size "
+        f"are {step[first]:.3g} apart in {np.dtype(dtype)}"
+    )
 
 
 def _from_numpy(array: np.ndarray, name: str, *, copy: bool) -> Tensor:

@@ -58,6 +58,14 @@ class MarginalWarning(SbridgeWarning):
     """A fitted bridge does not carry the samples of one end to the distribution of the other."""
 
 
+class ReadingWarning(SbridgeWarning):
+    """A file can be read in more than one way, or holds a column that is hardly meant as a coordinate."""
+
+
+class PrecisionWarning(SbridgeWarning):
+    """A column varies by few steps of its floating-point type."""
+
+
 class TimesWarning(SbridgeWarning):
     """Times were read from labels that are no plain numbers."""
 

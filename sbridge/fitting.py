@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbridge.arrays import check_precision
 from sbridge.arrivals import warn_of_misses
 from sbridge.difficulties import warn_of_difficulties
 from sbridge.diffusion.reverse import end_law, moments
 from sbridge.diffusion.training import ScoreMatching
+from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError, listed, number
 from sbridge.laws import Density, Law, Samples, as_law, as_rows, check_same_kind, check_same_space
 from sbridge.modes import standard_modes
@@ -139,6 +141,8 @@ class Preparation:
     notes: tuple[str, ...] = ()
     choice: SolverChoice | None = None
 
+    __repr__ = short_repr
+
     @property
     def model(self) -> BridgeProblem:
         """The problem in model units."""
@@ -188,6 +192,7 @@ def prepare(
         solver = choice.solver
         notes.append(f"solver: {choice}; {solver}")
     _check_treatable(problem, solver)
+    check_precision(*probes)
     known0, known1 = (
         None if isinstance(end, Density) else rows for end, rows in zip((source, target), probes, strict=True)
     )
@@ -293,6 +298,8 @@ class Course:
 
     times: tuple[float, ...]
     bridges: tuple[Bridge, ...] = field(repr=False)
+
+    __repr__ = short_repr
 
     def leg(self, t: float) -> int:
         """The index of the bridge that covers time ``t``."""

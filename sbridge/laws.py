@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sbridge.arrays import Array, as_numbers, check_rows
+from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.registry import register
 from sbridge.scaling import AffineScaling
@@ -57,6 +58,8 @@ class Samples(Law):
     rows: Tensor
     weights: Tensor | None = None
     holds_training_rows: ClassVar[bool] = True
+
+    __repr__ = short_repr
 
     def __init__(self, rows: Array, weights: Array | None = None) -> None:
         self._hold(as_numbers(rows, "rows", copy=True).detach(), weights)
@@ -117,6 +120,8 @@ class Gaussian(Law):
     mean: Tensor
     covariance: Tensor
 
+    __repr__ = short_repr
+
     def __init__(self, mean: Array, covariance: Array) -> None:
         _hold(self, mean=mean, covariance=covariance)
         dim = self.mean.shape[0] if self.mean.ndim == 1 else -1
@@ -167,6 +172,8 @@ class GaussianMixture(Law):
     weights: Tensor
     means: Tensor
     covariances: Tensor
+
+    __repr__ = short_repr
 
     def __init__(self, weights: Array, means: Array, covariances: Array) -> None:
         _hold(self, weights=weights, means=means, covariances=covariances)
@@ -219,6 +226,8 @@ class Point(Law):
     """
 
     position: Tensor
+
+    __repr__ = short_repr
 
     def __init__(self, position: Array) -> None:
         _hold(self, position=position)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Density, Law, Samples, check_same_kind, check_same_space
 from sbridge.objectives.costs import Costs, RunningCost, TerminalCost
@@ -37,6 +38,8 @@ class BridgeProblem:
     source: Law
     target: Law
     reference: Process
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         names = ("source", "target")
@@ -139,6 +142,8 @@ class ControlProblem:
     running_cost: RunningCost | None = None
     terminal_cost: TerminalCost | None = None
     stopping: StoppingSet | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         _check_process(self.process, "process")

@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, Law, Point
 from sbridge.linear import LinearMap
@@ -84,6 +85,8 @@ class WeightedSamples:
     weights: ImportanceWeights
     log_normaliser: Estimate
     lower_bound: Estimate
+
+    __repr__ = short_repr
 
 
 def sampling_problem(target: HasDensity, process: Process, start: Law) -> ControlProblem:

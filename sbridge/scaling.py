@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError
 from sbridge.registry import register
 
@@ -25,6 +26,8 @@ class AffineScaling:
 
     shift: Tensor
     scale: Tensor
+
+    __repr__ = short_repr
 
     @property
     def changes_nothing(self) -> bool:

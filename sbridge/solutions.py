@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sbridge import files
 from sbridge.controls.base import Control, ScaledControl, Time, ZeroControl
+from sbridge.display import short_repr
 from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
 from sbridge.laws import Law, as_rows
 from sbridge.measures import Direction, EndKernel, PathMeasure, Paths, Times
@@ -60,6 +61,8 @@ class Bridge:
 
     forward: PathMeasure
     backward: PathMeasure
+
+    __repr__ = short_repr
 
     @property
     def reference(self) -> Process:
@@ -150,6 +153,8 @@ class ControlSolution:
 
     problem: ControlProblem
     measure: PathMeasure
+
+    __repr__ = short_repr
 
     @property
     def control(self) -> Control:

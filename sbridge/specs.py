@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from sbridge.errors import FileFormatError, UnknownNameError, unknown_name
@@ -44,6 +45,15 @@ def file_and_key(spec: str) -> tuple[Path | None, str | None]:
     return None, None
 
 
+def is_stream(path: Path) -> bool:
+    """Whether ``path`` is a pipe, or the standard input, and not a file with a name of its own."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISREG(mode) and path.is_relative_to("/dev"))
+
+
 def existing_file(path: Path) -> Path:
     """``path`` itself; FileFormatError unless it is a file with something in it."""
     if not path.is_file():
@@ -66,6 +76,8 @@ def check_spec(spec: str) -> None:
         FileFormatError: for a file that is missing, empty or of a kind that is not read.
         UnknownNameError: for a word that is neither a file nor a built-in set.
     """
+    if is_stream(Path(spec)):
+        return
     path, _ = file_and_key(spec)
     if path is not None:
         existing_file(path)

@@ -297,7 +297,7 @@ class TestRefusals:
             (["fit", "a.npy", "b.npy", "--held-out", "1"], "held-out fraction must lie in [0, 1)"),
             (["fit", "a.npy", "b.npy", "--held-out", "0.001"], "leaves 0 to score with"),
             (["fit", "a.npy", "b.npy", "--seed", "-1"], "--seed must be an integer from 0"),
-            (["fit", "a.npy", "b.npy", "--device", "cuda:77"], "device 'cuda:77' is not to be had here"),
+            (["fit", "a.npy", "b.npy", "--device", "cuda:77"], "device 'cuda:77' cannot be used here; use cpu"),
             (["fit", "a.npy", "b.npy", "--solver", "sinkhron"], "Did you mean 'sinkhorn'?"),
             (["fit", "a.npy", "b.npy", "--solver", "imf", "--solver.stages", "-2"], "stages must not be negative"),
             (["fit", "a.npy", "b.npy", "--reference", "brownain"], "Did you mean 'brownian'?"),

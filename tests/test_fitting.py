@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import sbridge as sb
+from sbridge.arrays import check_precision
 from sbridge.benchmarks.pairs import MixturePair
-from sbridge.errors import InvalidInputError, NonFiniteError, TimesWarning, UnsupportedError
+from sbridge.errors import InvalidInputError, NonFiniteError, PrecisionWarning, TimesWarning, UnsupportedError
 from sbridge.fitting import _check_options, prepare
 from sbridge.measures import Estimate
 from sbridge.metrics import energy_distance
@@ -587,3 +588,19 @@ def test_a_fit_owns_its_data(solver, scaling, form):
     for found, wanted in zip(look(), before, strict=True):
         assert torch.equal(found, wanted)
     assert float(bridge.forward.start.rows.max()) < 50
+
+
+def test_float32_that_has_rounded_the_data_away_is_refused_or_said():
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(300, 2, generator=generator, dtype=torch.float64) for _ in range(2)]
+    narrow = torch.tensor([1.0, 1e-6])  # but for rounding, the second column is constant
+
+    def ends(offset, spread):
+        return [(offset + spread * x).float() for x in noise]
+
+    with pytest.raises(InvalidInputError, match=r"column 0 has magnitude 1.7e\+09 .* 128 apart .* Give float64"):
+        sb.fit(*ends(1.7e9, 50.0), solver=sb.SinkhornBridge())
+    with pytest.warns(PrecisionWarning, match=r"column 0 has magnitude 1e\+06 .* 0.0625 apart in float32"):
+        sb.fit(*ends(1e6, 10.0), solver=sb.SinkhornBridge())
+    for quiet in (ends(1e4, 10.0), ends(torch.tensor([0.0, 1.0]), narrow), [1.7e9 + 50 * x for x in noise]):
+        check_precision(*quiet)

@@ -1,15 +1,20 @@
 """Reading: what comes in is what was written, and whatever cannot be used is refused with its place and a cure."""
 
+import os
 import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sbridge import datasets
-from sbridge.errors import FileFormatError, InvalidInputError, TimesWarning, UnknownNameError
+from sbridge.errors import FileFormatError, InvalidInputError, ReadingWarning, TimesWarning, UnknownNameError
 from sbridge.inputs import BLOCK_ROWS, ReadOptions, open_rows, read_inputs, read_table, split
 
 ROWS = np.array([[1.5, -2.0, 0.25], [3.0, 1e-3, 7.0], [0.0, 4.0, -1.0]], dtype=np.float32)
@@ -148,6 +153,49 @@ def test_dtypes(tmp_path, stored, option, used):
     assert torch.equal(rows.double(), torch.arange(6.0, dtype=torch.float64).reshape(3, 2))
 
 
+FINE = np.random.default_rng(0).normal(size=400)
+
+
+@pytest.mark.parametrize(
+    ("values", "used"),
+    [
+        (FINE, torch.float32),
+        (5.4e6 + FINE, torch.float64),  # northings: float32 would keep 13 values of 400
+        (np.round(1.7e9 + 1e4 * FINE), torch.float64),  # seconds since 1970
+        (2019 + np.round(FINE), torch.float32),
+        (1e-60 * FINE, torch.float64),
+        (np.full(400, 5.4e6), torch.float32),
+    ],
+)
+@pytest.mark.parametrize("kind", ["text", "integers"])
+def test_text_and_integers_are_float32_only_where_its_digits_are_enough(tmp_path, kind, values, used):
+    rows = np.column_stack([FINE[::-1], values])
+    if kind == "text":
+        spec = write_text(tmp_path / "a.csv", "\n".join(f"{x!r},{y!r}" for x, y in rows.tolist()))
+    else:
+        rows = np.round(np.column_stack([100 * FINE[::-1], values]))
+        spec = write_npy(tmp_path / "a.npy", rows.astype(np.int64))
+        used = torch.float32 if abs(values).max() < 1 else used
+    if used == torch.float64:
+        with pytest.warns(ReadingWarning, match=r"column 1 \(counted from 0\) has magnitude .*read as float64"):
+            table = read_table(spec)
+        assert np.array_equal(table.rows.numpy(), rows)
+    else:
+        table = read_table(spec)
+    assert table.rows.dtype == used
+    assert read_table(spec, ReadOptions(dtype="float32")).rows.dtype == torch.float32
+    assert read_table(spec, ReadOptions(inexact="float64")).rows.dtype == torch.float64
+
+
+def test_snapshots_of_text_get_one_dtype(tmp_path):
+    near = write_text(tmp_path / "near.csv", "\n".join(map(repr, FINE.tolist())))
+    far = write_text(tmp_path / "far.csv", "\n".join(map(repr, (5.4e6 + FINE).tolist())))
+    with pytest.warns(ReadingWarning, match=r"far\.csv: column 0"):
+        assert {table.rows.dtype for table in read_inputs([near, far], ()).tables} == {torch.float64}
+    double = write_npy(tmp_path / "double.npy", FINE[:, None])
+    assert {table.rows.dtype for table in read_inputs([near, double], ()).tables} == {torch.float64}
+
+
 def test_fortran_order_and_more_than_one_block(tmp_path):
     array = np.asfortranarray(np.random.default_rng(0).normal(size=(2 * BLOCK_ROWS + 5, 2)))
     array[-1, 1] = np.nan
@@ -168,6 +216,62 @@ def test_one_of_several_arrays_in_an_archive(tmp_path):
         read_table(str(path))
     with pytest.raises(UnknownNameError, match="Did you mean 'second'"):
         read_table(f"{path}:secund")
+
+
+def test_members_of_an_archive_that_are_no_arrays(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, rows=ROWS)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "no array")
+        archive.writestr("bad.npy", b"\x93NUMPY\x01\x00no header at all")
+    assert read_table(f"{path}:rows").rows.tolist() == ROWS.tolist()
+    with pytest.raises(FileFormatError, match=r"readme\.txt is no array"):
+        read_table(f"{path}:readme.txt")
+    with pytest.raises(FileFormatError, match="not a readable"):
+        read_table(f"{path}:bad")
+
+
+@pytest.mark.parametrize("shape", ["(10**13, 2)", "(10000000000000, 2)", "(-1, 2)", "(True, True)", "'ab'", "(2.0, 1)"])
+@pytest.mark.parametrize("kind", [".npy", ".npz"])
+def test_headers_that_declare_another_shape_than_the_bytes_have(tmp_path, kind, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117).encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + ROWS.tobytes()[:4]
+    path = tmp_path / f"a{kind}"
+    if kind == ".npy":
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("rows.npy", content)
+    with pytest.raises(InvalidInputError, match=r"not a readable|has 1 row"):
+        read_table(str(path))
+
+
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_unread(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, zeros=np.zeros((2**22, 5), np.float32))
+    with pytest.raises(FileFormatError, match=r"from 0\.08\d+ MB to 83\.9 MB, more than 100 times.*numpy\.save"):
+        read_table(str(path))
+
+
+def test_a_sparse_matrix_of_scipy_is_refused_by_name(tmp_path):
+    scipy.sparse.save_npz(tmp_path / "a.npz", scipy.sparse.eye(5, format="csr"))
+    with pytest.raises(FileFormatError, match=r"a sparse matrix of scipy\. .*toarray\(\)"):
+        read_table(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("kind", [".npy", ".npz", ".csv"])
+def test_pipes(tmp_path, kind):
+    content = Path(written(tmp_path, kind)).read_bytes()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as writer:
+        writer.submit(pipe.write_bytes, content)
+        table = read_table(str(pipe))
+        assert (table.rows.tolist(), table.name) == (ROWS.tolist(), str(pipe))
+        writer.submit(pipe.write_bytes, b"")
+        with pytest.raises(FileFormatError, match="delivered no bytes"):
+            read_table(str(pipe))
 
 
 class TestText:
@@ -198,8 +302,36 @@ class TestText:
     def test_a_byte_order_mark_is_no_part_of_the_first_name(self, tmp_path):
         assert read_table(write_text(tmp_path / "a.csv", "\ufeffx,y\n1,2\n3,4\n")).columns == ("x", "y")
 
-    def test_a_header_that_counts_is_no_row(self, tmp_path):
-        assert read_table(write_text(tmp_path / "a.csv", "0,1\n5,6\n7,8\n")).rows.tolist() == [[5, 6], [7, 8]]
+    @pytest.mark.parametrize("width", [2, 3])
+    def test_a_first_line_that_counts_is_data_unless_only_it_has_no_points(self, tmp_path, width):
+        first = list(range(width))
+        whole = [[5 + i for i in first], [7 + i for i in first]]
+        points = [[0.5 + i for i in first], [1e-7 + i for i in first]]
+
+        def spec(*lines):
+            return write_text(tmp_path / "a.csv", "\n".join(",".join(map(str, line)) for line in lines))
+
+        with pytest.warns(ReadingWarning, match=r"the first line, 0,1.* is taken as a row of data\. .*--header yes"):
+            assert read_table(spec(first, *whole)).rows.tolist() == [first, *whole]
+        with pytest.warns(ReadingWarning, match="is taken as a row of data"):
+            assert read_table(spec(first, points[0], whole[0])).rows.tolist() == [first, points[0], whole[0]]
+        with pytest.warns(ReadingWarning, match=r"is taken as the names of columns, .*points.*--header no"):
+            named = read_table(spec(first, *points), ReadOptions(dtype="float64"))
+        assert (named.rows.tolist(), named.columns) == (points, tuple(map(str, first)))
+        assert read_table(spec(first, *whole), ReadOptions(header="yes")).rows.tolist() == whole
+        assert read_table(spec(first, *points), ReadOptions(header="no", dtype="float64")).rows[0].tolist() == first
+
+    def test_a_column_that_counts_the_rows_is_named(self, tmp_path):
+        lines = [f"{i},{(7 * i) % 5},{(3 * i) % 11}" for i in range(20)]
+        with pytest.warns(ReadingWarning, match=r"column 'id' counts the rows, 0 … 19.*coordinate.*--columns"):
+            read_table(write_text(tmp_path / "a.csv", "id,x,y\n" + "\n".join(lines)))
+        array = np.column_stack([np.random.default_rng(0).normal(size=20), np.arange(3, 23)])
+        with pytest.warns(ReadingWarning, match=r"column 1 \(counted from 0\) counts the rows, 3 … 22"):
+            read_table(write_npy(tmp_path / "a.npy", array))
+
+    def test_a_cell_without_end_is_refused(self, tmp_path):
+        with pytest.raises(FileFormatError, match="field larger than field limit"):
+            read_table(write_text(tmp_path / "a.csv", "x" * 131_073 + ",y\n1,2\n3,4\n"))
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -209,7 +341,6 @@ class TestText:
             ("1,2\n3,x4\n", "column 2 has 'x4' in line 2"),
             ("x,y\n1,2\n\n3,nan\n", "line 4, column 'y' is nan.*impute"),
             ("x,y\n1,2\n3,inf\n", "line 3, column 'y' is inf"),
-            ("x,y\n1,2\n3,1e300\n", r"line 3, column 'y' is 1e\+300. .*beyond float32.*--dtype float64"),
             ("x,y\n1,2\n3,\n", "column 'y' is empty in line 3.*missing entries"),
             ("x,y\n1,2\nNA,4\n", "column 'x' has 'NA' in line 3.*missing entries"),
             ("x,y\n1,2\n3,4,5\n", "line 3 has 3 cells, the first line has 2"),
@@ -226,6 +357,13 @@ class TestText:
     def test_what_is_no_table_of_numbers(self, tmp_path, text, message):
         with pytest.raises(InvalidInputError, match=message):
             read_table(write_text(tmp_path / "a.csv", text))
+
+    def test_numbers_beyond_float32(self, tmp_path):
+        spec = write_text(tmp_path / "a.csv", "x,y\n1,2\n3,1e300\n")
+        with pytest.raises(InvalidInputError, match=r"line 3, column 'y' is 1e\+300. .*beyond float32.*float64"):
+            read_table(spec, ReadOptions(dtype="float32"))
+        with pytest.warns(ReadingWarning, match=r"column 'y' has magnitude 1e\+300 .*read as float64"):
+            assert read_table(spec).rows[1, 1] == 1e300
 
     def test_a_fault_after_the_first_block_is_found_in_its_line(self, tmp_path):
         lines = ["x,y"] + ["1,2"] * (BLOCK_ROWS + 3)
@@ -315,6 +453,47 @@ class TestAnnotated:
 
     def test_the_matrix_itself(self, tmp_path):
         assert read_table(self.course(tmp_path), ReadOptions(representation="X")).rows.shape == (6, 2)
+
+    def test_a_sparse_matrix_is_read_in_blocks(self, tmp_path):
+        anndata, pandas = pytest.importorskip("anndata"), pytest.importorskip("pandas")
+        dense = np.zeros((BLOCK_ROWS + 10, 3), np.float32)
+        dense[::3, 1], dense[5, 2] = 2.0, 1.0
+        for kind in (scipy.sparse.csr_matrix, scipy.sparse.csc_matrix):
+            obs = pandas.DataFrame({"day": np.arange(len(dense)) % 2}, index=[f"c{i}" for i in range(len(dense))])
+            anndata.AnnData(X=kind(dense), obs=obs).write_h5ad(tmp_path / "a.h5ad")
+            spec, options = str(tmp_path / "a.h5ad"), ReadOptions(representation="X", time_key="day")
+            first, second = read_inputs([spec], (), options).tables
+            assert np.array_equal(first.rows.numpy(), dense[::2])
+            assert np.array_equal(second.rows.numpy(), dense[1::2])
+            blocks = open_rows(spec, ReadOptions(representation="X")).blocks()
+            assert [type(block) for block in blocks] == [np.ndarray] * 2
+
+    def test_what_is_missing_is_named_with_its_cells(self, tmp_path):
+        anndata, pandas = pytest.importorskip("anndata"), pytest.importorskip("pandas")
+        names = [f"c{i}" for i in range(6)]
+        days = pandas.array([None, 1, 1, 2, 2, None], dtype="Int64")
+        data = anndata.AnnData(obs=pandas.DataFrame({"day": days}, index=names))
+        table = pandas.DataFrame(np.arange(12.0).reshape(6, 2), index=names, columns=["a", "b"])
+        data.obsm["rows"] = np.where(np.eye(6, 2) > 0, np.nan, 1.0)
+        data.obsm["table"] = table
+        data.obsm["text"] = table.assign(kind=list("xyxyxy"), flag=True)
+        data.obsm["gaps"] = table.assign(b=[1.0, None, 2.0, None, 3.0, 4.0])
+        data.write_h5ad(tmp_path / "a.h5ad")
+        spec = str(tmp_path / "a.h5ad")
+        assert read_table(spec, ReadOptions(representation="table")).rows.tolist() == table.to_numpy().tolist()
+        for name, key, message in [
+            ("X", None, r"has no matrix X; choose one of the representations in obsm: .*table.*--rep"),
+            (
+                "text",
+                None,
+                r"obsm\['text'\] is a data frame .* no numbers: 'kind' \(.*\), 'flag' \(bool\)",
+            ),
+            ("gaps", None, r"obsm\['gaps'\]: column 'b' is missing for the cells c1, c3\."),
+            ("table", "day", r"obs\['day'\] is missing for 2 cells: c0, c5\."),
+            ("rows", None, r"row 0 \(c0\), column 0 \(counted from 0\) is nan"),
+        ]:
+            with pytest.raises(InvalidInputError, match=message):
+                read_table(spec, ReadOptions(representation=name, time_key=key))
 
     def test_the_missing_extra_is_named(self, tmp_path, monkeypatch):
         spec = self.course(tmp_path)

@@ -362,3 +362,20 @@ def test_files_that_were_changed_by_hand_are_refused(old, new, message, tmp_path
     by_hand(tmp_path / "bridge", old, new)
     with pytest.raises(FileFormatError, match=message):
         sb.load(tmp_path / "bridge")
+
+
+@pytest.mark.parametrize(
+    "solver", [None, sb.SinkhornBridge(), sb.GaussianBridge(), sb.MatchedBridge(updates=1)], ids=str
+)
+def test_what_is_printed_is_short(solver):
+    generator = torch.Generator().manual_seed(0)
+    x0, x1 = torch.randn(200, 3, generator=generator), torch.randn(200, 3, generator=generator) + 1
+    bridge = sb.fit(x0, x1, solver=solver, reference=sb.BrownianMotion(1.0))
+    prepared = sb.fitting.prepare(x0, x1, solver=solver, reference=sb.BrownianMotion(1.0))
+    for thing in (bridge, bridge.forward, bridge.forward.sample(5, seed=0), prepared, prepared.problem, sb.Samples(x0)):
+        text = repr(thing)
+        assert text.startswith(type(thing).__name__)
+        assert len(text.splitlines()) <= 8
+        assert len(text) < 1500
+        assert "tensor(" not in text
+    assert repr(sb.Samples(x0)) == "Samples(rows=float32 (200, 3), weights=None)"

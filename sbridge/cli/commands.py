@@ -53,7 +53,10 @@ class Reading:
     rows: int = 10_000
     """Rows drawn from a built-in data set."""
     dtype: Literal["keep", "float32", "float64"] = "keep"
-    """Floating-point type of the fit. keep: that of the file (text and integers: float32); float64 is slower."""
+    """Floating-point type of the fit. keep: that of the file (text and integers: float32 if its digits are enough for
+    every column, else float64); float64 is slower."""
+    header: Literal["auto", "yes", "no"] = "auto"
+    """Whether the first line of a .csv file names the columns. auto: if a cell in it is no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class Training(Spoken):
     seed: int = 0
     """Seed of everything random. Equal seeds and threads give equal models."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    """Where to compute: cpu, cuda, cuda:1."""
     evaluation: bool = True
     """Score on the rows kept from the fit. That may take longer than the fit; sbridge evaluate does it later."""
     figures: bool = True

@@ -15,9 +15,9 @@ from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
 from sbridge.diffusion import end_law
 from sbridge.errors import InvalidInputError, UnsupportedError, number
-from sbridge.fitting import Preparation, choose_sigma, prepare
+from sbridge.fitting import Course, Preparation, choose_sigma, prepare
 from sbridge.inputs import Inputs, ReadOptions, read_inputs, read_table, split
-from sbridge.laws import Samples
+from sbridge.laws import Density, Samples
 from sbridge.random import derive, generator
 from sbridge.registry import Json, encode
 from sbridge.runs import RUN_FORMAT, RunFolder
@@ -111,7 +111,7 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     times = inputs.times or (0.0, command.horizon or 1.0)
     legs, notes = [], []
     if kept[0].dtype == torch.float64:
-        notes.append("numbers: float64, as in the files; --dtype float32 is faster")
+        notes.append("numbers: float64; --dtype float32 is faster, with 7 digits")
     for index in range(len(kept) - 1):
         seed = command.seed if inputs.times is None else derive(command.seed, "leg", index)
         leg, told = _leg(command, kept[index], kept[index + 1], times[index + 1] - times[index], seed)
@@ -154,6 +154,7 @@ def read_options(reading: Reading, seed: int, run: RunFolder | None = None) -> R
         rows=reading.rows,
         seed=seed,
         dtype=reading.dtype,
+        header=reading.header,
     )
 
 
@@ -182,15 +183,23 @@ def time_given(option: str, given: float | None, said: float | None, times: Sequ
     return given
 
 
+def dtype_of(course: Course) -> str:
+    """The floating-point type that a run computes in, for rows of text or integers."""
+    bridge = course.bridges[0]
+    end = bridge.backward.start if isinstance(bridge.forward.start, Density) else bridge.forward.start
+    return str(end.sample(1, generator(0)).dtype).removeprefix("torch.")
+
+
 def check_device(name: str) -> torch.device:
-    """The device called ``name``; InvalidInputError if there is none."""
+    """The device called ``name``; InvalidInputError if there is none, or it has no float64, which coefficients need."""
+    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        found += ["mps"] if torch.backends.mps.is_available() else []
-        raise InvalidInputError(f"device {name!r} is not to be had here; there is {', '.join(found)}.") from error
+        torch.empty(0, device=device, dtype=torch.float64)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise InvalidInputError(f"device {name!r} cannot be used here; use {' or '.join(found)}.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInputError(f"device {name!r} is not supported, as float64 is needed; use {' or '.join(found)}.")
     return device
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sbridge.cli.commands import Sample
 from sbridge.cli.console import Console
-from sbridge.cli.plan import read_options, time_given
+from sbridge.cli.plan import dtype_of, read_options, time_given
 from sbridge.diffusion import generate, is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.fitting import Course
@@ -86,7 +86,8 @@ def run_sample(command: Sample, console: Console) -> int:
     course, start = folder.course(), command.start
     dim, source = course.bridges[0].dim, None
     if command.input is not None:
-        source = open_rows(command.input, read_options(command.reading, derive(command.seed, "input"), folder))
+        options = read_options(command.reading, derive(command.seed, "input"), folder)
+        source = open_rows(command.input, replace(options, inexact=dtype_of(course)))
         if source.dim != dim:
             raise InvalidInputError(f"{command.input} has {source.dim} columns, the bridge lives in {dim} dimensions.")
         start = time_given("--start", command.start, source.time, course.times)

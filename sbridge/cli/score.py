@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 
 from sbridge import files
 from sbridge.cli.commands import Evaluate
 from sbridge.cli.console import Console, ScoringBar
-from sbridge.cli.plan import read_options, time_given
+from sbridge.cli.plan import dtype_of, read_options, time_given
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.evaluation import (
@@ -37,7 +38,7 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
     folder = RunFolder(command.folder)
     course = folder.course()
     options = read_options(command.reading, derive(command.seed, "evaluate"), folder)
-    source, target = read_inputs(command.inputs, (), options).tables
+    source, target = read_inputs(command.inputs, (), replace(options, inexact=dtype_of(course))).tables
     start = time_given("--start", command.start, source.time, course.times)
     stop = time_given("--time", command.time, target.time, course.times)
     start = course.times[0] if start is None else snapped(start, course.times)

@@ -21,10 +21,11 @@ _MOST_TIMES = 100  # a column with more different values is not offered as times
 class Annotated:
     """One representation of the cells, ``(cells, columns)``, and their times if asked for, ``(cells,)``.
 
-    ``labels`` are the times as the file has them, as text.
+    The array may be sparse. ``names`` are those of the cells; ``labels`` are the times as the file has them, as text.
     """
 
-    array: np.ndarray
+    array: Any
+    names: np.ndarray
     times: np.ndarray | None
     labels: np.ndarray | None = None
 
@@ -56,11 +57,13 @@ def read_annotated(path: Path, representation: str, time_key: str | None) -> Ann
     try:
         if representation != "X" and representation not in data.obsm:
             raise unknown_name(f"representation in {path}", representation, ["X", *data.obsm])
-        array = data.X[:] if representation == "X" else data.obsm[representation]
+        array = _matrix(path, data) if representation == "X" else data.obsm[representation]
+        array = _numbers(array, f"{path}: obsm[{representation!r}]")
+        names = data.obs_names.to_numpy()
         times, labels = (None, None) if time_key is None else _times(path, data.obs, time_key)
     finally:
         data.file.close()
-    return Annotated(_dense(array), times, labels)
+    return Annotated(array, names, times, labels)
 
 
 def _anndata(path: Path) -> ModuleType:
@@ -85,7 +88,8 @@ def _times(path: Path, obs: Any, key: str) -> tuple[np.ndarray, np.ndarray]:  # 
     labels = column.astype(str).to_numpy(dtype=object)
     missing = column.isna().to_numpy()
     if missing.any():
-        raise InvalidInputError(f"{path}: obs[{key!r}] is missing for {int(missing.sum())} cells; drop them.")
+        names = listed(obs.index[missing].tolist(), 6)
+        raise InvalidInputError(f"{path}: obs[{key!r}] is missing for {int(missing.sum())} cells: {names}. Drop them.")
     return as_times(labels, f"{path}: obs[{key!r}]", ranks), labels
 
 
@@ -100,10 +104,32 @@ def _candidates(obs: Any) -> list[str]:  # noqa: ANN401
     return found
 
 
-def _dense(array: Any) -> np.ndarray:  # noqa: ANN401  (array, sparse matrix or data frame)
-    if hasattr(array, "to_numpy"):
-        array = array.to_numpy()
-    return np.asarray(array.toarray() if hasattr(array, "toarray") else array)
+def _matrix(path: Path, data: Any) -> Any:  # noqa: ANN401
+    try:
+        return data.X[:]
+    except (KeyError, TypeError) as error:
+        known = f"the representations in obsm: {listed(data.obsm)}" if len(data.obsm) else "a file with data"
+        raise InvalidInputError(f"{path} has no matrix X; choose one of {known} (--rep).") from error
+
+
+def _numbers(array: Any, name: str) -> Any:  # noqa: ANN401
+    """A representation as an array, or a sparse matrix by rows; InvalidInputError for data frames with text."""
+    if hasattr(array, "tocsr"):
+        return array.tocsr()
+    if not hasattr(array, "dtypes"):
+        return np.asarray(array)
+    foreign = [f"{column!r} ({dtype})" for column, dtype in array.dtypes.items() if dtype.kind not in "iuf"]
+    if foreign:
+        raise InvalidInputError(
+            f"{name} is a data frame with columns that hold no numbers: {listed(foreign)}. Drop them or convert them, "
+            "and save the file again."
+        )
+    gaps = array.isna()
+    if gaps.to_numpy().any():
+        column = gaps.columns[gaps.any()][0]
+        cells = listed(array.index[gaps[column]].tolist(), 6)
+        raise InvalidInputError(f"{name}: column {column!r} is missing for the cells {cells}. Drop or impute them.")
+    return array.to_numpy(dtype=np.result_type(*(np.dtype(f"{d.kind}{d.itemsize}") for d in array.dtypes)))
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, listed
 from sbridge.inputs.annotated import read_annotated
+from sbridge.inputs.reading import gathered, warn_of_row_numbers
 from sbridge.inputs.sources import ArrayRows, ReadOptions, RowSource, array_rows, cells_at, open_rows
 from sbridge.random import derive, generator
 from sbridge.specs import existing_file
@@ -38,6 +40,8 @@ class Table:
     sha256: str
     time: float | None = None
 
+    __repr__ = short_repr
+
     @property
     def dim(self) -> int:
         """The number of columns."""
@@ -53,8 +57,12 @@ class Inputs:
 
 
 def read_table(spec: str, options: ReadOptions = ReadOptions()) -> Table:
-    """All rows of what ``spec`` names (see :func:`~sbridge.inputs.open_rows`); at least two."""
-    return _table(open_rows(spec, options), _digest(spec))
+    """All rows of what ``spec`` names (see :func:`~sbridge.inputs.open_rows`); at least two.
+
+    Integers and text are float32 if every column varies by 1024 steps of float32 or more, else float64, with a warning.
+    """
+    (table,) = _tables([open_rows(spec, options)], [_digest(spec)])
+    return table
 
 
 def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptions = ReadOptions()) -> Inputs:
@@ -73,7 +81,8 @@ def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptio
         _check_counts(specs, times)
         # A built-in set named twice is drawn twice.
         own = [replace(options, seed=derive(options.seed, "data set", place)) for place in range(len(specs))]
-        tables = [read_table(spec, mine) for spec, mine in zip(specs, own, strict=True)]
+        sources = [open_rows(spec, mine) for spec, mine in zip(specs, own, strict=True)]
+        tables = _tables(sources, [_digest(spec) for spec in specs])
         said = [table.time for table in tables if table.time is not None]
         found = tuple(float(t) for t in times or (said if len(said) == len(tables) else ())) or None
         if found is None and len(specs) > 2:
@@ -102,12 +111,15 @@ def split(rows: Tensor, fraction: float, seed: int, name: str) -> tuple[Tensor, 
     return rows[order[count:].sort().values], rows[order[:count].sort().values]
 
 
-def _table(source: RowSource, digest: str | None, *, least: int = 2) -> Table:
-    rows = np.concatenate(list(source.blocks()))
-    if len(rows) < least:
-        raise InvalidInputError(f"{source.name} has {len(rows)} row; at least {least} are needed.")
-    digest = digest or hashlib.sha256(rows.tobytes()).hexdigest()
-    return Table(source.name, torch.from_numpy(rows), source.columns, digest, source.time)
+def _tables(sources: Sequence[RowSource], digests: Sequence[str | None]) -> list[Table]:
+    tables = []
+    for source, digest, rows in zip(sources, digests, gathered(sources), strict=True):
+        if len(rows) < 2:
+            raise InvalidInputError(f"{source.name} has {len(rows)} row; at least 2 are needed.")
+        warn_of_row_numbers(source, rows)
+        digest = digest or hashlib.sha256(rows.tobytes()).hexdigest()
+        tables.append(Table(source.name, torch.from_numpy(rows), source.columns, digest, source.time))
+    return tables
 
 
 def _digest(spec: str) -> str | None:
@@ -133,8 +145,11 @@ def _snapshots(
     if len(wanted) < 2:
         raise InvalidInputError(f"{column}: one time, {wanted[0]:g}, makes no bridge; two are needed.")
     digest = _digest(spec)
-    parts = [ArrayRows(f"{spec} at {t:g}", cells_at(data, t, column), dtype, time=t) for t in wanted]
-    return [_table(part, digest) for part in parts], tuple(wanted)
+    parts = []
+    for t in wanted:
+        cells = cells_at(data, t, column)
+        parts.append(ArrayRows(f"{spec} at {t:g}", data.array[cells], dtype, time=t, labels=data.names[cells]))
+    return _tables(parts, [digest] * len(parts)), tuple(wanted)
 
 
 def _check_counts(specs: Sequence[str], times: Sequence[float]) -> None:

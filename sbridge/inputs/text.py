@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sbridge.errors import FileFormatError, InvalidInputError, listed, unknown_name
+from sbridge.errors import FileFormatError, InvalidInputError, ReadingWarning, listed, unknown_name
 
 BLOCK_ROWS = 8192
 _MISSING = {"", "na", "n/a", "null", "none"}
 _EXAMPLES = 6
+_LINES_OF_EVIDENCE = 1000
 Line = tuple[int, str]  # its number in the file, counted from 1, and its text
 
 
@@ -29,7 +31,8 @@ class TextRows:
         used: their positions.
         width: cells in a line.
         header: whether the first line is one.
-        dtype: of the blocks.
+        dtype: of the blocks; ``None``: float64, and left open for the table.
+        called: what the user called it, if that is not its path.
     """
 
     path: Path
@@ -38,14 +41,22 @@ class TextRows:
     used: tuple[int, ...]
     width: int
     header: bool
-    dtype: np.dtype
+    dtype: np.dtype | None
+    called: str | None = None
 
     @classmethod
-    def open(cls, path: Path, columns: Sequence[str], dtype: np.dtype) -> TextRows:
+    def open(cls, path: Path, columns: Sequence[str], dtype: np.dtype | None, header: str = "auto") -> TextRows:
         """Reads the first line. Lines that are blank or begin with ``#`` do not count.
 
-        The first line is a header if a cell in it is no number, or if it counts 0, 1, 2, … (as a data frame without
-        names is written).
+        The first line is a header if a cell in it is no number. A first line 0, 1, 2, … may be data, or the column
+        names of a data frame without names. It is a header if every cell after it has a decimal point or an exponent,
+        as data frames write floating-point numbers. A warning says what was decided.
+
+        Args:
+            path: the file.
+            columns: names of the columns to use; none: all.
+            dtype: of the blocks, or ``None``.
+            header: ``"yes"``, ``"no"``, or ``"auto"``, as above.
 
         Raises:
             FileFormatError: if there is no text in it, or it is no UTF-8.
@@ -56,24 +67,23 @@ class TextRows:
         if not number:
             raise FileFormatError(f"{path} has no lines with data. Save it again.")
         delimiter = max(",;\t", key=first.count)
-        cells = [cell.strip() for cell in _cells(first, delimiter)]
-        counted = len(cells) > 1 and cells == [str(i) for i in range(len(cells))]
-        header = counted or not all(_is_number(cell) for cell in cells)
-        if columns and not header:
+        cells = [cell.strip() for cell in _cells(path, first, delimiter)]
+        named = _is_header(path, cells, delimiter) if header == "auto" else header == "yes"
+        if columns and not named:
             raise InvalidInputError(f"{path} has no header line, so columns {listed(columns)} cannot be chosen.")
-        names = tuple(cells) if header else ()
+        names = tuple(cells) if named else ()
         if not columns:
             _check_names(path, names)
         for name in columns:
             if names.count(name) != 1:
                 raise unknown_name(f"column of {path}", name, names)
         used = tuple(names.index(name) for name in columns) if columns else tuple(range(len(cells)))
-        return cls(path, delimiter, tuple(columns) or names, used, len(cells), header, dtype)
+        return cls(path, delimiter, tuple(columns) or names, used, len(cells), named, dtype)
 
     @property
     def name(self) -> str:
-        """The path."""
-        return str(self.path)
+        """What the user called it."""
+        return self.called or str(self.path)
 
     @property
     def time(self) -> None:
@@ -111,11 +121,15 @@ class TextRows:
         if any(text.count(self.delimiter) + 1 != self.width for text in texts):
             # Unlike numpy, which takes the columns asked for from lines of any length.
             self._check_widths(block)
-        return finite(values, self.dtype, lambda i, j: f"{self.path}: line {block[i][0]}, {self._column(j)}")
+        return finite(
+            values,
+            self.dtype or np.dtype(np.float64),
+            lambda i, j: f"{self.path}: line {block[i][0]}, {self._column(j)}",
+        )
 
     def _check_widths(self, block: list[Line]) -> None:
         for number, text in block:
-            count = len(_cells(text, self.delimiter))
+            count = len(_cells(self.path, text, self.delimiter))
             if count != self.width:
                 raise InvalidInputError(
                     f"{self.path}: line {number} has {count} cells, the first line has {self.width}. Is it truncated?"
@@ -126,7 +140,7 @@ class TextRows:
         self._check_widths(block)
         faults: dict[int, str] = {}
         for number, text in block:
-            cells = _cells(text, self.delimiter)
+            cells = _cells(self.path, text, self.delimiter)
             for position, index in enumerate(self.used):
                 cell = cells[index].strip()
                 if position not in faults and not _is_number(cell):
@@ -178,8 +192,29 @@ def _lines(path: Path) -> Iterator[Line]:
         raise FileFormatError(f"{path} is no UTF-8 text ({reason}); save it as such.") from error
 
 
-def _cells(text: str, delimiter: str) -> list[str]:
-    return next(csv.reader([text], delimiter=delimiter))
+def _cells(path: Path, text: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([text], delimiter=delimiter))
+    except csv.Error as error:
+        raise FileFormatError(f"{path} is no table of text ({error} in a line that begins {text[:30]!r}).") from error
+
+
+def _is_header(path: Path, cells: list[str], delimiter: str) -> bool:
+    """Whether the first line is a header; with a warning where it may be either."""
+    if not all(_is_number(cell) for cell in cells):
+        return True
+    if len(cells) < 2 or cells != [str(i) for i in range(len(cells))]:
+        return False
+    rest = islice(_lines(path), 1, 1 + _LINES_OF_EVIDENCE)
+    pointed = [any(mark in cell for mark in ".eE") for _, text in rest for cell in _cells(path, text, delimiter)]
+    named, shown = bool(pointed) and all(pointed), delimiter.join(cells[:4]) + ("…" if len(cells) > 4 else "")
+    reason = "the names of columns, because all cells below have decimal points" if named else "a row of data"
+    warnings.warn(
+        f"{path}: the first line, {shown}, is taken as {reason}. Otherwise: --header {'no' if named else 'yes'}.",
+        ReadingWarning,
+        stacklevel=2,
+    )
+    return named
 
 
 def _is_number(cell: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls import Control
+from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Law, as_rows
 from sbridge.modes import standard_modes
@@ -60,6 +61,8 @@ class Paths:
     v: Tensor
     chain: Chain
 
+    __repr__ = short_repr
+
     @property
     def t(self) -> Tensor:
         """Bridge times of the states, float64, shape ``(N + 1,)``; falling if the measure runs backward."""
@@ -96,6 +99,8 @@ class PathMeasure:
     grid: TimeGrid = _HUNDRED_STEPS
     rule: StepRule | None = None
     end_kernel: EndKernel | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if not isinstance(self.direction, Direction):

@@ -20,6 +20,10 @@ from sbridge.coupling import (
     MinibatchCoupling as MinibatchCoupling,
     ReferenceCoupling as ReferenceCoupling,
 )
+from sbridge.courses import (
+    Course as Course,
+    fit_course as fit_course,
+)
 from sbridge.diffusion import (
     ExactScore as ExactScore,
     FlowSampler as FlowSampler,
@@ -48,7 +52,6 @@ from sbridge.fitting import (
     choose_solver as choose_solver,
     diffuse as diffuse,
     fit as fit,
-    fit_course as fit_course,
     solve as solve,
 )
 from sbridge.identities import (

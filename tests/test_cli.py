@@ -23,9 +23,10 @@ from sbridge.cli import commands, run
 from sbridge.cli.options import SOLVERS
 from sbridge.controls import ScaledMLP
 from sbridge.coupling import IndependentCoupling
+from sbridge.courses import Course, fit_course
 from sbridge.diffusion import generate
 from sbridge.evaluation import evaluate, watched
-from sbridge.fitting import Course, fit, fit_course
+from sbridge.fitting import fit
 from sbridge.inputs import split
 from sbridge.processes import BrownianMotion
 from sbridge.random import derive

@@ -11,9 +11,9 @@ from torch import Tensor
 from sbridge import files
 from sbridge.cli.commands import Plot
 from sbridge.cli.console import Console
+from sbridge.courses import Course
 from sbridge.errors import FileFormatError
 from sbridge.evaluation import Certificate
-from sbridge.fitting import Course
 from sbridge.plotting import Clock, course_figures, save_certificate, standard_figures
 from sbridge.random import derive, generator
 from sbridge.report import leg_folder

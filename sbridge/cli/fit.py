@@ -17,10 +17,10 @@ from sbridge.cli.commands import Diffuse, Fit, Training
 from sbridge.cli.console import Console, Progress, ScoringBar, duration, peak_memory
 from sbridge.cli.figures import draw
 from sbridge.cli.plan import Plan, make_diffusion_plan, make_plan
+from sbridge.courses import Course
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.evaluation import certificate_or_reason, evaluate, watched
-from sbridge.fitting import Course
 from sbridge.random import derive
 from sbridge.registry import Json
 from sbridge.report import LegReport, RunReport, describe

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
+from sbridge.courses import Course
 from sbridge.diffusion import end_law
 from sbridge.errors import InvalidInputError, UnsupportedError, number
-from sbridge.fitting import Course, Preparation, choose_sigma, prepare
+from sbridge.fitting import Preparation, choose_sigma, prepare
 from sbridge.inputs import Inputs, ReadOptions, read_inputs, read_table, split
 from sbridge.laws import Density, Samples
 from sbridge.random import derive, generator

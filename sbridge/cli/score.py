@@ -11,6 +11,7 @@ from sbridge import files
 from sbridge.cli.commands import Evaluate
 from sbridge.cli.console import Console, ScoringBar
 from sbridge.cli.plan import dtype_of, read_options, time_given
+from sbridge.courses import Course
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.evaluation import (
@@ -24,7 +25,6 @@ from sbridge.evaluation import (
     score_at,
     watched,
 )
-from sbridge.fitting import Course
 from sbridge.inputs import Table, read_inputs
 from sbridge.metrics import STANDARD_METRICS, HalfEnergyDistance
 from sbridge.plotting import save_certificate

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sbridge import files
+from sbridge.courses import Course
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.evaluation import Certificate
-from sbridge.fitting import Course
 from sbridge.laws import as_rows
 from sbridge.plotting.certificates import certificate
 from sbridge.plotting.clouds import course_marginals, marginals

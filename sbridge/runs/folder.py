@@ -26,8 +26,8 @@ from pathlib import Path
 
 from sbridge import files
 from sbridge.claims import CONFIG, REPORT, check_run, check_vacant, claimed, remove_parts
+from sbridge.courses import Course
 from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
-from sbridge.fitting import Course
 from sbridge.registry import Json
 from sbridge.solutions import load_bridge
 from sbridge.training import Info

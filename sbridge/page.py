@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sbridge.errors import FileFormatError
 from sbridge.evaluation import Certificate, Report
-from sbridge.evaluation.table import cells, meanings, quantity_text
+from sbridge.evaluation.report import cells, meanings, quantity_text
 from sbridge.numbers import time_text, value_and_error
 from sbridge.registry import Json
 from sbridge.report import FORMAT, leg_folder, opening

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from sbridge.evaluation import Certificate, Report, certificate_json, certificate_text
-from sbridge.evaluation.table import legend, tables
+from sbridge.evaluation.report import legend, tables
 from sbridge.numbers import time_text
 from sbridge.registry import Json
 from sbridge.time import TimeGrid

@@ -13,7 +13,7 @@ import torch
 import sbridge as sb
 from sbridge import datasets
 from sbridge.cli import run
-from sbridge.cli.commands import parse
+from sbridge.cli.parsing import parse
 from sbridge.diffusion import ScoreMatching
 from sbridge.identities import identities
 

@@ -4,8 +4,10 @@ import operator
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 import sbridge
@@ -64,3 +66,10 @@ def test_the_names_of_the_literature_are_those_of_the_documentation():
 def test_submodules_of_the_root_load_on_first_use():
     statement = "import sbridge; sbridge.datasets, sbridge.metrics, sbridge.plotting"
     assert {"sbridge.datasets", "sbridge.metrics", "sbridge.plotting"} <= modules_after(statement)
+
+
+def test_no_file_imports_one_that_imports_it():
+    """Imports within functions count: they hide a wrong direction, and do not mend it."""
+    graph = grimp.build_graph("sbridge")
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules if name != "sbridge"}
+    TopologicalSorter(imports).prepare()  # raises CycleError

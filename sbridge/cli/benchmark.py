@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sbridge import files
 from sbridge.benchmarks import bridge, control
-from sbridge.cli.benchmark_commands import BridgeTable, ControlTable
+from sbridge.cli.benchmark_commands import Benchmark, BridgeTable, ControlTable
 from sbridge.cli.console import Console
 from sbridge.errors import FileFormatError, InvalidInputError
 from sbridge.registry import Json
@@ -18,19 +18,20 @@ Line = tuple[str, Json | None]
 """Text for people, and what of it goes into the file."""
 
 
-def run_benchmark(command: ControlTable | BridgeTable, console: Console) -> int:
+def run_benchmark(command: Benchmark, console: Console) -> int:
     """The whole command: rows as they come, and the file with all that there are so far."""
-    target = None if command.json in (None, "-") else Path(command.json)
-    if target is not None and not command.resume and target.exists():
+    table = command.table
+    target = None if table.json in (None, "-") else Path(table.json)
+    if target is not None and not table.resume and target.exists():
         raise InvalidInputError(f"{target} exists; choose another --json, or go on by --resume.")
     if target is not None and not target.parent.is_dir():
         raise InvalidInputError(f"the folder of {target} does not exist; choose another --json.")
-    kept = _earlier(target, command) if command.resume else []
-    if isinstance(command, ControlTable):
-        asked = {key: value for key, value in dataclasses.asdict(command).items() if key not in ("json", "resume")}
-        lines = _control(command, console, kept)
+    kept = _earlier(target, table) if table.resume else []
+    if isinstance(table, ControlTable):
+        asked = {key: value for key, value in dataclasses.asdict(table).items() if key not in ("json", "resume")}
+        lines = _control(table, console, kept)
     else:
-        settings = _bridge_settings(command)
+        settings = _bridge_settings(table)
         asked, lines = dataclasses.asdict(settings), _bridge(settings, console, kept)
     found: list[Json] = []
     for text, document in lines:
@@ -39,11 +40,11 @@ def run_benchmark(command: ControlTable | BridgeTable, console: Console) -> int:
             if target is not None:
                 rest = [row for row in kept if row not in found]
                 files.write_text(target, _text(asked, [*found, *rest]) + "\n")
-        if command.json == "-":
+        if table.json == "-":
             console.remark(text)
         else:
             console.say(text)
-    if command.json == "-":
+    if table.json == "-":
         console.say(_text(asked, found))
     return 0
 

@@ -8,7 +8,6 @@ from typing import Annotated, Union
 from tyro.conf import OmitArgPrefixes, arg, subcommand
 
 from sbridge.cli.commands import Flag, Spoken
-from sbridge.cli.console import Console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +76,3 @@ class Benchmark:
     def quiet(self) -> bool:
         """As the table has it."""
         return self.table.quiet
-
-    def run(self, console: Console) -> int:
-        """Measures."""
-        from sbridge.cli.benchmark import run_benchmark
-
-        return run_benchmark(self.table, console)

@@ -5,16 +5,11 @@ Nothing heavy is imported before a command runs, so that ``--help`` and typing e
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Generic, Literal, Protocol, TypeVar, Union, runtime_checkable
+from typing import Annotated, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
-import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
-
-from sbridge.cli.console import Console
-from sbridge.errors import SbridgeError, check_known, unknown_name
 
 SolverOptions = TypeVar("SolverOptions")
 ReferenceOptions = TypeVar("ReferenceOptions")
@@ -28,10 +23,6 @@ class Command(Protocol):
     @property
     def quiet(self) -> bool:
         """Whether progress and notes are left out."""
-        ...
-
-    def run(self, console: Console) -> int:
-        """Does it; returns the exit code."""
         ...
 
 
@@ -101,21 +92,6 @@ class Demo(Spoken):
     resume: Flag = False
     """Go on with an interrupted demo in the same folder."""
 
-    def run(self, console: Console) -> int:
-        """The built-in sets through :class:`Fit`, with its defaults."""
-        from sbridge.cli.fit import run_fit
-        from sbridge.cli.options import Automatic, Brownian
-
-        fit = Fit(
-            inputs=("two_moons", "eight_gaussians"),
-            out=self.out,
-            solver_options=Automatic(),
-            reference_options=Brownian(),
-            seed=self.seed,
-            resume=self.resume,
-        )
-        return run_fit(fit, console)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
@@ -143,12 +119,6 @@ class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     scaling: Literal["auto", "common", "per-coordinate", "none"] = "auto"
     """Units inside the fit: one factor for all columns, or one for each; σ goes along, the problem stays the same."""
 
-    def run(self, console: Console) -> int:
-        """Fits, scores, draws."""
-        from sbridge.cli.fit import run_fit
-
-        return run_fit(self, console)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Diffuse(Training, Generic[SolverOptions, ReferenceOptions]):
@@ -165,12 +135,6 @@ class Diffuse(Training, Generic[SolverOptions, ReferenceOptions]):
     """Duration of the noising, in units of time."""
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
     solver_options: Annotated[SolverOptions, arg(name="solver")]
-
-    def run(self, console: Console) -> int:
-        """Trains, scores, draws."""
-        from sbridge.cli.fit import run_diffuse
-
-        return run_diffuse(self, console)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +163,6 @@ class Sample(Spoken):
     """Replace FILE if it exists."""
     reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
 
-    def run(self, console: Console) -> int:
-        """Streams."""
-        from sbridge.cli.sample import run_sample
-
-        return run_sample(self, console)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Spoken):
@@ -228,12 +186,6 @@ class Evaluate(Spoken):
     """Seed of the noise."""
     reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
 
-    def run(self, console: Console) -> int:
-        """Scores."""
-        from sbridge.cli.score import run_evaluate
-
-        return run_evaluate(self, console)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plot(Spoken):
@@ -248,12 +200,6 @@ class Plot(Spoken):
     seed: int = 0
     """Seed of the rows and paths drawn."""
 
-    def run(self, console: Console) -> int:
-        """Draws."""
-        from sbridge.cli.figures import run_plot
-
-        return run_plot(self, console)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Spoken):
@@ -265,12 +211,6 @@ class Report(Spoken):
     """The page."""
     overwrite: Flag = False
     """Replace FILE if it exists."""
-
-    def run(self, console: Console) -> int:
-        """Writes."""
-        from sbridge.cli.report import run_report
-
-        return run_report(self, console)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,12 +244,6 @@ class Verify(Spoken, Generic[ReferenceOptions]):
     """List the identities and stop."""
     reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
 
-    def run(self, console: Console) -> int:
-        """Checks."""
-        from sbridge.cli.verify import run_verify
-
-        return run_verify(self, console)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Control(Spoken):
@@ -329,74 +263,3 @@ class Control(Spoken):
     """Fresh paths for the diagnostics."""
     seed: int = 0
     """Seed of everything random."""
-
-    def run(self, console: Console) -> int:
-        """Solves and judges."""
-        from sbridge.cli.control import run_control
-
-        return run_control(self, console)
-
-
-def parse(arguments: list[str]) -> Command:
-    """The command that ``arguments`` spell.
-
-    Raises:
-        UnknownNameError: for an unknown subcommand, solver or reference, with the nearest known.
-        SystemExit: from tyro, after ``--help`` or an option that it cannot make sense of.
-    """
-    from sbridge.cli.benchmark_commands import Benchmark
-    from sbridge.cli.early import check_words
-    from sbridge.cli.options import (
-        NOISING,
-        PROCESSES,
-        REFERENCES,
-        SCORE_MATCHING,
-        SOLVERS,
-        Automatic,
-        constructors,
-        load_class,
-        solver_class,
-    )
-
-    kinds = {"demo": Demo, "fit": Fit, "diffuse": Diffuse, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
-    kinds |= {"report": Report, "verify": Verify, "control": Control, "benchmark": Benchmark}
-    first = next((word for word in arguments if not word.startswith("-")), None)
-    if first is not None:
-        check_known("command", [first], kinds)
-    unknown: list[SbridgeError] = []
-
-    def chosen(command: str, option: str, default: str, known: Collection[str]) -> str:
-        """What ``option`` names, of the command that is asked for; its default for the other commands."""
-        name = _value(arguments, f"--{option}", default) if first == command else default
-        if name in known:
-            return name
-        unknown.append(unknown_name(option, name, known))
-        return default
-
-    names = {
-        "solver": chosen("fit", "solver", "auto", SOLVERS),
-        "reference": chosen("fit", "reference", "brownian", REFERENCES),
-        "noising": chosen("diffuse", "reference", "variance-preserving", NOISING),
-        "process": chosen("verify", "process", "auto", PROCESSES),
-    }
-    if first not in (None, "benchmark") and not {"-h", "--help"} & set(arguments):
-        heavy = first == "diffuse" or names["solver"] != "auto"
-        check_words(kinds[first], arguments[arguments.index(first) + 1 :], unknown, heavy=heavy)
-
-    kinds["fit"] = Fit[solver_class(names["solver"]), REFERENCES[names["reference"]]]  # type: ignore[misc]
-    learner = load_class(SCORE_MATCHING) if first == "diffuse" else Automatic  # not loaded for the others' sake
-    kinds["diffuse"] = Diffuse[learner, NOISING[names["noising"]]]  # type: ignore[misc]
-    kinds["verify"] = Verify[PROCESSES[names["process"]]]  # type: ignore[misc]
-    choices = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())
-    with constructors():
-        return tyro.cli(Union[choices], args=arguments, prog="sbridge")  # type: ignore[arg-type, return-value]  # noqa: UP007
-
-
-def _value(arguments: list[str], option: str, default: str) -> str:
-    """What follows ``option`` among the arguments."""
-    for index, word in enumerate(arguments):
-        if word == option and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return default

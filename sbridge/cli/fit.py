@@ -13,9 +13,10 @@ from typing import Any
 
 from sbridge import files
 from sbridge.claims import check_vacant
-from sbridge.cli.commands import Diffuse, Fit, Training
+from sbridge.cli.commands import Demo, Diffuse, Fit, Training
 from sbridge.cli.console import Console, Progress, ScoringBar, duration, peak_memory
 from sbridge.cli.figures import draw
+from sbridge.cli.options import Automatic, Brownian
 from sbridge.cli.plan import Plan, make_diffusion_plan, make_plan
 from sbridge.courses import Course
 from sbridge.diffusion import is_reverse_diffusion
@@ -43,6 +44,19 @@ class Clock:
         begun = time.perf_counter()
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begun
+
+
+def run_demo(command: Demo, console: Console) -> int:
+    """The built-in sets through :func:`run_fit`, with its defaults."""
+    fit = Fit(
+        inputs=("two_moons", "eight_gaussians"),
+        out=command.out,
+        solver_options=Automatic(),
+        reference_options=Brownian(),
+        seed=command.seed,
+        resume=command.resume,
+    )
+    return run_fit(fit, console)
 
 
 def run_fit(command: Fit[Any, Any], console: Console) -> int:

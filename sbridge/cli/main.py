@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,19 @@ from sbridge.errors import NonFiniteError, NotConvergedError, SbridgeError, Sbri
 
 BAD_INPUT = 2
 FAILED = 3
+_RUNNERS = {
+    "Demo": "fit.run_demo",
+    "Fit": "fit.run_fit",
+    "Diffuse": "fit.run_diffuse",
+    "Sample": "sample.run_sample",
+    "Evaluate": "score.run_evaluate",
+    "Plot": "figures.run_plot",
+    "Report": "report.run_report",
+    "Verify": "verify.run_verify",
+    "Control": "control.run_control",
+    "Benchmark": "benchmark.run_benchmark",
+}
+"""Class of a command -> module and function that run it, imported only then."""
 
 
 def main() -> None:
@@ -32,14 +46,14 @@ def run(arguments: Sequence[str]) -> int:
         console.say(f"sbridge {sys.modules['sbridge'].__version__}")
         return 0
     try:
-        from sbridge.cli.commands import parse
         from sbridge.cli.early import check
+        from sbridge.cli.parsing import parse
 
         with _warnings_told(console):
             command = parse(list(arguments))
             console = replace(console, quiet=command.quiet)
             check(command)
-            return command.run(console)
+            return _runner(command)(command, console)
     except SystemExit as request:  # tyro's, after --help or a typing error
         return int(request.code or 0)
     except (NonFiniteError, NotConvergedError) as error:
@@ -62,6 +76,12 @@ def run(arguments: Sequence[str]) -> int:
         number = getattr(stop, "signal", signal.SIGINT)
         console.complain(getattr(stop, "advice", "Stopped."))
         return 128 + int(number)
+
+
+def _runner(command: object) -> Callable[[Any, Console], int]:
+    """What runs the command, and returns the exit code."""
+    module, _, function = _RUNNERS[type(command).__name__].partition(".")
+    return getattr(importlib.import_module(f"sbridge.cli.{module}"), function)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbridge.difficulties import noise_level
-from sbridge.errors import MarginalWarning
+from sbridge.errors import MarginalWarning, SbridgeError
 from sbridge.laws import Density, Law, Samples
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem
@@ -52,6 +52,8 @@ class Miss:
 def warn_of_misses(bridge: Bridge, problem: BridgeProblem, seed: int) -> None:
     """Transports the samples of each end and warns if means, covariances or shares of the other end do not arrive.
 
+    A direction that cannot be simulated, on a grid that is too coarse for example, is a warning too.
+
     At most 10 000 samples are transported, fewer where the ends have more than 4000; 4096 draws of an end in closed
     form. An end that is only a density has no samples, and nothing is checked. Draws come from seeds derived from
     ``seed``. The thresholds are those of :func:`misses`.
@@ -71,13 +73,17 @@ def warn_of_misses(bridge: Bridge, problem: BridgeProblem, seed: int) -> None:
     directions: tuple[tuple[PathMeasure, int], ...] = (bridge.forward, 0), (bridge.backward, 1)
     for measure, start in directions:
         names = ("x0", "x1") if start == 0 else ("x1", "x0")
-        arrived = measure.transport(rows[start][:most], seed=derive(seed, "arrivals", start))
+        failure = f"the fit does not carry the samples of {names[0]} to {names[1]}"
+        try:
+            arrived = measure.transport(rows[start][:most], seed=derive(seed, "arrivals", start))
+        except SbridgeError as error:  # the bridge is there, and its user may simulate it on a finer grid
+            warnings.warn(f"{failure}: {error}", MarginalWarning, stacklevel=2)
+            continue
         found = misses(arrived, rows[1 - start], noise)
         if found:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             warnings.warn(
-                f"the fit does not carry the samples of {names[0]} to {names[1]}: "
-                f"{'; '.join(map(str, found[:_SHOWN]))}{more} ({len(arrived)} samples transported). "
+                f"{failure}: {'; '.join(map(str, found[:_SHOWN]))}{more} ({len(arrived)} samples transported). "
                 "Fit this direction for longer, or by another solver: SinkhornBridge() reproduces both samples.",
                 MarginalWarning,
                 stacklevel=2,

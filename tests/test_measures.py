@@ -190,7 +190,7 @@ def test_times_of_interpolation_are_checked_and_its_rows_are_copies():
         assert torch.equal(x, torch.ones_like(x))
     for bad, said in (
         ([], "at least one time"),
-        ([[0.5]], "got shape"),
+        (np.array([[0.5]]), "got shape"),
         ([0.5, 1.8], "got 1.8"),
         (np.array([-0.1]), "got -0.1"),
     ):

@@ -36,7 +36,7 @@ MODES = {
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
 }
 TINY = {"network": sb.MLP(8, 2), "optimisation": Optimisation(batch=16, warm_up=1), "grid": TimeGrid.uniform(3)}
-SCORE = sb.ScoreMatching(updates=2, network=sb.MLP(8, 1), grid=TimeGrid((0.0, 0.01, 0.5, 1.0)))
+SCORE = sb.ScoreMatching(updates=2, network=sb.MLP(8, 1), grid=TimeGrid.uniform(30))
 IPF_STEPS = {"half_steps": 2, "updates": 2, "refresh": 2, "paths": 16, **TINY}
 
 

@@ -81,7 +81,7 @@ def test_a_page_stands_alone_and_says_everything(document, tmp_path):
 def test_nothing_held_out_is_said(document):
     unscored = json.loads(json.dumps(document))
     unscored["legs"][0]["evaluation"] = None
-    assert "No rows were held out" in report_page(unscored, [])
+    assert "nothing is scored" in report_page(unscored, [])
 
 
 def test_the_certificate_is_told_or_why_there_is_none(document):

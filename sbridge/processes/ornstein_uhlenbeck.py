@@ -175,7 +175,7 @@ class OrnsteinUhlenbeck(LinearProcess):
         """Coefficients of ``h^n`` in Φ, and of ``h^{n+1}`` in the offset and in Q, for ``n < TERMS``."""
         a, dim = -self._rate.values, self._rate.values.shape[-1]
         constant = self._diffusion.covariance
-        phi = [torch.eye(dim, dtype=torch.float64)]
+        phi = [torch.eye(dim, dtype=torch.float64, device=a.device)]
         offset = [self._pull_to_mean]
         covariance = [torch.zeros_like(a) if constant is None else constant.expanded(dim)]
         for n in range(1, TERMS):

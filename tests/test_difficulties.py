@@ -164,7 +164,8 @@ def test_a_fit_warns_and_a_reverse_diffusion_of_ordinary_data_does_not():
 
 def test_an_epsilon_at_which_the_plan_degenerates_is_refused_with_the_smallest_that_works():
     x, y = normal(200, 2).float(), normal(200, 2, 1).float() + 1.0
-    cost = 0.5 * float(torch.cdist(x.double(), y.double()).square().quantile(0.25))
+    centred = (rows.double() - rows.double().mean(0) for rows in (x, y))
+    cost = 0.5 * float(torch.cdist(*centred).square().quantile(0.25))
     sinkhorn_init(EntropicProblem(x, y, 2e-6 * cost))
     sinkhorn_init(EntropicProblem(torch.cat([x, x + 1e3]), torch.cat([y, y + 1e3]), 1e-4 * cost))
     with pytest.raises(InvalidInputError, match=r"ε is 5e-09 of the lower .*6e\+03 times this one: .*σ by 77\.5"):

@@ -57,6 +57,8 @@ class Bridge:
 
     Rows go in as arrays or tensors and come out as tensors, in the units of the data, dtype and device of the input.
     The rows that :meth:`transport`, :meth:`interpolate` and :meth:`conditional_mean` return have no gradient history.
+
+    Draws depend on the seed and on the number of rows of the call: a row alone gets another draw than among others.
     """
 
     forward: PathMeasure

@@ -277,9 +277,11 @@ def choose_noising(x0: End) -> VariancePreserving:
     Raises:
         InvalidInputError: for rows that are all the same, or no rows of numbers.
     """
-    mean, covariance = moments(as_law(x0, "x0"))
+    law = as_law(x0, "x0")
+    mean, covariance = moments(law)
     spread = float(covariance.diagonal().double().mean().sqrt())
-    if not spread > 0:
+    constant = isinstance(law, Samples) and bool((law.rows == law.rows[:1]).all())  # the covariance is then rounding
+    if constant or not spread > 0:
         raise InvalidInputError("every row of x0 is the same; noise of its spread would be no noise.")
     return VariancePreserving(stationary_std=spread, mean=mean.double())
 

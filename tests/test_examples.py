@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("plot_*.py"))
 # A warning is an error, except those that the docstrings of POT cause where an installer left them uncompiled: the same
-# exceptions as in pyproject.toml, and that short fits miss their ends. The -W option of Python takes no patterns, so they
-# are set by the first lines.
+# exceptions as in pyproject.toml, and that short fits miss their ends. The -W option takes no patterns, so the first
+# lines set them.
 RUNNER = """
 import runpy, sys, warnings
 for kind in (DeprecationWarning, SyntaxWarning):

@@ -16,6 +16,7 @@ from sbridge.laws import Samples
 from sbridge.problems import BridgeProblem
 from sbridge.processes import VariancePreserving
 from sbridge.runs import RUN_FORMAT, RunFolder
+from sbridge.solutions import save_bridge
 
 FEW = ["--samples", "300", "--only", "score_form_is_mean_field_form", "two_times_of_the_ode"]
 
@@ -41,7 +42,8 @@ def model(tmp_path_factory):
     with RunFolder.claimed(path) as folder:
         folder.create({"format": RUN_FORMAT, "times": [0.0, 1.0]})
     folder.write_histories([[]])
-    solve(BridgeProblem(data, end_law(process, data), process), solver, seed=0).save(folder.bridge(0, 1))
+    bridge = solve(BridgeProblem(data, end_law(process, data), process), solver, seed=0)
+    save_bridge(bridge, folder.bridge(0, 1), folder.checksum())
     return path
 
 

@@ -225,8 +225,8 @@ def test_sampled_ends_are_replaced_by_their_moments(dtype):
     for mean, spread, rows in ((coupling.m0, coupling.A, x0.double()), (coupling.mT, coupling.B, x1.double())):
         torch.testing.assert_close(mean, rows.mean(0), rtol=1e-12, atol=0)
         torch.testing.assert_close(spread, rows.mT.cov(), rtol=1e-12, atol=0)
-    assert one.forward.start.rows is x0
-    assert one.backward.start.rows is x1
+    assert torch.equal(one.forward.start.rows, x0)
+    assert torch.equal(one.backward.start.rows, x1)
 
 
 def test_weights_enter_the_moments(dtype):

@@ -36,7 +36,7 @@ _HOMES = (
 _RENAMED: dict[str, str] = {}
 """Class names in files of earlier versions, and the names of these classes now."""
 _LARGEST_INTEGER = 2**64
-_NOT_MADE = (TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, LookupError)
+NOT_MADE = (TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, LookupError)
 """What constructors raise for values that they were not meant for."""
 _T = TypeVar("_T", bound=type)
 
@@ -237,7 +237,7 @@ def _decode_object(tree: dict[str, Json], tensors: dict[str, Tensor]) -> Any:  #
             made = cls(**fields)
         if dataclasses.is_dataclass(made):
             check_kinds(made)
-    except _NOT_MADE as error:
+    except NOT_MADE as error:
         raise FileFormatError(f"{tree['class']} cannot be made from fields {sorted(fields)}: {error}.") from error
     if prefix is not None:
         state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

@@ -21,7 +21,7 @@ from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem, ControlProblem
 from sbridge.processes.base import Process
 from sbridge.random import Seed
-from sbridge.registry import Json, decode, encode, register, registered
+from sbridge.registry import NOT_MADE, Json, decode, encode, register, registered
 from sbridge.scaling import AffineScaling
 
 FORMAT = "sbridge.bridge/2"
@@ -210,7 +210,7 @@ def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
         grid, rule = parts["grid"], parts["rule"]
         measure = PathMeasure(problem.process, parts["control"], problem.start, grid=grid, rule=rule)
         _check_fit(measure, tensors)
-    except _MISFIT as error:
+    except NOT_MADE as error:
         raise FileFormatError(f"{path} holds parts that do not fit together or the problem: {error!r}.") from error
     return ControlSolution(problem, measure)
 
@@ -252,7 +252,7 @@ def load_bridge(path: str | Path, run: str | None = None) -> Bridge:
     try:
         for measure in (bridge.forward, bridge.backward):
             _check_fit(measure, tensors)
-    except _MISFIT as error:
+    except NOT_MADE as error:
         raise FileFormatError(f"{stem}.json holds parts that do not fit together: {error!r}.") from error
     return bridge
 
@@ -274,7 +274,6 @@ def _in_data_units(measure: PathMeasure, scaling: AffineScaling, reference: Proc
     return replace(measure, process=reference, control=control, start=start, end_kernel=kernel)
 
 
-_MISFIT = (TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, LookupError)
 _ENDINGS = (".json", ".safetensors")
 
 

@@ -1,4 +1,4 @@
-"""All tables of the README, one after the other: ``OMP_NUM_THREADS=1 python -m docs.benchmarks --out FOLDER``.
+"""Measures all tables of ``docs/benchmarks.md`` in turn: ``OMP_NUM_THREADS=1 python -m docs.benchmarks --out FOLDER``.
 
 Each goes to a file of its own in the folder, with its command as the first line. A table whose file is there is not
 measured again, so a run that was stopped goes on. All together take most of a day; ``--only`` chooses. The pictures and

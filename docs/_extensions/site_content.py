@@ -63,9 +63,10 @@ def write_identities(app):
     lines = [
         "# Identities",
         "",
-        "What `sbridge verify` checks, by two routes each. A miss by more than three standard errors (and the measured",
-        "effect of the time step, where a chain meets the continuum) is repeated once with other draws, four times as",
-        "many; a second one counts. `--only NAME` takes names of identities and of groups.",
+        "`sbridge verify` checks these identities. It computes both sides of each by different routes. If they differ",
+        "by more than three standard errors (plus the measured effect of the time step, where a chain is compared with",
+        "the continuum), the check is repeated once with four times as many new draws. If they still differ, it fails.",
+        "`--only NAME` takes names of identities and of groups.",
     ]
     for group in GROUPS:
         lines += ["", f"## {group[0].upper()}{group[1:]}"]

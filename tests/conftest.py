@@ -1,6 +1,10 @@
 """Settings of the whole test suite."""
 
+import functools
+import inspect
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import jaxtyping
@@ -24,7 +28,40 @@ _CHECKER = (
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, "
     "hint_overrides=beartype.FrozenDict({beartype.typing.Self: beartype.typing.Any})))"
 )
+# A check costs more than a small step of a solver. So in each test only the first calls of each function are
+# checked, and after them those whose number is a power of two: a training loop repeats the same call thousands of times.
+_FIRST_CALLS = 16
+_calls: Counter[Callable] = Counter()
+_check_all = jaxtyping.jaxtyped
+
+
+def _check_some(*, typechecker: Callable) -> Callable:
+    def decorate(fn: Callable) -> Callable:
+        checked = _check_all(fn, typechecker=typechecker)
+        if not inspect.isfunction(fn):
+            return checked
+
+        @functools.wraps(fn)
+        def call(*args: object, **kwargs: object) -> object:
+            __tracebackhide__ = True
+            _calls[fn] = number = _calls[fn] + 1
+            wanted = number <= _FIRST_CALLS or number & (number - 1) == 0
+            return (checked if wanted else fn)(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+jaxtyping.jaxtyped = _check_some
 jaxtyping.install_import_hook("sbridge", _CHECKER)
+
+
+@pytest.fixture(autouse=True)
+def _checks_start_anew() -> Iterator[None]:
+    yield
+    _calls.clear()
+
 
 # The same examples at every run, no time limit on a shared machine, nothing written to disk. A fixture
 # shared by all examples of a test is what we want of `dtype`.

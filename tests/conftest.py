@@ -28,8 +28,8 @@ _CHECKER = (
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, "
     "hint_overrides=beartype.FrozenDict({beartype.typing.Self: beartype.typing.Any})))"
 )
-# A check costs more than a small step of a solver. So in each test only the first calls of each function are
-# checked, and after them those whose number is a power of two: a training loop repeats the same call thousands of times.
+# A check costs more than a small step of a solver, and a training loop repeats the same call thousands of times. So in
+# each test only the first calls of each function are checked, and after them those whose number is a power of two.
 _FIRST_CALLS = 16
 _calls: Counter[Callable] = Counter()
 _check_all = jaxtyping.jaxtyped

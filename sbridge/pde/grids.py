@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -169,12 +169,18 @@ class Spline:
 
 def _difference_matrix(cells: int, width: float, derivative: int) -> np.ndarray:
     """Each row differentiates the polynomial through the nearest nine values."""
+    formulas = _difference_formulas(derivative)
     matrix = np.zeros((cells, cells))
     for row in range(cells):
         first = min(max(row - _STENCIL // 2, 0), cells - _STENCIL)
-        offsets = np.arange(first, first + _STENCIL) - row
-        wanted = np.zeros(_STENCIL)
-        wanted[derivative] = math.factorial(derivative)
-        powers = polynomial.polyvander(offsets, _STENCIL - 1).T
-        matrix[row, first : first + _STENCIL] = np.linalg.solve(powers, wanted)
+        matrix[row, first : first + _STENCIL] = formulas[row - first]
     return matrix / width**derivative
+
+
+@cache  # a grid in time asks for the same formulas at every step
+def _difference_formulas(derivative: int) -> np.ndarray:
+    """Row ``k`` differentiates the polynomial through nine values at unit distance, at the ``k``-th of them."""
+    wanted = np.zeros(_STENCIL)
+    wanted[derivative] = math.factorial(derivative)
+    offsets = np.arange(_STENCIL) - np.arange(_STENCIL)[:, np.newaxis]
+    return np.stack([np.linalg.solve(polynomial.polyvander(at, _STENCIL - 1).T, wanted) for at in offsets])

@@ -1,16 +1,16 @@
 r"""The action gap is the score-matching loss
 =========================================
 
-Reverse diffusion is a problem of optimal control: the action of a control is smallest for ``u = σᵀ∇log ρ``, and its
-excess over the minimum, the gap, is the divergence between two path measures. Denoising score matching minimises
-another number, which needs no ``∇log ρ``. The two differ by a constant ``C`` that the network does not enter
-(Premkumar 2023, eq. (3.36)–(3.43)):
+Reverse diffusion is an optimal control problem. The action of a control is smallest for ``u = σᵀ∇log ρ``. The excess
+over this minimum, the action gap, is the divergence between two path measures. Denoising score matching minimises a
+different quantity, which does not need ``∇log ρ``. The two differ by a constant ``C`` that does not depend on the
+network (Premkumar 2023, eq. (3.36)–(3.43)):
 
 .. math:: \tfrac12 \int \mathbb E\, |\sigma^\top (s_\theta - \nabla\log\rho_t)|^2\, dt
    = \tfrac12 \int \mathbb E\, |\sigma^\top (s_\theta - \nabla\log p(X_t | X_0))|^2\, dt - C .
 
-A :class:`sbridge.diffusion.GapRecorder` measures both sides while a network trains, from different random draws, and
-:func:`sbridge.plotting.action_gap` draws them: the curves agree within their bands of two standard errors.
+A :class:`sbridge.diffusion.GapRecorder` measures both sides with different random draws while a network trains.
+:func:`sbridge.plotting.action_gap` plots them: the curves agree within their bands of two standard errors.
 """
 
 import sys
@@ -28,9 +28,9 @@ UPDATES = 1500 if FAST else 6000
 DRAWS = 32_768 if FAST else 131_072
 
 # %%
-# A law with a known score
-# ------------------------
-# Seven Gaussians on a ring. A mixture stays one under linear noise, so ``∇log ρ_t`` is known at all times.
+# A distribution with a known score
+# ---------------------------------
+# Seven Gaussians on a ring. Under linear noise a mixture remains a mixture, so ``∇log ρ_t`` is known at all times.
 
 angles = 2 * np.pi * torch.arange(7, dtype=torch.float64) / 7
 data = sb.GaussianMixture(
@@ -42,9 +42,9 @@ process = sb.choose_noising(data)
 exact = sb.ExactScore(process, data)
 
 # %%
-# Training, watched
-# -----------------
-# The network sees draws of the mixture. Both routes start from the same ``s_min``, where the integrals begin.
+# Training
+# --------
+# The network is trained on draws of the mixture. Both integrals start at the same ``s_min``.
 
 rows = sb.Samples(data.sample(50_000, torch.Generator().manual_seed(0)).float())
 solver = sb.ScoreMatching(updates=UPDATES)
@@ -63,10 +63,10 @@ plotting.action_gap(recorder.rows, history, constant=recorder.constant, ax=ax)
 ax.set_title("Action gap by two routes during training")
 
 # %%
-# In standard errors
-# ------------------
-# The difference of the two routes over its standard error, at every measurement. The draws stay the same from step to
-# step, so neighbouring values are correlated; each of them alone should be of order one.
+# Difference in standard errors
+# -----------------------------
+# The plot shows the difference of the two sides divided by its standard error. The draws are the same at every
+# measurement, so neighbouring values are correlated. Each value alone should be of order one.
 
 steps = np.array([row["step"] for row in recorder.rows])
 difference = np.array([row["excess"] - row["gap"] for row in recorder.rows])
@@ -87,10 +87,10 @@ ax.set_ylim(-max(4, 1.2 * abs(difference / error).max()), max(4, 1.2 * abs(diffe
 ax.legend(frameon=False, fontsize=8)
 
 # %%
-# What the gap is worth
-# ---------------------
-# By the data-processing inequality the gap, with the divergence of the prior, bounds the divergence between the data
-# (noised up to ``s_min``) and what is generated. Generated points over the density:
+# What the gap bounds
+# -------------------
+# By the data-processing inequality, the gap plus the divergence of the prior bounds the divergence between the data
+# (noised up to ``s_min``) and the generated samples. The plot shows generated points over the density:
 
 samples = sb.generate(bridge, 3000, seed=3)
 side = np.linspace(-5, 5, 200)
@@ -110,7 +110,7 @@ ax.set(
 # %%
 # With your own data
 # -------------------
-# The gap itself can be measured only where the score is known: for a :class:`sbridge.GaussianMixture`, or for the
-# points themselves (``sb.ExactScore(process, sb.Samples(x))``; then the gap says how far the network is from
-# memorising). For other data the loss minus its own late values shows whether training still gains; its level says
-# nothing, since ``C`` is unknown.
+# The gap can be measured only if the score is known: for a :class:`sbridge.GaussianMixture`, or for the points
+# themselves (``sb.ExactScore(process, sb.Samples(x))``; then the gap shows how far the network is from memorising). For
+# other data, compare the loss with its own late values to see whether training still improves it. The level of the loss
+# means nothing, since ``C`` is unknown.

@@ -1,13 +1,13 @@
-r"""A bridge beside optimal-transport maps
-======================================
+r"""A bridge compared with optimal-transport maps
+=============================================
 
 Anyone with two data sets can compute an optimal-transport map in a minute. What does a Schrödinger bridge add? This
-page fits a bridge between two laws in the plane and lets :func:`sbridge.evaluate` set it beside the exact map, the
-entropic map and the Gaussian map fitted on the same rows, on rows that none of them has seen. Floors say what perfect
-samples would score, and pictures say what the numbers mean.
+page fits a bridge between two distributions in the plane. :func:`sbridge.evaluate` compares it with the exact map, the
+entropic map and the Gaussian map, fitted on the same samples, and scores all of them on held-out samples. Floors show
+the score of perfect samples, and pictures show what the numbers mean.
 
-Both sides solve a problem of transport. The maps minimise the mean cost of a coupling ``π`` of the two ends, the bridge
-adds an entropy, whose weight is the noise of its reference:
+Both methods solve a transport problem. The maps minimise the mean cost of a coupling ``π`` of the two ends. The bridge
+adds an entropy, weighted by the noise of its reference:
 
 .. math:: \min_\pi \; \mathbb E_\pi \tfrac12 |x - y|^2 + \varepsilon\, \mathrm{KL}(\pi \,\|\, p_0 \otimes p_1),
    \qquad \varepsilon = \sigma^2 T .
@@ -39,15 +39,15 @@ sigma = sb.choose_sigma(fit0, fit1)
 print(sigma)
 
 # %%
-# Judge
-# -----
+# Evaluate
+# --------
 
 report = sb.evaluate(bridge, test0, test1, seed=3)
 print(report.text())
 
 # %%
-# The same in a picture: distances of the images of held-out rows from held-out rows of the target, with standard
-# errors. Unmoved rows are so far off that their bars leave the panels; their values are written there.
+# The plot shows the same scores with standard errors: the distance between transported samples and held-out samples of
+# the target. The bars of unmoved samples leave the panels, so their values are written there.
 
 (task,) = (task for task in report.tasks if task.name == "forward")
 columns = [column.name for column in report.columns if column.name in ("W2", "sliced W2", "energy distance")]
@@ -66,14 +66,14 @@ for ax, column in zip(panels, columns, strict=True):
     ax.set(xlim=(0, right), xlabel=f"{column} (dotted: floor)")
 panels[0].set_yticks(range(len(task.candidates)), task.candidates)
 panels[0].invert_yaxis()
-fig.suptitle("Distance to held-out rows of the target, smaller is better")
+fig.suptitle("Distance to held-out samples of the target, smaller is better")
 
 # %%
-# What the maps do to new rows
-# ----------------------------
-# The exact map sends a new row along with its nearest neighbour, to a row of the fit: its images are copies. The
-# entropic map sends it to the mean of where it might go: too narrow a law. The Gaussian map matches two moments. The
-# bridge draws a new end for every row.
+# What the maps do to new samples
+# -------------------------------
+# The exact map takes the nearest neighbour of a new sample and returns the image of that neighbour, so its images are
+# copies. The entropic map returns the mean of the possible images, so its distribution is too narrow. The Gaussian map
+# matches two moments. The bridge draws a new end point for every sample.
 
 images = {
     "bridge": bridge.transport(test0, seed=4),
@@ -84,17 +84,18 @@ images = {
 fig, panels = plt.subplots(1, 4, figsize=(11, 3.9), layout="constrained", sharex=True, sharey=True)
 for ax, (name, rows) in zip(panels, images.items(), strict=True):
     copies = float((torch.cdist(rows.double(), fit1.double()).amin(1) < 1e-5).double().mean())
-    print(f"{name:14s} {copies:.0%} of the images are rows of the fit")
+    print(f"{name:14s} {copies:.0%} of the images are training samples")
     ax.scatter(*test1.T, s=4, color="#B8B8B8", linewidths=0)
     ax.scatter(*rows.T, s=4, color="#D55E00", linewidths=0)
     ax.set(aspect="equal", xlabel="$x_1$", title=f"{name}\n{copies:.0%} copies")
 panels[0].set_ylabel("$x_2$")
-fig.suptitle("Images of held-out rows (grey: held-out rows of the target)")
+fig.suptitle("Images of held-out samples (grey: held-out samples of the target)")
 
 # %%
-# What no map gives
-# -----------------
-# A map knows one end for each row. A bridge knows the law of the ends, and of everything in between.
+# What a map cannot give
+# ----------------------
+# A map gives one end point for each sample. A bridge gives the distribution of the end point, and of every state in
+# between.
 
 one = test0[:1].repeat(300, 1)
 paths = bridge.forward.simulate(one, seed=5)
@@ -104,13 +105,13 @@ ax.plot(*paths.x[:, :60].permute(2, 0, 1), color="#0072B2", linewidth=0.4, alpha
 ax.scatter(*paths.x[-1].T, s=8, color="#D55E00", linewidths=0, label="ends of 300 paths")
 for (name, rows), marker in zip(list(images.items())[1:], "s^D", strict=True):
     ax.scatter(*rows[0], s=50, marker=marker, color="#333333", label=name, zorder=4)
-ax.scatter(*test0[0], s=160, marker="*", color="#0072B2", edgecolors="white", label="the row", zorder=5)
-ax.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title="One row: a law of ends, or a point")
+ax.scatter(*test0[0], s=160, marker="*", color="#0072B2", edgecolors="white", label="the sample", zorder=5)
+ax.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title="One sample: a distribution of ends, or a point")
 ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 # %%
 # With your own data
 # -------------------
-# ``x0`` and ``x1`` may be any two arrays with a row per sample and equal columns. :func:`sbridge.evaluate` fits the
-# maps on the rows that the bridge was fitted on, so that the comparison is fair without a line of code. If a map beats
-# the bridge in every column, the noise is larger than your data have use for: see :doc:`/sigma`.
+# ``x0`` and ``x1`` may be any two arrays with one sample per row and the same columns. :func:`sbridge.evaluate` fits
+# the maps on the samples that the bridge was fitted on, so the comparison is fair without further code. If a map has a
+# better score than the bridge in every column, the noise is too large for your data: see :doc:`/sigma`.

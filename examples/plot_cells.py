@@ -1,19 +1,20 @@
 r"""Single cells over time: predicting a time point that was left out
 ==================================================================
 
-A sequencing experiment kills the cells it measures, so a time course is a series of unpaired snapshots. Bridges between
-consecutive snapshots (:func:`sbridge.fit_course`) make paths of them. The test is a time point that the bridges never
-saw: :func:`sbridge.evaluation.score_at` predicts its cells and sets the distance beside a floor, beside cells left
-where they were, and beside straight lines of optimal transport. Then comes what snapshots alone cannot show: where the
-descendants of a single early cell end up.
+A sequencing experiment destroys the cells that it measures, so a time course is a series of unpaired snapshots. Bridges
+between consecutive snapshots (:func:`sbridge.fit_course`) turn them into paths. The test is a time point that the
+bridges have not seen. :func:`sbridge.evaluation.score_at` predicts its cells and compares the distance with a floor,
+with unmoved cells, and with straight lines of optimal transport. The last part shows what snapshots alone cannot show:
+where the descendants of a single early cell end up.
 
-Between snapshots ``p_k`` at times ``t_k`` each bridge solves, with a Brownian reference ``R``,
+Between the snapshots ``p_k`` at times ``t_k`` each bridge solves, with a Brownian reference ``R``,
 
 .. math:: \min_P \mathrm{KL}(P \,\|\, R), \qquad P_{t_k} = p_k, \quad P_{t_{k+1}} = p_{k+1} .
 
-Point ``SBRIDGE_CELLS`` at a file of your own, an ``.npz`` with an array ``x`` (cells × features, principal components
-for instance) and an array ``time`` (one number per cell, at least three different ones). Without it a *synthetic*
-branching course stands in: counts of genes that are switched by a hidden process with one fork, no biology.
+Set ``SBRIDGE_CELLS`` to a file of your own: an ``.npz`` with an array ``x`` (cells × features, for example principal
+components) and an array ``time`` (one number per cell, at least three different ones). Without it the page uses a
+*synthetic* branching course: counts of genes that are switched by a hidden process with one fork. It is not biological
+data.
 """
 
 # sphinx_gallery_thumbnail_number = 3
@@ -36,8 +37,9 @@ CELLS = 300 if FAST else 1500  # per time point of the stand-in
 # %%
 # Snapshots
 # ---------
-# The stand-in: a hidden state moves along a first coordinate and falls into one of two branches of a second; forty
-# genes respond to it, are counted with Poisson noise, and go through the usual logarithm and principal components.
+# In the synthetic course a hidden state moves along its first coordinate and falls into one of two branches of the
+# second. Forty genes respond to it. They are counted with Poisson noise and transformed by the usual logarithm and
+# principal components.
 
 
 def stand_in(times, cells, components=5):
@@ -83,11 +85,11 @@ ax.legend(frameon=False, fontsize=8, markerscale=2)
 # %%
 # Leave one time point out
 # ------------------------
-# A middle one: the bridge runs from its neighbour before to its neighbour after. The table counts time from there. The
-# stand-in shows a limit of what two snapshots can tell: a bridge moves at an even pace between its ends, and these
-# cells had gone most of the way by then. So the bridge scores as straight lines of optimal transport do (``exact OT
-# map``), far better than cells left where they were, and above the floor. A snapshot in between, or a reference that
-# knows the pace, would be needed.
+# The middle time point is left out: the bridge runs from the snapshot before it to the snapshot after it. The table
+# counts time from the earlier one. The synthetic course shows a limit of two snapshots: a bridge moves at a constant
+# pace between its ends, but most of the movement of these cells was over by then. So the score of the bridge is that of
+# straight lines of optimal transport (``exact OT map``): far better than that of unmoved cells, and above the floor. A
+# better prediction needs another snapshot in between, or a reference with the right pace.
 
 middle = len(times) // 2
 before, out, after = times[middle - 1 : middle + 2]
@@ -114,10 +116,10 @@ fig.suptitle(f"Time {out:g} from its neighbours")
 # %%
 # Fates
 # -----
-# All snapshots now. Ends are assigned to two groups of the last snapshot (two means), and every early cell gets the
-# probability that its paths end in the first. Such probabilities depend on σ, on how much chance there is in a cell's
-# course beyond what transport needs: snapshots do not know it. The default is small; here it is twice that, and
-# printed. A cell counts as decided if its probability is below 0.1 or above 0.9.
+# This part uses all snapshots. The ends are assigned to two groups of the last snapshot (two means), and every early
+# cell gets the probability that its paths end in the first group. Such probabilities depend on σ: on how random the
+# course of a cell is beyond what transport needs. Snapshots do not determine it. The default σ is small; this page uses
+# twice the default and prints it. A cell counts as decided if its probability is below 0.1 or above 0.9.
 
 sigma = 2 * sb.choose_sigma(snapshots[before], snapshots[after], horizon=after - before).sigma
 print(f"sigma = {sigma:.3f} per root of the time unit")
@@ -148,10 +150,9 @@ fig.suptitle("Where cells will end (grey: the last snapshot)")
 # %%
 # With your own data
 # -------------------
-# ``SBRIDGE_CELLS=mine.npz python plot_cells.py`` runs this page on a file of yours; use principal components (ten to
-# fifty), not raw counts. All bridges of a course share one σ if ``sigma=`` (``--sigma``) is given; without, each takes
-# its own from its snapshots. From the command line an ``.h5ad`` file will do as it is (after ``pip
-# install -c constraints.txt '.[bio]'``): ``sbridge fit cells.h5ad --time-key
-# day --out run`` fits the whole course, and ``sbridge fit day2.npy day6.npy --times 2 6 --out run`` with ``sbridge
-# evaluate run day2.npy day4.npy --time 4`` leaves day 4 out. Before you read anything into fates, vary σ
-# (:doc:`/sigma`).
+# ``SBRIDGE_CELLS=mine.npz python plot_cells.py`` runs this page on your file. Use principal components (ten to fifty),
+# not raw counts. All bridges of a course share one σ if ``sigma=`` (``--sigma``) is given; otherwise each bridge
+# chooses σ from its two snapshots. The command line reads ``.h5ad`` files (after ``pip install -c constraints.txt
+# '.[bio]'``): ``sbridge fit cells.h5ad --time-key day --out run`` fits the whole course. ``sbridge fit day2.npy
+# day6.npy --times 2 6 --out run`` and ``sbridge evaluate run day2.npy day4.npy --time 4`` leave day 4 out. Before you
+# interpret fates, vary σ (:doc:`/sigma`).

@@ -3,11 +3,11 @@ r"""Handwritten digits: a bridge between two classes
 
 What does a three look like on its way to an eight? A Schrödinger bridge between two classes of 8 × 8 images
 (:func:`sbridge.fit`) turns each three into a nearby eight that need not be in the data. A nearest-neighbour rule that
-knows the real classes says whether the results count as eights, and distances to the training images say whether they
-are copies. The digits are those of scikit-learn if it is installed; otherwise digits drawn by matplotlib's own fonts,
-turned, shifted and blurred, stand in for them.
+knows the real classes shows whether the results count as eights. Distances to the training images show whether they are
+copies. The digits are those of scikit-learn if it is installed. Otherwise the page uses digits in the fonts of
+matplotlib, rotated, shifted and blurred.
 
-An image is a row of 64 numbers, and the bridge is fitted as between any two sets of rows. A path follows
+An image is a row of 64 numbers, and the bridge is fitted as for any other samples. A path follows
 
 .. math:: dX = \sigma\, u(t, X)\, dt + \sigma\, dW
 
@@ -80,8 +80,8 @@ print({digit: len(one) for digit, one in rows.items()}, "images, 40 of each held
 # %%
 # The bridge
 # ----------
-# σ is chosen from the data. 64 dimensions are many for some hundred images: the network sees noised images between
-# pairs of the entropic plan, never the images alone.
+# σ is chosen from the data. 64 dimensions are many for a few hundred images. The network is trained on noised images
+# between pairs of the entropic plan, never on the images alone.
 
 bridge = sb.fit(fit[FROM], fit[TO], solver=solver, seed=0)
 print(sb.choose_sigma(fit[FROM], fit[TO]))
@@ -102,8 +102,8 @@ fig.suptitle(f"Held-out {FROM}s on their way to {TO}s")
 # %%
 # Many ends of one image
 # ----------------------
-# A bridge draws ends, so one image has many. With as little noise as here they are variations of one eight; the second
-# row shows how each differs from the mean, in a colour scale of its own.
+# A bridge is random, so one image has many ends. With as little noise as here they are variations of one eight. The
+# second row shows how each differs from the mean, on a separate colour scale.
 
 image = held_out[FROM][7]
 ends = bridge.transport(image.repeat(64, 1), seed=2)
@@ -124,12 +124,13 @@ fig.colorbar(shown, ax=panels[1], label="draw − mean", shrink=0.9)
 fig.suptitle("One image, several ends")
 
 # %%
-# Do they count?
-# --------------
-# Each end gets the class of its nearest image among the training images of both classes. The rule is tried on held-out
-# images first. W2 is taken to the held-out images of the target, its floor from as many other real images; means and
-# standard deviations are over eight draws. Moved images are no copies: the smallest distance to a training image is not
-# small. They lie nearer to training images than new real ones do, since with little noise the eights are typical ones.
+# Do they count as eights?
+# ------------------------
+# Each end gets the class of its nearest image among the training images of both classes. The rule is first tested on
+# held-out images. W2 is computed to the held-out images of the target, and its floor with equally many other real
+# images; means and standard deviations are over eight draws. The transported images are not copies: the smallest
+# distance to a training image is not small. They are nearer to training images than new real images are, since with
+# little noise the eights are typical ones.
 
 
 def share_of(digit, images):
@@ -144,8 +145,8 @@ moved = bridge.transport(held_out[FROM], seed=3)
 back = bridge.reversed().transport(held_out[TO], seed=4)
 print(f"held-out {TO}s that count as {TO}s: {share_of(TO, held_out[TO])}")
 print(f"held-out {FROM}s that count as {TO}s: {share_of(TO, held_out[FROM])}")
-print(f"the same, moved by the bridge: {share_of(TO, moved)}")
-print(f"held-out {TO}s moved back that count as {FROM}s: {share_of(FROM, back)}")
+print(f"the same, transported by the bridge: {share_of(TO, moved)}")
+print(f"held-out {TO}s transported back that count as {FROM}s: {share_of(FROM, back)}")
 
 metric, draws = ExactW2(), torch.Generator().manual_seed(0)
 sets = {
@@ -174,7 +175,7 @@ fig.suptitle(f"Held-out {FROM}s and the {TO}s they become")
 # %%
 # With your own data
 # -------------------
-# Flatten your images to rows, ``images.reshape(len(images), -1)``, with values of order one, and put the two classes in
-# the place of ``fit``. Some hundred numbers a row are fine; larger images are better encoded first, and bridged between
-# codes. If all draws look alike and you want more variety, give a wider reference:
-# ``sb.fit(..., reference=sb.BrownianMotion(sigma))`` (:doc:`/sigma`).
+# Flatten your images to rows, ``images.reshape(len(images), -1)``, with values of order one, and use your two classes
+# as ``fit``. Some hundred numbers per row are fine. Encode larger images first, and fit the bridge between their codes.
+# If all draws look alike and you want more variety, use a reference with more noise: ``sb.fit(...,
+# reference=sb.BrownianMotion(sigma))`` (:doc:`/sigma`).

@@ -1,14 +1,13 @@
 r"""A learned score on double moons
 ===============================
 
-A network learns the score ``∇ log ρ_t`` of noised points (:func:`sbridge.diffuse` with
-:class:`sbridge.ScoreMatching`). For a finite set of points the score is also known in closed form, a softmax over the
-points (:class:`sbridge.ExactScore`), so the network can be compared with what it should have learned, noise level by
-noise level. Both scores then drive the same reversal: W2 to fresh points stands beside its floor, and
-the distance to the nearest training point tells new points from copies.
+A network learns the score ``∇ log ρ_t`` of noised points (:func:`sbridge.diffuse` with :class:`sbridge.ScoreMatching`).
+For a finite set of points the score is also known in closed form, a softmax over the points
+(:class:`sbridge.ExactScore`), so the network can be compared with the exact score at every noise level. Both scores
+then drive the same reversal. W2 to fresh points is compared with its floor, and the distance to the nearest training
+point distinguishes new points from copies.
 
-The network ``s_θ`` minimises the denoising loss, in which only the noising process from a point to its noised state
-appears:
+The network ``s_θ`` minimises the denoising loss. It needs only the transition from a point to its noised state:
 
 .. math:: \tfrac12 \int g(t)^2\, \mathbb E\, |s_\theta(t, X_t) - \nabla \log p(X_t \,|\, X_0)|^2\, dt .
 """
@@ -49,12 +48,12 @@ plotting.history(history, ax=ax)
 ax.set_title("Denoising score matching: the loss does not go to zero")
 
 # %%
-# The loss levels off at a positive constant: denoising targets are noisy, and their noise does not depend on the
-# network. What the loss has above that constant is the error of the score itself, which is measured next.
+# The loss levels off at a positive constant: the denoising targets are noisy, and their noise does not depend on the
+# network. The rest of the loss is the error of the score, which is measured next.
 #
 # Error by noise level
 # --------------------
-# ``(E|s_θ − s|² / E|s|²)^½`` over noised points, with the standard error of the ratio's numerator beside it.
+# ``(E|s_θ − s|² / E|s|²)^½`` over noised points, with the standard error of the numerator of the ratio.
 
 levels = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 errors, bars = [], []
@@ -75,8 +74,8 @@ ax.set(xscale="log", ylim=(0, None), xlabel="noising time $t$", ylabel="relative
 ax.set_title("Learned against exact score: hardest near the data")
 
 # %%
-# Close to the data the exact score points to single training points. A smooth network does not follow it there, and
-# that is what makes its samples new points.
+# Near the data the exact score points to single training points. A smooth network does not reproduce that, so its
+# samples are new points.
 
 fig, ax = plt.subplots(figsize=(9.4, 3.4))
 plotting.score_field(model, [0.01, 0.1, 0.4], seed=3, ax=ax)
@@ -90,10 +89,10 @@ fig.suptitle("Exact score of the training points")
 # %%
 # Generation
 # ----------
-# Both reversals from the same prior with the same noise, in sets whose W2 is averaged. The floor is W2 between two
-# independent sets of fresh points: nothing can be expected below it. A network trained as briefly as with ``--fast``
-# also leaves some points between the moons. W2 then does not tell the two scores apart, but copies are seen at once:
-# fresh points keep a distance from training points that the exact score does not keep.
+# Both reversals start from the same prior and use the same noise. W2 is averaged over several sets. The floor is W2
+# between two independent sets of fresh points; no method can be expected to score less. A network trained as briefly as
+# with ``--fast`` also leaves some points between the moons. W2 then does not distinguish the two scores, but the
+# distances show the copies: fresh points keep a distance from training points, and points from the exact score do not.
 
 SETS = 4
 samples = {
@@ -123,6 +122,6 @@ panels[0].legend(frameon=False, fontsize=8, loc="lower left")
 # %%
 # With your own data
 # -------------------
-# ``model = sb.diffuse(x, seed=0)`` and ``sb.generate(model, 1000, seed=1)`` are all it takes, for an array with a row
-# per sample. Judge with rows that were held out: W2 to them, beside its floor, and the distance to the nearest training
-# point, beside that of held-out rows. Copies show there. ``sbridge diffuse FILE --out run`` does the same from files.
+# For an array with one sample per row, all you need is ``model = sb.diffuse(x, seed=0)`` and ``sb.generate(model, 1000,
+# seed=1)``. Evaluate with held-out samples: compare W2 to them with its floor, and the distance to the nearest training
+# point with that of held-out samples, which shows copies. ``sbridge diffuse FILE --out run`` does the same from files.

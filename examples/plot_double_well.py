@@ -1,13 +1,14 @@
 r"""Optimal control of a double well
 ================================
 
-A particle sits on the barrier between two wells and is to be in one of them at the end, at the least effort. By
-symmetry half of the optimal paths go either way: solvers that follow the first path they find get this wrong. The page
-states the problem (:class:`sbridge.ControlProblem`), learns a control (:class:`sbridge.LogVariance`), and holds it
-against the Hamilton–Jacobi–Bellman equation on a grid (:func:`sbridge.pde.hamilton_jacobi_bellman`), which in one
-dimension is the truth. :func:`sbridge.evaluate_control` gives the numbers; the first two need no truth.
+A particle starts on the barrier between two wells and has to end in one of them with the least effort. By symmetry half
+of the optimal paths go to each side. Solvers that follow the first path they find get this wrong. The page defines the
+problem (:class:`sbridge.ControlProblem`), learns a control (:class:`sbridge.LogVariance`), and compares it with the
+solution of the Hamilton–Jacobi–Bellman equation on a grid (:func:`sbridge.pde.hamilton_jacobi_bellman`), which is exact
+in one dimension up to the grid. :func:`sbridge.evaluate_control` prints the numbers; the first two need no exact
+solution.
 
-The control ``u`` is to make the mean of effort and terminal cost ``g`` as small as it can be:
+The control ``u`` minimises the mean of effort plus terminal cost ``g``:
 
 .. math:: \min_u \; \mathbb E\Big[ \int_0^T \tfrac12 |u(t, X_t)|^2\, dt + g(X_T) \Big], \qquad
    dX = \big(-\Psi'(X) + u\big)\, dt + dW .
@@ -50,10 +51,10 @@ process = sb.DriftProcess(drift, sigma=1.0, dimension=1)
 problem = sb.ControlProblem(process, sb.Point(torch.zeros(1)), terminal_cost=terminal_cost)
 
 # %%
-# The truth, on a grid
-# --------------------
-# ``J(t, x)``, the least cost from there on, solves ``∂J/∂t − Ψ'∂J/∂x + ½∂²J/∂x² = ½(∂J/∂x)²`` with ``J(T, x) = g(x)``,
-# and the control is ``u* = −∂J/∂x``.
+# The exact solution, on a grid
+# -----------------------------
+# The least remaining cost ``J(t, x)`` solves ``∂J/∂t − Ψ'∂J/∂x + ½∂²J/∂x² = ½(∂J/∂x)²`` with ``J(T, x) = g(x)``. The
+# optimal control is ``u* = −∂J/∂x``.
 
 grid = pde.Grid.of(-2.5, 2.5, 400)
 times = sb.TimeGrid.uniform(400)
@@ -77,9 +78,9 @@ print(f"least cost from the barrier, by the equation: {least:.4f}")
 # %%
 # A learned control
 # -----------------
-# The log-variance loss compares path weights and needs no gradient of drift or cost. That suits a start on a barrier,
-# where gradients through the unstable drift grow fast along a path. Features ``sin jx, cos jx`` let the network bend
-# within the range of the data.
+# The log-variance loss compares path weights and needs no gradient of the drift or the cost. That suits a start on a
+# barrier, where gradients through the unstable drift grow fast along a path. With the features ``sin jx, cos jx`` the
+# network can bend within the range of the data.
 
 history = []
 solver = sb.LogVariance(updates=UPDATES, network=sb.FourierMLP(width=64), grid=sb.TimeGrid.uniform(60))
@@ -92,16 +93,16 @@ print(f"least cost estimated from its path weights: {report.value}")
 print(f"squared error of the control, relative: {report.control_error}")
 
 # %%
-# The objective of a chain of Euler steps is not exactly that of continuous time, so objective and least cost differ a
-# little even at the optimum.
+# A chain of Euler steps does not have exactly the objective of continuous time, so the objective and the least cost
+# differ a little even at the optimum.
 
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 plotting.history(history, ax=ax)
 ax.set(ylabel="variance of the log weights", title="The loss falls towards zero")
 
 # %%
-# Paths, with and without
-# -----------------------
+# Paths with and without control
+# ------------------------------
 
 zero = sb.ControlSolution(problem, sb.PathMeasure(process, None, problem.start))
 ways = {"no control": zero, "learned control": solution}
@@ -127,8 +128,8 @@ fig.suptitle("From the barrier into the wells")
 # %%
 # The control as a function
 # -------------------------
-# On the barrier it is zero: it waits for the noise to decide, then helps. Where paths never come, a network says
-# nothing of value; the map is drawn where the optimal process has mass.
+# On the barrier the control is zero: it waits until the noise decides, and then pushes to that side. The network means
+# nothing where no path goes, so the map is drawn only where the optimal process has mass.
 
 line = grid.centres[0]
 states = torch.from_numpy(line)[:, None].float()
@@ -152,8 +153,8 @@ fig.suptitle("Which way the control pushes")
 # %%
 # With your own data
 # -------------------
-# A problem is a process, a start and two functions of batches: ``running_cost(t, x)`` and ``terminal_cost(x)``, each
-# one number a row. Smooth costs: try :class:`sbridge.AdjointMatching` first. Costs that jump, or that cannot be
-# differentiated: :class:`sbridge.LogVariance`, as here. Where there is no truth, compare ``objective`` with ``value``
-# in what :func:`sbridge.evaluate_control` prints: they meet at the optimum. A file with a variable ``problem`` can be
-# solved from the command line: ``sbridge control FILE.py``.
+# A problem is a process, a start and two functions of batches, ``running_cost(t, x)`` and ``terminal_cost(x)``, each
+# with one number per row. For smooth costs try :class:`sbridge.AdjointMatching` first. For costs that jump or cannot be
+# differentiated use :class:`sbridge.LogVariance`, as here. If no exact solution is known, compare ``objective`` with
+# ``value`` in the output of :func:`sbridge.evaluate_control`: they are equal at the optimum. To solve a file with a
+# variable ``problem`` from the command line, run ``sbridge control FILE.py``.

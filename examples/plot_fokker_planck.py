@@ -1,11 +1,11 @@
 r"""Diffusion of a mixture: particles, closed form and Fokker–Planck
 ================================================================
 
-Two Gaussian bumps drift and spread under an Ornstein–Uhlenbeck process. Three routes give their density: simulated
+Two Gaussian bumps drift and widen under an Ornstein–Uhlenbeck process. Three methods give their density: simulated
 particles (:class:`sbridge.PathMeasure`), the closed form of a linear process (:class:`sbridge.ExactScore`), and the
-Fokker–Planck equation solved on a grid (:func:`sbridge.pde.fokker_planck`). They agree, and the grid's error falls with
-the square of the cell width. The last part leaves closed forms behind: the same equation in a double well, where only
-particles and grid remain.
+Fokker–Planck equation solved on a grid (:func:`sbridge.pde.fokker_planck`). They agree, and the error of the grid falls
+with the square of the cell width. The last part has no closed form: it solves the same equation in a double well with
+particles and grid.
 
 .. math:: dX = b(X)\, dt + \sigma\, dW, \qquad
    \frac{\partial p}{\partial t} = -\nabla\!\cdot(b\, p) + \tfrac12 \sigma^2 \Delta p .
@@ -45,10 +45,10 @@ def density_at(t, grid):
 
 
 # %%
-# Three routes
-# ------------
-# The grid solution is kept at every knot of its time grid; particles are drawn at the four times shown. The two curves
-# lie on each other (dashes on grey), the histogram scatters about them.
+# Three methods
+# -------------
+# The grid solution is stored at every knot of its time grid. Particles are drawn at the four times shown. The two
+# curves coincide (dashed on grey), and the histogram scatters about them.
 
 grid = pde.Grid.of(-4.0, 4.0, 400)
 solution = pde.fokker_planck(process, grid, start, sb.TimeGrid.uniform(150))
@@ -64,7 +64,7 @@ for ax, k, t, states in zip(axes.flat, knots, times, particles, strict=True):
     ax.plot(line, solution.density[k], color="#D55E00", linewidth=1.2, linestyle="--", label="Fokker–Planck on a grid")
     ax.set(xlim=(-3, 3), xlabel="$x$", ylabel="density", title=f"$t$ = {t:.2f}")
 axes[0, 1].legend(frameon=False, fontsize=8, loc="upper left")
-fig.suptitle("One density by three routes")
+fig.suptitle("One density by three methods")
 
 print(f"mass on the grid: {solution.mass.min():.15f} to {solution.mass.max():.15f}")
 for k, t, states in zip(knots[1:], times[1:], particles[1:], strict=True):
@@ -100,10 +100,10 @@ ax.minorticks_off()
 ax.legend(frameon=False)
 
 # %%
-# Where there is no closed form
-# -----------------------------
+# Without a closed form
+# ---------------------
 # ``b = −∇Ψ``, ``Ψ = ½(x² − 1)²``: the same two bumps settle in two wells and leak over the barrier. Any function of
-# time and state is a drift; particles then move by Euler–Maruyama steps.
+# time and state can be a drift; particles then move by Euler–Maruyama steps.
 
 wells = sb.DriftProcess(lambda t, x: -2.0 * x * (x.square() - 1.0), sigma=0.8, horizon=1.5)
 solution = pde.fokker_planck(wells, grid, start, sb.TimeGrid.uniform(300))
@@ -128,7 +128,7 @@ beside.legend(frameon=False, fontsize=8, loc="upper left")
 # %%
 # With your own data
 # -------------------
-# Your drift is any function of time and states, ``sb.DriftProcess(drift, sigma)``, and your start any law with a
-# density: :class:`sbridge.Gaussian`, :class:`sbridge.GaussianMixture`, or values at the cell centres. Make the grid
-# wide enough that no mass reaches its edge, and halve its cells once to see the error. In more than two dimensions only
-# particles remain: ``sb.PathMeasure(process, None, start).sample(n, seed=0)``.
+# Your drift is any function of time and states, ``sb.DriftProcess(drift, sigma)``. Your start is any distribution with
+# a density: :class:`sbridge.Gaussian`, :class:`sbridge.GaussianMixture`, or values at the cell centres. Make the grid
+# so wide that no mass reaches its edge, and halve its cells once to see the error. In more than two dimensions use
+# particles: ``sb.PathMeasure(process, None, start).sample(n, seed=0)``.

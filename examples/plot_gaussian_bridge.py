@@ -1,10 +1,10 @@
 r"""A Gaussian bridge against its closed form
 =========================================
 
-Between two Gaussian laws the Schrödinger bridge is a formula: marginals, plan, control and value. This makes it the
-first thing to hold any solver against. :class:`sbridge.GaussianBridge` evaluates the formula
-(:class:`sbridge.analytic.GaussianCoupling`), :class:`sbridge.IMF` learns from samples alone, and this page compares
-the two: covariances through time, the plan, single controls, and the value ``V* = KL(P ‖ R)``.
+The Schrödinger bridge between two Gaussian distributions is known in closed form: marginals, plan, control and value.
+That makes it the first test of any solver. :class:`sbridge.GaussianBridge` evaluates the formula
+(:class:`sbridge.analytic.GaussianCoupling`), and :class:`sbridge.IMF` learns from samples alone. This page compares the
+two: covariances through time, the plan, single controls, and the value ``V* = KL(P ‖ R)``.
 
 For ``N(a, A)`` and ``N(b, B)`` under Brownian motion with ``ε = σ²T`` the covariance of the two ends is
 
@@ -68,7 +68,7 @@ ax.set_title("States of the learned bridge; ellipses: two standard deviations of
 # %%
 # Through time
 # ------------
-# Entries of the covariance: lines are the formula, dots the learned bridge with two standard errors.
+# Entries of the covariance. Lines are the formula; dots are the learned bridge with two standard errors.
 
 clock = np.linspace(0, 1, 101)
 exact = torch.stack([truth.marginal(float(t))[1] for t in clock])
@@ -87,9 +87,9 @@ ax.legend(frameon=False)
 # %%
 # The plan, the control, the value
 # --------------------------------
-# ``Cov(X_0, X_T)`` says who goes where. The energy ``½E∫|u|²dt`` of the closed-form bridge, simulated, is ``V*``; that
-# of a learned one may lie on either side, since its end law is not exactly the target. A sampled plan is off by chance
-# alone: by how much is printed below.
+# ``Cov(X_0, X_T)`` shows which ends belong together. The energy ``½E∫|u|²dt`` of the simulated closed-form bridge is
+# ``V*``. The energy of a learned bridge can be higher or lower, since its end distribution is not exactly the target. A
+# sampled plan has a random error, whose size is printed below.
 
 starts = closed.forward.starts(PATHS, seed=4)
 for name, bridge in (("closed form, simulated", closed), ("learned", learned)):
@@ -117,10 +117,10 @@ for ax, (name, bridge) in zip(panels, (("Closed form", closed), ("Learned", lear
 fig.suptitle("Drift half way")
 
 # %%
-# Where no closed form is known
-# -----------------------------
-# :func:`sbridge.certify` bounds what is known here. It needs held-out rows only: its lower bound stands beside ``V*``,
-# and the gap beside zero (:doc:`/trust`).
+# Without a closed form
+# ---------------------
+# If no closed form is known, :func:`sbridge.certify` bounds these numbers. It needs only held-out samples. Compare its
+# lower bound with ``V*`` and the gap with zero (:doc:`/trust`).
 
 rows = torch.Generator().manual_seed(1)
 print(sb.certify(learned, source.sample(2000, rows).float(), target.sample(2000, rows).float(), seed=9).text())
@@ -129,6 +129,6 @@ print(f"V* = {truth.value:.2f} nats")
 # %%
 # With your own data
 # -------------------
-# If both of your ends are Gaussian, or all you know are means and covariances, no learning is needed:
+# If both of your ends are Gaussian, or if you know only means and covariances, no learning is needed:
 # ``sb.fit(sb.Gaussian(a, A), sb.Gaussian(b, B), reference=...)`` chooses the closed form. To test a solver of your own,
-# put it in the place of ``solver`` (:doc:`/extend`), and try more columns and less noise: both make it harder.
+# pass it as ``solver`` (:doc:`/extend`), and try more columns and less noise: both make the problem harder.

@@ -1,11 +1,10 @@
-r"""Exact reversal only remembers
+r"""Exact reversal only memorises
 =============================
 
-The score of a finite set of points is known exactly. Reversing with it to the very end returns the points themselves,
-nothing new: the support of the data is preserved. This page follows that on a handful of points
-(:class:`sbridge.ExactScore`, :func:`sbridge.reverse_diffusion`), shows the moment at which a path makes up its mind,
-and then lets a trained network reverse the same noise (:func:`sbridge.diffuse`): what it gets wrong about the score is
-what makes new points.
+The score of a finite set of points is known exactly. Reversal with this score to the very end returns the points
+themselves and nothing new: it preserves the support of the data. This page shows it for a few points
+(:class:`sbridge.ExactScore`, :func:`sbridge.reverse_diffusion`) and shows when a path commits to one of them. Then a
+trained network reverses the same noise (:func:`sbridge.diffuse`). The error of its score is what makes new points.
 
 If ``X_t`` given ``X_0 = x_i`` is Gaussian with mean ``m_t x_i`` and variance ``v_t``, the score of ``n`` points is
 
@@ -36,7 +35,7 @@ def knots(steps, first):
 # %%
 # Twelve points
 # -------------
-# The reversal goes down to a time at which the noise left is invisible.
+# The reversal stops at a time at which the remaining noise is invisible.
 
 points = datasets.make("circles", 12, seed=4).double()
 data = sb.Samples(points)
@@ -55,11 +54,11 @@ print(f"how often each point comes back: {counts.tolist()}")
 print(f"chi-square of equal frequencies {chi2:.1f} with {len(points) - 1} degrees of freedom")
 
 # %%
-# Making up its mind
-# ------------------
-# ``E[X_0 | X_t]``, the mean of the points as seen from the state, moves from the centre of the data to a single point.
-# The entropy of the weights that the points have in it falls from the logarithm of their number to zero. It does so
-# within a limited range of times: before it, all paths are alike; after it, each one only finishes.
+# When a path commits
+# -------------------
+# ``E[X_0 | X_t]``, the conditional mean of the points given the state, moves from the centre of the data to a single
+# point. The entropy of its weights falls from the logarithm of the number of points to zero, within a limited range of
+# times. Before this range all paths are alike; after it, each path only approaches its point.
 
 visited = paths.t.tolist()
 moments = [k for k in range(len(visited)) if visited[k] > 1e-4]
@@ -81,15 +80,16 @@ right.fill_between([visited[k] for k in moments], bands[0], bands[2], color="#00
 right.plot([visited[k] for k in moments], bands[1], color="#0072B2", label="median path")
 right.axhline(np.log(len(points)), color="#333333", linewidth=0.8, linestyle=":", label="log of the number of points")
 right.set(xscale="log", xlabel="noising time $t$ (the reversal runs to the left)", ylabel="entropy (nats)")
-right.set_title("How many points a state may still become")
+right.set_title("How many points a state can still reach")
 right.legend(frameon=False, fontsize=8)
 
 # %%
 # A network instead
 # -----------------
-# 300 points of the same law. Distances to the nearest training point: those of fresh points of the law say what new
-# points look like. The exact score returns copies (distances of rounding errors), the network's distances are those of
-# fresh points. Not all of its points are good ones: some lie between the circles, fewer if it is trained longer.
+# 300 points of the same distribution. The plot shows distances to the nearest training point; those of fresh points
+# show what new points look like. The exact score returns copies (distances of rounding errors). The distances of the
+# network are like those of fresh points. Not all of its points are good: some lie between the circles, and fewer after
+# longer training.
 
 train = datasets.make("circles", 300, seed=5)
 fresh = datasets.make("circles", N, seed=6)
@@ -123,6 +123,7 @@ fig.legend(*panels[0].get_legend_handles_labels(), fontsize=8, frameon=False, lo
 # %%
 # With your own data
 # -------------------
-# To ask whether a model of yours copies: ``model = sb.diffuse(x, seed=0)``, ``new = sb.generate(model, n, seed=1)``,
-# and the distances of ``new`` to the nearest rows of ``x`` beside those of held-out rows, as above. Shares of copies
-# above those of held-out rows mean that the network has been trained too long, or is too large, for so few rows.
+# To check whether your model copies, compute ``model = sb.diffuse(x, seed=0)`` and ``new = sb.generate(model, n,
+# seed=1)``. Compare the distances of ``new`` to the nearest rows of ``x`` with those of held-out samples, as above. If
+# the share of copies is higher than that of held-out samples, the network was trained for too long, or is too large,
+# for so few samples.

@@ -1,15 +1,14 @@
 r"""Running a diffusion backward: naive and true reversal
 =====================================================
 
-Noise turns data into a Gaussian. To get the data back it is not enough to run the drift backward, nor to leave it as it
-is: the reversed equation has one more term, the score (Anderson 1982),
+Noise turns data into a Gaussian. To recover the data it is not enough to reverse the drift, nor to keep it: the
+reversed equation has one more term, the score (Anderson 1982),
 
 .. math:: dX = b\, dt + \sigma\, dW \quad\text{reversed is}\quad
    dY = (-b + \sigma^2 \nabla\log\rho)\, ds + \sigma\, dB .
 
-This page
-runs all three from the same states with the same noise, first in one dimension, where exact densities tell them apart
-(:func:`sbridge.reverse_diffusion` with :class:`sbridge.ExactScore`), then on two moons
+This page simulates all three from the same states with the same noise: first in one dimension, where exact densities
+show the difference (:func:`sbridge.reverse_diffusion` with :class:`sbridge.ExactScore`), then on two moons
 (:func:`sbridge.plotting.reversals`).
 """
 
@@ -29,8 +28,9 @@ N = 10_000 if FAST else 100_000
 # %%
 # Three ways back
 # ---------------
-# Data: a mixture of three bumps. Noise: an Ornstein–Uhlenbeck process, short enough that what is left of the data can
-# be seen at its end. The reversal starts from the exact law ``ρ_T``, so the score is the only thing that differs.
+# The data are a mixture of three bumps. The noise is an Ornstein–Uhlenbeck process, so short that some of the data can
+# still be seen at its end. The reversal starts from the exact distribution ``ρ_T``, so only the score makes a
+# difference.
 
 process = sb.OrnsteinUhlenbeck(rate=1.0, sigma=2.0**0.5, horizon=1.0)
 data = sb.GaussianMixture(
@@ -41,7 +41,7 @@ data = sb.GaussianMixture(
 exact = sb.ExactScore(process, data)
 true = sb.reverse_diffusion(process, data, exact, prior=exact.marginal(process.horizon)).backward
 
-no_score = replace(true, control=None)  # drift −b: runs away from the mean, and diffuses on
+no_score = replace(true, control=None)  # drift −b: moves away from the mean, and keeps diffusing
 
 
 def twice_the_drift(t, x):
@@ -49,15 +49,15 @@ def twice_the_drift(t, x):
     return 2.0 * process.drift(t, x) / 2.0**0.5
 
 
-same_drift = replace(true, control=twice_the_drift)  # drift +b: goes on noising
+same_drift = replace(true, control=twice_the_drift)  # drift +b: keeps adding noise
 ways = {"true: drift −b + σ²∇log ρ": true, "naive: drift −b": no_score, "naive: drift +b": same_drift}
 
 # %%
-# What comes back
-# ---------------
-# L1 distances between histograms of the states at ``t = 0`` and the data's density in the same bins (between 0 and 2);
-# the floor is that of as many exact draws of the data. Means and standard errors are over five sets of paths. The true
-# reversal is near the floor, the naive ones are not.
+# Distance from the data
+# ----------------------
+# The table shows L1 distances (between 0 and 2) between histograms of the states at ``t = 0`` and the density of the
+# data in the same bins. The floor is the distance of equally many exact draws of the data. Means and standard errors
+# are over five sets of paths. The true reversal is near the floor, and the naive ones are not.
 
 edges = np.linspace(-9, 9, 181)
 middle = torch.from_numpy((edges[1:] + edges[:-1]) / 2)[:, None]
@@ -97,12 +97,13 @@ for ax, (name, states), colour in zip(panels, ends.items(), colours, strict=True
     ax.set(xlim=(-8, 8), xlabel="$x$", title=name)
     ax.legend(frameon=False, fontsize=8)
 panels[0].set_ylabel("density")
-fig.suptitle("The law at $t = 0$ after running back from $\\rho_T$")
+fig.suptitle("Distribution at $t = 0$ after a reversal from $\\rho_T$")
 
 # %%
-# The way there
-# -------------
-# Time runs from right to left in the noising, so here from 1 (orange, noise) on the left to 0 (blue) on the right.
+# Paths
+# -----
+# The axis shows the time of the noising, so the reversal runs from 1 (orange, noise) on the left to 0 (blue) on the
+# right.
 
 fig, panels = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained", sharey=True)
 for ax, (name, measure) in zip(panels, ways.items(), strict=True):
@@ -114,8 +115,8 @@ fig.suptitle("Paths with the same starts and the same noise")
 # %%
 # In the plane
 # ------------
-# :func:`sbridge.plotting.reversals` draws this comparison for any reverse diffusion. Here the data are two moons, and
-# the score is that of the points. Without the score paths run away, and leave the panel.
+# The function :func:`sbridge.plotting.reversals` draws this comparison for any reverse diffusion. Here the data are two
+# moons, and the score is that of the points. Without the score the paths move away and leave the panel.
 
 points = datasets.make("two_moons", 1000, seed=0)
 noising = sb.choose_noising(sb.Samples(points))
@@ -128,5 +129,5 @@ fig.suptitle("Two moons from noise, with and without the score")
 # With your own data
 # -------------------
 # ``bridge = sb.diffuse(x, seed=0)`` learns the score of an array ``x``, and ``plotting.reversals(bridge, seed=1)``
-# draws this comparison for it. Any process with a drift of its own is reversed in the same way:
-# ``sb.reverse_diffusion(process, law, score)`` takes a score that you know or have learned.
+# draws this comparison for it. Any other process is reversed in the same way: ``sb.reverse_diffusion(process, law,
+# score)`` takes a score that you know or have learned.

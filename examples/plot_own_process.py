@@ -1,13 +1,13 @@
 r"""Your own reference process
 ==========================
 
-A bridge stays as close as it can to a reference process, and the reference may be any equation you believe in. Here it
-is a swirl with a stable ring: a :class:`sbridge.Process` of a few lines, held against the rules by
-:func:`sbridge.check_process`, simulated, and bridged by :func:`sbridge.solve_schroedinger`, which solves Schrödinger's
-system on a grid for any drift. Under Brownian motion the same two blobs are joined by straight paths; under the swirl
-the bridge goes round.
+A bridge stays as close as possible to a reference process, and the reference may be any equation that suits your
+system. Here it is a swirl with a stable ring: a :class:`sbridge.Process` of a few lines. The page checks it with
+:func:`sbridge.check_process`, simulates it, and solves Schrödinger's system for it on a grid with
+:func:`sbridge.solve_schroedinger`, which works for any drift. Under Brownian motion straight paths join the two blobs;
+under the swirl the bridge follows the ring.
 
-With the reference ``dX = b dt + σ dW`` two potentials solve Schrödinger's system, and the control follows from one:
+With the reference ``dX = b dt + σ dW``, two potentials solve Schrödinger's system, and one of them gives the control:
 
 .. math::
    \partial_t \varphi + b\cdot\nabla\varphi + \tfrac12\sigma^2 \Delta\varphi &= 0, &
@@ -35,13 +35,13 @@ PATHS = 1000 if FAST else 4000
 # %%
 # A process of your own
 # ---------------------
-# It says its horizon, the dimension of its states, its drift and its noise. ``drift`` is called with a time (a float,
-# or one per row) and states of shape ``(rows, 2)``.
+# The class defines its horizon, the dimension of its states, its drift and its noise. ``drift`` is called with a time
+# (a float, or one per row) and states of shape ``(rows, 2)``.
 
 
 @dataclass(frozen=True)
 class Swirl(sb.Process):
-    """``dX = (ω J X + (1 − |X|²) X) dt + σ dW``: round and round, on a ring of radius one."""
+    """``dX = (ω J X + (1 − |X|²) X) dt + σ dW``: a rotation on a ring of radius one."""
 
     speed: float = 3.0
     sigma: float = 0.6
@@ -65,24 +65,24 @@ class Swirl(sb.Process):
 
 swirl = Swirl()
 sb.check_process(swirl, dim=2, generator=torch.Generator().manual_seed(0))
-print("the process keeps the rules")
+print("the process passes the checks")
 
 # %%
-# What it does by itself
-# ----------------------
+# The reference without a bridge
+# ------------------------------
 
 source = sb.Gaussian(torch.tensor([1.0, 0.0]), 0.04 * torch.eye(2))
 target = sb.Gaussian(torch.tensor([-0.9, -0.6]), 0.04 * torch.eye(2))
 free = sb.PathMeasure(swirl, None, source)
 fig, ax = plt.subplots(figsize=(6, 5), layout="compressed")
 plotting.trajectories(free.sample(150, seed=1), ax=ax)
-ax.set_title("The reference, left alone")
+ax.set_title("The reference without a bridge")
 
 # %%
 # The bridge
 # ----------
-# The grid solver propagates potentials through the drift. Its control is a function like any other, so its bridge is a
-# path measure that can be simulated, and its value ``V* = KL(P ‖ R)`` is found in three ways.
+# The grid solver propagates potentials through the drift. Its control is an ordinary control function, so its bridge is
+# a path measure that can be simulated. Its value ``V* = KL(P ‖ R)`` is computed in three ways.
 
 grid = pde.Grid.of([-2.2, -2.2], [2.2, 2.2], CELLS)
 brownian = sb.BrownianMotion(sigma=swirl.sigma)
@@ -104,7 +104,7 @@ for name, process in (("swirl", swirl), ("Brownian motion", brownian)):
     )
 
 # %%
-# Differences between the three are errors of the grid, which fall with the square of the cell width: they are smaller
+# Differences between the three are errors of the grid. They fall with the square of the cell width, so they are smaller
 # without ``--fast``.
 
 fig, panels = plt.subplots(1, 2, figsize=(9, 4.6), layout="compressed")
@@ -118,8 +118,8 @@ fig.suptitle("One pair of ends, two references")
 # %%
 # Where the mass is
 # -----------------
-# Top: the swirl carries the mass round. Bottom: Brownian motion lets it go straight, and wider on the way. Each panel
-# has a colour scale of its own, from no density (white) to the largest (dark).
+# Top: the swirl carries the mass around the ring. Bottom: under Brownian motion the mass moves straight, and widens on
+# the way. Each panel has its own colour scale, from no density (white) to the largest (dark).
 
 fig, panels = plt.subplots(2, 5, figsize=(11, 4.8), layout="constrained", sharex=True, sharey=True)
 times = np.linspace(0, 1, 5)
@@ -138,7 +138,7 @@ fig.suptitle("Density of the bridge through time")
 # %%
 # With your own data
 # -------------------
-# Write your equation as ``drift(t, x)``: ``sb.DriftProcess(drift, sigma)`` makes a process of it without a class. The
-# grid is for one or two dimensions and for ends whose densities are known. For data, or more columns, give the same
-# process to ``sb.fit(x0, x1, reference=process)``, which simulates its paths (:doc:`/solvers`). A class as above can
-# also be saved, if it is registered (:doc:`/extend`).
+# Write your equation as ``drift(t, x)``; ``sb.DriftProcess(drift, sigma)`` makes a process of it without a class. The
+# grid needs one or two dimensions and ends with known densities. For data, or more columns, pass the same process to
+# ``sb.fit(x0, x1, reference=process)``, which simulates its paths (:doc:`/solvers`). A class as above can also be
+# saved, if it is registered (:doc:`/extend`).

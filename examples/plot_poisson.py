@@ -1,18 +1,18 @@
 r"""Solving Poisson's equation by conditional generation
 =====================================================
 
-A diffusion model of *pairs* (solution, data) of ``−Δu = f`` knows the equation without having been told: given source
-and boundary values it generates the solution, given only some of them it generates what is still possible. The model is
-trained on random solutions (:func:`sbridge.diffuse`), the state holds unknown and observed numbers jointly, and
-:class:`sbridge.diffusion.GuidedScore` conditions it. Generated fields are judged by the residual of the equation and
-by the direct solution of the linear system; sources and boundary values are Gaussian, so that the exact conditional law
-(:func:`sbridge.diffusion.conditioned`) is known as well.
+A diffusion model of *pairs* (solution, data) of ``−Δu = f`` learns the equation from its training data alone. Given the
+source and the boundary values it generates the solution; given only some of them it generates the solutions that are
+still possible. The model is trained on random solutions (:func:`sbridge.diffuse`). Its state holds unknown and observed
+numbers jointly, and :class:`sbridge.diffusion.GuidedScore` conditions it. The generated fields are compared with the
+direct solution of the linear system, and checked by the residual of the equation. Sources and boundary values are
+Gaussian, so the exact conditional distribution (:func:`sbridge.diffusion.conditioned`) is known as well.
 
-By Bayes' rule the score of the noised state, given that ``y`` was observed of the state without noise, is
+By Bayes' rule the score of the noised state, given an observation ``y`` of the state without noise, is
 
 .. math:: \nabla \log \rho_t(x \,|\, y) = \nabla \log \rho_t(x) + \nabla_x \log p(y \,|\, X_t = x) ;
 
-the first term is learned, the second is what guidance adds when the observation is known.
+The first term is learned. The second is the guidance, which is added when the observation is known.
 """
 
 import sys
@@ -37,8 +37,8 @@ STEPS, CASES, DRAWS = (80, 12, 64) if FAST else (120, 24, 128)
 # Random problems and their solutions
 # -----------------------------------
 # The unit square with ``SIDE × SIDE`` inner points and the five-point Laplacian. Sources and boundary values are smooth
-# Gaussian fields; the source is stored in units in which it is about as large as the solution. A state is
-# ``(u inside, f inside, u on the boundary)``.
+# Gaussian fields. The source is stored in units in which it has about the size of the solution. A state is ``(u inside,
+# f inside, u on the boundary)``.
 
 h = 1 / (SIDE + 1)
 axis = np.arange(1, SIDE + 1) * h
@@ -83,10 +83,10 @@ train, test = problems(20_000), problems(CASES)
 print(f"states of dimension {train.shape[1]}: {n} unknown, {n} of the source, {m} on the boundary")
 
 # %%
-# A model of all of it
-# --------------------
-# The score of a Gaussian field is linear in the state, with gains that change with the noise level. A recipe for such a
-# network is a few lines; :class:`sbridge.MLP` is for fields that are not Gaussian. Training sees states alone.
+# A model of the joint state
+# --------------------------
+# The score of a Gaussian field is linear in the state, with gains that depend on the noise level. A recipe for such a
+# network takes a few lines; for fields that are not Gaussian use :class:`sbridge.MLP`. Training uses the states alone.
 
 
 class Gains(torch.nn.Module):
@@ -131,8 +131,8 @@ process = model.reference
 # %%
 # Given source and boundary values
 # --------------------------------
-# Of each test problem the data are observed, with a little noise allowed for, and the solution is generated. The exact
-# conditional law belongs to the same observation: it is the yardstick, and no model can be nearer to the direct solve.
+# For each test problem the data are observed, with a little noise allowed, and the solution is generated. The exact
+# conditional distribution for the same observation is the reference: no model can be nearer to the direct solution.
 
 NOISE = 0.05
 size = train.shape[1]
@@ -193,11 +193,12 @@ show("residual of −Δu = f, f and boundary values as generated", residual(foun
 show("the same without any observation", residual(untold, untold))
 
 # %%
-# Most of the residual is the second difference of a small error: differencing multiplies an error of the size of one
+# Most of the residual is the second difference of a small error: differencing multiplies an error on the scale of one
 # grid cell by ``4/h²``.
 #
-# In the pictures red is positive and blue negative; ``u`` and boundary values share one scale in each row, and the last
-# column shows five times the difference on it. Dots are boundary values, and are the same in all columns.
+# In the pictures red is positive and blue is negative. ``u`` and the boundary values share one scale in each row, and
+# the last column shows five times the difference on that scale. Dots are boundary values; they are the same in all
+# columns.
 
 
 def picture(field):
@@ -237,11 +238,11 @@ fig.suptitle("Solutions generated from source and boundary values (dots)")
 # %%
 # Given half of the source
 # ------------------------
-# Now the source is known on the left half only, the boundary everywhere. Many solutions are possible; the generated
-# ones should have the mean and the spread of the exact conditional law, which is Gaussian. No new training is needed.
-# The same guidance on the exact score (:class:`sbridge.ExactScore`) tells the errors of the learned score from those of
-# the guidance, which for Gaussian data has none. With ``--fast`` the learned one spreads too widely where the source
-# was not seen (by the number printed): a network trained longer comes closer.
+# Now the source is known on the left half only, and the boundary values everywhere. Many solutions are possible. The
+# generated ones should have the mean and the standard deviation of the exact conditional distribution, which is
+# Gaussian. No new training is needed. The same guidance on the exact score (:class:`sbridge.ExactScore`) separates the
+# errors of the learned score from those of the guidance, which is exact for Gaussian data. With ``--fast`` the learned
+# samples are too wide where the source was not observed (by the printed number); longer training brings them closer.
 
 left = [n + k for k in range(n) if inside[k, 0] < 0.5]
 half = LinearObservation.of_coordinates([*left, *range(2 * n, size)], size, NOISE)
@@ -253,9 +254,9 @@ for name, score in (("learned score", learned), ("exact score", sb.ExactScore(pr
     draws[name] = generate(score, half, seen.expand(DRAWS, -1), seed=4)[:, :n].double()
     off = float((draws[name].mean(0) - mean).norm() / mean.norm())
     ratio = float((draws[name].var(0) / spread.square()).mean().sqrt())
-    print(f"{name}: mean of the solutions off by {off:.1%}, their spread {ratio:.3f} times the exact one")
+    print(f"{name}: error of the mean {off:.1%}, standard deviation {ratio:.3f} times the exact one")
 chance = float((spread / DRAWS**0.5).norm() / mean.norm())
-print(f"expected by chance of {DRAWS} draws: {chance:.1%}, and {(2 / DRAWS) ** 0.5 / 2:.3f} (s.e. at one point)")
+print(f"expected by chance with {DRAWS} draws: {chance:.1%}, and {(2 / DRAWS) ** 0.5 / 2:.3f} (s.e. at one point)")
 
 made = draws["learned score"]
 fig, panels = plt.subplots(1, 4, figsize=(11, 3.2), layout="constrained", sharex=True, sharey=True)
@@ -274,12 +275,12 @@ for k, (ax, (name, field, colours, low, high)) in enumerate(zip(panels, pictures
     if k % 2:
         fig.colorbar(image, ax=panels[k - 1 : k + 1], shrink=0.8, label="$u$" if k == 1 else "s.d. of $u$")
 panels[0].set_ylabel("$x_2$")
-fig.suptitle("Source seen left of the dotted line: what is still possible for $u$")
+fig.suptitle("Source observed left of the dotted line: the possible $u$")
 
 # %%
 # With your own data
 # -------------------
-# A state is a row of numbers, of which some will be observed and others not: stack them, train with ``model =
-# sb.diffuse(rows)``, and say what was observed by ``LinearObservation.of_coordinates(indices, size, noise)`` or by any
-# matrix. :class:`sbridge.MLP` (the default) is the network for data that are not Gaussian. Guidance is exact for
-# Gaussian data and an approximation otherwise: hold it against cases of which you know everything.
+# A state is a row of numbers, some of which will be observed. Stack them, train with ``model = sb.diffuse(rows)``, and
+# describe the observation by ``LinearObservation.of_coordinates(indices, size, noise)`` or by any matrix. For data that
+# are not Gaussian the network is :class:`sbridge.MLP` (the default). Guidance is exact for Gaussian data and an
+# approximation otherwise: test it on cases in which everything is known.

@@ -1,14 +1,13 @@
-r"""Equal marginals, different joint law
-====================================
+r"""Equal marginals, different joint distribution
+=============================================
 
 The reverse SDE and the probability-flow ODE of a diffusion have the same density at every single time. They are still
-different processes: where a path is now says something about where it will be, and there they disagree. This page
-compares the two on a mixture in one dimension, where scores are exact (:class:`sbridge.ExactScore`): quantiles through
-time, which agree, and the joint law of two times, which does not (:class:`sbridge.PathMeasure`,
-:meth:`sbridge.Bridge.velocity`). The SDE, not the ODE, is the time reversal of the noising process: its joint law is
-that of the noising.
+different processes: they disagree about where a path will be, given where it is now. This page compares the two on a
+mixture in one dimension, where scores are exact (:class:`sbridge.ExactScore`). The quantiles through time agree, and
+the joint distribution of two times does not (:class:`sbridge.PathMeasure`, :meth:`sbridge.Bridge.velocity`). The SDE,
+not the ODE, is the time reversal of the noising process and has the same joint distribution.
 
-With noising ``dX = f dt + g dW`` of density ``ρ``, run backwards in ``s = T − t``,
+With noising ``dX = f dt + g dW`` of density ``ρ``, reversed in time ``s = T − t``,
 
 .. math:: \text{SDE:}\;\; dY = (-f + g^2 \nabla\log\rho)\, ds + g\, dB, \qquad
    \text{ODE:}\;\; \dot y = -f + \tfrac12 g^2 \nabla\log\rho .
@@ -48,7 +47,7 @@ noising = bridge.forward.sample(N, seed=0)
 reversal = bridge.backward.sample(N, seed=1)
 
 # %%
-# The flow ``ẋ = v(t, x)`` is integrated back from states of ``ρ_T`` by Heun's method on the same knots.
+# The flow ``ẋ = v(t, x)`` is integrated backward from states of ``ρ_T`` by Heun's method on the same knots.
 
 times = reversal.t.tolist()
 states = [bridge.backward.starts(N, seed=2)]
@@ -69,7 +68,8 @@ clock = np.linspace(0.0, 1.0, KNOTS + 1)
 # %%
 # At one time: no difference
 # --------------------------
-# Single paths look nothing alike, rough here and smooth there. Quantiles over all paths are the same.
+# Single paths look different: those of the SDE are rough, those of the ODE smooth. Quantiles over all paths are the
+# same.
 
 colours = {"noising": "#333333", "reverse SDE": "#0072B2", "probability-flow ODE": "#D55E00"}
 fig, panels = plt.subplots(1, 2, figsize=(9.4, 3.8), layout="constrained", sharey=True)
@@ -91,10 +91,10 @@ ax.set(xlabel="time $t$", ylabel="$x$", title="Quantiles at 5, 25, 50, 75 and 95
 ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 # %%
-# At two times: a different joint law
-# -----------------------------------
-# States at ``t = 1`` and ``t = 0.3`` of the same path. The SDE shows the same cloud as the noising process. The ODE
-# shows a curve: one state determines the other.
+# At two times: a different joint distribution
+# --------------------------------------------
+# States at ``t = 1`` and ``t = 0.3`` of the same path. The SDE gives the same cloud as the noising process. The ODE
+# gives a curve: one state determines the other.
 
 early, late = 0.3, 1.0
 k = round(early * KNOTS)
@@ -103,14 +103,15 @@ for ax, (name, x) in zip(panels, processes.items(), strict=True):
     ax.scatter(x[-1, :3000], x[k, :3000], s=3, color=colours[name], alpha=0.4, linewidths=0)
     ax.set(xlim=(-4, 4), ylim=(-3.5, 3.5), xlabel=f"$X_t$, $t$ = {late:g}", title=name)
 panels[0].set_ylabel(f"$X_t$, $t$ = {early:g}")
-fig.suptitle("Joint law of two times")
+fig.suptitle("Joint distribution of two times")
 
 # %%
 # In numbers
 # ----------
-# Correlation of the two times with its standard error, and W2 between pairs of states of every process and pairs of the
-# noising process: means over disjoint sets of rows, with the standard deviation over these sets. The floor compares
-# noising with noising. Single times are at their floor for all; pairs of the ODE are not.
+# The table shows the correlation of the two times with its standard error. It also shows W2 between pairs of states of
+# each process and pairs of the noising process, as a mean over disjoint sets of samples with the standard deviation
+# over these sets. The floor compares noising with noising. At single times all processes are at their floor; the pairs
+# of the ODE are not.
 
 SETS, MOST = 5, 400
 metric = ExactW2(MOST)
@@ -137,6 +138,6 @@ for name, x in processes.items():
 # %%
 # With your own data
 # -------------------
-# For a model of your own, ``model = sb.diffuse(x, seed=0)``, both processes are at hand: ``sb.generate(model, n,
-# seed=1)`` draws by the SDE, ``sampler=sb.FlowSampler()`` by the ODE. Take either for samples at one time. Take the SDE
-# (``model.backward.sample(n, seed=1)``) for anything that depends on two times: correlations, waiting times, fates.
+# Your own model ``model = sb.diffuse(x, seed=0)`` has both processes: ``sb.generate(model, n, seed=1)`` uses the SDE,
+# ``sampler=sb.FlowSampler()`` the ODE. Use either for samples at one time. Use the SDE (``model.backward.sample(n,
+# seed=1)``) for anything that depends on two times: correlations, waiting times, fates.

@@ -1,11 +1,11 @@
 r"""Samplers at equal cost
 ======================
 
-All samplers of a diffusion model solve one of two equations, the reverse SDE or the probability-flow ODE, and pay with
-evaluations of the score. Here every one gets the same budget of them on the same problem: reverse diffusion of two
-moons by the *exact* score of the points (:class:`sbridge.ExactScore`), so that what one sees is the sampler's own
-error. W2 to fresh points stands beside its floor, the W2 of as many fresh points, and beside draws of the points
-themselves, which is what a perfect sampler of this score returns.
+All samplers of a diffusion model solve one of two equations, the reverse SDE or the probability-flow ODE. Their cost is
+the number of score evaluations. Here every sampler gets the same number on the same problem: reverse diffusion of two
+moons with the *exact* score of the points (:class:`sbridge.ExactScore`), so only the error of the sampler itself
+remains. W2 to fresh points is compared with its floor, the W2 of equally many fresh points, and with that of draws of
+the points themselves, which a perfect sampler of this score returns.
 
 With noising ``dX = f dt + g dW`` of density ``ρ``, both run from noise to data and have the same density at every time:
 
@@ -32,11 +32,11 @@ SEEDS = 8
 BUDGETS = [8, 16, 32] if FAST else [8, 16, 32, 64, 128]
 
 # %%
-# The contestants
-# ---------------
+# The samplers
+# ------------
 # Steps are fine near the data and coarse near the noise: equal in ``t^(1/3)``. Two-stage methods get half as many
-# steps, RK4 a quarter; one evaluation of every budget goes into the last step, the conditional mean ``E[X_0 | X_t]``.
-# What a budget leaves over is not spent: of 8 evaluations RK4 uses 5.
+# steps, RK4 a quarter. One evaluation of every budget is used for the last step, the conditional mean ``E[X_0 | X_t]``.
+# The rest of a budget is not used: of 8 evaluations RK4 uses 5.
 
 
 def knots(steps, first=1e-3):
@@ -57,8 +57,8 @@ samplers = {
 }
 
 # %%
-# The race
-# --------
+# The comparison
+# --------------
 # Standard errors are over independent data sets, starts and noises.
 
 metric = ExactW2(ROWS)
@@ -95,13 +95,13 @@ for name in samplers:
     print(f"{name:26s}" + "".join(f"{cell:>16s}" for cell in cells))
 
 # %%
-# The largest budget brings every sampler to draws of the points, within the errors. What differs is how soon: Euler's
-# and Heun's method for the ODE are there with the smallest budget, since its paths are smooth. RK4 with a single step
-# is not, and samplers of the SDE need more steps to take away the noise that they add. Differences of less than two
-# standard errors say nothing, and W2 of so few rows is noisy: the floor has an error of its own.
+# With the largest budget every sampler reaches the draws of the points, within the errors. They differ in how soon:
+# Euler's and Heun's method for the ODE reach it with the smallest budget, since the paths of the ODE are smooth. RK4
+# with a single step does not, and samplers of the SDE need more steps to remove the noise that they add. Differences of
+# less than two standard errors mean nothing, and W2 of so few samples is noisy: the floor has an error too.
 
 fig, ax = plt.subplots(figsize=(8, 4.6), layout="constrained")
-colours = ("#0072B2", "#56B4E9", "#009E73", "#332288")  # of the SDE, cold; of the ODE, warm
+colours = ("#0072B2", "#56B4E9", "#009E73", "#332288")  # SDE: cold colours; ODE: warm ones
 warm = ("#D55E00", "#E69F00", "#CC79A7", "#882255")
 for k, (name, colour) in enumerate(zip(samplers, colours + warm, strict=True)):
     style = "--" if name.startswith("ODE") else "-"
@@ -125,8 +125,8 @@ ax.set_title("Samplers at equal budgets (± standard errors)")
 ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 # %%
-# What the smallest budget looks like
-# -----------------------------------
+# Samples with the smallest budget
+# --------------------------------
 
 fig, panels = plt.subplots(2, 4, figsize=(10, 4.4), layout="constrained", sharex=True, sharey=True)
 for ax, name in zip(panels.flat, samplers, strict=True):
@@ -142,7 +142,6 @@ fig.suptitle(f"Samples at a budget of {BUDGETS[0]} evaluations (grey: the points
 # %%
 # With your own data
 # -------------------
-# Any reverse diffusion can be drawn from by any sampler: ``sb.generate(model, 1000, seed=1,
-# sampler=DDIMSampler(grid))`` with ``model = sb.diffuse(x, seed=0)``. The default, without ``sampler=``, is the SDE
-# with its exact linear part. To race on your data, put your array in the place of ``points`` and held-out rows in that
-# of ``fresh``.
+# Every sampler works with every reverse diffusion: ``sb.generate(model, 1000, seed=1, sampler=DDIMSampler(grid))`` with
+# ``model = sb.diffuse(x, seed=0)``. The default, without ``sampler=``, is the SDE with its exact linear part. To
+# compare samplers on your data, use your array as ``points`` and held-out samples as ``fresh``.

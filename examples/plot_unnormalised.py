@@ -1,12 +1,12 @@
 r"""Sampling an unnormalised density
 ================================
 
-A density ``e^{−E}/Z`` of which only the energy ``E`` can be computed, no samples and no ``Z``. Steering Brownian motion
-so that it ends in that density is a problem of optimal control (:func:`sbridge.sampling_problem`); the solution draws
-samples, and path weights give ``log Z`` with an error bar (:func:`sbridge.log_normaliser`). In the plane ``Z`` can also
-be had by quadrature, and so can every error.
+Only the energy ``E`` of a density ``e^{−E}/Z`` can be computed; there are no samples, and ``Z`` is unknown. To steer
+Brownian motion so that it ends in that density is an optimal control problem (:func:`sbridge.sampling_problem`). Its
+solution draws samples, and path weights give ``log Z`` with an error bar (:func:`sbridge.log_normaliser`). In the plane
+quadrature gives ``Z``, and with it every error.
 
-With ``r`` the density of the end of the uncontrolled process, the problem and what its optimum is worth are
+Let ``r`` be the end density of the uncontrolled process. The problem and its optimal value are
 
 .. math:: \min_u \; \mathbb E\Big[ \int_0^T \tfrac12 |u|^2\, dt + E(X_T) + \log r(X_T) \Big] = -\log Z .
 """
@@ -27,7 +27,7 @@ N = 4000 if FAST else 20_000
 # %%
 # The density
 # -----------
-# A ring with three deep places. Nothing in it is Gaussian.
+# A ring with three deep minima of the energy, far from Gaussian.
 
 
 def log_density(x):
@@ -41,10 +41,10 @@ target = sb.Density(log_density, dimension=2)
 # %%
 # Steering towards it
 # -------------------
-# Brownian motion from the origin, wide enough to reach all of the ring. :class:`sbridge.LogVariance` asks for the
-# energy at end states only, not for its gradient; :class:`sbridge.AdjointMatching` and others solve the same problem.
-# Of what is printed, ``objective`` is the cost of the learned control, ``value`` an estimate of the least cost; ``gap``
-# is how far apart they are, zero at the optimum.
+# Brownian motion starts at the origin and is wide enough to reach all of the ring. :class:`sbridge.LogVariance` needs
+# the energy only at end states, and not its gradient; :class:`sbridge.AdjointMatching` and others solve the same
+# problem. In the printed table, ``objective`` is the cost of the learned control and ``value`` an estimate of the least
+# cost; ``gap`` is their difference, zero at the optimum.
 
 start = sb.Point(torch.zeros(2))
 process = sb.BrownianMotion(sigma=2.0)
@@ -57,8 +57,8 @@ print(sb.evaluate_control(solution, n=N, seed=1))
 # %%
 # ``log Z``
 # ---------
-# By quadrature on a fine grid; by importance sampling from the end law of the uncontrolled process; and from the paths
-# of the learned control, whose lower bound is the mean of the log weights.
+# The page computes it in three ways: by quadrature on a fine grid; by importance sampling from the end distribution of
+# the uncontrolled process; and from the paths of the learned control, whose lower bound is the mean of the log weights.
 
 side = np.linspace(-4, 4, 801)
 plane = torch.tensor(np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2))
@@ -77,7 +77,8 @@ for name, way in (("no control", free), ("learned control", solution)):
 # %%
 # Samples
 # -------
-# Ends of controlled paths, before and after weighting. Moments by quadrature say whether they are right.
+# The samples are the ends of controlled paths, before and after weighting. Moments by quadrature show whether they are
+# right.
 
 found = answers["learned control"]
 angles = torch.atan2(found.x[:, 1], found.x[:, 0]).numpy()
@@ -115,14 +116,14 @@ exact = np.exp(1.2 * np.cos(3 * edges))
 ax.hist(angles, edges, density=True, color="#0072B2", alpha=0.25, label="unweighted")
 ax.hist(angles, edges, weights=weights, density=True, histtype="step", color="#D55E00", label="weighted")
 ax.plot(edges, exact / (exact[:-1].mean() * 2 * np.pi), color="#333333", linewidth=1, label="exact")
-ax.set(xlabel="angle φ", ylabel="density", title="Law of the angle")
+ax.set(xlabel="angle φ", ylabel="density", title="Distribution of the angle")
 ax.set_ylim(0, 0.52)
 ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
 
 # %%
 # With your own data
 # -------------------
-# Write ``log_density`` for batches, one number a row, without its constant, and give its dimension. The process has to
-# reach all of the mass: choose ``sigma`` of the size of its radius. Then look at the effective number of samples beside
-# ``log Z``: if it is a small part of ``n``, train longer (``updates=``) or widen the network. If the other end is a
-# data set and not a point, see the densities in :doc:`/solvers`.
+# Write ``log_density`` for batches, with one number per row and without its constant, and give its dimension. The
+# process must reach all of the mass: choose ``sigma`` about as large as the radius of the density. Then look at the
+# effective number of samples next to ``log Z``. If it is a small part of ``n``, train longer (``updates=``) or widen
+# the network. If the other end is a data set and not a point, see the densities in :doc:`/solvers`.

@@ -1,17 +1,17 @@
 r"""Schrödinger's urn
 =================
 
-In 1931 Schrödinger asked: particles diffuse, and at the end they are found where they should hardly be; which way did
-they most probably go? With particles in cells this is a question about counts. If a particle goes from cell ``k`` to
-``l`` with probability ``g_kl``, a transport that takes ``c_kl`` of ``N`` particles from ``k`` to ``l`` has the
-probability
+In 1931 Schrödinger asked this question: particles diffuse, and at the end they are found in a very unlikely
+distribution. What is the most probable way in which they got there? For particles in cells this is a question about
+counts. If a particle goes from cell ``k`` to cell ``l`` with probability ``g_kl``, a transport that takes ``c_kl`` of
+``N`` particles from ``k`` to ``l`` has the probability
 
 .. math:: P(c) = \prod_k N_k! \prod_l \frac{g_{kl}^{c_{kl}}}{c_{kl}!}, \qquad N_k = \sum_l c_{kl}, \qquad
    \log P \approx -N\, \mathrm{KL},
 
-and the most probable transport between the occupations that were seen is ``f_k g_kl h_l``: the entropic plan that
-Sinkhorn's scaling computes (:func:`sbridge.transport.sinkhorn`). This page counts, and compares with plans, with
-Stirling's formula and with a simulation that waits for the rare event.
+and the most probable transport between the observed occupations is ``f_k g_kl h_l``. This is the entropic plan that
+Sinkhorn's scaling computes (:func:`sbridge.transport.sinkhorn`). This page counts transports and compares them with
+plans, with Stirling's formula, and with a simulation that waits for the rare event.
 """
 
 # sphinx_gallery_thumbnail_number = 4
@@ -31,8 +31,8 @@ TRIALS = 200_000 if FAST else 2_000_000
 # %%
 # Two cells
 # ---------
-# Cells at 0 and 1; a Brownian particle with unit noise goes from cell k to cell l with a probability ``g_kl``. Half of
-# the particles start in either cell. At the end three quarters are seen in the second, which is unlikely.
+# The cells are at 0 and 1. A Brownian particle with unit noise goes from cell k to cell l with probability ``g_kl``.
+# Half of the particles start in each cell. At the end three quarters are found in the second cell, which is unlikely.
 
 
 def kernel_between(places, variance=1.0):
@@ -69,17 +69,18 @@ for n, colour in zip((16, 64, 256, 1024), ("#9ecae1", "#6baed6", "#3182bd", "#08
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
     spread = np.sqrt(weights @ (share - weights @ share) ** 2)
-    print(f"N = {n:4d}: most probable {share[logs.argmax()]:.4f}, mean {weights @ share:.4f}, spread {spread:.4f}")
+    print(f"N = {n:4d}: most probable {share[logs.argmax()]:.4f}, mean {weights @ share:.4f}, s.d. {spread:.4f}")
     ax.plot(share, weights * n, color=colour, marker="." if n < 100 else "", label=f"N = {n}")
 ax.axvline(float(plan[0, 0]), color="#D55E00", linestyle="--", label="Sinkhorn's plan")
-ax.set(xlabel="share of all particles that stays in the first cell", ylabel="density of its conditional law")
+ax.set(xlabel="share of all particles that stays in the first cell", ylabel="conditional density")
 ax.set_title("Given both occupations, transports concentrate at Sinkhorn's plan")
 ax.legend(frameon=False)
 
 # %%
 # Waiting for the rare event
 # --------------------------
-# With 16 particles one can wait: throw them again and again, and keep the throws that end in the occupations seen.
+# With 16 particles one can wait for it: repeat the experiment, and keep the trials that end in the observed
+# occupations.
 
 n = 16
 rng = np.random.default_rng(0)
@@ -94,13 +95,13 @@ error = np.sqrt(frequency * (1 - frequency) / len(kept))
 rate = len(kept) / TRIALS
 print(
     f"probability of the occupations: {exact.sum():.5f}; "
-    f"seen in {rate:.5f} ± {(rate / TRIALS) ** 0.5:.5f} of the throws"
+    f"seen in {rate:.5f} ± {(rate / TRIALS) ** 0.5:.5f} of the trials"
 )
 
 fig, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
 stay = np.arange(len(share))
 ax.bar(stay, exact / exact.sum(), color="#0072B2", alpha=0.35, label="multinomial formula, conditioned")
-ax.errorbar(stay, frequency, 2 * error, fmt="o", color="#D55E00", capsize=3, label="throws that ended so (2 s.e.)")
+ax.errorbar(stay, frequency, 2 * error, fmt="o", color="#D55E00", capsize=3, label="trials that ended so (2 s.e.)")
 ax.axvline(n * float(plan[0, 0]), color="#333333", linestyle="--", linewidth=1, label="Sinkhorn's plan")
 ax.set(xlabel="particles that stay in the first cell", ylabel="conditional probability")
 ax.set_title(f"{n} particles: formula and simulation")
@@ -109,7 +110,7 @@ ax.legend(frameon=False, fontsize=8)
 # %%
 # Stirling's formula
 # ------------------
-# ``log P = −N·KL`` up to ``½Σ log 2πN_k − ½Σ log 2πc_kl``, and what is left after that falls like ``1/N``.
+# ``log P = −N·KL`` up to ``½Σ log 2πN_k − ½Σ log 2πc_kl``. The remainder after these terms falls like ``1/N``.
 
 cells = 6
 line = np.linspace(-2.0, 2.0, cells)
@@ -127,11 +128,11 @@ for factor in (1, 2, 4, 8, 16, 32, 64):
     leading.append(abs(remainder) / total)
     left.append(abs(remainder - roots))
 slope = np.polyfit(np.log(sizes), np.log(left), 1)[0]
-print(f"what is left falls like N^{slope:.2f}")
+print(f"the remainder falls like N^{slope:.2f}")
 
 fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
-ax.loglog(sizes, leading, "o-", color="#0072B2", label="|log P + N·KL| / N, a particle")
-ax.loglog(sizes, left, "s-", color="#D55E00", label="what is left after Stirling's square roots")
+ax.loglog(sizes, leading, "o-", color="#0072B2", label="|log P + N·KL| / N, per particle")
+ax.loglog(sizes, left, "s-", color="#D55E00", label="remainder after Stirling's square roots")
 ax.loglog(sizes, left[0] * sizes[0] / np.array(sizes), color="#333333", linestyle=":", label="1/N")
 ax.set(xlabel="particles N", ylabel="nats", title="log P = −N·KL, with its corrections")
 ax.legend(frameon=False, fontsize=8)
@@ -139,8 +140,8 @@ ax.legend(frameon=False, fontsize=8)
 # %%
 # Many cells
 # ----------
-# Forty cells; particles start in two heaps that overlap, and are found in two heaps further apart. Counts can no longer
-# be listed, but Sinkhorn's plan can be computed; beside it stands what the particles would have done by themselves:
+# There are forty cells. Particles start in two heaps that overlap, and are found in two heaps further apart. The counts
+# can no longer be listed, but Sinkhorn's plan can be computed. It is compared with what the particles do by themselves:
 # they stay near the diagonal (dotted), and each heap spreads over both.
 
 line = np.linspace(-4.0, 4.0, 40)
@@ -159,10 +160,10 @@ problem = EntropicProblem(cells, cells, 0.5, a=torch.from_numpy(begin), b=torch.
 plan = sinkhorn(problem, Sinkhorn(tolerance=1e-9)).plan().numpy()
 print(f"end marginal of the plan: L1 error {abs(plan.sum(0) - end).sum():.1e}")
 divergence = (plan * np.log(np.maximum(plan, 1e-300) / (begin[:, None] * free))).sum()
-print(f"the rare event costs {divergence:.3f} nats a particle")
+print(f"the rare event costs {divergence:.3f} nats per particle")
 
 fig, panels = plt.subplots(1, 2, figsize=(9.4, 4.2), layout="constrained", sharex=True, sharey=True)
-pictures = {"left alone": begin[:, None] * free, "given where they end": plan}
+pictures = {"without the end condition": begin[:, None] * free, "given where they end": plan}
 for ax, (name, table) in zip(panels, pictures.items(), strict=True):
     image = ax.pcolormesh(line, line, table.T, cmap="Blues", shading="nearest", vmin=0, vmax=plan.max())
     ax.plot(line, line, color="#333333", linewidth=0.6, linestyle=":")
@@ -174,6 +175,6 @@ fig.suptitle("Which cell goes where")
 # %%
 # With your own data
 # -------------------
-# ``sinkhorn(EntropicProblem(x, y, epsilon, a=..., b=...))`` takes places ``x`` and ``y`` of any dimension and weights
-# ``a`` and ``b`` (equal ones if you give none), and ``.plan()`` is the most probable transport between them. If paths
-# in between are wanted too, ``sb.fit(x, y, solver=sb.SinkhornBridge())`` gives the bridge of such a plan.
+# ``sinkhorn(EntropicProblem(x, y, epsilon, a=..., b=...))`` takes points ``x`` and ``y`` of any dimension and weights
+# ``a`` and ``b`` (equal by default). ``.plan()`` is the most probable transport between them. If you also want the
+# paths in between, ``sb.fit(x, y, solver=sb.SinkhornBridge())`` gives the bridge of such a plan.

@@ -67,7 +67,7 @@ def test_the_chosen_solver_stands_beside_the_plug_in_and_the_floor():
 def test_choices_refuse_what_they_cannot_measure():
     with pytest.raises(UnknownNameError, match="ring"):
         Choices(pairs=("rng",))
-    with pytest.raises(ValueError, match="at least two rows"):
+    with pytest.raises(ValueError, match="at least two samples"):
         Choices(rows=(1,))
 
 

@@ -1,8 +1,8 @@
 """Measures all tables of ``docs/benchmarks.md`` in turn: ``OMP_NUM_THREADS=1 python -m docs.benchmarks --out FOLDER``.
 
-Each goes to a file of its own in the folder, with its command as the first line. A table whose file is there is not
-measured again, so a run that was stopped goes on. All together take most of a day; ``--only`` chooses. The pictures and
-times of the gallery are made with the site: ``SBRIDGE_GALLERY=full sphinx-build docs docs/_build``.
+Each table is written to its own file in the folder, with its command as the first line. A table whose file exists is
+not measured again, so a run that was stopped continues. All tables take most of a day; ``--only`` chooses some.
+The pictures of the gallery are made with the site: ``SBRIDGE_GALLERY=full sphinx-build docs docs/_build``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "diffusion": (f"{_MODULES}.diffusion",),
     "samplers": (f"{_MODULES}.samplers",),
 }
-"""What follows ``python -m``, by name of the file."""
+"""The arguments of ``python -m``, by name of the file."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Settings:
 
 
 def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """The tables that were asked for.
+    """Returns the requested tables and their commands.
 
     Raises:
-        UnknownNameError: for a name that is none of them.
+        UnknownNameError: for an unknown name.
     """
     tables = dict(TABLES)
     if settings.snapshots:
@@ -80,16 +80,16 @@ def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
 
 
 def main(settings: Settings) -> None:
-    """Measures what is not there yet.
+    """Measures the tables that are missing.
 
     Raises:
-        NotConvergedError: if one of them fails; those before it are kept.
+        NotConvergedError: if one of them fails; the tables before it are kept.
     """
     settings.out.mkdir(parents=True, exist_ok=True)
     for name, command in commands(settings).items():
         done, under_way = settings.out / f"{name}.txt", settings.out / f"{name}.part"
         if done.exists():
-            say(f"{name}: is there")
+            say(f"{name}: exists")
             continue
         say(f"{name}: python -m {shlex.join(command)}")
         with under_way.open("w", encoding="utf-8") as file:

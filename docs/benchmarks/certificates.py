@@ -1,8 +1,8 @@
 """How tight certificates are: ``python -m docs.benchmarks.certificates``.
 
-For mixture pairs, whose ``V*`` is known, judges are fitted with one seed after the other on fresh rows; a line per
-dimension tells in how many fits ``D(g) ≤ V* + 2 s.e.`` held (by chance it fails in one of 44), and how far below ``V*``
-the bounds lie.
+For mixture pairs, whose ``V*`` is known, judges are fitted with different seeds on fresh samples. A line per dimension
+gives the number of fits in which ``D(g) ≤ V* + 2 s.e.`` held (by chance it fails in one of 44), and the distance of the
+bounds below ``V*``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Settings:
     Args:
         dims: dimensions.
         epsilon: ε.
-        fits: judges for each dimension, each on rows of its own.
-        rows: held-out rows a side; one half fits the judge.
+        fits: judges for each dimension, each on its own samples.
+        rows: held-out samples a side; one half fits the judge.
     """
 
     dims: tuple[int, ...] = (2, 16)
@@ -46,7 +46,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tightness:
-    """What the fits found.
+    """The bounds of all fits.
 
     Args:
         value: ``V*``.
@@ -58,7 +58,7 @@ class Tightness:
 
     @property
     def held(self) -> int:
-        """In how many fits ``D(g) ≤ V* + 2 s.e.``."""
+        """The number of fits with ``D(g) ≤ V* + 2 s.e.``."""
         error = self.value.standard_error
         return sum(
             found.value <= self.value.value + 2.0 * math.hypot(found.standard_error, error) for found in self.bounds
@@ -71,7 +71,7 @@ class Tightness:
 
 
 def measure(pair: MixturePair, settings: Settings) -> Tightness:
-    """The bounds of all fits on one pair."""
+    """Fits all judges on one pair."""
     bounds = []
     for seed in range(settings.fits):
         rows = pair.sample(settings.rows, seed=derive(seed, "certificate rows"))
@@ -83,7 +83,7 @@ def measure(pair: MixturePair, settings: Settings) -> Tightness:
 
 
 def main(settings: Settings) -> None:
-    """A line per dimension."""
+    """Prints a line per dimension."""
     for dim in settings.dims:
         pair = MixturePair(dim, settings.epsilon)
         found, seconds = timed(lambda pair=pair: measure(pair, settings))

@@ -1,10 +1,10 @@
 """The default solver against the plug-in: ``python -m docs.benchmarks.choices``.
 
-On pairs with a known bridge, what :func:`~sbridge.solvers.choice.choose_solver` takes and
-:class:`~sbridge.solvers.sinkhorn.SinkhornBridge` on the same rows carry fresh source rows to the target; a line tells
-the energy distance of either to fresh target rows, beside that of perfect draws and that of the unmoved source. The
-plug-in draws end points among the rows that it was fitted on. The difference, chosen minus plug-in, is a mean over
-seeds with its standard error: both are judged on the same fresh rows.
+On pairs with a known bridge, the choice of :func:`~sbridge.solvers.choice.choose_solver` and
+:class:`~sbridge.solvers.sinkhorn.SinkhornBridge` are fitted on the same samples and transport the same fresh source
+samples. A line gives the energy distance of each to fresh target samples, and those of perfect draws and of the source,
+unmoved. The plug-in draws end points among its training samples. The difference, chosen minus plug-in, is a mean over
+seeds with its standard error.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Settings:
         pairs: names of pairs of the bridge benchmark.
         dims: dimensions of mixture and Gaussian pairs.
         epsilons: noise levels ε.
-        rows: training rows a side.
-        fresh: fresh rows a side for the scores.
+        rows: training samples a side.
+        fresh: fresh samples a side for the scores.
         seeds: of pairs, data and fits.
     """
 
@@ -50,11 +50,11 @@ class Settings:
     def __post_init__(self) -> None:
         check_known("pair", self.pairs, PAIRS)
         if not self.seeds or self.fresh < 2 or min(self.rows) < 2:
-            raise InvalidInputError(f"a seed, and at least two rows to fit and to score are needed, got {self}.")
+            raise InvalidInputError(f"need a seed, and at least two samples to fit and to score; got {self}.")
 
 
 def scores(pair: Pair, rows: int, fresh: int, seed: int) -> tuple[str, dict[str, float]]:
-    """The name of the solver that is chosen, and energy distances to fresh target rows."""
+    """Returns the name of the chosen solver, and energy distances to fresh target samples."""
     x0, x1 = pair.sample(rows, seed=derive(seed, "choice", "train"))
     source, target = pair.sample(fresh, seed=derive(seed, "choice", "fresh"))
     perfect = pair.sample(fresh, seed=derive(seed, "choice", "perfect"))[1]
@@ -68,7 +68,7 @@ def scores(pair: Pair, rows: int, fresh: int, seed: int) -> tuple[str, dict[str,
 
 
 def main(settings: Settings) -> None:
-    """A line per pair and number of rows."""
+    """Prints a line per pair and number of samples."""
     for name in settings.pairs:
         for dim in (2,) if name in TARGETS else settings.dims:
             for epsilon in settings.epsilons:

@@ -1,9 +1,9 @@
-"""How the memory of one update of control learning grows with the number of steps.
+"""Memory of one update of control learning, by the number of steps.
 
-``python -m docs.benchmarks.control_memory`` measures each loss in fresh processes. The unit beside MiB is an array
-of states, ``steps × paths × dim``. Adjoint matching holds a few of them and the network's activations for a batch of
-rows; the reversible adjoint the noise alone; backpropagation, and likelihood-ratio losses too, which judge a control at
-all states at once, the activations for every state.
+``python -m docs.benchmarks.control_memory`` measures each loss in fresh processes, in MiB and in arrays of states,
+``steps × paths × dim``. Adjoint matching holds a few such arrays and the activations of the network for a batch of
+states. The reversible adjoint holds the noise alone. Backpropagation holds the activations for every state, and so do
+likelihood-ratio losses, which evaluate a control at all states at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reverse diffusion on two moons: ``python -m docs.benchmarks.diffusion``.
 
-Three tables, means over seeds: the trained score against the exact score of the training points, by noise level; what
-their reversals return, training points or new ones, when the last step gives ``E[X_0 | X_{s_min}]``; and samplers at
-equal numbers of network evaluations.
+Three tables of means over seeds. The first compares the trained score with the exact score of the training points, by
+noise level. The second shows whether their reversals return training points or new ones, when the last step gives
+``E[X_0 | X_{s_min}]``. The third compares samplers at equal numbers of network evaluations.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Settings:
     Args:
         seeds: of data and training.
         rows: training points.
-        fresh: rows generated, and fresh rows of the law to compare them with.
-        solver: how the score is learnt.
+        fresh: generated samples, and fresh samples to compare them with.
+        solver: learns the score.
         levels: noise levels, as fractions of the horizon, at which scores are compared.
-        close: what counts as a copy of a training point, in units of the data.
-        start_time: ``s_min`` of the exact reversal, as a fraction of the horizon; that of the network is its own.
+        close: largest distance of a copy from a training point, in units of the data.
+        start_time: ``s_min`` of the exact reversal, as a fraction of the horizon; the network has its own.
         steps: of the memorisation runs.
         evaluations: of the network, for each row of the comparison of samplers.
     """
@@ -118,8 +118,8 @@ def relative_error(
 
 
 def memorised(rows: Tensor, data: Samples, settings: Settings) -> Iterator[tuple[str, float]]:
-    """How near ``rows`` are to training points."""
-    nearest = torch.cdist(rows.double(), data.rows.double()).amin(1)  # by a product of matrices: float32 is off by 1e-3
+    """Distances of ``rows`` to training points."""
+    nearest = torch.cdist(rows.double(), data.rows.double()).amin(1)  # by a matrix product: float32 has errors of 1e-3
     yield f"share within {settings.close:g}", float((nearest < settings.close).double().mean())
     yield "median distance", float(nearest.median())
 
@@ -131,7 +131,7 @@ def refined(start_time: float, steps: int, exponent: float = 7.0) -> TimeGrid:
 
 
 def samplers(evaluations: int) -> dict[str, Sampler]:
-    """Every sampler with as many evaluations of the score, one of which is the last step's."""
+    """Every sampler with this many evaluations of the score, one of them in the last step."""
 
     def grid(cost: float) -> TimeGrid:
         return refined(1e-3, max(round((evaluations - 1) / cost), 1), 3.0)
@@ -148,7 +148,7 @@ def samplers(evaluations: int) -> dict[str, Sampler]:
 
 
 def compared(bridge: Bridge, seed: int, settings: Settings) -> Iterator[tuple[str, str, str, float]]:
-    """W2 between generated and fresh rows, beside the floor: that of two sets of fresh rows."""
+    """W2 between generated and fresh samples, and the floor: W2 between two sets of fresh samples."""
     metric = ExactW2(settings.fresh)
     fresh, other = (datasets.make(DATA, settings.fresh, derive(seed, name)) for name in ("fresh", "floor"))
 

@@ -1,16 +1,17 @@
 """Gaussian ends against the closed form: ``python -m docs.benchmarks.gaussian_ends``.
 
-Means ∓0.1, unit covariances, σ = 1, T = 1; 10 000 training samples a side. Scored on 100 000 fresh source samples:
-mean over coordinates of Cov(X_0, X_1), whose exact value is (√5 − 1)/2, and both path divergences to the process
-with the closed-form control, for the forward and for the backward process.
+Means ∓0.1, unit covariances, σ = 1, T = 1; 10 000 training samples a side. The scores are computed on 100 000 fresh
+source samples: the mean over coordinates of Cov(X_0, X_1), whose exact value is (√5 − 1)/2, and both path divergences
+to the process with the closed-form control, for the forward and for the backward process.
 
-``--reference turning``: ends with random axes under an Ornstein–Uhlenbeck process whose rate turns (:func:`sbridge.
-benchmarks.pairs.turning_reference`, σσᵀ = 1 on average). Scored under the closed-form bridge, in both directions::
+``--reference turning``: ends with random axes under an Ornstein–Uhlenbeck process whose rate rotates (:func:`sbridge.
+benchmarks.pairs.turning_reference`, σσᵀ = 1 on average). The scores under the closed-form bridge, in both directions::
 
     drift      ∫ E|v − v*|² dt / ∫ E|v*|² dt               v = ±b + σu
-    control    ∫ E|σ⁻¹(v − v*)|² dt / ∫ E|u*|² dt          σ, u* of the turning reference
+    control    ∫ E|σ⁻¹(v − v*)|² dt / ∫ E|u*|² dt          σ, u* of the rotating reference
 
-beside the answer under a Brownian reference of the same noise, in closed form too: what the reference is worth.
+are printed with those of the closed-form bridge under a Brownian reference of the same noise, which shows the effect of
+the reference.
 """
 
 from __future__ import annotations

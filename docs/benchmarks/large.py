@@ -1,8 +1,8 @@
-"""Many columns: ``python -m docs.benchmarks.large``: fits at 1000 dimensions and 20 000 rows a side.
+"""Many columns: ``python -m docs.benchmarks.large`` fits 1000 dimensions with 20 000 samples a side.
 
-Ends: Gaussian mixtures of five components with means on a sphere and a low-rank plus diagonal covariance each.
-Prints CPU seconds, memory of the process so far, and the end-law error beside its floor and the trivial row. The ends
-of ``SinkhornBridge`` are rows of the data, whose law is right by itself.
+The ends are Gaussian mixtures of five components with means on a sphere and a low-rank plus diagonal covariance each.
+It prints CPU seconds, memory of the process so far, and the error of the end distribution with its floor and the
+trivial answer. The ends of ``SinkhornBridge`` are samples of the data, whose distribution is right by itself.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Settings:
     Args:
         solvers: names of rows.
         dim: columns.
-        rows: training rows a side.
-        fresh: fresh rows a side, for the scores.
+        rows: training samples a side.
+        fresh: fresh samples a side, for the scores.
         seed: of data and fit.
     """
 
@@ -58,7 +58,7 @@ class Settings:
 
 
 def sample(settings: Settings, end: str, key: str, rows: int) -> Tensor:
-    """Rows of one end: the law depends on ``end``, the draw on ``key`` too."""
+    """Samples of one end: the distribution depends on ``end``, the draw on ``key`` too."""
     law, draw = (generator(derive(settings.seed, *keys)) for keys in ((end,), (end, key)))
     means = torch.randn(_COMPONENTS, settings.dim, generator=law)
     loadings = torch.randn(_COMPONENTS, settings.dim, _RANK, generator=law) * 0.5
@@ -72,7 +72,7 @@ def sample(settings: Settings, end: str, key: str, rows: int) -> Tensor:
 
 
 def main(settings: Settings) -> None:
-    """Prints floors and what the source scores, then a line per solver."""
+    """Prints floors and the scores of the source, then a line per solver."""
     x0, x1 = (sample(settings, end, "train", settings.rows) for end in ("source", "target"))
     fresh0, fresh1, floor = (
         sample(settings, end, key, settings.fresh)

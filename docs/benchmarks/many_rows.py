@@ -1,8 +1,8 @@
-"""Many rows: ``python -m docs.benchmarks.many_rows``: memory and time per step from 10⁴ to 10⁶ rows a side.
+"""Many samples: ``python -m docs.benchmarks.many_rows``: memory and time per step from 10⁴ to 10⁶ samples a side.
 
 Ends: the Gaussian mixtures of :mod:`docs.benchmarks.large` in 50 dimensions. ``imf`` takes a few updates after its
-start coupling, ``mixture`` a whole fit of five components, which looks at 100 000 rows at most. Each line is measured
-in a process of its own. ``data`` is what the rows themselves take; a solver may keep them in its own units, too.
+start coupling. ``mixture`` takes a whole fit of five components, which uses 100 000 samples at most. Each line is
+measured in its own process. ``data`` is the memory of the samples; a solver may keep a scaled copy of them, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOLVERS: dict[str, Solver] = {
     "mixture": MixtureBridge(components=(5,), rounds=1, iterations=10),
     "imf": IMF(start=EntropicCoupling(rows=1024), pretraining=100, stages=2, updates=50, refresh=50),
 }
-"""By name; short fits, since memory and time per step show at once."""
+"""By name; the fits are short, since memory and time per step need no more."""
 _SIGMA = 3.0
 
 
@@ -42,7 +42,7 @@ class Settings:
 
     Args:
         solvers: names of rows.
-        rows: training rows a side.
+        rows: training samples a side.
         dim: columns.
     """
 
@@ -52,7 +52,7 @@ class Settings:
 
 
 def run(name: str, rows: int, dim: int) -> Json:
-    """Seconds of the start, seconds per step, and memory in MiB, in this process."""
+    """Measures seconds of the start, seconds per step, and memory in MiB, in this process."""
     ends = large.Settings(dim=dim, rows=rows)
     x0, x1 = (large.sample(ends, end, "train", rows) for end in ("source", "target"))
     problem, solver = BridgeProblem(Samples(x0), Samples(x1), BrownianMotion(_SIGMA)), SOLVERS[name]
@@ -80,7 +80,7 @@ def run(name: str, rows: int, dim: int) -> Json:
 
 
 def main(settings: Settings) -> None:
-    """A line per solver and number of rows."""
+    """Prints a line per solver and number of samples."""
     check_known("solver", settings.solvers, SOLVERS)
     for name in settings.solvers:
         for rows in settings.rows:

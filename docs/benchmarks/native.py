@@ -1,4 +1,4 @@
-"""torchsde used plainly, in time units and with its own Brownian motion: what the benchmark compares with."""
+"""Plain torchsde, in time units and with its own Brownian motion, for comparison in the benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sbridge.controls import Control
 
 
 class _BrownianWithControl:
-    """``dX = u dt + dW`` as torchsde likes it."""
+    """``dX = u dt + dW`` in the form that torchsde takes."""
 
     noise_type = "diagonal"
     sde_type = "ito"
@@ -32,9 +32,9 @@ def native_euler(control: Control, x0: Tensor, steps: int, seed: int, hint: floa
     Args:
         control: ``u``.
         x0: start states.
-        steps: how many are asked for; rounding of the times may add one.
+        steps: number of steps; rounding of the times may add one.
         seed: of torchsde's Brownian motion.
-        hint: the step it is told to expect, or ``None``.
+        hint: the expected step size, or ``None``.
     """
     times = torch.linspace(0.0, 1.0, steps + 1, dtype=x0.dtype)
     brownian = torchsde.BrownianInterval(

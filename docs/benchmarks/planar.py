@@ -1,7 +1,7 @@
 """Two-dimensional sets: ``python -m docs.benchmarks.planar``.
 
-W2 between transported fresh source samples and fresh target samples, beside its floor (two independent samples of
-the target), the trivial row (the source itself) and optimal-transport maps fitted to the same training samples.
+W2 between transported fresh source samples and fresh target samples, compared with its floor (two independent sets of
+target samples), the trivial answer (the source itself) and optimal-transport maps fitted on the same training samples.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Settings:
         rows: training samples a side.
         fresh: fresh samples a side, for the score.
         solvers: names of rows of the solver table.
-        map_rows: training samples of the optimal-transport maps, which need memory in their square.
+        map_rows: training samples of the optimal-transport maps, whose memory grows with their square.
     """
 
     seeds: int = 3
@@ -52,7 +52,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    """Prints a block per pair, a line per method."""
+    """Prints a block per pair with a line per method."""
     for source, target in PAIRS:
         scores: dict[str, list[float]] = {}
         seconds: dict[str, list[float]] = {}

@@ -1,9 +1,9 @@
 """Samplers at equal numbers of score evaluations: ``python -m docs.benchmarks.samplers``.
 
-Reverse diffusion of two moons by the exact score of the training points. A perfect sampler returns draws of these
-points with replacement: that is the row to compare with. W2 is exact, to fresh rows; the floor is that of as many other
-fresh rows. ``off`` is the mean distance to the nearest training point: 0 for a perfect sampler. Every sampler starts
-from the same rows, uses knots of one family, and ends with ``E[X_0 | X_{s_min}]``.
+Reverse diffusion of two moons with the exact score of the training points. A perfect sampler returns draws of these
+points with replacement; compare with their row. W2 to fresh samples is exact; the floor is that of equally many other
+fresh samples. ``off`` is the mean distance to the nearest training point: 0 for a perfect sampler. Every sampler starts
+from the same states, uses knots of one family, and ends with ``E[X_0 | X_{s_min}]``.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Settings:
     Args:
         seeds: data seeds.
         points: training points, whose exact score is used.
-        rows: generated rows, and fresh rows.
-        evaluations: of the score, a row of the table each.
+        rows: generated samples, and fresh samples.
+        evaluations: numbers of score evaluations, one row of the table each.
         s_min: the first positive knot, a fraction of the horizon.
         exponent: knots are ``(a + (1 − a) k/n)^exponent`` with ``a`` such that the first is ``s_min``.
     """
@@ -116,10 +116,10 @@ def run(seed: int, settings: Settings) -> Iterator[tuple[str, int, tuple[float, 
 
 
 def lineup(settings: Settings) -> Iterator[tuple[str, Sampler, int]]:
-    """Every sampler at every budget, as near to it as whole steps and one evaluation for the end allow."""
+    """Every sampler at every budget, as close as whole steps and one evaluation for the end allow."""
     for budget in settings.evaluations:
         for name, make, cost in SAMPLERS:
-            # Langevin works at the knots, of which there is one more than steps between them
+            # Langevin works at the knots: one more than there are steps between them
             steps = (budget - 1) // cost - (name == "annealed Langevin")
             if steps < 1:
                 raise InvalidInputError(f"{budget} evaluations leave no step for {name}; give at least 20.")

@@ -1,8 +1,8 @@
-"""How long a simulation takes and how much memory its gradient needs.
+"""Time of a simulation and memory of its gradient.
 
-``python -m docs.benchmarks.simulation`` prints the tables; times are medians of interleaved repetitions in
-wall-clock time, memory is the peak resident size of a fresh process. On a machine that does other work too,
-``OMP_NUM_THREADS=1`` keeps threads from waiting for each other.
+``python -m docs.benchmarks.simulation`` prints the tables. Times are medians of interleaved repetitions in wall-clock
+time. Memory is the peak resident size of a fresh process. On a machine with other work, ``OMP_NUM_THREADS=1`` keeps
+threads from waiting for each other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def medians(tasks: Mapping[str, Callable[[], object]], repetitions: int = REPETI
         for name, task in tasks.items():
             begin = time.perf_counter()
             task()
-            if repetition:  # the first round warms up
+            if repetition:  # the first round is a warm-up
                 taken[name].append(1e3 * (time.perf_counter() - begin))
     return {name: statistics.median(times) for name, times in taken.items()}
 
@@ -77,7 +77,7 @@ def time_simulation(batch: int, dim: int, steps: int, repetitions: int = REPETIT
 
 @torch.no_grad()
 def plain_loop(network: Control, x0: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What one would write by hand for this very case."""
+    """The loop that one would write by hand for this case."""
     (batch, dim), width = x0.shape, steps**-0.5
     xi = noise(batch, dim, steps)
     states, controls = x0.new_empty(steps + 1, *x0.shape), x0.new_empty(steps, *x0.shape)

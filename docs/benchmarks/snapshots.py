@@ -1,12 +1,12 @@
 """Leave one snapshot out: ``python -m docs.benchmarks.snapshots DAY2.npy DAY3.npy … --times 2 3 …``.
 
-For every inner snapshot a bridge is fitted from the one before to the one after, on all their rows, and the inner one
-is predicted from the rows of the one before. The three are scaled by the mean over coordinates of their pooled
-standard deviation and ε = 0.1 in those units, as single-cell benchmarks do; predictions are scored in original units by
-half the energy distance, averaged over the inner snapshots.
+For every inner snapshot a bridge is fitted from the snapshot before it to the one after it, on all their cells. It
+predicts the inner snapshot from the cells of the one before. As in other single-cell benchmarks, all three are divided
+by the mean over coordinates of their pooled standard deviation, and ε = 0.1 in those units. Predictions are scored in
+original units by half the energy distance, averaged over the inner snapshots.
 
-Rows without a fit: copies of the two neighbours; ``pooled ends``, the mixture of the neighbours with weights ``1 − s``
-and ``s``, where ``s`` is the share of the time between them that has passed, as it is and moved to the true mean; and
+Some answers need no fit: copies of the two neighbours; ``pooled ends``, the mixture of the neighbours with weights
+``1 − s`` and ``s``, where ``s`` is the elapsed share of the time between them, unmoved and moved to the true mean; and
 the floor, one half of the snapshot against the other.
 """
 
@@ -41,7 +41,7 @@ UNFITTED = (
     "pooled ends, true mean",
     "floor (half against half)",
 )
-"""Rows that need no fit. ``pooled ends, true mean`` is moved to the mean of the snapshot that was left out."""
+"""Answers without a fit. ``pooled ends, true mean`` is moved to the mean of the snapshot that was left out."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    """Prints the rows that need no fit, then a line per solver."""
+    """Prints the answers without a fit, then a line per solver."""
     if len(settings.files) != len(settings.times) or len(settings.files) < 3:
-        raise InvalidInputError("at least three files and as many times are needed.")
+        raise InvalidInputError("need at least three files, and one time for each.")
     data = [as_rows(np.load(file, allow_pickle=False), file.name) for file in settings.files]
     inner = range(1, len(data) - 1)
     for name, scores in unfitted(data, settings.times).items():
@@ -82,9 +82,9 @@ def main(settings: Settings) -> None:
 
 
 def unfitted(data: list[Tensor], times: Sequence[float]) -> dict[str, list[float]]:
-    """Scores of every inner snapshot for predictions that need no fit, and the sampling floor.
+    """Scores every inner snapshot for predictions without a fit, and the sampling floor.
 
-    The mixture ``P = (1 − s)A + sB`` of two neighbours is scored exactly, on all rows. Half the energy distance ``D``
+    The mixture ``P = (1 − s)A + sB`` of two neighbours is scored exactly, on all cells. Half the energy distance ``D``
     is a quadratic form in the difference of two measures, so
     ``D(P, Y) = (1 − s) D(A, Y) + s D(B, Y) − s(1 − s) D(A, B)``.
     """

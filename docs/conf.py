@@ -47,12 +47,10 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
 PACKAGES = [f"sbridge.{init.parent.name}" for init in ROOT.glob("sbridge/*/__init__.py")]
-ELSEWHERE = {"sbridge.measures": ["Direction"], "sbridge.problems": ["BridgeCorrection", "StoppingSet"]}
-ALSO = {"sbridge.fitting": ["choose_solver", "SolverChoice"]}
+ELSEWHERE = {"sbridge.measures": ["Direction"]}
 autosummary_context = {
     "packages": PACKAGES,
     "elsewhere": ELSEWHERE,  # names that two rooms hand out
-    "also": ALSO,  # names whose home is a file that only hands them on
 }
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

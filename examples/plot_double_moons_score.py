@@ -41,7 +41,7 @@ model = sb.diffuse(
 )
 process = model.reference
 exact = sb.ExactScore(process, sb.Samples(points))
-learned = sb.score_of(model)
+learned = sb.diffusion.score_of(model)
 
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 plotting.history(history, ax=ax)
@@ -81,7 +81,7 @@ fig, ax = plt.subplots(figsize=(9.4, 3.4))
 plotting.score_field(model, [0.01, 0.1, 0.4], seed=3, ax=ax)
 fig.suptitle("Learned score")
 
-memory = sb.reverse_diffusion(process, sb.Samples(points), exact)
+memory = sb.diffusion.reverse_diffusion(process, sb.Samples(points), exact)
 fig, ax = plt.subplots(figsize=(9.4, 3.4))
 plotting.score_field(memory, [0.01, 0.1, 0.4], seed=3, ax=ax)
 fig.suptitle("Exact score of the training points")

@@ -83,7 +83,7 @@ print(f"least cost from the barrier, by the equation: {least:.4f}")
 # network can bend within the range of the data.
 
 history = []
-solver = sb.LogVariance(updates=UPDATES, network=sb.FourierMLP(width=64), grid=sb.TimeGrid.uniform(60))
+solver = sb.LogVariance(updates=UPDATES, network=sb.networks.FourierMLP(width=64), grid=sb.TimeGrid.uniform(60))
 solution = sb.solve(
     problem, solver, seed=0, callbacks=[lambda state, info: history.append({"step": state.step, **info})]
 )

@@ -3,8 +3,8 @@ r"""A Gaussian bridge against its closed form
 
 The Schrödinger bridge between two Gaussian distributions is known in closed form: marginals, plan, control and value.
 That makes it the first test of any solver. :class:`sbridge.GaussianBridge` evaluates the formula
-(:class:`sbridge.analytic.GaussianCoupling`), and :class:`sbridge.IMF` learns from samples alone. This page compares the
-two: covariances through time, the plan, single controls, and the value ``V* = KL(P ‖ R)``.
+(:class:`sbridge.exact.gaussian.GaussianCoupling`), and :class:`sbridge.IMF` learns from samples alone. This page
+compares the two: covariances through time, the plan, single controls, and the value ``V* = KL(P ‖ R)``.
 
 For ``N(a, A)`` and ``N(b, B)`` under Brownian motion with ``ε = σ²T`` the covariance of the two ends is
 
@@ -23,7 +23,7 @@ from matplotlib.patches import Ellipse
 
 import sbridge as sb
 from sbridge import plotting
-from sbridge.analytic import GaussianCoupling
+from sbridge.exact.gaussian import GaussianCoupling
 
 FAST = "--fast" in sys.argv
 ROWS = 10_000 if FAST else 20_000

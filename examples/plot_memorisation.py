@@ -3,8 +3,9 @@ r"""Exact reversal only memorises
 
 The score of a finite set of points is known exactly. Reversal with this score to the very end returns the points
 themselves and nothing new: it preserves the support of the data. This page shows it for a few points
-(:class:`sbridge.ExactScore`, :func:`sbridge.reverse_diffusion`) and shows when a path commits to one of them. Then a
-trained network reverses the same noise (:func:`sbridge.diffuse`). The error of its score is what makes new points.
+(:class:`sbridge.ExactScore`, :func:`sbridge.diffusion.reverse_diffusion`) and shows when a path commits to one of them.
+Then a trained network reverses the same noise (:func:`sbridge.diffuse`). The error of its score is what makes new
+points.
 
 If ``X_t`` given ``X_0 = x_i`` is Gaussian with mean ``m_t x_i`` and variance ``v_t``, the score of ``n`` points is
 
@@ -39,9 +40,9 @@ def knots(steps, first):
 
 points = datasets.make("circles", 12, seed=4).double()
 data = sb.Samples(points)
-process = sb.choose_noising(data)
+process = sb.fitting.choose_noising(data)
 exact = sb.ExactScore(process, data)
-bridge = sb.reverse_diffusion(process, data, exact, grid=knots(200, 1e-6))
+bridge = sb.diffusion.reverse_diffusion(process, data, exact, grid=knots(200, 1e-6))
 paths = bridge.backward.sample(N, seed=1)
 generated = sb.generate(bridge, N, seed=1)
 
@@ -95,7 +96,7 @@ train = datasets.make("circles", 300, seed=5)
 fresh = datasets.make("circles", N, seed=6)
 model = sb.diffuse(train, solver=sb.ScoreMatching(updates=UPDATES), seed=2)
 noising, rows = model.reference, sb.Samples(train)
-memory = sb.reverse_diffusion(noising, rows, sb.ExactScore(noising, rows), grid=knots(200, 1e-6))
+memory = sb.diffusion.reverse_diffusion(noising, rows, sb.ExactScore(noising, rows), grid=knots(200, 1e-6))
 clouds = {
     "exact score": sb.generate(memory, N, seed=3),
     "trained network": sb.generate(model, N, seed=3),

@@ -8,7 +8,7 @@ reversed equation has one more term, the score (Anderson 1982),
    dY = (-b + \sigma^2 \nabla\log\rho)\, ds + \sigma\, dB .
 
 This page simulates all three from the same states with the same noise: first in one dimension, where exact densities
-show the difference (:func:`sbridge.reverse_diffusion` with :class:`sbridge.ExactScore`), then on two moons
+show the difference (:func:`sbridge.diffusion.reverse_diffusion` with :class:`sbridge.ExactScore`), then on two moons
 (:func:`sbridge.plotting.reversals`).
 """
 
@@ -39,7 +39,7 @@ data = sb.GaussianMixture(
     covariances=torch.tensor([[[0.04]], [[0.02]], [[0.03]]], dtype=torch.float64),
 )
 exact = sb.ExactScore(process, data)
-true = sb.reverse_diffusion(process, data, exact, prior=exact.marginal(process.horizon)).backward
+true = sb.diffusion.reverse_diffusion(process, data, exact, prior=exact.marginal(process.horizon)).backward
 
 no_score = replace(true, control=None)  # drift −b: moves away from the mean, and keeps diffusing
 
@@ -119,8 +119,8 @@ fig.suptitle("Paths with the same starts and the same noise")
 # moons, and the score is that of the points. Without the score the paths move away and leave the panel.
 
 points = datasets.make("two_moons", 1000, seed=0)
-noising = sb.choose_noising(sb.Samples(points))
-bridge = sb.reverse_diffusion(noising, sb.Samples(points), sb.ExactScore(noising, sb.Samples(points)))
+noising = sb.fitting.choose_noising(sb.Samples(points))
+bridge = sb.diffusion.reverse_diffusion(noising, sb.Samples(points), sb.ExactScore(noising, sb.Samples(points)))
 fig, ax = plt.subplots(figsize=(9, 4.4))
 plotting.reversals(bridge, seed=3, ax=ax)
 fig.suptitle("Two moons from noise, with and without the score")
@@ -129,5 +129,5 @@ fig.suptitle("Two moons from noise, with and without the score")
 # With your own data
 # -------------------
 # ``bridge = sb.diffuse(x, seed=0)`` learns the score of an array ``x``, and ``plotting.reversals(bridge, seed=1)``
-# draws this comparison for it. Any other process is reversed in the same way: ``sb.reverse_diffusion(process, law,
-# score)`` takes a score that you know or have learned.
+# draws this comparison for it. Any other process is reversed in the same way: ``sb.diffusion.reverse_diffusion(process,
+# law, score)`` takes a score that you know or have learned.

@@ -2,10 +2,10 @@ r"""Your own reference process
 ==========================
 
 A bridge stays as close as possible to a reference process, and the reference may be any equation that suits your
-system. Here it is a swirl with a stable ring: a :class:`sbridge.Process` of a few lines. The page checks it with
-:func:`sbridge.check_process`, simulates it, and solves Schrödinger's system for it on a grid with
-:func:`sbridge.solve_schroedinger`, which works for any drift. Under Brownian motion straight paths join the two blobs;
-under the swirl the bridge follows the ring.
+system. Here it is a swirl with a stable ring: a :class:`sbridge.processes.Process` of a few lines. The page checks it
+with :func:`sbridge.processes.check_process`, simulates it, and solves Schrödinger's system for it on a grid with
+:func:`sbridge.pde.solve_schroedinger`, which works for any drift. Under Brownian motion straight paths join the two
+blobs; under the swirl the bridge follows the ring.
 
 With the reference ``dX = b dt + σ dW``, two potentials solve Schrödinger's system, and one of them gives the control:
 
@@ -40,7 +40,7 @@ PATHS = 1000 if FAST else 4000
 
 
 @dataclass(frozen=True)
-class Swirl(sb.Process):
+class Swirl(sb.processes.Process):
     """``dX = (ω J X + (1 − |X|²) X) dt + σ dW``: a rotation on a ring of radius one."""
 
     speed: float = 3.0
@@ -64,7 +64,7 @@ class Swirl(sb.Process):
 
 
 swirl = Swirl()
-sb.check_process(swirl, dim=2, generator=torch.Generator().manual_seed(0))
+sb.processes.check_process(swirl, dim=2, generator=torch.Generator().manual_seed(0))
 print("the process passes the checks")
 
 # %%
@@ -88,7 +88,7 @@ grid = pde.Grid.of([-2.2, -2.2], [2.2, 2.2], CELLS)
 brownian = sb.BrownianMotion(sigma=swirl.sigma)
 bridges, paths = {}, {}
 for name, process in (("swirl", swirl), ("Brownian motion", brownian)):
-    solved = sb.solve_schroedinger(
+    solved = sb.pde.solve_schroedinger(
         process, source, target, grid, times=sb.TimeGrid.uniform(KNOTS), options=pde.FortetSinkhorn(tolerance=1e-6)
     )
     measure = sb.PathMeasure(process, solved.control, source)

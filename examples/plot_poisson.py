@@ -86,7 +86,8 @@ print(f"states of dimension {train.shape[1]}: {n} unknown, {n} of the source, {m
 # A model of the joint state
 # --------------------------
 # The score of a Gaussian field is linear in the state, with gains that depend on the noise level. A recipe for such a
-# network takes a few lines; for fields that are not Gaussian use :class:`sbridge.MLP`. Training uses the states alone.
+# network takes a few lines; for fields that are not Gaussian use :class:`sbridge.networks.MLP`. Training uses the
+# states alone.
 
 
 class Gains(torch.nn.Module):
@@ -155,7 +156,7 @@ def generate(score, observation, y, seed):
     guided = GuidedScore(process, score, observation, y)
     prior = end_law(process, sb.Samples(train))
     return sb.generate(
-        sb.reverse_diffusion(process, sb.Samples(train), guided, prior=prior, grid=grid), len(y), seed=seed
+        sb.diffusion.reverse_diffusion(process, sb.Samples(train), guided, prior=prior, grid=grid), len(y), seed=seed
     )
 
 
@@ -175,10 +176,10 @@ def residual(states, data):
 
 given = LinearObservation.of_coordinates(list(range(n, size)), size, NOISE)
 y = test[:, n:]
-learned = sb.score_of(model)
+learned = sb.diffusion.score_of(model)
 found = generate(learned, given, y, seed=2)
 exact = torch.stack([conditioned(law, given, row.double()).mean for row in y])
-untold = sb.generate(model, CASES, seed=3, sampler=sb.StochasticSampler(grid=grid))
+untold = sb.generate(model, CASES, seed=3, sampler=sb.samplers.StochasticSampler(grid=grid))
 
 
 def show(name, values):
@@ -282,5 +283,5 @@ fig.suptitle("Source observed left of the dotted line: the possible $u$")
 # -------------------
 # A state is a row of numbers, some of which will be observed. Stack them, train with ``model = sb.diffuse(rows)``, and
 # describe the observation by ``LinearObservation.of_coordinates(indices, size, noise)`` or by any matrix. For data that
-# are not Gaussian the network is :class:`sbridge.MLP` (the default). Guidance is exact for Gaussian data and an
-# approximation otherwise: test it on cases in which everything is known.
+# are not Gaussian the network is :class:`sbridge.networks.MLP` (the default). Guidance is exact for Gaussian data and
+# an approximation otherwise: test it on cases in which everything is known.

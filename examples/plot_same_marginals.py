@@ -41,7 +41,7 @@ data = sb.GaussianMixture(
 )
 exact = sb.ExactScore(process, data)
 grid = sb.TimeGrid.uniform(KNOTS)
-bridge = sb.reverse_diffusion(process, data, exact, prior=exact.marginal(1.0), grid=grid)
+bridge = sb.diffusion.reverse_diffusion(process, data, exact, prior=exact.marginal(1.0), grid=grid)
 
 noising = bridge.forward.sample(N, seed=0)
 reversal = bridge.backward.sample(N, seed=1)
@@ -139,5 +139,5 @@ for name, x in processes.items():
 # With your own data
 # -------------------
 # Your own model ``model = sb.diffuse(x, seed=0)`` has both processes: ``sb.generate(model, n, seed=1)`` uses the SDE,
-# ``sampler=sb.FlowSampler()`` the ODE. Use either for samples at one time. Use the SDE (``model.backward.sample(n,
-# seed=1)``) for anything that depends on two times: correlations, waiting times, fates.
+# ``sampler=sb.samplers.FlowSampler()`` the ODE. Use either for samples at one time. Use the SDE
+# (``model.backward.sample(n, seed=1)``) for anything that depends on two times: correlations, waiting times, fates.

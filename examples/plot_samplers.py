@@ -46,14 +46,14 @@ def knots(steps, first=1e-3):
 
 
 samplers = {
-    "SDE: Euler–Maruyama": (lambda grid: sb.StochasticSampler(EulerMaruyama(), grid), 1),
-    "SDE: exact linear part": (lambda grid: sb.StochasticSampler(grid=grid), 1),
+    "SDE: Euler–Maruyama": (lambda grid: sb.samplers.StochasticSampler(EulerMaruyama(), grid), 1),
+    "SDE: exact linear part": (lambda grid: sb.samplers.StochasticSampler(grid=grid), 1),
     "SDE: ancestral (DDPM)": (lambda grid: AncestralSampler(grid=grid), 1),
     "SDE: predictor–corrector": (lambda grid: PredictorCorrector(grid=grid), 2),
-    "ODE: Euler": (lambda grid: sb.FlowSampler(Euler(), grid), 1),
+    "ODE: Euler": (lambda grid: sb.samplers.FlowSampler(Euler(), grid), 1),
     "ODE: DDIM": (lambda grid: DDIMSampler(grid), 1),
-    "ODE: Heun": (lambda grid: sb.FlowSampler(Heun(), grid), 2),
-    "ODE: RK4": (lambda grid: sb.FlowSampler(RungeKutta4(), grid), 4),
+    "ODE: Heun": (lambda grid: sb.samplers.FlowSampler(Heun(), grid), 2),
+    "ODE: RK4": (lambda grid: sb.samplers.FlowSampler(RungeKutta4(), grid), 4),
 }
 
 # %%
@@ -73,8 +73,8 @@ found, pictures = {}, {}
 for seed in range(SEEDS):
     points = datasets.make("two_moons", POINTS, seed=10 * seed)
     fresh, others = datasets.make("two_moons", 2 * ROWS, seed=10 * seed + 1).split(ROWS)
-    process = sb.choose_noising(sb.Samples(points))
-    bridge = sb.reverse_diffusion(process, sb.Samples(points), sb.ExactScore(process, sb.Samples(points)))
+    process = sb.fitting.choose_noising(sb.Samples(points))
+    bridge = sb.diffusion.reverse_diffusion(process, sb.Samples(points), sb.ExactScore(process, sb.Samples(points)))
     found.setdefault("floor: fresh points", []).append(distance(others, fresh))
     again = sb.Samples(points).sample(ROWS, torch.Generator().manual_seed(seed))
     found.setdefault("draws of the points", []).append(distance(again, fresh))

@@ -14,30 +14,27 @@ __version__ = "0.1.0"
 
 
 def _listed() -> dict[str, str]:
-    """Public name -> the module that it is imported from."""
+    """Public name -> the module that it is imported from, or whose submodule it is."""
     tree = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 
-_NAMES = _listed()
-_HOME = {name: home for name, home in _NAMES.items() if home != __name__}  # the others are modules
+HOMES = _listed()
 
-__all__ = ["__version__", *_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
     """Load the public ``name`` from its module and keep it."""
-    if name not in _NAMES:
+    if name not in HOMES:
         from sbridge.known_as import hint
 
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint(name)}")
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    else:
-        value = importlib.import_module(f"{__name__}.{name}")
-    globals()[name] = value
-    return value
+    home, own = HOMES[name], HOMES[name] == __name__
+    value = None if own else getattr(importlib.import_module(home), name, None)
+    globals()[name] = importlib.import_module(f"{home}.{name}") if value is None else value
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

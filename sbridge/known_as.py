@@ -26,13 +26,13 @@ METHODS = (
     Method(("DSBM", "DSBM-IMF"), "IMF()", "Shi et al. 2023, arXiv:2303.16852"),
     Method(("IDBM",), "IMF()", "Peluchetti 2023, arXiv:2304.00917"),
     Method(("[SF]²M", "SF2M"), "MatchedBridge()", "Tong et al. 2024, arXiv:2307.03672"),
-    Method(("OT-CFM",), "MatchedBridge(coupling=MinibatchCoupling())", "Tong et al. 2024, arXiv:2302.00482"),
+    Method(("OT-CFM",), "MatchedBridge(coupling=couplings.MinibatchCoupling())", "Tong et al. 2024, arXiv:2302.00482"),
     Method(("ASBS",), "AdjointBridge()", "Liu et al. 2025, arXiv:2506.22565"),
     Method(("AdjointSampling",), "ReciprocalAdjointMatching()", "Havens et al. 2025, arXiv:2504.11713"),
     Method(("PIS",), "sampling_problem(), solved by RelativeEntropy()", "Zhang & Chen 2022, arXiv:2111.15141"),
     Method(("DIS",), "sampling_problem(), solved by LogVariance()", "Berner et al. 2022, arXiv:2211.01364"),
-    Method(("DDPM",), "diffuse(), then diffusion.AncestralSampler()", "Ho et al. 2020, arXiv:2006.11239"),
-    Method(("DDIM",), "diffuse(), then diffusion.DDIMSampler()", "Song et al. 2021, arXiv:2010.02502"),
+    Method(("DDPM",), "diffuse(), then samplers.AncestralSampler()", "Ho et al. 2020, arXiv:2006.11239"),
+    Method(("DDIM",), "diffuse(), then samplers.DDIMSampler()", "Song et al. 2021, arXiv:2010.02502"),
 )
 """Every method that people search for by a name that this package does not use."""
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from sbridge import transport
-from sbridge.arrays import check_rows
 from sbridge.errors import InvalidInputError
-from sbridge.registry import register
-from sbridge.scaling import common_units
+from sbridge.laws.arrays import check_rows
+from sbridge.laws.scaling import common_units
+from sbridge.storage.registry import register
 
 _BLOCK = 1024
 _MEDIAN_ROWS = 1000

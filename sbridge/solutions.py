@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbridge import files
 from sbridge.controls.base import Control, ScaledControl, Time, ZeroControl
 from sbridge.display import short_repr
 from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
 from sbridge.laws import Law, as_rows
+from sbridge.laws.scaling import AffineScaling
 from sbridge.measures import Direction, EndKernel, PathMeasure, Paths, Times
 from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem, ControlProblem
 from sbridge.processes.base import Process
 from sbridge.random import Seed
-from sbridge.registry import NOT_MADE, Json, decode, encode, register, registered
-from sbridge.scaling import AffineScaling
+from sbridge.storage import files
+from sbridge.storage.registry import NOT_MADE, Json, decode, encode, register, registered
 
 FORMAT = "sbridge.bridge/2"
 CONTROL_FORMAT = "sbridge.control/2"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 _ROUNDING = 1e-9  # of the whole stretch of time
 _NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 Flat = dict[str, Tensor | int | float | str]
 Info = dict[str, float]

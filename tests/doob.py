@@ -1,4 +1,4 @@
-"""Doob transforms by mixtures of Gaussian weights, without sbridge.potentials: a second route to it."""
+"""Doob transforms by mixtures of Gaussian weights, without sbridge.exact: a second route to it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from sbridge.processes import (
     VariancePreserving,
 )
 from sbridge.processes.base import Time
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 DIM = 3
 # Far from symmetric, with a rotation and a slow and a fast direction.

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sbridge.analytic import GaussianCoupling
 from sbridge.controls import MLP
 from sbridge.errors import ConvergenceWarning, InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.fitting import choose_solver, fit, solve
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Point, Samples
 from sbridge.measures import Direction, PathMeasure
@@ -28,11 +28,11 @@ from sbridge.processes import (
     VarianceExploding,
     VariancePreserving,
 )
-from sbridge.registry import register
 from sbridge.solutions import Bridge, load
 from sbridge.solvers import AdjointBridge, Annealing, Replay, check_solver
 from sbridge.solvers.adjoint_bridge import AdjointBridgeState, outward
 from sbridge.solvers.gaussian import GaussianControl
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Optimisation
 

@@ -8,11 +8,11 @@ import torch
 from families import DIAGONAL, DIM, FEW, MEAN, RATE, SIGMA
 from torch import Tensor
 
-from sbridge.analytic import GaussianCoupling
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.exact.gaussian import GaussianCoupling
+from sbridge.laws.scaling import AffineScaling
 from sbridge.processes import BrownianMotion, DriftProcess, LinearProcess, OrnsteinUhlenbeck, rescale
-from sbridge.registry import decode, encode
-from sbridge.scaling import AffineScaling
+from sbridge.storage.registry import decode, encode
 
 
 def tensor(value: object) -> Tensor:

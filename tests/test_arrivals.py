@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import sbridge as sb
-from sbridge.arrivals import misses
 from sbridge.errors import MarginalWarning
 from sbridge.fitting import prepare, solve
+from sbridge.fitting.arrivals import misses
 
 pytestmark = pytest.mark.filterwarnings("error::sbridge.errors.MarginalWarning")
 
@@ -116,7 +116,7 @@ def test_the_check_changes_neither_the_fit_nor_global_randomness():
 
 def test_a_grid_that_is_too_coarse_to_simulate_is_a_warning_and_the_fit_is_returned():
     x0 = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-    solver = sb.ScoreMatching(updates=2, network=sb.MLP(8, 1), grid=sb.TimeGrid.uniform(2))
+    solver = sb.ScoreMatching(updates=2, network=sb.networks.MLP(8, 1), grid=sb.TimeGrid.uniform(2))
     process = sb.OrnsteinUhlenbeck(rate=20.0, sigma=1.0)
     with pytest.warns(MarginalWarning, match="Take a finer grid"):
         bridge = sb.diffuse(x0, process=process, solver=solver, seed=0)

@@ -9,12 +9,12 @@ import torch
 from docs.benchmarks import many_rows
 from sbridge.benchmarks import bridge
 from sbridge.benchmarks.bridge_scores import Effort, IndependentKernel, Judge, MapKernel, Scores, shown
+from sbridge.benchmarks.bures import conditional_uvp
 from sbridge.benchmarks.pairs import GaussianPair
-from sbridge.bures import conditional_uvp
 from sbridge.cli import run
 from sbridge.cli.benchmark import _bridge_settings
 from sbridge.cli.benchmark_commands import BridgeTable
-from sbridge.coupling import EntropicCoupling
+from sbridge.couplings import EntropicCoupling
 from sbridge.errors import UnknownNameError
 from sbridge.laws import Samples
 from sbridge.measures import Estimate, PathMeasure

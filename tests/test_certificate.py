@@ -12,18 +12,18 @@ from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.controls import ZeroControl
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError
 from sbridge.evaluation import Certificate, Limits, Quantity, certify, dual_bound, evaluate
+from sbridge.exact import MixtureControl, MixturePotential
 from sbridge.fitting import fit, solve
 from sbridge.laws import Samples
 from sbridge.measures import Estimate, PathMeasure, path_kl
-from sbridge.potentials import MixtureControl, MixturePotential
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck
-from sbridge.registry import register
 from sbridge.solutions import Bridge
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
 QUICK = MixtureBridge(components=(2, 5), rounds=1, grid=TimeGrid.cosine(40))
@@ -187,7 +187,7 @@ def test_a_bridge_does_not_judge_itself(bridge, rows):
 
 
 def test_a_scaled_bridge_is_judged_in_units_of_the_data(pair, rows):
-    from sbridge.scaling import CommonScale
+    from sbridge.laws.scaling import CommonScale
 
     x, y = pair.sample(1000, seed=1)
     scaled = fit(x, y, reference=pair.reference, solver=QUICK, scaling=CommonScale(), seed=0)

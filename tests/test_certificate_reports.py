@@ -7,6 +7,7 @@ import pytest
 
 from sbridge.benchmarks.pairs import GaussianPair
 from sbridge.cli import run
+from sbridge.display import value_and_error
 from sbridge.evaluation import (
     Certificate,
     Limits,
@@ -16,7 +17,6 @@ from sbridge.evaluation import (
     certify,
 )
 from sbridge.fitting import fit
-from sbridge.numbers import value_and_error
 from sbridge.plotting import certificate, save_certificate
 from sbridge.processes import BrownianMotion
 from sbridge.solvers.gaussian import GaussianBridge

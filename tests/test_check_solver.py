@@ -13,9 +13,9 @@ from sbridge.laws import Density, Gaussian, Samples
 from sbridge.measures import Direction, PathMeasure
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, LinearProcess, OrnsteinUhlenbeck, VariancePreserving
-from sbridge.registry import register
 from sbridge.solutions import Bridge
 from sbridge.solvers import GaussianBridge, SinkhornBridge, Solver, check_solver
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, flat_number, flat_tensor
 from sbridge.transport import Sinkhorn

@@ -18,20 +18,19 @@ import numpy as np
 import pytest
 import torch
 
-from sbridge import datasets
 from sbridge.cli import commands, run
 from sbridge.cli.options import SOLVERS
 from sbridge.controls import ScaledMLP
-from sbridge.coupling import IndependentCoupling
-from sbridge.courses import Course, fit_course
+from sbridge.couplings import IndependentCoupling
+from sbridge.data import datasets, split
 from sbridge.diffusion import generate
 from sbridge.evaluation import evaluate, watched
 from sbridge.fitting import fit
-from sbridge.inputs import split
+from sbridge.fitting.courses import Course, fit_course
 from sbridge.processes import BrownianMotion
 from sbridge.random import derive
-from sbridge.report import SCHEMA
 from sbridge.runs import RunFolder
+from sbridge.runs.report import SCHEMA
 from sbridge.solutions import load
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF

@@ -17,6 +17,7 @@ from families import (
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
+from sbridge.laws.scaling import AffineScaling
 from sbridge.linear import LinearMap
 from sbridge.processes import (
     BrownianMotion,
@@ -30,8 +31,7 @@ from sbridge.processes import (
     check_process,
     rescale,
 )
-from sbridge.registry import decode, encode
-from sbridge.scaling import AffineScaling
+from sbridge.storage.registry import decode, encode
 
 # --- other units
 

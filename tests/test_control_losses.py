@@ -13,9 +13,6 @@ from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.laws import Gaussian, Point
 from sbridge.measures import Estimate, PathMeasure, Paths, importance_weights
 from sbridge.objectives import (
-    BridgeCorrection,
-    Costs,
-    StoppingSet,
     action,
     adjoint_targets,
     control_values,
@@ -28,7 +25,7 @@ from sbridge.objectives import (
     relative_entropy,
     residual,
 )
-from sbridge.problems import ControlProblem
+from sbridge.problems import BridgeCorrection, ControlProblem, Costs, StoppingSet
 from sbridge.processes import BrownianMotion, DriftProcess
 from sbridge.random import generator
 from sbridge.simulation import Backprop, Detached, Gradient, ReversibleAdjoint, endpoint

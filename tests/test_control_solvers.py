@@ -22,8 +22,7 @@ from sbridge.evaluation import (
 from sbridge.fitting import solve
 from sbridge.laws import Gaussian, Point
 from sbridge.measures import PathMeasure
-from sbridge.objectives import Costs, StoppingSet
-from sbridge.problems import BridgeProblem, ControlProblem
+from sbridge.problems import BridgeProblem, ControlProblem, Costs, StoppingSet
 from sbridge.processes import BrownianMotion, DriftProcess, EulerMaruyama, OrnsteinUhlenbeck, VariancePreserving
 from sbridge.random import generator
 from sbridge.simulation import Backprop, Detached, ReversibleAdjoint

@@ -19,8 +19,8 @@ from sbridge.controls import (
 )
 from sbridge.controls.networks import TIME_FEATURES, time_features
 from sbridge.errors import InvalidInputError
-from sbridge.registry import decode, encode, register
-from sbridge.scaling import AffineScaling
+from sbridge.laws.scaling import AffineScaling
+from sbridge.storage.registry import decode, encode, register
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -5,8 +5,7 @@ import torch
 from families import RATE, SIGMA
 from torch import Tensor
 
-from sbridge.analytic import GaussianCoupling
-from sbridge.coupling import (
+from sbridge.couplings import (
     Coupling,
     EntropicCoupling,
     IndependentCoupling,
@@ -14,6 +13,7 @@ from sbridge.coupling import (
     ReferenceCoupling,
 )
 from sbridge.errors import InvalidInputError, NotConvergedError, UnsupportedError
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.laws import Gaussian, Samples
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, LinearProcess, OrnsteinUhlenbeck

@@ -15,11 +15,11 @@ from torch import Tensor
 import sbridge as sb
 from sbridge.errors import DisconnectedWarning, HeavyTailsWarning, SbridgeWarning
 from sbridge.fitting import prepare
+from sbridge.fitting.choice import SolverChoice
+from sbridge.fitting.samples import unlike_mixtures
 from sbridge.metrics import PairEstimator, energy_distance
-from sbridge.solvers.choice import SolverChoice
 from sbridge.solvers.mixture_climb import Chart, LocalChart
 from sbridge.solvers.mixture_plan import Coordinates, Parts
-from sbridge.solvers.samples import unlike_mixtures
 
 FRESH, BLOCKS = 2000, 20
 Kind = Callable[[int, int, torch.Generator], Tensor]
@@ -262,7 +262,7 @@ def test_a_mixture_carries_the_shares_of_a_column_with_two_values(noise, dtype):
 def test_diagonal_components_carry_the_shares_of_a_column_with_two_values():
     g = torch.Generator().manual_seed(2)
     x0, x1 = (continuous_and_binary(2000, end, g) for end in (0, 1))
-    solver = sb.MixtureBridge(components=(1, 2, 5), covariance=sb.Covariance.DIAGONAL)
+    solver = sb.MixtureBridge(components=(1, 2, 5), covariance=sb.solvers.Covariance.DIAGONAL)
     arrived = sb.fit(x0, x1, solver=solver, seed=1).transport(x0, seed=2)
     shares = [float((rows[:, 1] > 0.5).double().mean()) for rows in (arrived, x1)]
     assert abs(shares[0] - shares[1]) < 4.0 * (0.25 / 2000) ** 0.5

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sbridge import datasets
+from sbridge.data import datasets
 from sbridge.errors import InvalidInputError, UnknownNameError
 
 N = 20_000

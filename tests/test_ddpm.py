@@ -12,8 +12,8 @@ from sbridge.diffusion.pinned import pinned_kernel
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian
 from sbridge.processes import BrownianMotion, CosineSchedule, VariancePreserving
-from sbridge.registry import decode, encode
 from sbridge.simulation.ode import Euler, flow
+from sbridge.storage.registry import decode, encode
 from sbridge.time import TimeGrid
 
 GRID = TimeGrid.refined(7, 0.5)

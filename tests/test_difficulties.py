@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sbridge import datasets
 from sbridge.cli import run
-from sbridge.coupling import EntropicCoupling
-from sbridge.difficulties import kurtosis, noise_level, tail_share, warn_of_difficulties, widest_gap
+from sbridge.couplings import EntropicCoupling
+from sbridge.data import datasets
 from sbridge.diffusion import ScoreMatching
 from sbridge.errors import (
     ConvergenceWarning,
@@ -23,6 +22,7 @@ from sbridge.errors import (
     UnsupportedError,
 )
 from sbridge.fitting import choose_noising, choose_sigma, diffuse, fit, prepare
+from sbridge.fitting.difficulties import kurtosis, noise_level, tail_share, warn_of_difficulties, widest_gap
 from sbridge.laws import Density, Gaussian, Samples
 from sbridge.problems import BridgeProblem
 from sbridge.processes import (

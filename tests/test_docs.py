@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import sbridge as sb
-from sbridge import datasets
 from sbridge.cli import run
 from sbridge.cli.parsing import parse
+from sbridge.data import datasets
 from sbridge.diffusion import ScoreMatching
 from sbridge.identities import identities
 
@@ -92,11 +92,6 @@ def test_command_lines_run_one_after_the_other(name, short, tmp_path, monkeypatc
 def test_the_number_of_identities_is_told():
     (told,) = re.findall(r"(\d+) identities", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert int(told) == len(identities())
-
-
-def test_every_public_name_is_in_the_reference():
-    listed = set(re.findall(r"^   ~sbridge\.[\w.]+?(\w+)$", (ROOT / "docs/api/index.md").read_text(), re.MULTILINE))
-    assert listed == set(sb._HOME)
 
 
 def test_broken_local_links_are_found(tmp_path):

@@ -6,12 +6,13 @@ import pytest
 import torch
 from doob import DoobControl, GaussianTilt
 
-from sbridge.analytic import GaussianCoupling
+from sbridge.exact import MixtureControl, MixturePotential
+from sbridge.exact.gaussian import GaussianCoupling
+from sbridge.exact.riccati import Riccati
 from sbridge.laws import Gaussian, GaussianMixture, Samples
 from sbridge.measures import PathMeasure, importance_weights, log_ratio
-from sbridge.potentials import MixtureControl, MixturePotential
+from sbridge.problems import Quadratic
 from sbridge.processes import BrownianMotion, ExactTransition, OrnsteinUhlenbeck, VariancePreserving
-from sbridge.riccati import Quadratic, Riccati
 from sbridge.time import TimeGrid
 
 F64 = torch.float64

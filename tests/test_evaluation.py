@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sbridge import transport
-from sbridge.analytic import GaussianCoupling
 from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError
 from sbridge.evaluation import (
     EntropicTransport,
@@ -23,6 +22,7 @@ from sbridge.evaluation import (
 from sbridge.evaluation.baselines import Shared
 from sbridge.evaluation.judge import Judge
 from sbridge.evaluation.rows import pooled
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.fitting import solve
 from sbridge.laws import Density, Gaussian, Samples
 from sbridge.measures import Direction, Estimate, PathMeasure
@@ -400,7 +400,7 @@ def test_numbers_that_are_not_finite_never_reach_the_report(bridge):
 class TestDocuments:
     def test_json_and_back(self, report):
         text = json.dumps(report.to_json(), allow_nan=False)
-        assert json.loads(text)["schema"] == "sbridge.report/1"
+        assert json.loads(text)["schema"] == "sbridge.runs.report/1"
         assert Report.from_json(json.loads(text)) == report
 
     def test_every_missing_number_has_a_reason(self, report):
@@ -423,7 +423,7 @@ class TestDocuments:
     def test_foreign_documents_are_refused(self, report):
         document = report.to_json()
         with pytest.raises(FileFormatError, match="no report"):
-            Report.from_json({**document, "schema": "sbridge.report/2"})
+            Report.from_json({**document, "schema": "sbridge.runs.report/2"})
         with pytest.raises(FileFormatError, match="damaged"):
             Report.from_json({key: value for key, value in document.items() if key != "tasks"})
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sbridge import files
 from sbridge.errors import FileFormatError
+from sbridge.storage import files
 
 TENSORS = {
     "b": torch.arange(6, dtype=torch.float64).reshape(2, 3),

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import sbridge as sb
-from sbridge.arrays import check_precision
 from sbridge.benchmarks.pairs import MixturePair
 from sbridge.errors import InvalidInputError, NonFiniteError, PrecisionWarning, TimesWarning, UnsupportedError
-from sbridge.fitting import _check_options, prepare
+from sbridge.fitting.fit import _check_options, prepare
+from sbridge.laws.arrays import check_precision
 from sbridge.measures import Estimate
 from sbridge.metrics import energy_distance
 from sbridge.random import derive
@@ -17,8 +17,8 @@ from sbridge.training import Optimisation
 from sbridge.transport import Sinkhorn
 
 SMALL = sb.IMF(
-    start=sb.EntropicCoupling(rows=200), pretraining=30, stages=2, updates=20, refresh=10, pairs=200,
-    network=sb.MLP(width=16, depth=2), optimisation=Optimisation(batch=64),
+    start=sb.couplings.EntropicCoupling(rows=200), pretraining=30, stages=2, updates=20, refresh=10, pairs=200,
+    network=sb.networks.MLP(width=16, depth=2), optimisation=Optimisation(batch=64),
 )  # fmt: skip
 
 
@@ -33,9 +33,9 @@ REFERENCE = sb.BrownianMotion(sigma=0.8)
 
 
 @pytest.mark.parametrize("solver", [sb.GaussianBridge(), sb.SinkhornBridge(sinkhorn=Sinkhorn(tolerance=1e-9))])
-@pytest.mark.parametrize("scaling", [sb.NoScaling(), sb.CommonScale(), sb.PerCoordinate()])
+@pytest.mark.parametrize("scaling", [sb.scaling.NoScaling(), sb.scaling.CommonScale(), sb.scaling.PerCoordinate()])
 def test_scaling_does_not_change_the_problem(solver, scaling):
-    plain = sb.fit(X0, X1, reference=REFERENCE, solver=solver, scaling=sb.NoScaling())
+    plain = sb.fit(X0, X1, reference=REFERENCE, solver=solver, scaling=sb.scaling.NoScaling())
     scaled = sb.fit(X0, X1, reference=REFERENCE, solver=solver, scaling=scaling)
     for t in (0.1, 0.6):
         torch.testing.assert_close(scaled.velocity(t, X0), plain.velocity(t, X0), rtol=1e-5, atol=1e-6)
@@ -163,7 +163,7 @@ def test_two_densities_have_no_solver():
 
 @pytest.mark.parametrize(("rows", "solver"), [(30, sb.SinkhornBridge), (6002, sb.IMF)])
 def test_no_covariance_of_many_columns_is_made_for_the_choice(monkeypatch, rows, solver):
-    monkeypatch.setattr("sbridge.solvers.choice.span_fewer", lambda _: pytest.fail("made a covariance"))
+    monkeypatch.setattr("sbridge.fitting.choice.span_fewer", lambda _: pytest.fail("made a covariance"))
     problem = sb.BridgeProblem(noise(rows, 3000), noise(rows, 3000), REFERENCE)
     assert sb.choose_solver(problem).solver == solver()
 
@@ -280,7 +280,7 @@ def test_a_constant_column_is_named_where_scaling_divides_by_it():
     flat = X0.clone()
     flat[:, 1] = 3.0
     with pytest.raises(InvalidInputError, match=r"columns \[1\] are constant"):
-        prepare(flat, flat + torch.tensor([1.0, 0.0]), reference=REFERENCE, scaling=sb.PerCoordinate())
+        prepare(flat, flat + torch.tensor([1.0, 0.0]), reference=REFERENCE, scaling=sb.scaling.PerCoordinate())
 
 
 def test_a_seed_that_is_none_is_refused():
@@ -307,8 +307,8 @@ def test_what_no_solver_takes_is_said():
 
 def test_training_that_diverges_says_where_and_why():
     wild = sb.IMF(
-        start=sb.IndependentCoupling(), pretraining=40, stages=0, pairs=64,
-        network=sb.MLP(width=8, depth=1), optimisation=Optimisation(learning_rate=1e30, batch=16, warm_up=0),
+        start=sb.couplings.IndependentCoupling(), pretraining=40, stages=0, pairs=64,
+        network=sb.networks.MLP(width=8, depth=1), optimisation=Optimisation(learning_rate=1e30, batch=16, warm_up=0),
     )  # fmt: skip
     with pytest.raises(NonFiniteError, match=r"loss became .* at step \d+.*learning rate"):
         sb.fit(X0.float(), X1.float(), solver=wild)
@@ -334,12 +334,14 @@ def drifts(bridge, t, x):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=["Gaussian", "Sinkhorn"])
-@pytest.mark.parametrize("scaling", [sb.CommonScale(), sb.PerCoordinate()], ids=["common", "per coordinate"])
+@pytest.mark.parametrize(
+    "scaling", [sb.scaling.CommonScale(), sb.scaling.PerCoordinate()], ids=["common", "per coordinate"]
+)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_scaling_changes_no_draw_and_no_drift(name, scaling, solver):
     plain, scaled = (
         sb.fit(FEW_X0, FEW_X1, reference=REFERENCES[name], solver=solver, scaling=how)
-        for how in (sb.NoScaling(), scaling)
+        for how in (sb.scaling.NoScaling(), scaling)
     )
     t = 0.3 * plain.horizon
     for left, right in zip(drifts(scaled, t, FEW_X0), drifts(plain, t, FEW_X0), strict=True):
@@ -387,7 +389,7 @@ def test_a_course_does_not_depend_on_the_unit_of_time(solver):
 
 def test_sigma_is_chosen_for_every_leg_of_a_course_and_scaling_is_passed_on():
     snapshots = [rows(0), 3 * rows(1), rows(2)]
-    course = sb.fit_course(snapshots, [0.0, 1.0, 5.0], solver=sb.GaussianBridge(), scaling=sb.PerCoordinate())
+    course = sb.fit_course(snapshots, [0.0, 1.0, 5.0], solver=sb.GaussianBridge(), scaling=sb.scaling.PerCoordinate())
     for leg, bridge in enumerate(course.bridges):
         wanted = sb.choose_sigma(snapshots[leg], snapshots[leg + 1], horizon=bridge.horizon).sigma
         assert bridge.reference.sigma == pytest.approx(wanted)
@@ -567,7 +569,7 @@ def test_a_solver_refuses_before_it_begins_and_names_the_users_own_process():
 
 
 @pytest.mark.parametrize(
-    ("solver", "scaling"), [(None, None), (sb.SinkhornBridge(), sb.NoScaling()), (sb.GaussianBridge(), None)]
+    ("solver", "scaling"), [(None, None), (sb.SinkhornBridge(), sb.scaling.NoScaling()), (sb.GaussianBridge(), None)]
 )
 @pytest.mark.parametrize("form", ["array", "tensor", "samples"])
 def test_a_fit_owns_its_data(solver, scaling, form):

@@ -13,8 +13,8 @@ import torch
 from families import DIM, FEW, LINEAR
 from torch import Tensor
 
-from sbridge.analytic import GaussianCoupling
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.fitting import fit, solve
 from sbridge.laws import Density, Gaussian, GaussianMixture, Samples
 from sbridge.measures import Direction, PathMeasure, jeffreys

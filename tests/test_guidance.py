@@ -16,7 +16,7 @@ from sbridge.diffusion.samplers import FlowSampler, StochasticSampler
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Samples
 from sbridge.processes import OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
-from sbridge.registry import decode, encode
+from sbridge.storage.registry import decode, encode
 from sbridge.time import TimeGrid
 
 ROOT = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.5, 0.0], [-0.4, 0.3, 0.7]]).double()

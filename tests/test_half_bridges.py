@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbridge.analytic import GaussianCoupling
 from sbridge.controls import Divergence, ExactTrace, Hutchinson
+from sbridge.exact.gaussian import GaussianCoupling
+from sbridge.exact.riccati import ChainRiccati
 from sbridge.laws import Gaussian
 from sbridge.measures import Direction, PathMeasure, Paths
 from sbridge.objectives import adjoint_targets, lean_adjoint
 from sbridge.objectives.half_bridge import StepsTaken, When, likelihood, mean_matching, terminal_adjoint
 from sbridge.objectives.reversal import reversal_action
-from sbridge.problems import ControlProblem
+from sbridge.problems import ControlProblem, Quadratic
 from sbridge.processes import (
     BrownianMotion,
     Chain,
@@ -27,7 +28,6 @@ from sbridge.processes import (
     OrnsteinUhlenbeck,
     Process,
 )
-from sbridge.riccati import ChainRiccati, Quadratic
 from sbridge.solvers.half_bridges import Retraced, warn_if_slow
 from sbridge.time import TimeGrid
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import sbridge as sb
-from sbridge.analytic import GaussianCoupling
 from sbridge.errors import InvalidInputError, SbridgeWarning
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.processes import BrownianMotion, OrnsteinUhlenbeck, VariancePreserving
 from sbridge.processes.chain import Direction, check_growth
 from sbridge.solvers import SinkhornBridge

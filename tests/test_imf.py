@@ -8,13 +8,13 @@ import torch
 from families import IN_THE_PLANE, M0, MT, A, B, gaussians
 from torch import Tensor, nn
 
-from sbridge.analytic import GaussianCoupling
+from sbridge.benchmarks.bures import conditional_uvp
 from sbridge.benchmarks.pairs import MixturePair
-from sbridge.bures import conditional_uvp
 from sbridge.controls import MLP
 from sbridge.controls.networks import TIME_FEATURES
-from sbridge.coupling import EntropicCoupling, IndependentCoupling, ReferenceCoupling
+from sbridge.couplings import EntropicCoupling, IndependentCoupling, ReferenceCoupling
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.fitting import fit, solve
 from sbridge.laws import Density, Gaussian, Samples
 from sbridge.measures import Direction, PathMeasure

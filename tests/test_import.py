@@ -65,7 +65,7 @@ def test_the_names_of_the_literature_are_those_of_the_documentation():
 
 def test_submodules_of_the_root_load_on_first_use():
     statement = "import sbridge; sbridge.datasets, sbridge.metrics, sbridge.plotting"
-    assert {"sbridge.datasets", "sbridge.metrics", "sbridge.plotting"} <= modules_after(statement)
+    assert {"sbridge.data.datasets", "sbridge.metrics", "sbridge.plotting"} <= modules_after(statement)
 
 
 def test_no_file_imports_one_that_imports_it():

@@ -13,9 +13,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sbridge import datasets
+from sbridge.data import BLOCK_ROWS, ReadOptions, datasets, open_rows, read_inputs, read_table, split
 from sbridge.errors import FileFormatError, InvalidInputError, ReadingWarning, TimesWarning, UnknownNameError
-from sbridge.inputs import BLOCK_ROWS, ReadOptions, open_rows, read_inputs, read_table, split
 
 ROWS = np.array([[1.5, -2.0, 0.25], [3.0, 1e-3, 7.0], [0.0, 4.0, -1.0]], dtype=np.float32)
 

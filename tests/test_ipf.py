@@ -20,7 +20,6 @@ from sbridge.measures import Direction, PathMeasure
 from sbridge.pde import Grid, GridBridge, proportional_fitting
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, Process, VariancePreserving
-from sbridge.registry import register
 from sbridge.solvers import (
     IPF,
     AdjointHalfBridge,
@@ -31,6 +30,7 @@ from sbridge.solvers import (
     check_solver,
 )
 from sbridge.solvers.ipf import IPFState
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Optimisation
 

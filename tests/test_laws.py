@@ -8,8 +8,8 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Density, Gaussian, GaussianMixture, Point, Samples, as_law, as_rows
-from sbridge.registry import decode, encode
-from sbridge.scaling import AffineScaling
+from sbridge.laws.scaling import AffineScaling
+from sbridge.storage.registry import decode, encode
 
 COVARIANCE = torch.tensor([[2.0, 0.6], [0.6, 0.5]])
 N = 40_000

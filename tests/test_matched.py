@@ -8,7 +8,7 @@ from families import IN_THE_PLANE, gaussians
 from torch import Tensor
 
 from sbridge.controls import MLP
-from sbridge.coupling import EntropicCoupling, IndependentCoupling, MinibatchCoupling
+from sbridge.couplings import EntropicCoupling, IndependentCoupling, MinibatchCoupling
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError
 from sbridge.fitting import solve
 from sbridge.laws import Density, Gaussian, Samples

@@ -33,8 +33,8 @@ from sbridge.processes import (
     VariancePreserving,
 )
 from sbridge.random import ROW_BLOCK, NormalNoise, derive, generator
-from sbridge.registry import decode, encode, register
 from sbridge.simulation import Backprop
+from sbridge.storage.registry import decode, encode, register
 from sbridge.time import TimeGrid
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD

@@ -23,7 +23,7 @@ from sbridge.metrics import (
     median_distance,
     sampling_floor,
 )
-from sbridge.registry import decode, encode
+from sbridge.storage.registry import decode, encode
 
 ALL, DISTINCT = PairEstimator.ALL, PairEstimator.DISTINCT
 EVERY_METRIC = (*STANDARD_METRICS, HalfEnergyDistance(), EnergyDistance(DISTINCT), MMD(0.7, DISTINCT))

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
+from sbridge.benchmarks.bures import conditional_uvp, marginal_uvp
 from sbridge.benchmarks.light import LightRecipe
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
-from sbridge.bures import conditional_uvp, marginal_uvp
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.exact import MixtureControl, MixtureKernel
 from sbridge.fitting import fit, solve
 from sbridge.laws import Density, Gaussian, Point, Samples
 from sbridge.measures import PathMeasure
 from sbridge.metrics import BuresUVP
-from sbridge.potentials import MixtureControl, MixtureKernel
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, Direction, DriftProcess, OrnsteinUhlenbeck, VariancePreserving
 from sbridge.solvers.conformance import check_solver

@@ -35,8 +35,12 @@ MODES = {
     "default dtype": default_dtype,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
 }
-TINY = {"network": sb.MLP(8, 2), "optimisation": Optimisation(batch=16, warm_up=1), "grid": TimeGrid.uniform(3)}
-SCORE = sb.ScoreMatching(updates=2, network=sb.MLP(8, 1), grid=TimeGrid.uniform(30))
+TINY = {
+    "network": sb.networks.MLP(8, 2),
+    "optimisation": Optimisation(batch=16, warm_up=1),
+    "grid": TimeGrid.uniform(3),
+}
+SCORE = sb.ScoreMatching(updates=2, network=sb.networks.MLP(8, 1), grid=TimeGrid.uniform(30))
 IPF_STEPS = {"half_steps": 2, "updates": 2, "refresh": 2, "paths": 16, **TINY}
 
 
@@ -71,7 +75,7 @@ FITS = {
     "AdjointBridge": lambda: bridge(AdjointBridge(updates=2, **TINY), X0, sb.Density(normal_density, 2)),
     "diffuse": lambda: sb.diffuse(X0, solver=SCORE, seed=0),
     "no scaling, Ornstein-Uhlenbeck": lambda: sb.fit(
-        X0, X1, reference=sb.OrnsteinUhlenbeck(RATE, 0.8), scaling=sb.NoScaling(), seed=0
+        X0, X1, reference=sb.OrnsteinUhlenbeck(RATE, 0.8), scaling=sb.scaling.NoScaling(), seed=0
     ),
 }  # fmt: skip
 
@@ -99,7 +103,7 @@ def test_a_fit_does_not_depend_on_the_modes_of_the_caller(fit):
     "solver", [sb.AdjointMatching, sb.LogVariance, sb.RelativeEntropy, sb.ReciprocalAdjointMatching]
 )
 def test_a_control_problem_does_not_depend_on_the_modes_of_the_caller(solver):
-    options = {"updates": 2, "grid": TimeGrid.uniform(3), "network": sb.MLP(8, 2)}
+    options = {"updates": 2, "grid": TimeGrid.uniform(3), "network": sb.networks.MLP(8, 2)}
 
     def solved():
         problem = sb.ControlProblem(

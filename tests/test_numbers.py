@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sbridge.numbers import time_text, value_and_error
+from sbridge.display import time_text, value_and_error
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from sbridge import evaluate, files
-from sbridge.datasets import make
+from sbridge import evaluate
+from sbridge.data.datasets import make
+from sbridge.display import value_and_error
 from sbridge.errors import FileFormatError
 from sbridge.evaluation import Certificate
 from sbridge.fitting import fit
-from sbridge.numbers import value_and_error
-from sbridge.page import report_page
-from sbridge.report import LegReport, RunReport, opening
+from sbridge.runs.page import report_page
+from sbridge.runs.report import LegReport, RunReport, opening
 from sbridge.solvers import GaussianBridge
+from sbridge.storage import files
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63f8ffff3f0300080002fe"

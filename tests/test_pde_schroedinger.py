@@ -7,8 +7,8 @@ import pytest
 import torch
 from families import ON_A_LINE
 
-from sbridge.analytic import GaussianCoupling
 from sbridge.errors import InvalidInputError, NotConvergedError, UnsupportedError
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.laws import Gaussian, GaussianMixture, Samples
 from sbridge.measures import PathMeasure
 from sbridge.pde import (

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
 from sbridge.cli.figures import draw
-from sbridge.courses import Course
 from sbridge.errors import InvalidInputError
 from sbridge.fitting import solve
+from sbridge.fitting.courses import Course
 from sbridge.laws import Density, Gaussian, Samples
 from sbridge.measures import Direction, PathMeasure
 from sbridge.plotting import (

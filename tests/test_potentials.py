@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from sbridge.analytic import GaussianCoupling
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.exact import MixtureControl, MixtureKernel, MixturePotential
+from sbridge.exact.gaussian import GaussianCoupling
+from sbridge.exact.tilts import Moved, Spectrum, TiltByMatrices, TiltBySpectrum
 from sbridge.laws import Gaussian, GaussianMixture, Samples
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
-from sbridge.potentials import MixtureControl, MixtureKernel, MixturePotential
-from sbridge.potentials.tilts import Moved, Spectrum, TiltByMatrices, TiltBySpectrum
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, VariancePreserving
-from sbridge.registry import decode, encode
+from sbridge.storage.registry import decode, encode
 
 DENSE = torch.tensor([[1.0, 0.3], [-0.2, 0.7]], dtype=torch.float64)
 PROCESSES = {

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Samples
+from sbridge.laws.scaling import AffineScaling
 from sbridge.problems import BridgeProblem, ControlProblem
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, RescaledProcess
-from sbridge.scaling import AffineScaling
 
 
 def tensor(value: object) -> Tensor:

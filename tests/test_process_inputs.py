@@ -31,7 +31,7 @@ from sbridge.processes import (
     VariancePreserving,
     check_process,
 )
-from sbridge.registry import decode, encode
+from sbridge.storage.registry import decode, encode
 
 
 @pytest.mark.parametrize(

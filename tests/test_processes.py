@@ -34,7 +34,7 @@ from sbridge.processes import (
     VariancePreserving,
     check_process,
 )
-from sbridge.registry import decode, encode
+from sbridge.storage.registry import decode, encode
 
 OWN = [name for name in LINEAR if name != "third party"]
 

@@ -5,13 +5,21 @@ import math
 import pytest
 import torch
 
+from sbridge.benchmarks.quadrature import (
+    Barrier,
+    ChainOnLine,
+    CoordinateControl,
+    LimitOnLine,
+    LineProblem,
+    TabulatedControl,
+)
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.exact.riccati import ChainRiccati, Riccati
 from sbridge.laws import Samples
 from sbridge.measures import PathMeasure
+from sbridge.problems import Quadratic
 from sbridge.processes import BrownianMotion, DriftProcess, EulerMaruyama, ExactTransition, OrnsteinUhlenbeck
-from sbridge.quadrature import Barrier, ChainOnLine, CoordinateControl, LimitOnLine, LineProblem, TabulatedControl
-from sbridge.registry import decode, encode
-from sbridge.riccati import ChainRiccati, Quadratic, Riccati
+from sbridge.storage.registry import decode, encode
 from sbridge.time import TimeGrid
 
 RUNNING = Quadratic(torch.tensor([[0.6]], dtype=torch.float64), torch.tensor([0.4]), 0.1)

@@ -21,9 +21,10 @@ from torch import Tensor
 
 import sbridge as sb
 from sbridge.controls import MLP
-from sbridge.coupling import EntropicCoupling
+from sbridge.couplings import EntropicCoupling
 from sbridge.errors import SbridgeError
 from sbridge.laws import Gaussian, GaussianMixture, Law, Point, Samples
+from sbridge.laws.scaling import AffineScaling
 from sbridge.problems import BridgeProblem
 from sbridge.processes import (
     BrownianMotion,
@@ -35,7 +36,6 @@ from sbridge.processes import (
     VarianceExploding,
     VariancePreserving,
 )
-from sbridge.scaling import AffineScaling
 from sbridge.solvers import IMF, IPF, GaussianBridge, MatchedBridge, SinkhornBridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.mixture import Covariance, MixtureBridge

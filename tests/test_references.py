@@ -9,7 +9,7 @@ from families import ON_A_LINE
 from torch import Tensor
 
 from sbridge.controls import MLP
-from sbridge.coupling import MinibatchCoupling, ReferenceCoupling
+from sbridge.couplings import MinibatchCoupling, ReferenceCoupling
 from sbridge.fitting import solve
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.pde import Grid, GridBridge, solve_schroedinger

@@ -16,11 +16,11 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from sbridge import registry
-from sbridge.coupling import Coupling, EntropicCoupling
+from sbridge.couplings import Coupling, EntropicCoupling
 from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, UnsupportedError
-from sbridge.registry import check_kinds, decode, encode, register, registered
 from sbridge.solvers import IMF, IPF, AdjointBridge, GaussianBridge, MatchedBridge, MixtureBridge, SinkhornBridge
+from sbridge.storage import registry
+from sbridge.storage.registry import check_kinds, decode, encode, register, registered
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +181,7 @@ def test_a_fresh_process_finds_every_class_by_its_name_alone():
     """Files name no modules, so every registered class of the package must be found wherever it lives now."""
     code = """
 import importlib, pkgutil, sbridge
-from sbridge import registry
+from sbridge.storage import registry
 try:
     registry.registered("none of this name")
 except sbridge.SbridgeError:

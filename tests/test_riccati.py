@@ -8,8 +8,10 @@ import torch
 from scipy.integrate import solve_ivp
 
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.exact.riccati import ChainRiccati, Riccati
 from sbridge.laws import Gaussian
 from sbridge.measures import PathMeasure
+from sbridge.problems import Quadratic
 from sbridge.processes import (
     BrownianMotion,
     DriftProcess,
@@ -18,8 +20,7 @@ from sbridge.processes import (
     OrnsteinUhlenbeck,
     VariancePreserving,
 )
-from sbridge.registry import decode, encode
-from sbridge.riccati import ChainRiccati, Quadratic, Riccati
+from sbridge.storage.registry import decode, encode
 from sbridge.time import TimeGrid
 
 DENSE = OrnsteinUhlenbeck(

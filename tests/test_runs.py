@@ -13,10 +13,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sbridge import claims, files
-from sbridge.claims import check_vacant
 from sbridge.controls import MLP
-from sbridge.coupling import EntropicCoupling
+from sbridge.couplings import EntropicCoupling
 from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError, SbridgeWarning, UnverifiedFileWarning
 from sbridge.fitting import prepare
 from sbridge.processes import BrownianMotion
@@ -24,6 +22,8 @@ from sbridge.runs import RUN_FORMAT, Checkpoint, History, RunFolder, Stopped, di
 from sbridge.runs.checkpoints import HISTORY_ROWS, StopRequest
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.sinkhorn import SinkhornBridge
+from sbridge.storage import claims, files
+from sbridge.storage.claims import check_vacant
 from sbridge.time import TimeGrid
 from sbridge.training import Optimisation
 from sbridge.transport import Sinkhorn

@@ -33,9 +33,9 @@ from sbridge.processes import (
     VarianceExploding,
     VariancePreserving,
 )
-from sbridge.registry import decode, encode
 from sbridge.simulation.ode import DormandPrince, Euler, Heun, RungeKutta4
 from sbridge.solutions import Bridge
+from sbridge.storage.registry import decode, encode
 from sbridge.time import TimeGrid
 
 EXACT = "donot_use_mm_for_euclid_dist"  # matrix products lose half of the digits of a small distance

@@ -8,10 +8,12 @@ from doob import DoobControl, GaussianTilt
 
 from sbridge.benchmarks.densities import nine_modes
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.evaluation import log_normaliser
 from sbridge.fitting import solve
 from sbridge.laws import Density, Gaussian, GaussianMixture, Point, Samples
 from sbridge.measures import PathMeasure
 from sbridge.problems import ControlProblem
+from sbridge.problems.sampling import sampling_problem
 from sbridge.processes import (
     BrownianMotion,
     DriftProcess,
@@ -19,7 +21,6 @@ from sbridge.processes import (
     OrnsteinUhlenbeck,
     VariancePreserving,
 )
-from sbridge.sampling import log_normaliser, sampling_problem
 from sbridge.solutions import ControlSolution
 from sbridge.solvers import AdjointMatching, Annealing, LogVariance
 from sbridge.time import TimeGrid

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
-from sbridge.scaling import AffineScaling, CommonScale, NoScaling, PerCoordinate
+from sbridge.laws.scaling import AffineScaling, CommonScale, NoScaling, PerCoordinate
 
 RECIPES = {"none": NoScaling(), "common": CommonScale(), "per coordinate": PerCoordinate()}
 

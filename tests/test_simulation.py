@@ -15,6 +15,7 @@ from docs.benchmarks.native import native_euler
 from docs.benchmarks.simulation import main, peak_memory, plain_loop, time_simulation
 from sbridge.controls import MLP, ScaledControl, seeded_control
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.laws.scaling import AffineScaling
 from sbridge.processes import (
     BrownianMotion,
     Chain,
@@ -25,7 +26,6 @@ from sbridge.processes import (
     OrnsteinUhlenbeck,
 )
 from sbridge.random import NormalNoise
-from sbridge.scaling import AffineScaling
 from sbridge.simulation import Backprop, Detached, ReversibleAdjoint, endpoint, propagate, simulate
 from sbridge.time import TimeGrid
 

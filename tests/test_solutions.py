@@ -12,7 +12,6 @@ import torch
 from families import LINEAR, is_function_of_time
 
 import sbridge as sb
-from sbridge import files
 from sbridge.errors import (
     FileFormatError,
     InvalidInputError,
@@ -21,19 +20,20 @@ from sbridge.errors import (
     UnsupportedError,
     UnverifiedFileWarning,
 )
-from sbridge.registry import encode
+from sbridge.storage import files
+from sbridge.storage.registry import encode
 from sbridge.training import Optimisation
 
 GENERATOR = torch.Generator().manual_seed(0)
 X0 = torch.randn(200, 2, generator=GENERATOR)
 X1 = torch.randn(200, 2, generator=GENERATOR) * 0.5 + 1.0
 IMF = sb.IMF(
-    start=sb.ReferenceCoupling(),
+    start=sb.couplings.ReferenceCoupling(),
     pretraining=10,
     stages=2,
     updates=5,
     pairs=64,
-    network=sb.MLP(width=8, depth=1),
+    network=sb.networks.MLP(width=8, depth=1),
     optimisation=Optimisation(batch=32),
 )
 REFERENCES = {
@@ -334,7 +334,8 @@ def test_velocity_without_controls_is_the_drift():
     normal = sb.Gaussian(torch.zeros(2), torch.eye(2))
     process = REFERENCES["OU"]
     measures = (
-        sb.PathMeasure(process, None, normal, direction) for direction in (sb.Direction.FORWARD, sb.Direction.BACKWARD)
+        sb.PathMeasure(process, None, normal, direction)
+        for direction in (sb.measures.Direction.FORWARD, sb.measures.Direction.BACKWARD)
     )
     torch.testing.assert_close(sb.Bridge(*measures).velocity(0.3, X0), process.drift(0.3, X0))
 

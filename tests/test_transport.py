@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from sbridge import transport
 from sbridge.errors import InvalidInputError, NotConvergedError
-from sbridge.registry import decode, encode
+from sbridge.storage.registry import decode, encode
 from sbridge.transport import (
     Cloud,
     EntropicProblem,

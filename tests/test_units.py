@@ -5,12 +5,12 @@ import torch
 
 import sbridge as sb
 from sbridge import transport
-from sbridge.coupling import EntropicCoupling, MinibatchCoupling
+from sbridge.couplings import EntropicCoupling, MinibatchCoupling
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Samples
+from sbridge.laws.scaling import common_units
 from sbridge.metrics import STANDARD_METRICS, BuresUVP, EnergyDistance, ExactW2, SlicedW2
 from sbridge.problems import BridgeProblem
-from sbridge.scaling import common_units
 
 SCALES = [2.0**k for k in (-1000, -500, -40, -27, 27, 40, 500)]  # powers of two: rows are rescaled exactly
 SOLVERS = [None, sb.GaussianBridge(), sb.SinkhornBridge()]

@@ -1,5 +1,6 @@
 """What of the site is made from the package itself, and how its examples are called."""
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -80,21 +81,71 @@ def write_identities(app):
     (folder / "identities.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def resolve_at_root(app, env, node, contnode):
-    """Links ``sbridge.NAME`` to where NAME is described, which is the room that it lives in."""
+def groups():
+    """Headings of the reference, each with the public names below it: from the list of the package root alone."""
+    import sbridge
+    from sbridge.laws import Law
+    from sbridge.processes import Process
+    from sbridge.solvers.base import Method
+
+    found = {"Functions": [], "Solvers": [], "Processes": [], "Distributions": [], "Other classes": [], "Rooms": []}
+    for name in sbridge.HOMES:
+        thing = getattr(sbridge, name)
+        kinds = {"Solvers": Method, "Processes": Process, "Distributions": Law}
+        if inspect.ismodule(thing):
+            found["Rooms"].append(name)
+        elif inspect.isclass(thing):
+            found[next((k for k, base in kinds.items() if issubclass(thing, base)), "Other classes")].append(name)
+        else:
+            found["Functions"].append(name)
+    return found
+
+
+def write_names(app):
+    """The public names by kind, each linked to its description."""
+    lines = []
+    for heading, names in groups().items():
+        lines += [f"## {heading}", ""]
+        if heading == "Rooms":
+            import sbridge
+
+            homes = {name: getattr(sbridge, name).__name__ for name in names}
+            lines += [f"- `sb.{name}`: {{py:mod}}`{home}`" for name, home in homes.items()]
+        else:
+            lines += ["```{eval-rst}", ".. autosummary::", "   :nosignatures:", ""]
+            lines += [f"   ~sbridge.{name}" for name in names] + ["```"]
+        lines.append("")
+    folder = Path(app.srcdir, "generated")
+    folder.mkdir(exist_ok=True)
+    (folder / "names.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def homes_of(target):
+    """Addresses under which what is at ``sbridge.…`` may be described: of its own module, and of packages above it."""
     import sbridge
 
+    parts = target.removeprefix("sbridge.").split(".")
+    thing, rest = sbridge, list(parts)
+    while rest and inspect.ismodule(thing):
+        thing = getattr(thing, rest.pop(0), None)
+    if thing is None or inspect.ismodule(thing):
+        return [thing.__name__] if thing else []
+    module, tail = str(getattr(thing, "__module__", "")), ".".join([getattr(thing, "__name__", ""), *rest])
+    above = module.split(".")
+    return [".".join([*above[:depth], tail]) for depth in range(len(above), 1, -1)]
+
+
+def resolve_at_root(app, env, node, contnode):
+    """Links ``sbridge.NAME`` and ``sbridge.ROOM.NAME`` to where NAME is described."""
     if node.get("refdomain") != "py":
         return None
-    target = node["reftarget"].removeprefix("sbridge.")
-    name = target.split(".")[0]
-    if name in sbridge._HOME:
-        domain, page = env.domains["py"], node.get("refdoc", "")
-        home = f"{sbridge._HOME[name]}.{target}"
+    domain, page = env.domains["py"], node.get("refdoc", "")
+    target = node["reftarget"] if node["reftarget"].startswith("sbridge.") else f"sbridge.{node['reftarget']}"
+    for home in homes_of(target):
         found = domain.resolve_xref(env, page, app.builder, node["reftype"], home, node, contnode)
         if found is not None:
             return found
-    if node["reftarget"].startswith("sbridge.") and not node.get("refdoc", "").startswith("api/"):
+    if node["reftarget"].startswith("sbridge.") and not page.startswith("api/"):
         logger.warning("no description of %s to link to", node["reftarget"], location=node)
     return None
 
@@ -103,6 +154,7 @@ def setup(app):
     """What is written before anything is read, and where names lead."""
     autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "Prop.", "Phys.")  # no end of a summary's first sentence
     app.connect("builder-inited", write_identities)
+    app.connect("builder-inited", write_names)
     app.connect("missing-reference", resolve_at_root)
 
 

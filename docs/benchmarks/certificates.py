@@ -18,10 +18,10 @@ from sbridge.benchmarks.output import row
 from sbridge.benchmarks.pairs import MixturePair
 from sbridge.benchmarks.tables import timed
 from sbridge.evaluation import dual_bound
+from sbridge.exact import MixtureControl
 from sbridge.fitting import solve
 from sbridge.laws import Samples
 from sbridge.measures import Estimate
-from sbridge.potentials import MixtureControl
 from sbridge.problems import BridgeProblem
 from sbridge.random import derive
 from sbridge.solvers.mixture import MixtureBridge

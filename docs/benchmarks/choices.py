@@ -19,11 +19,11 @@ from sbridge.benchmarks.planar_pairs import TARGETS, Pair
 from sbridge.benchmarks.tables import mean
 from sbridge.errors import InvalidInputError, check_known
 from sbridge.fitting import solve
+from sbridge.fitting.choice import choose_solver
 from sbridge.laws import Samples
 from sbridge.metrics import energy_distance
 from sbridge.problems import BridgeProblem
 from sbridge.random import derive
-from sbridge.solvers.choice import choose_solver
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 

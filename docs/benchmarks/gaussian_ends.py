@@ -24,11 +24,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from sbridge.analytic import GaussianCoupling
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.pairs import GaussianPair, turning_reference
 from sbridge.benchmarks.tables import SOLVERS, mean, timed
 from sbridge.errors import check_known
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.fitting import fit, solve
 from sbridge.laws import Gaussian
 from sbridge.measures import PathMeasure, path_kl

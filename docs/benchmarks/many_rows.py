@@ -17,16 +17,16 @@ from docs.benchmarks import large
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import timed
-from sbridge.coupling import EntropicCoupling
+from sbridge.couplings import EntropicCoupling
 from sbridge.errors import check_known
 from sbridge.laws import Samples
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion
 from sbridge.random import generator
-from sbridge.registry import Json
 from sbridge.solvers.base import Solver
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.mixture import MixtureBridge
+from sbridge.storage.registry import Json
 
 SOLVERS: dict[str, Solver] = {
     "mixture": MixtureBridge(components=(5,), rounds=1, iterations=10),

@@ -31,12 +31,11 @@ from sbridge.benchmarks.planar_pairs import TARGETS, Pair, PlanarPair
 from sbridge.benchmarks.tables import timed
 from sbridge.errors import InvalidInputError, NotConvergedError, SbridgeError, UnsupportedError, check_known
 from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline
+from sbridge.exact import MixtureControl, MixtureKernel
 from sbridge.fitting import fit
 from sbridge.measures import Direction, PathMeasure
-from sbridge.potentials import MixtureControl, MixtureKernel
 from sbridge.processes import BrownianMotion
 from sbridge.random import derive
-from sbridge.registry import Json
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
@@ -44,6 +43,7 @@ from sbridge.solvers.ipf import IPF
 from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
+from sbridge.storage.registry import Json
 
 SOLVERS: dict[str, tuple[Solver, Solver]] = {
     "mixture": (MixtureBridge(), MixtureBridge(components=(1, 5), rounds=1)),

@@ -9,13 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sbridge.benchmarks.bures import conditional_uvp, marginal_uvp
 from sbridge.benchmarks.planar_pairs import Pair
-from sbridge.bures import conditional_uvp, marginal_uvp
 from sbridge.evaluation.baselines import Map
 from sbridge.laws import Samples
 from sbridge.measures import Estimate, PathMeasure, path_kl
 from sbridge.random import derive, generator
-from sbridge.registry import Json
+from sbridge.storage.registry import Json
 
 _STARTS = 10_000
 

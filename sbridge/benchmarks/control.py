@@ -28,14 +28,14 @@ from sbridge.benchmarks.densities import Target
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.output import say
 from sbridge.errors import InvalidInputError, NotConvergedError, check_known
-from sbridge.evaluation import control_error, objective_and_value
+from sbridge.evaluation import control_error, log_normaliser, objective_and_value
 from sbridge.fitting import solve
 from sbridge.laws import Gaussian, Point
 from sbridge.measures import Estimate, PathMeasure
 from sbridge.problems import ControlProblem
+from sbridge.problems.sampling import sampling_problem
 from sbridge.processes import BrownianMotion, LinearSchedule, VariancePreserving
 from sbridge.random import derive
-from sbridge.sampling import log_normaliser, sampling_problem
 from sbridge.solutions import ControlSolution
 from sbridge.solvers import (
     AdjointMatching,

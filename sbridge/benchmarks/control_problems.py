@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sbridge.benchmarks.quadrature import Barrier, ChainOnLine, CoordinateControl, LimitOnLine, LineProblem
 from sbridge.controls import Control
+from sbridge.exact.riccati import ChainRiccati, Riccati
 from sbridge.laws import Point
-from sbridge.problems import BridgeCorrection, ControlProblem, StoppingSet
+from sbridge.problems import BridgeCorrection, ControlProblem, Quadratic, StoppingSet
 from sbridge.processes import DriftProcess, EulerMaruyama, LinearProcess, OrnsteinUhlenbeck, StepRule
 from sbridge.processes.base import Time
-from sbridge.quadrature import Barrier, ChainOnLine, CoordinateControl, LimitOnLine, LineProblem
-from sbridge.registry import register
-from sbridge.riccati import ChainRiccati, Quadratic, Riccati
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
 

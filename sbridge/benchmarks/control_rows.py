@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sbridge.measures import Estimate
-from sbridge.registry import Json
+from sbridge.storage.registry import Json
 
 
 @dataclass(frozen=True)

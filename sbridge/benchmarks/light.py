@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
-from sbridge.potentials import MixturePotential
+from sbridge.exact import MixturePotential
 from sbridge.processes import BrownianMotion
 from sbridge.random import Seed, generator
 

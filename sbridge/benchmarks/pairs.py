@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sbridge.analytic import GaussianCoupling
 from sbridge.errors import InvalidInputError
+from sbridge.exact import MixtureControl, MixtureKernel, MixturePotential
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.laws import Gaussian, GaussianMixture
 from sbridge.measures import Direction, Estimate, PathMeasure
-from sbridge.potentials import MixtureControl, MixtureKernel, MixturePotential
 from sbridge.processes import BrownianMotion, LinearProcess, OrnsteinUhlenbeck
 from sbridge.random import Seed, derive, generator
 from sbridge.solvers.gaussian import GaussianControl, GaussianKernel

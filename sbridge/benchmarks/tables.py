@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from sbridge.coupling import IndependentCoupling
+from sbridge.couplings import IndependentCoupling
 from sbridge.measures import Estimate
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import GaussianBridge

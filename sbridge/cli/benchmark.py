@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sbridge import files
 from sbridge.benchmarks import bridge, control
 from sbridge.cli.benchmark_commands import Benchmark, BridgeTable, ControlTable
 from sbridge.cli.console import Console
 from sbridge.errors import FileFormatError, InvalidInputError
-from sbridge.registry import Json
+from sbridge.storage import files
+from sbridge.storage.registry import Json
 
 Line = tuple[str, Json | None]
 """Text for people, and what of it goes into the file."""

@@ -7,17 +7,17 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from sbridge import files
-from sbridge.claims import check_vacant, claimed
 from sbridge.cli.commands import Control
 from sbridge.cli.console import Console, Progress
 from sbridge.errors import InvalidInputError
 from sbridge.evaluation import evaluate_control
 from sbridge.fitting import solve
 from sbridge.problems import ControlProblem
-from sbridge.registry import Json
 from sbridge.runs.folder import dumps
 from sbridge.solvers import AdjointMatching, ControlSolver, LogVariance
+from sbridge.storage import files
+from sbridge.storage.claims import check_vacant, claimed
+from sbridge.storage.registry import Json
 from sbridge.training import Info, State
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from sbridge.claims import check_run, check_startable
 from sbridge.cli import commands
+from sbridge.data.specs import ENDINGS, check_spec
 from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnknownNameError
-from sbridge.specs import ENDINGS, check_spec
+from sbridge.storage.claims import check_run, check_startable
 
 _NO_INPUT = ("--out", "--json", "--figure", "--columns", "--rep", "--time-key", "--device", "--only")
 """Options whose values are no data sets, whatever they look like."""

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sbridge import files
 from sbridge.cli.commands import Plot
 from sbridge.cli.console import Console
-from sbridge.courses import Course
 from sbridge.errors import FileFormatError
 from sbridge.evaluation import Certificate
+from sbridge.fitting.courses import Course
 from sbridge.plotting import Clock, course_figures, save_certificate, standard_figures
 from sbridge.random import derive, generator
-from sbridge.report import leg_folder
 from sbridge.runs import RunFolder
+from sbridge.runs.report import leg_folder
+from sbridge.storage import files
 from sbridge.training import Info
 
 

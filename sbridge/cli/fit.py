@@ -11,22 +11,22 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sbridge import files
-from sbridge.claims import check_vacant
 from sbridge.cli.commands import Demo, Diffuse, Fit, Training
 from sbridge.cli.console import Console, Progress, ScoringBar, duration, peak_memory
 from sbridge.cli.figures import draw
 from sbridge.cli.options import Automatic, Brownian
 from sbridge.cli.plan import Plan, make_diffusion_plan, make_plan
-from sbridge.courses import Course
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.evaluation import certificate_or_reason, evaluate, watched
+from sbridge.fitting.courses import Course
 from sbridge.random import derive
-from sbridge.registry import Json
-from sbridge.report import LegReport, RunReport, describe
 from sbridge.runs import ClaimedFolder, RunFolder, Stopped, train
+from sbridge.runs.report import LegReport, RunReport, describe
 from sbridge.solvers.base import Solver
+from sbridge.storage import files
+from sbridge.storage.claims import check_vacant
+from sbridge.storage.registry import Json
 from sbridge.training import Callback
 
 _FIGURE_ROWS = 2000

@@ -25,8 +25,8 @@ from tyro.constructors import (
 from sbridge.errors import InvalidInputError, SbridgeError, unknown_name
 
 if TYPE_CHECKING:
+    from sbridge.laws.scaling import AffineScaling
     from sbridge.processes import Process
-    from sbridge.scaling import AffineScaling
 
 
 _LIBRARY = (
@@ -181,10 +181,10 @@ NOISING = {name: REFERENCES[name] for name in ("variance-preserving", "variance-
 PROCESSES = {"auto": Automatic, **REFERENCES}
 _FAMILIES = {
     "Coupling": {
-        "independent": "sbridge.coupling:IndependentCoupling",
-        "reference": "sbridge.coupling:ReferenceCoupling",
-        "entropic": "sbridge.coupling:EntropicCoupling",
-        "minibatch": "sbridge.coupling:MinibatchCoupling",
+        "independent": "sbridge.couplings:IndependentCoupling",
+        "reference": "sbridge.couplings:ReferenceCoupling",
+        "entropic": "sbridge.couplings:EntropicCoupling",
+        "minibatch": "sbridge.couplings:MinibatchCoupling",
     },
     "HalfBridge": {
         "mean-matching": "sbridge.solvers.half_bridges:MeanMatching",

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
-from sbridge.courses import Course
+from sbridge.data import Inputs, ReadOptions, read_inputs, read_table, split
 from sbridge.diffusion import end_law
 from sbridge.errors import InvalidInputError, UnsupportedError, number
 from sbridge.fitting import Preparation, choose_sigma, prepare
-from sbridge.inputs import Inputs, ReadOptions, read_inputs, read_table, split
+from sbridge.fitting.courses import Course
 from sbridge.laws import Density, Samples
+from sbridge.laws.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
 from sbridge.random import derive, generator
-from sbridge.registry import Json, encode
 from sbridge.runs import RUN_FORMAT, RunFolder
-from sbridge.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
+from sbridge.storage.registry import Json, encode
 from sbridge.time import snapped
 
 _SCALINGS: dict[str, ScalingRecipe | None] = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sbridge import files
 from sbridge.cli.commands import Report
 from sbridge.cli.console import Console
 from sbridge.errors import FileFormatError, listed
-from sbridge.page import FIGURES, report_page
 from sbridge.runs import RunFolder
+from sbridge.runs.page import FIGURES, report_page
+from sbridge.storage import files
 
 
 def run_report(command: Report, console: Console) -> int:

@@ -12,11 +12,11 @@ from torch import Tensor
 from sbridge.cli.commands import Sample
 from sbridge.cli.console import Console
 from sbridge.cli.plan import dtype_of, read_options, time_given
-from sbridge.courses import Course
+from sbridge.data import BLOCK_ROWS, open_rows
+from sbridge.data.outputs import writer_for
 from sbridge.diffusion import generate, is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
-from sbridge.inputs import BLOCK_ROWS, open_rows
-from sbridge.outputs import writer_for
+from sbridge.fitting.courses import Course
 from sbridge.random import derive, generator
 from sbridge.runs import RunFolder
 from sbridge.time import snapped

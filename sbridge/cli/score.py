@@ -7,11 +7,10 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 
-from sbridge import files
 from sbridge.cli.commands import Evaluate
 from sbridge.cli.console import Console, ScoringBar
 from sbridge.cli.plan import dtype_of, read_options, time_given
-from sbridge.courses import Course
+from sbridge.data import Table, read_inputs
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.evaluation import (
@@ -25,11 +24,12 @@ from sbridge.evaluation import (
     score_at,
     watched,
 )
-from sbridge.inputs import Table, read_inputs
+from sbridge.fitting.courses import Course
 from sbridge.metrics import STANDARD_METRICS, HalfEnergyDistance
 from sbridge.plotting import save_certificate
 from sbridge.random import derive
 from sbridge.runs import RunFolder
+from sbridge.storage import files
 from sbridge.time import snapped
 
 

@@ -9,23 +9,23 @@ from typing import Any
 
 import torch
 
-from sbridge import files
 from sbridge.cli.commands import Verify
 from sbridge.cli.console import Console
 from sbridge.cli.options import Automatic, Noise, Preserving, Reverting
 from sbridge.cli.plan import read_options
+from sbridge.data import read_table
 from sbridge.diffusion.parts import is_reverse_diffusion, score_of
 from sbridge.diffusion.reverse import moments
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.identities import Setting, listing, standard_settings, verify
 from sbridge.identities.base import chosen
-from sbridge.inputs import read_table
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
+from sbridge.laws.scaling import AffineScaling
 from sbridge.processes import LinearProcess, Process
 from sbridge.random import derive, generator
 from sbridge.runs import RunFolder
-from sbridge.scaling import AffineScaling
 from sbridge.solutions import Bridge
+from sbridge.storage import files
 
 FAILED = 1
 _STANDARD = {"ornstein-uhlenbeck": "OU", "variance-preserving": "VP", "variance-exploding": "VE"}

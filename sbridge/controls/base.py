@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sbridge.registry import register
-from sbridge.scaling import AffineScaling
+from sbridge.laws.scaling import AffineScaling
+from sbridge.storage.registry import register
 
 Time = float | Tensor
 
@@ -38,7 +38,7 @@ class ZeroControl:
 class ScaledControl:
     """A control of the model's units, used in the units of the data: ``u(t, x) = ũ(t, (x − shift)/scale)``.
 
-    Noise units do not change under a change of state units (see :mod:`sbridge.scaling`).
+    Noise units do not change under a change of state units (see :mod:`sbridge.laws.scaling`).
     """
 
     control: Control

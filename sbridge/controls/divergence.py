@@ -12,7 +12,7 @@ from torch import Tensor
 from sbridge.controls.base import Control, Time
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.random import Seed, generator
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 class Divergence(ABC):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError
 from sbridge.random import as_seed
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 _HARMONICS = 4
 _MOST_LAYERS = 1000  # far beyond use; a damaged file may ask for any number

@@ -24,7 +24,7 @@ from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.objectives.score_matching import checked_score, denoising_target
 from sbridge.processes import LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import spread
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from torch import Tensor
 from sbridge.diffusion.conversions import Score, checked_score, noise_from_score
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.processes import LinearProcess, VariancePreserving
-from sbridge.registry import register
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
 

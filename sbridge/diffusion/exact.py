@@ -12,13 +12,13 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import as_times
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.exact.plug_in import FarEnd
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.linear import LinearMap
 from sbridge.measures import Direction
 from sbridge.processes import LinearProcess
 from sbridge.processes.base import check_time
-from sbridge.registry import register
-from sbridge.solvers.sinkhorn import FarEnd
+from sbridge.storage.registry import register
 from sbridge.transport import Cloud
 
 

@@ -20,7 +20,7 @@ from sbridge.diffusion.posterior import posterior
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Law
 from sbridge.processes import LinearProcess
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 @register

@@ -13,7 +13,7 @@ from sbridge.linear import LinearMap
 from sbridge.processes import LinearProcess
 from sbridge.processes.base import Transition
 from sbridge.random import as_seed
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 @register

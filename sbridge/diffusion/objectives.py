@@ -28,7 +28,7 @@ from sbridge.objectives.score_matching import (
 )
 from sbridge.processes import LinearProcess
 from sbridge.processes.base import Time
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 @runtime_checkable

@@ -26,11 +26,11 @@ from sbridge.linear import LinearMap
 from sbridge.measures.measure import noise_for, pieces
 from sbridge.processes import LinearProcess, StepRule
 from sbridge.random import Seed, as_seed, derive
-from sbridge.registry import register
 from sbridge.simulation import propagate
 from sbridge.simulation.engine import require_finite
 from sbridge.simulation.ode import Heun, ODEMethod, flow
 from sbridge.solutions import Bridge
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.processes import LinearProcess
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 _CELLS = 512
 

@@ -16,13 +16,13 @@ from sbridge.diffusion.reverse import REVERSE_GRID, START_TIME, reverse_diffusio
 from sbridge.diffusion.times import check_start
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Density
+from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.random import as_seed, derive, generator as generator_of
-from sbridge.registry import register
-from sbridge.scaling import NoScaling, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
 

@@ -29,6 +29,7 @@ from sbridge.evaluation.control import (
 )
 from sbridge.evaluation.evaluate import evaluate, score_at
 from sbridge.evaluation.judge import Limits
+from sbridge.evaluation.normaliser import WeightedSamples, log_normaliser
 from sbridge.evaluation.progress import Watcher, watched
 from sbridge.evaluation.report import SCHEMA, Column, Quantity, Report, Score, Task
 
@@ -48,6 +49,7 @@ __all__ = [
     "Score",
     "Task",
     "Watcher",
+    "WeightedSamples",
     "certificate_json",
     "certificate_or_reason",
     "certificate_text",
@@ -57,6 +59,7 @@ __all__ = [
     "evaluate",
     "evaluate_control",
     "fixed_point_residual",
+    "log_normaliser",
     "objective_and_value",
     "score_at",
     "signal_to_noise",

@@ -11,7 +11,7 @@ from torch import Tensor
 from sbridge import transport
 from sbridge.errors import UnsupportedError
 from sbridge.processes import Direction, LinearProcess, Process
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 Map = Callable[[Tensor], Tensor]
 

@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbridge.display import value_and_error
 from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnsupportedError
 from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate, parts_of, plug_in_directions
 from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.report import COPY, MODEL, PERFECT, Quantity, Report
 from sbridge.evaluation.rows import shuffled
 from sbridge.evaluation.wording import COST, GENERAL_NOTES
+from sbridge.exact import MixtureControl, MixturePotential
 from sbridge.fitting import solve
 from sbridge.laws import Samples
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, martingale
 from sbridge.metrics import EnergyDistance
-from sbridge.numbers import value_and_error
-from sbridge.potentials import MixtureControl, MixturePotential
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.random import ROW_BLOCK, Seed, as_seed, derive
-from sbridge.registry import Json
 from sbridge.solutions import Bridge
 from sbridge.solvers.gaussian import span_fewer
 from sbridge.solvers.mixture import MixtureBridge
+from sbridge.storage.registry import Json
 
 SCHEMA = "sbridge.certificate/1"
 _PROBE_ROWS, _LEAST_ROWS = 16, 64

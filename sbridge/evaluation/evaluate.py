@@ -30,13 +30,13 @@ from sbridge.evaluation.report import (
 )
 from sbridge.evaluation.rows import End, end_of, pooled, shuffled
 from sbridge.evaluation.wording import COST, COST_COLUMN, columns_of, limit_notes
+from sbridge.exact.plug_in import PlugInControl
 from sbridge.laws import Samples, as_rows
 from sbridge.measures import Direction, Estimate, PathMeasure, jeffreys, path_kl
 from sbridge.metrics import STANDARD_METRICS, Metric
 from sbridge.processes.base import check_time
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
-from sbridge.solvers.sinkhorn import PlugInControl
 
 Rows = Tensor | np.ndarray
 _OWN_CANDIDATES = 3  # the bridge, perfect samples and copies, beside the baselines

@@ -14,7 +14,7 @@ from sbridge.evaluation.report import Score
 from sbridge.measures import Estimate
 from sbridge.metrics import Metric
 from sbridge.random import derive, generator
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 _LEAST_BLOCK = 16
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sbridge.display import decimals_of, value_and_error
 from sbridge.errors import FileFormatError, unknown_name
 from sbridge.measures import Estimate
-from sbridge.numbers import decimals_of, value_and_error
 
-SCHEMA = "sbridge.report/1"
+SCHEMA = "sbridge.runs.report/1"
 MODEL = "bridge"
 PERFECT = "perfect samples"
 PERFECT_HALVES = "perfect, half size"

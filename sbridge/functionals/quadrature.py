@@ -15,8 +15,8 @@ from sbridge.measures import Estimate, PathMeasure, Paths
 from sbridge.measures.measure import pieces
 from sbridge.processes.base import Time
 from sbridge.random import ROW_BLOCK, Seed, as_seed
-from sbridge.registry import register
 from sbridge.simulation import simulate
+from sbridge.storage.registry import register
 
 RowFunction = Callable[[Time, Tensor], Tensor]
 """``(t, x) → (batch,)``."""

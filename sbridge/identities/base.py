@@ -9,7 +9,7 @@ from enum import Enum
 
 from sbridge.errors import InvalidInputError, NonFiniteError, SbridgeError, check_known
 from sbridge.identities.settings import Setting
-from sbridge.registry import Json
+from sbridge.storage.registry import Json
 
 SIGMAS = 3.0
 """An equality holds within this many standard errors, beside the allowance for time steps."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sbridge.display import value_and_error
 from sbridge.errors import InvalidInputError, NonFiniteError
-from sbridge.numbers import value_and_error
 
 
 @dataclass(frozen=True)

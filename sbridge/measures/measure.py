@@ -18,8 +18,8 @@ from sbridge.modes import standard_modes
 from sbridge.processes.base import LinearProcess, Process, check_time
 from sbridge.processes.chain import Chain, Direction, ExactTransition, StepRule, check_growth, default_rule
 from sbridge.random import ROW_BLOCK, NormalNoise, Seed, as_seed, derive, generator
-from sbridge.registry import register
 from sbridge.simulation import Detached, Gradient, propagate, simulate
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
 Times = Sequence[float] | np.ndarray | Tensor

@@ -11,15 +11,8 @@ from sbridge.objectives.control import (
     relative_entropy,
     residual,
 )
-from sbridge.objectives.costs import Costs, RunningCost, TerminalCost
-from sbridge.objectives.stopping import BridgeCorrection, StoppingSet
 
 __all__ = [
-    "BridgeCorrection",
-    "Costs",
-    "RunningCost",
-    "StoppingSet",
-    "TerminalCost",
     "action",
     "adjoint_targets",
     "control_values",

@@ -10,7 +10,7 @@ from torch import Tensor
 from sbridge.controls import Control
 from sbridge.errors import UnsupportedError
 from sbridge.measures import Paths
-from sbridge.objectives.costs import WITHOUT_GRADIENTS, Costs
+from sbridge.problems.costs import WITHOUT_GRADIENTS, Costs
 from sbridge.processes import Chain
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sbridge.controls import Control
 from sbridge.errors import UnsupportedError
 from sbridge.measures import Paths, importance_weights
-from sbridge.objectives.costs import WITHOUT_GRADIENTS, Costs
+from sbridge.problems.costs import WITHOUT_GRADIENTS, Costs
 from sbridge.simulation.engine import check_control
 
 

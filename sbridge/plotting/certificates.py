@@ -6,8 +6,8 @@ import textwrap
 
 from matplotlib.axes import Axes
 
+from sbridge.display import value_and_error
 from sbridge.evaluation import Certificate
-from sbridge.numbers import value_and_error
 from sbridge.plotting.style import INK, SOURCE, axes, tidy
 
 _BAR = 2.0  # standard errors either side

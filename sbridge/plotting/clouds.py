@@ -10,8 +10,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from sbridge.courses import Course
 from sbridge.errors import InvalidInputError
+from sbridge.fitting.courses import Course
 from sbridge.measures import Direction
 from sbridge.plotting.ends import end_rows, states_at
 from sbridge.plotting.projection import Projection

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from torch import Tensor
 
-from sbridge.courses import Course
 from sbridge.errors import InvalidInputError
+from sbridge.fitting.courses import Course
 from sbridge.measures import Paths
 from sbridge.plotting.projection import Projection
 from sbridge.plotting.style import TIME, Clock, axes, cloud, limits, opacity, plane, spaced, tidy, time_bar

@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sbridge import files
-from sbridge.courses import Course
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.evaluation import Certificate
+from sbridge.fitting.courses import Course
 from sbridge.laws import as_rows
 from sbridge.plotting.certificates import certificate
 from sbridge.plotting.clouds import course_marginals, marginals
@@ -27,6 +26,7 @@ from sbridge.plotting.projection import Projection
 from sbridge.plotting.style import Clock, spaced
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
+from sbridge.storage import files
 
 _DOTS_PER_INCH = 150
 _PATHS = 150

@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
-from sbridge.numbers import time_text
+from sbridge.display import time_text
 
 # Okabe & Ito's blue and vermillion keep apart for every kind of colour vision. Time runs from one to the other, so a
 # colour means the same moment in every figure.

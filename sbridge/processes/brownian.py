@@ -11,7 +11,7 @@ from torch import Tensor
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Time, Transition, check_horizon
 from sbridge.processes.coefficients import Diffusion, Scale, as_scale, clock, identity, integrate, interval
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 @register

@@ -23,7 +23,7 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Process, Transition
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 @register

@@ -12,7 +12,7 @@ from sbridge.errors import InvalidInputError
 from sbridge.linear import LinearMap
 from sbridge.processes.base import Process, Time, check_horizon
 from sbridge.processes.coefficients import Diffusion, Scale, as_scale, clock
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 @register

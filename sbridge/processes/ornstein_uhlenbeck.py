@@ -27,7 +27,7 @@ from sbridge.processes.coefficients import (
     panels_for,
     relative_expm1,
 )
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 _LEAST_SHARE = 1e-15  # smallest eigenvalue of the noise's correlations: σ may have singular values 1e7 apart
 TERMS = 20  # of the series on a step with ‖rate‖ h ≤ ½: the first one left out is below 1/20! = 4e-19

@@ -7,14 +7,14 @@ from functools import singledispatch
 
 from torch import Tensor
 
+from sbridge.laws.scaling import AffineScaling
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Process, Time, Transition
 from sbridge.processes.brownian import BrownianMotion
 from sbridge.processes.coefficients import Diffusion, ScaleFunction
 from sbridge.processes.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sbridge.processes.variance import VarianceExploding, VariancePreserving
-from sbridge.registry import register
-from sbridge.scaling import AffineScaling
+from sbridge.storage.registry import register
 
 
 @register
@@ -87,7 +87,7 @@ class RescaledLinearProcess(LinearProcess):
 def rescale(process: Process, scaling: AffineScaling) -> Process:
     """The process of ``X̃ = (X − shift)/scale`` when ``X`` follows ``process``.
 
-    The control in noise units and the driving noise are the same for both (see :mod:`sbridge.scaling`).
+    The control in noise units and the driving noise are the same for both (see :mod:`sbridge.laws.scaling`).
     The families of this package stay in their family; other linear processes stay linear.
 
     Args:

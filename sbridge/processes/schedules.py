@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 class Schedule(ABC):

@@ -21,7 +21,7 @@ from sbridge.processes.coefficients import (
     interval,
 )
 from sbridge.processes.schedules import LinearSchedule, Schedule
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 @register

@@ -14,8 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sbridge import files
 from sbridge.errors import FileFormatError, NonFiniteError
+from sbridge.storage import files
 from sbridge.training import Flat, Info, State
 
 CHECKPOINT_FORMAT = "sbridge.checkpoint/2"

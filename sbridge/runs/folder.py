@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from sbridge import files
-from sbridge.claims import CONFIG, REPORT, check_run, check_vacant, claimed, remove_parts
-from sbridge.courses import Course
 from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
-from sbridge.registry import Json
+from sbridge.fitting.courses import Course
 from sbridge.solutions import load_bridge
+from sbridge.storage import files
+from sbridge.storage.claims import CONFIG, REPORT, check_run, check_vacant, claimed, remove_parts
+from sbridge.storage.registry import Json
 from sbridge.training import Info
 
 FORMAT = "sbridge.run/2"

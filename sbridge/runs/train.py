@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sbridge.courses import Course
 from sbridge.errors import NonFiniteError, NotConvergedError
 from sbridge.fitting import Preparation
+from sbridge.fitting.courses import Course
 from sbridge.runs.checkpoints import Checkpoint, History, Keeper, Stopped, StopRequest
 from sbridge.runs.folder import RunFolder
 from sbridge.solutions import Bridge, load_bridge, save_bridge

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, NonFiniteError, NotConvergedError
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 Velocity = Callable[[float, Tensor], Tensor]
 """``(t, x) →`` velocity per unit of bridge time, shape ``(batch, dim)``."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sbridge.registry import register
+from sbridge.storage.registry import register
 
 
 class Gradient:

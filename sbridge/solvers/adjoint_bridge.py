@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from sbridge.controls import MLP, NetworkRecipe, seeded_control
-from sbridge.coupling.simple import Pairs
+from sbridge.couplings.simple import Pairs
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.laws import Density
+from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.measures import PathMeasure, Paths
 from sbridge.objectives.adjoint import adjoint_targets, gradient, lean_adjoint
-from sbridge.objectives.costs import Costs, checked, hides_gradient
 from sbridge.problems import BridgeProblem, unknown_transition
+from sbridge.problems.costs import Costs, checked, hides_gradient
 from sbridge.processes import Direction
 from sbridge.random import as_seed, derive, generator as generator_of
-from sbridge.registry import register
-from sbridge.scaling import NoScaling, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.control import Annealing, Replay
 from sbridge.solvers.control.adjoint import keep_rows, regression_rows, row_loss
 from sbridge.solvers.half_bridges import sampled_end, warn_if_slow
 from sbridge.solvers.matching import DIRECTIONS, Regression
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
 

@@ -7,10 +7,10 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 
+from sbridge.laws.scaling import CommonScale, ScalingRecipe
 from sbridge.problems import BridgeProblem
-from sbridge.registry import check_kinds
-from sbridge.scaling import CommonScale, ScalingRecipe
 from sbridge.solutions import Bridge
+from sbridge.storage.registry import check_kinds
 from sbridge.training import Flat, Info, State
 
 P = TypeVar("P")

@@ -18,9 +18,9 @@ from sbridge.measures import Direction, PathMeasure
 from sbridge.problems import BridgeProblem, ControlProblem, StoppingSet
 from sbridge.processes import BrownianMotion, DriftProcess
 from sbridge.random import as_seed, derive, generator as generator_of
-from sbridge.registry import decode, encode
 from sbridge.solutions import Bridge, ControlSolution
 from sbridge.solvers.base import Method
+from sbridge.storage.registry import decode, encode
 from sbridge.training import Flat, State
 
 _ROWS = 5

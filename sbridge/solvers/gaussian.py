@@ -8,19 +8,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sbridge.analytic import GaussianCoupling
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.laws import Gaussian, Law, Samples
+from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes import Direction
 from sbridge.processes.base import affine
-from sbridge.registry import register
-from sbridge.scaling import NoScaling, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info
 
@@ -28,7 +28,7 @@ from sbridge.training import Flat, Info
 @register
 @dataclass(frozen=True, eq=False)
 class GaussianControl:
-    """``u(t, x) = G(t) x + h(t)``: the control of a :class:`~sbridge.analytic.GaussianCoupling` in one direction."""
+    """``u(t, x) = G(t) x + h(t)``: the control of a :class:`~sbridge.exact.GaussianCoupling` in one direction."""
 
     coupling: GaussianCoupling
     direction: Direction
@@ -76,7 +76,7 @@ class GaussianState:
 @register
 @dataclass(frozen=True)
 class GaussianBridge(Solver[GaussianState]):
-    """Closed form for Gaussian ends under a linear reference (see :class:`~sbridge.analytic.GaussianCoupling`).
+    """Closed form for Gaussian ends under a linear reference (see :class:`~sbridge.exact.GaussianCoupling`).
 
     Sampled ends are replaced by the Gaussians of their means and covariances: the solution then transports the
     sources by the best affine map plus noise, which is a baseline for non-Gaussian data, not their bridge.

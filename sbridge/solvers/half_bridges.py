@@ -13,18 +13,17 @@ from torch import Tensor, nn
 
 from sbridge.controls import Control, Divergence, ExactTrace
 from sbridge.errors import ConvergenceWarning, UnsupportedError
-from sbridge.laws import Density, Law
+from sbridge.laws import Density, HasDensity, Law
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
-from sbridge.objectives.costs import Costs
 from sbridge.objectives.half_bridge import StepsTaken, When, likelihood, mean_matching, terminal_adjoint
 from sbridge.objectives.score_matching import divergence
 from sbridge.problems import BridgeProblem
+from sbridge.problems.costs import Costs
 from sbridge.processes import Chain, Direction, LinearProcess, Process
 from sbridge.processes.base import Time
 from sbridge.random import generator as generator_of
-from sbridge.registry import register
-from sbridge.sampling import HasDensity
+from sbridge.storage.registry import register
 
 _PROBE_ROWS = 8
 _LEFT = 0.1  # of the error along the widest direction: more is told

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sbridge.controls import NetworkRecipe, ScaledMLP
-from sbridge.coupling import Coupling, EntropicCoupling
-from sbridge.coupling.simple import Pairs
+from sbridge.couplings import Coupling, EntropicCoupling
+from sbridge.couplings.simple import Pairs
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
 from sbridge.processes import Direction
-from sbridge.registry import register
 from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingSolver, MatchingState
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Info, Optimisation
 

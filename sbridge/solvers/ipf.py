@@ -17,7 +17,6 @@ from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, ControlProblem
 from sbridge.processes import Chain, Direction, Process, default_rule
 from sbridge.random import as_seed, derive, generator as generator_of
-from sbridge.registry import register
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.control.door import check_steps
@@ -29,6 +28,7 @@ from sbridge.solvers.half_bridges import (
     sampled_end,
     warn_if_slow,
 )
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sbridge.controls import NetworkRecipe, ScaledMLP
-from sbridge.coupling import Coupling, MinibatchCoupling
+from sbridge.couplings import Coupling, MinibatchCoupling
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
-from sbridge.registry import register
 from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingSolver, MatchingState
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Info, Optimisation
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from sbridge.controls import Control, NetworkRecipe, seeded_control
-from sbridge.coupling import Coupling
-from sbridge.coupling.simple import Pairs, PairSampler
+from sbridge.couplings import Coupling
+from sbridge.couplings.simple import Pairs, PairSampler
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, unknown_transition, unsampled_end

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
+from sbridge.exact import MixtureControl, MixtureKernel
+from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
 from sbridge.laws import Law, Point, Samples
+from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.measures import PathMeasure
-from sbridge.potentials import MixtureControl, MixtureKernel
 from sbridge.problems import BridgeProblem, unknown_transition, unsampled_end
 from sbridge.processes import Direction
 from sbridge.random import as_seed, derive, generator as generator_of
-from sbridge.registry import register
-from sbridge.scaling import NoScaling, ScalingRecipe
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import span_fewer
 from sbridge.solvers.mixture_climb import Watch, climb_by_matching, climb_by_quasi_newton, shrink
 from sbridge.solvers.mixture_likelihood import Likelihood, Rows
 from sbridge.solvers.mixture_plan import Coordinates, Parts
-from sbridge.solvers.sinkhorn import FarEnd, PlugInControl, PlugInKernel
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Flat, Info, flat_number, flat_tensor
 from sbridge.transport import Cloud

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sbridge.potentials import MixturePotential
+from sbridge.exact import MixturePotential
 from sbridge.processes import LinearProcess
 from sbridge.solvers.gaussian import sample_moments
 

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sbridge.arrays import check_rows
 from sbridge.errors import InvalidInputError
-from sbridge.registry import register
+from sbridge.laws.arrays import check_rows
+from sbridge.storage.registry import register
 
 _CHUNK = 2**17
 """Entries of a block of weights; 1 MB in float64, which stays in cache with its copies."""

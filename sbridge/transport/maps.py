@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
-from sbridge.registry import register
-from sbridge.scaling import common_units
+from sbridge.laws.scaling import common_units
+from sbridge.storage.registry import register
 from sbridge.transport.cloud import Cloud
 from sbridge.transport.plans import check_pair, exact_plan
 from sbridge.transport.sinkhorn import EntropicProblem, Sinkhorn, sinkhorn

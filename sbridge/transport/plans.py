@@ -8,9 +8,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from sbridge.arrays import check_rows
 from sbridge.errors import InvalidInputError, NotConvergedError
-from sbridge.scaling import common_units
+from sbridge.laws.arrays import check_rows
+from sbridge.laws.scaling import common_units
 
 _POT_ROUND = 20
 _POT_WARM_ITERATIONS = 5

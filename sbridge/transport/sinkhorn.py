@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, NotConvergedError
-from sbridge.registry import register
+from sbridge.storage.registry import register
 from sbridge.transport.cloud import Cloud
 from sbridge.transport.plans import check_pair, weights_of
 

@@ -5,8 +5,7 @@ from sbridge.solvers.control.base import ControlSolver, ControlState
 from sbridge.solvers.control.entropy import RelativeEntropy
 from sbridge.solvers.control.ratios import CrossEntropy, LogVariance, Moment
 from sbridge.solvers.control.reciprocal import ReciprocalAdjointMatching
-from sbridge.solvers.control.riccati_start import RiccatiStart
-from sbridge.solvers.control.starts import Annealing, EarlierStart, WarmStart, ZeroStart
+from sbridge.solvers.control.starts import Annealing, EarlierStart, RiccatiStart, WarmStart, ZeroStart
 
 __all__ = [
     "AdjointMatching",

@@ -13,11 +13,11 @@ from sbridge.errors import InvalidInputError, NotConvergedError
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
 from sbridge.objectives.control import action
-from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
+from sbridge.problems.costs import Costs
 from sbridge.processes import Chain
-from sbridge.registry import check_kinds, register
 from sbridge.solvers.control.base import ControlSolver, ControlState
+from sbridge.storage.registry import check_kinds, register
 from sbridge.training import Info, Optimisation
 
 _FLOOR = 1e-6

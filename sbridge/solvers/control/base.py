@@ -14,8 +14,8 @@ from sbridge.controls import AdditiveMLP, Control, NetworkControl, NetworkRecipe
 from sbridge.errors import InvalidInputError, NonFiniteError
 from sbridge.measures import PathMeasure, Paths
 from sbridge.objectives.control import action
-from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
+from sbridge.problems.costs import Costs
 from sbridge.processes import StepRule, default_rule
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.simulation import Detached, Gradient

@@ -10,13 +10,13 @@ from sbridge.controls import Control
 from sbridge.errors import InvalidInputError
 from sbridge.measures.measure import noise_for
 from sbridge.objectives.control import relative_entropy
-from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
+from sbridge.problems.costs import Costs
 from sbridge.processes.base import Time
 from sbridge.random import as_seed
-from sbridge.registry import register
 from sbridge.simulation import Backprop, Detached, Gradient, ReversibleAdjoint, endpoint
 from sbridge.solvers.control.base import ControlSolver, ControlState
+from sbridge.storage.registry import register
 from sbridge.training import Info
 
 

@@ -19,10 +19,10 @@ from sbridge.objectives.control import (
     moment,
     residual,
 )
-from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
-from sbridge.registry import register
+from sbridge.problems.costs import Costs
 from sbridge.solvers.control.base import ControlSolver, ControlState
+from sbridge.storage.registry import register
 from sbridge.training import Info
 
 

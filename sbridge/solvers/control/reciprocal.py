@@ -11,13 +11,13 @@ from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Point
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, terminal_gradient
-from sbridge.objectives.costs import Costs
 from sbridge.problems import ControlProblem
+from sbridge.problems.costs import Costs
 from sbridge.processes import ExactTransition, LinearProcess
 from sbridge.random import generator
-from sbridge.registry import register
 from sbridge.solvers.control.adjoint import MatchingSolver
 from sbridge.solvers.control.base import ControlState
+from sbridge.storage.registry import register
 
 _MEMORY = 1e-3
 _PROBE_ROWS = 1024

@@ -1,0 +1,183 @@
+"""Whole tables in memory, checked, with the digest of what they were read from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbridge.data.annotated import read_annotated
+from sbridge.data.reading import gathered, warn_of_row_numbers
+from sbridge.data.sources import ArrayRows, ReadOptions, RowSource, array_rows, cells_at, open_rows
+from sbridge.data.specs import existing_file
+from sbridge.display import short_repr
+from sbridge.errors import InvalidInputError, listed
+from sbridge.random import derive, generator
+from sbridge.time import same_times, snapped
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows read into memory.
+
+    Attributes:
+        name: what the user called it.
+        rows: ``(n, dim)``, float32 or float64, on the CPU.
+        columns: their names; empty if they have none.
+        sha256: of the file, or of the numbers of a built-in set.
+        time: of the rows, if the file says it.
+    """
+
+    name: str
+    rows: Tensor
+    columns: tuple[str, ...]
+    sha256: str
+    time: float | None = None
+
+    __repr__ = short_repr
+
+    @property
+    def dim(self) -> int:
+        """The number of columns."""
+        return self.rows.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Two or more snapshots in one space, and their times if the user gave any."""
+
+    tables: tuple[Table, ...]
+    times: tuple[float, ...] | None
+
+
+def read_table(spec: str, options: ReadOptions = ReadOptions()) -> Table:
+    """All rows of what ``spec`` names (see :func:`~sbridge.data.open_rows`); at least two.
+
+    Integers and text are float32 if every column varies by 1024 steps of float32 or more, else float64, with a warning.
+    """
+    (table,) = _tables([open_rows(spec, options)], [_digest(spec)])
+    return table
+
+
+def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptions = ReadOptions()) -> Inputs:
+    """Snapshots and their times.
+
+    Several ``specs`` are one snapshot each, with ``times`` for each; without, times are those that the files say, or
+    none for two. A single ``.h5ad`` file with a ``time_key`` holds all snapshots; ``times`` then selects some.
+
+    Raises:
+        InvalidInputError: if numbers of files and times do not fit, or columns differ between snapshots; and as
+            :func:`~sbridge.data.open_rows`.
+    """
+    if options.time_key is not None and len(specs) == 1:
+        tables, found = _snapshots(specs, times, options)
+    else:
+        _check_counts(specs, times)
+        # A built-in set named twice is drawn twice.
+        own = [replace(options, seed=derive(options.seed, "data set", place)) for place in range(len(specs))]
+        sources = [open_rows(spec, mine) for spec, mine in zip(specs, own, strict=True)]
+        tables = _tables(sources, [_digest(spec) for spec in specs])
+        said = [table.time for table in tables if table.time is not None]
+        found = tuple(float(t) for t in times or (said if len(said) == len(tables) else ())) or None
+        if found is None and len(specs) > 2:
+            raise InvalidInputError(f"{len(specs)} data sets need their times: --times, one for each, rising.")
+    if found is not None and not all(a < b for a, b in pairwise(found)):
+        raise InvalidInputError(f"times must rise, got {listed(found)}; put the data sets in that order.")
+    _check_alike(tables)
+    return Inputs(tuple(tables), found)
+
+
+def split(rows: Tensor, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """``rows`` parted at random into those to fit and those held out, each in their old order.
+
+    Raises:
+        InvalidInputError: if ``fraction`` is not in ``[0, 1)``, or leaves fewer than two rows on a side that it uses.
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise InvalidInputError(f"the held-out fraction must lie in [0, 1), got {fraction:g}.")
+    count = round(fraction * len(rows))
+    if fraction > 0 and (count < 2 or len(rows) - count < 2):
+        raise InvalidInputError(
+            f"holding out {fraction:g} of the {len(rows)} rows of {name} leaves {count} to score with and "
+            f"{len(rows) - count} to fit; each needs two. Choose another fraction, or 0 to score nothing."
+        )
+    order = torch.randperm(len(rows), generator=generator(derive(seed, "held out")))
+    return rows[order[count:].sort().values], rows[order[:count].sort().values]
+
+
+def _tables(sources: Sequence[RowSource], digests: Sequence[str | None]) -> list[Table]:
+    tables = []
+    for source, digest, rows in zip(sources, digests, gathered(sources), strict=True):
+        if len(rows) < 2:
+            raise InvalidInputError(f"{source.name} has {len(rows)} row; at least 2 are needed.")
+        warn_of_row_numbers(source, rows)
+        digest = digest or hashlib.sha256(rows.tobytes()).hexdigest()
+        tables.append(Table(source.name, torch.from_numpy(rows), source.columns, digest, source.time))
+    return tables
+
+
+def _digest(spec: str) -> str | None:
+    """SHA-256 of the file that ``spec`` names, ``None`` if it is no file."""
+    path = next((p for p in (Path(spec), Path(spec.rpartition(":")[0] or spec)) if p.is_file()), None)
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _snapshots(
+    specs: Sequence[str], times: Sequence[float], options: ReadOptions
+) -> tuple[list[Table], tuple[float, ...]]:
+    """The snapshots within one annotated file."""
+    (spec,) = specs
+    if Path(spec).suffix.lower() != ".h5ad":
+        raise InvalidInputError(f"a time key finds the snapshots in an .h5ad file, got {spec}.")
+    data = read_annotated(existing_file(Path(spec)), options.representation, options.time_key)
+    dtype, column = array_rows(spec, data.array, options).dtype, f"{spec}: obs[{options.time_key!r}]"
+    known = same_times(np.asarray(data.times))[0].tolist()
+    wanted = [snapped(float(t), known) for t in times or known]
+    if len(wanted) < 2:
+        raise InvalidInputError(f"{column}: one time, {wanted[0]:g}, makes no bridge; two are needed.")
+    digest = _digest(spec)
+    parts = []
+    for t in wanted:
+        cells = cells_at(data, t, column)
+        parts.append(ArrayRows(f"{spec} at {t:g}", data.array[cells], dtype, time=t, labels=data.names[cells]))
+    return _tables(parts, [digest] * len(parts)), tuple(wanted)
+
+
+def _check_counts(specs: Sequence[str], times: Sequence[float]) -> None:
+    if len(specs) < 2:
+        raise InvalidInputError(
+            f"{len(specs)} data set(s) given; a bridge needs two, a source and a target, or one .h5ad file with a time "
+            "key."
+        )
+    if times and len(times) != len(specs):
+        raise InvalidInputError(f"{len(specs)} data sets and {len(times)} times given; one time for each is needed.")
+
+
+def _check_alike(tables: Sequence[Table]) -> None:
+    first = tables[0]
+    for other in tables[1:]:
+        if other.dim != first.dim:
+            raise InvalidInputError(
+                f"{first.name} has {first.dim} columns, {other.name} has {other.dim}. A bridge needs both in the same "
+                "space: project them on common coordinates."
+            )
+        for left, right in zip(first.columns, other.columns, strict=False):
+            if left != right:
+                raise InvalidInputError(
+                    f"columns differ: {left!r} in {first.name} stands where {other.name} has {right!r}. Put them in "
+                    "one order, or choose by name (--columns)."
+                )
+        if other.rows.dtype != first.rows.dtype:
+            raise InvalidInputError(
+                f"{first.name} is {str(first.rows.dtype)[6:]}, {other.name} {str(other.rows.dtype)[6:]}. "
+                "Bring them to one type (--dtype float32)."
+            )

@@ -1,0 +1,75 @@
+"""The normaliser of an unnormalised density, and weighted samples of it, from controlled paths."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sbridge.display import short_repr
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.measures import Estimate, ImportanceWeights, importance_weights
+from sbridge.objectives import log_weight
+from sbridge.problems.sampling import DensityCost
+from sbridge.processes import ExactTransition
+from sbridge.random import Seed, as_seed, derive
+from sbridge.solutions import ControlSolution
+
+_CHUNK = 2**22  # numbers of a bundle of paths that is kept whole
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSamples:
+    """End states of controlled paths, with weights that make them samples of the density.
+
+    Attributes:
+        x: end states, shape ``(n, dim)``.
+        weights: self-normalised, with their effective sample size.
+        log_normaliser: ``log Z``, its standard error by the delta method, ``√(1/ESS − 1/n)``: to be believed if the
+            effective sample size is large, and no mode was missed.
+        lower_bound: ``E[log α] ≤ log Z``, the evidence lower bound of the control.
+    """
+
+    x: Tensor
+    weights: ImportanceWeights
+    log_normaliser: Estimate
+    lower_bound: Estimate
+
+    __repr__ = short_repr
+
+
+@torch.no_grad()
+def log_normaliser(solution: ControlSolution, n: int, *, seed: Seed) -> WeightedSamples:
+    """``log Z``, its lower bound and weighted samples, from ``n`` paths of a solved :func:`sampling_problem`.
+
+    Args:
+        solution: with any control; the better it is, the larger the effective sample size.
+        n: number of paths, at least 2.
+        seed: of the paths.
+
+    Raises:
+        InvalidInputError: if the problem is no sampling problem.
+        UnsupportedError: if the chain was not stepped exactly: its end law is not the one in the cost.
+    """
+    if not isinstance(solution.problem.terminal_cost, DensityCost):
+        raise InvalidInputError("a solution of sampling_problem(target, process, start) is needed.")
+    rule = solution.measure.rule
+    if rule is not None and not isinstance(rule, ExactTransition):
+        raise UnsupportedError(
+            f"the chain was stepped by {type(rule).__name__}, whose end law is not that of the process; solve with "
+            "rule=ExactTransition(), the default."
+        )
+    numbers = solution.measure.grid.steps * solution.dim
+    size, seed = max(2, _CHUNK // numbers), as_seed(seed)
+    ends, logs = [], []
+    for first in range(0, n, size):
+        paths = solution.sample(min(size, n - first), seed=derive(seed, "chunk", first))
+        ends.append(paths.x[-1].clone())
+        logs.append(log_weight(paths, solution.problem.costs))
+    x, log_alpha = torch.cat(ends), torch.cat(logs)
+    weights = importance_weights(log_alpha)
+    ess = weights.effective_sample_size
+    error = math.sqrt(max(1.0 / ess - 1.0 / n, 0.0))
+    return WeightedSamples(x, weights, Estimate(weights.log_mean, error, n, ess), Estimate.of(log_alpha))

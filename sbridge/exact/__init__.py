@@ -1,0 +1,21 @@
+"""Exact answers: closed forms of bridges and of optimal control."""
+
+from sbridge.exact.conditional import ConditionalMixture
+from sbridge.exact.gaussian import GaussianCoupling
+from sbridge.exact.mixture import MixtureControl, MixtureKernel, MixturePotential
+from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
+from sbridge.exact.riccati import ChainRiccati, Riccati, RiccatiControl
+
+__all__ = [
+    "ChainRiccati",
+    "ConditionalMixture",
+    "FarEnd",
+    "GaussianCoupling",
+    "MixtureControl",
+    "MixtureKernel",
+    "MixturePotential",
+    "PlugInControl",
+    "PlugInKernel",
+    "Riccati",
+    "RiccatiControl",
+]

@@ -1,0 +1,16 @@
+"""Linear–quadratic control in closed form: the Riccati equation, and its recursion for a chain.
+
+For a linear process ``dX = (A X + c + σu) dt + σ dW`` and quadratic costs the value is quadratic, the optimal control
+affine: ``V(t, x) = zᵀ F(t) z + κ(t)`` with ``z = (x, 1)``. With ``a = σσᵀ``, everything written for ``z``::
+
+    −Ḟ = AᵀF + FA − 2FaF + P,    −κ̇ = tr(aF),    F(T) = Q,    u* = −2σᵀFz
+
+Its continuous and its discrete form are two problems with two answers: a control learned on a grid approaches the
+second.
+"""
+
+from sbridge.exact.riccati.base import RiccatiControl
+from sbridge.exact.riccati.chain import ChainRiccati
+from sbridge.exact.riccati.limit import Riccati
+
+__all__ = ["ChainRiccati", "Riccati", "RiccatiControl"]

@@ -1,0 +1,20 @@
+"""Fits with every choice made from the data: a bridge, a diffusion, a time course."""
+
+from sbridge.fitting.choice import SolverChoice, choose_solver
+from sbridge.fitting.courses import Course, fit_course
+from sbridge.fitting.fit import Preparation, SigmaChoice, choose_noising, choose_sigma, diffuse, fit, prepare, solve
+
+__all__ = [
+    "Course",
+    "Preparation",
+    "SigmaChoice",
+    "SolverChoice",
+    "choose_noising",
+    "choose_sigma",
+    "choose_solver",
+    "diffuse",
+    "fit",
+    "fit_course",
+    "prepare",
+    "solve",
+]

@@ -1,0 +1,138 @@
+"""Which solver a bridge problem gets when its user names none, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sbridge.errors import UnsupportedError
+from sbridge.fitting.samples import unlike_mixtures
+from sbridge.laws import Density, Gaussian, Point, Samples
+from sbridge.problems import BridgeProblem
+from sbridge.processes import LinearProcess
+from sbridge.solvers.adjoint_bridge import AdjointBridge
+from sbridge.solvers.base import Solver
+from sbridge.solvers.gaussian import GaussianBridge, span_fewer
+from sbridge.solvers.imf import IMF
+from sbridge.solvers.ipf import IPF
+from sbridge.solvers.matched import MatchedBridge
+from sbridge.solvers.mixture import MixtureBridge
+from sbridge.solvers.sinkhorn import SinkhornBridge
+
+FEW_ROWS = 1000
+"""Below this number of rows at either end a network has too little to learn from."""
+FEW_TO_COMPARE = 200
+"""Below this number of rows at either end the fifth held out is too small to choose a number of components on."""
+MANY_COLUMNS = 1000
+"""Beyond this number of columns covariances of Gaussian components are too large for a default."""
+
+
+@dataclass(frozen=True)
+class SolverChoice:
+    """A solver, with the reason for it.
+
+    Attributes:
+        solver: with its default options.
+        reason: a clause without a full stop.
+    """
+
+    solver: Solver
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{type(self.solver).__name__}, {self.reason}"
+
+
+def choose_solver(problem: BridgeProblem) -> SolverChoice:
+    """The solver for a first result without tuning, decided by ends, reference, numbers of rows and columns.
+
+    * two Gaussian laws under a linear reference: :class:`GaussianBridge`, exact;
+    * an end that is one point, under a linear reference: :class:`MatchedBridge`, whose plan then has no bias;
+    * other ends that can be sampled, in at most :data:`MANY_COLUMNS` columns and with twice as many rows, under a
+      linear reference: :class:`MixtureBridge`, whose number of components is chosen on rows held out. It takes
+      seconds, and plan and forward control are closed forms. Backward end points are rows of the source;
+    * samples at both ends that Gaussian components do not represent, in at most :data:`MANY_COLUMNS` columns:
+      :class:`SinkhornBridge`, whose end points have exactly the values of the samples. These are fewer than
+      :data:`FEW_TO_COMPARE` rows, columns that are all discrete, an atom beside continuous values (zero-inflated
+      columns), discrete columns with more than a few joint states, and heavy tails;
+    * the same with more columns, or with rows that span fewer dimensions than they have columns: :class:`IMF` from
+      the entropic plan, which learns both directions and takes minutes;
+    * fewer rows than that, or fewer than :data:`FEW_ROWS` that span fewer dimensions: :class:`SinkhornBridge`, exact
+      for the rows at hand;
+    * an end that is only an unnormalised density, under a linear reference: :class:`AdjointBridge`, which follows the
+      gradient of the log density and needs no samples of that end;
+    * ends that can be sampled under any other reference: :class:`IPF`, which needs no transition in closed form.
+
+    Raises:
+        UnsupportedError: if there is no default for the problem.
+    """
+    ends, kind = (problem.source, problem.target), type(problem.reference).__name__
+    unnormalised = any(isinstance(end, Density) for end in ends)
+    if all(isinstance(end, Density) for end in ends):
+        raise UnsupportedError("there is no solver between two unnormalised densities: draw samples of one first.")
+    if not isinstance(problem.reference, LinearProcess):
+        if unnormalised:
+            raise UnsupportedError(
+                f"there is no default for an unnormalised density under {kind}: solve() with "
+                "IPF(forward=AdjointHalfBridge()) takes such a target, with backward= such a source; or draw samples."
+            )
+        return SolverChoice(IPF(), f"since {kind} has no transition in closed form")
+    if unnormalised:
+        return SolverChoice(AdjointBridge(), "since one end is known by its density alone, whose gradient it follows")
+    if all(isinstance(end, Gaussian) for end in ends):
+        return SolverChoice(GaussianBridge(), "since the bridge between Gaussian laws is known in closed form")
+    if any(isinstance(end, Point) for end in ends):
+        reason = "since one end is a point: the plan is known, every pair, and one regression learns both directions"
+        return SolverChoice(MatchedBridge(), reason)
+    counts = [len(end.rows) for end in ends if isinstance(end, Samples)]
+    rows = min(counts, default=None)
+    sampled = len(counts) == len(ends)
+    scarce = sampled and min(counts) < FEW_TO_COMPARE
+    if sampled and not scarce and problem.dim <= MANY_COLUMNS:
+        unlike = _unlike_mixtures(problem)
+        if unlike is not None:
+            return SolverChoice(SinkhornBridge(), f"since {unlike}: it reproduces the samples exactly")
+    few = rows is not None and rows < FEW_ROWS
+    thin = rows is not None and rows < 2 * (problem.dim + 1)
+    seen = f"{'ends that can be drawn from at will' if rows is None else f'{rows} rows'} in {problem.dim} columns"
+    bearable = problem.dim <= MANY_COLUMNS and not thin
+    flat = _without_density(problem) if bearable else None  # of thousands of columns no covariance is made
+    if bearable and flat is None:
+        if scarce:
+            reason = f"since {seen} are too few to choose a number of Gaussian components: it is exact for them"
+            return SolverChoice(SinkhornBridge(), reason)
+        if few:
+            reason = f"since {seen} are few for a network: it has as many Gaussian components as rows held out can bear"
+        else:
+            reason = (
+                f"since {seen} bear as many Gaussian components as held-out rows ask for, in seconds and in closed "
+                "form; backward it ends in source rows (IMF learns both directions, and takes longer)"
+            )
+        return SolverChoice(MixtureBridge(), reason)
+    if (few or thin) and sampled:
+        reason = f"since {seen} are few for a network, or for any covariance: it is exact for the rows at hand"
+        return SolverChoice(SinkhornBridge(), reason)
+    size = f"{rows} rows are few" if few or thin else f"{problem.dim} columns are many"
+    reason = f"since {size} for Gaussian components" if flat is None else flat
+    return SolverChoice(
+        IMF(),
+        f"{reason}: its networks learn both directions, make new points and treat unseen rows like seen ones "
+        "(SinkhornBridge is quicker, and exact for the rows at hand)",
+    )
+
+
+def _unlike_mixtures(problem: BridgeProblem) -> str | None:
+    """Why Gaussian components do not represent the samples of an end; ``None`` if they may."""
+    for name, end in (("source", problem.source), ("target", problem.target)):
+        if isinstance(end, Samples):
+            reason = unlike_mixtures(end.rows)
+            if reason is not None:
+                return f"the {name} {reason}, which Gaussian components do not represent"
+    return None
+
+
+def _without_density(problem: BridgeProblem) -> str | None:
+    """That the rows of an end span fewer dimensions than they have columns; ``None`` if they do not."""
+    for name, end in (("source", problem.source), ("target", problem.target)):
+        if isinstance(end, Samples) and span_fewer(end.rows):
+            return f"since columns of the {name} are constant or follow from others, so Gaussian components do not fit"
+    return None

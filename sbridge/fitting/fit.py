@@ -1,0 +1,345 @@
+"""From two arrays to a bridge: choices made explicit, the problem in model units, the solver run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbridge.diffusion.reverse import end_law, moments
+from sbridge.diffusion.training import ScoreMatching
+from sbridge.display import short_repr
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.fitting.arrivals import warn_of_misses
+from sbridge.fitting.choice import SolverChoice, choose_solver
+from sbridge.fitting.difficulties import warn_of_difficulties
+from sbridge.laws import Density, Law, Samples, as_law, check_same_kind, check_same_space
+from sbridge.laws.arrays import check_precision
+from sbridge.laws.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
+from sbridge.modes import standard_modes
+from sbridge.problems import BridgeProblem
+from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
+from sbridge.processes.base import check_horizon
+from sbridge.random import Seed, as_seed, generator
+from sbridge.solutions import Bridge
+from sbridge.solvers.base import Method, P, R, S, Solver
+from sbridge.training import Callback, Flat, minimise
+
+End = Law | Tensor | np.ndarray
+NOISE_SHARE = 0.1
+_PROBE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class SigmaChoice:
+    """A noise level for a Brownian reference, with the numbers to judge it by.
+
+    ``σ² T = 0.1 s²``, ``s`` the mean over coordinates of the pooled standard deviation of both ends: half way the
+    bridge's own noise ``σ√T/2`` is then 16 % of the spread of the data. Larger σ: smoother plans, easier problems,
+    more diffuse predictions. Smaller σ: closer to optimal transport, harder for every solver.
+
+    Attributes:
+        sigma: σ, in units of the data per root of time.
+        epsilon: ``σ² T``, the entropic constant for the cost ``½|x − y|²``.
+        spread: ``s``.
+        shift: root mean square distance per coordinate between the means of the two ends.
+    """
+
+    sigma: float
+    epsilon: float
+    spread: float
+    shift: float
+
+    def __str__(self) -> str:
+        return (
+            f"sigma = {self.sigma:.4g} (epsilon = {self.epsilon:.4g}: noise half way is "
+            f"{0.5 * self.epsilon**0.5 / self.spread:.0%} of the data's spread {self.spread:.4g}; "
+            f"the means of the ends are {self.shift / self.spread:.2g} spreads apart per coordinate)"
+        )
+
+
+@standard_modes(gradients=False)
+def choose_sigma(x0: End, x1: End, *, horizon: float = 1.0, seed: Seed = 0) -> SigmaChoice:
+    """The default σ for two ends: see :class:`SigmaChoice`. Laws that are no samples are sampled with ``seed``.
+
+    Raises:
+        InvalidInputError: if every column is constant, the ends do not fit together, the horizon is not positive, or an
+            end is a :class:`~sbridge.laws.Density`, whose spread nobody knows.
+    """
+    horizon = check_horizon(horizon)
+    source, target = as_law(x0, "x0"), as_law(x1, "x1")
+    _check_spreads(source, target)
+    return _sigma_for(_probes(source, target, as_seed(seed)), horizon)
+
+
+def _sigma_for(probes: tuple[Tensor, Tensor], horizon: float) -> SigmaChoice:
+    rows0, rows1 = probes
+    scaling = CommonScale()(rows0, rows1)
+    spread = float(scaling.scale)
+    shift = float((rows1.double().mean(0) - rows0.double().mean(0)).square().mean().sqrt())
+    epsilon = NOISE_SHARE * spread**2
+    return SigmaChoice((epsilon / horizon) ** 0.5, epsilon, spread, shift)
+
+
+@standard_modes(gradients=True)
+def solve(
+    problem: P,
+    solver: Method[P, S, R],
+    *,
+    seed: Seed,
+    callbacks: Sequence[Callback] = (),
+    resume_from: Flat | None = None,
+) -> R:
+    """Runs ``solver`` on ``problem`` in the units it stands in; returns what the solver makes.
+
+    Args:
+        problem: what to solve: a :class:`~sbridge.problems.BridgeProblem` gives a :class:`~sbridge.solutions.Bridge`, a
+            :class:`~sbridge.problems.ControlProblem` a :class:`~sbridge.solutions.ControlSolution`.
+        solver: with its hyperparameters.
+        seed: of everything random in the fit.
+        callbacks: called after every step.
+        resume_from: the flat state of an interrupted run of the same problem and solver; the result is then the same
+            as if it had not been interrupted.
+
+    Raises:
+        UnsupportedError: if the solver cannot treat the problem.
+        NonFiniteError: if training diverges.
+        NotConvergedError: if an iteration misses its tolerance.
+    """
+    _check_treatable(problem, solver)
+    if resume_from is None:
+        state = solver.init(problem, torch.Generator().manual_seed(as_seed(seed)))
+    else:
+        state = solver.restore(problem, resume_from)
+    state = minimise(lambda s: solver.step(problem, s), state, lambda s: solver.finished(problem, s), callbacks)
+    return solver.finish(problem, state)
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """Everything that a fit decided before its first step.
+
+    Attributes:
+        problem: in units of the data.
+        scaling: from data to model units.
+        solver: chosen or given.
+        seed: of the fit.
+        notes: one sentence for each choice that the user did not make.
+        choice: the solver with the reason for it, if the user named none.
+    """
+
+    problem: BridgeProblem
+    scaling: AffineScaling
+    solver: Solver
+    seed: int
+    notes: tuple[str, ...] = ()
+    choice: SolverChoice | None = None
+
+    __repr__ = short_repr
+
+    @property
+    def model(self) -> BridgeProblem:
+        """The problem in model units."""
+        return self.problem if self.scaling.changes_nothing else self.problem.rescaled(self.scaling)
+
+    @standard_modes(gradients=True)
+    def run(self, *, callbacks: Sequence[Callback] = (), resume_from: Flat | None = None) -> Bridge:
+        """Solves the model problem and returns the bridge in units of the data.
+
+        Warns with :class:`~sbridge.errors.MarginalWarning` if the bridge does not carry the samples of an end to the
+        mean, the covariance and the shares of values of the other end: see
+        :func:`~sbridge.fitting.arrivals.warn_of_misses`.
+        """
+        solved = solve(self.model, self.solver, seed=self.seed, callbacks=callbacks, resume_from=resume_from)
+        bridge = solved if self.scaling.changes_nothing else solved.rescaled(self.scaling, self.problem)
+        warn_of_misses(bridge, self.problem, self.seed)
+        return bridge
+
+
+@standard_modes(gradients=True)
+def prepare(
+    x0: End,
+    x1: End,
+    *,
+    reference: Process | None = None,
+    solver: Solver | None = None,
+    scaling: ScalingRecipe | None = None,
+    seed: Seed = 0,
+) -> Preparation:
+    """Checks the input and makes every choice of :func:`fit`, without running anything yet.
+
+    Warns of ends that are hard for every solver: see ``sbridge.fitting.difficulties``.
+    """
+    _check_options(reference, solver, scaling)
+    seed = as_seed(seed)
+    source, target = as_law(x0, "x0"), as_law(x1, "x1")
+    probes = _probes(source, target, seed)
+    notes = []
+    if reference is None:
+        _check_spreads(source, target)
+        choice = _sigma_for(probes, 1.0)
+        reference = BrownianMotion(sigma=choice.sigma)
+        notes.append(f"reference: Brownian motion, {choice}")
+    problem = BridgeProblem(source, target, reference)
+    choice = None
+    if solver is None:
+        choice = choose_solver(problem)
+        solver = choice.solver
+        notes.append(f"solver: {choice}; {solver}")
+    _check_treatable(problem, solver)
+    check_precision(*probes)
+    known0, known1 = (
+        None if isinstance(end, Density) else rows for end, rows in zip((source, target), probes, strict=True)
+    )
+    warn_of_difficulties(known0, known1, reference)
+    scaling = type(solver).scaling if scaling is None else scaling
+    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice)
+
+
+@standard_modes(gradients=True)
+def fit(
+    x0: End,
+    x1: End,
+    *,
+    reference: Process | None = None,
+    solver: Solver | None = None,
+    scaling: ScalingRecipe | None = None,
+    seed: Seed = 0,
+    callbacks: Sequence[Callback] = (),
+) -> Bridge:
+    """A Schrödinger bridge between two ends.
+
+    Args:
+        x0: source: array or tensor ``(n, dim)``, or a law.
+        x1: target: the same.
+        reference: the process to stay close to, in units of the data; ``None``: Brownian motion with
+            :func:`choose_sigma`.
+        solver: ``None``: :func:`choose_solver`.
+        scaling: how data are scaled inside; σ is scaled with them, so this never changes the problem, only its
+            numerics. ``None``: what the solver is made for, mostly :class:`~sbridge.laws.scaling.CommonScale`.
+        seed: integer or generator; equal seeds give equal bridges.
+        callbacks: called after every training step.
+
+    Returns:
+        The bridge, in units of the data. float64 input is fitted in float64, which is slower.
+
+    Raises:
+        InvalidInputError: for NaN, infinities, mismatched columns or dtypes, fewer than two rows, constant data,
+            σ ≤ 0.
+        UnsupportedError: if the solver cannot treat ends or reference.
+    """
+    prepared = prepare(x0, x1, reference=reference, solver=solver, scaling=scaling, seed=seed)
+    return prepared.run(callbacks=callbacks)
+
+
+@standard_modes(gradients=True)
+def diffuse(
+    x0: End,
+    *,
+    process: LinearProcess | None = None,
+    solver: ScoreMatching | None = None,
+    seed: Seed = 0,
+    callbacks: Sequence[Callback] = (),
+) -> Bridge:
+    """Reverse diffusion of one data set, as a bridge: ``bridge.backward`` generates, and its control is ``σᵀ score``.
+
+    Args:
+        x0: the data: array or tensor ``(n, dim)``, or a law that can be sampled.
+        process: the noising process, in units of the data; ``None``: :func:`choose_noising`.
+        solver: how the score is learned; ``None``: :class:`~sbridge.diffusion.ScoreMatching` with its defaults.
+        seed: integer or generator; equal seeds give equal models.
+        callbacks: called after every training step.
+
+    Returns:
+        The bridge from the data to ``N(m, P)``, the Gaussian with the moments of the noised data at ``t = T``.
+        ``bridge.reversed().transport(rows, seed=…)`` takes prior rows to data, :func:`sbridge.generate` draws both.
+
+    Raises:
+        InvalidInputError, UnsupportedError: as :func:`fit`.
+    """
+    source = as_law(x0, "x0")
+    process = choose_noising(source) if process is None else process
+    solver = ScoreMatching() if solver is None else solver
+    return fit(source, end_law(process, source), reference=process, solver=solver, seed=seed, callbacks=callbacks)
+
+
+@standard_modes(gradients=False)
+def choose_noising(x0: End) -> VariancePreserving:
+    """Variance-preserving noise about the mean of the data, with their root mean square spread as stationary width.
+
+    β rises linearly from 0.1 to 20 over ``T = 1``: at the end ``e^{−∫β/2} = .7 %`` of the data is left.
+
+    Args:
+        x0: data: array or tensor ``(n, dim)``, or a law.
+
+    Raises:
+        InvalidInputError: for rows that are all the same, or no rows of numbers.
+    """
+    law = as_law(x0, "x0")
+    mean, covariance = moments(law)
+    spread = float(covariance.diagonal().double().mean().sqrt())
+    constant = isinstance(law, Samples) and bool((law.rows == law.rows[:1]).all())  # the covariance is then rounding
+    if constant or not spread > 0:
+        raise InvalidInputError("every row of x0 is the same; noise of its spread would be no noise.")
+    return VariancePreserving(stationary_std=spread, mean=mean.double())
+
+
+def _rows_of(law: Law, seed: Seed) -> Tensor | None:
+    """Rows of a law; ``None`` for a density, which cannot be sampled."""
+    if isinstance(law, Density):
+        return None
+    return law.rows if isinstance(law, Samples) else law.sample(_PROBE_ROWS, generator(seed))
+
+
+def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows that stand for either end; InvalidInputError unless they have the same columns, dtype and device.
+
+    An end that is only a density is represented by the rows of the other one.
+    """
+    names = ("x0", "x1")
+    rows0, rows1 = _rows_of(source, seed), _rows_of(target, seed)
+    check_same_space(source, target, names)
+    rows0, rows1 = rows1 if rows0 is None else rows0, rows0 if rows1 is None else rows1
+    if rows0 is None or rows1 is None:
+        raise UnsupportedError(
+            "x0 and x1 are both unnormalised densities, and paths need one end to start from: draw samples of one "
+            "first, say with AdjointBridge() from a Gaussian."
+        )
+    check_same_kind(rows0, rows1, names)
+    check_units(rows0, rows1, names)
+    return rows0, rows1
+
+
+def _check_spreads(source: Law, target: Law) -> None:
+    """InvalidInputError if an end has no rows by whose spread σ could be chosen."""
+    for name, end in (("x0", source), ("x1", target)):
+        if isinstance(end, Density):
+            raise InvalidInputError(
+                f"{name} is an unnormalised density, so nothing says how far the noise has to reach: give a reference, "
+                "such as BrownianMotion(sigma) with σ√T about the width of the density."
+            )
+
+
+def _check_options(reference: object, solver: object, scaling: object) -> None:
+    """InvalidInputError for an option of another kind, such as a class or a name in place of an object."""
+    for name, value, kind, example in (
+        ("reference", reference, Process, "BrownianMotion(sigma=1.0)"),
+        ("solver", solver, Solver, "IMF()"),
+        ("scaling", scaling, ScalingRecipe, "CommonScale()"),
+    ):
+        if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
+            raise InvalidInputError(f"{name} must be an object such as {example}, or None; got {value!r}.")
+
+
+def _check_treatable(problem: P, solver: Method[P, S, R]) -> None:
+    if not isinstance(problem, solver.treats):
+        raise UnsupportedError(
+            f"{type(solver).__name__} solves a {solver.treats.__name__}, got a {type(problem).__name__}; use a solver "
+            "for that kind, such as IMF() for bridges and AdjointMatching() for control."
+        )
+    reason = solver.refusal(problem)
+    if reason is not None:
+        raise UnsupportedError(reason)

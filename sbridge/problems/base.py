@@ -1,0 +1,178 @@
+"""What is to be solved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sbridge.display import short_repr
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.laws import Density, Law, Samples, check_same_kind, check_same_space
+from sbridge.laws.scaling import AffineScaling
+from sbridge.problems.costs import Costs, RunningCost, StoppingSet, TerminalCost
+from sbridge.processes import Direction, LinearProcess, Process, rescale
+from sbridge.random import generator
+
+_PROBE_ROWS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class BridgeProblem:
+    """The Schrödinger bridge: ``min KL(P ‖ R)`` over path laws ``P`` with ``P_0 = source`` and ``P_T = target``.
+
+    Args:
+        source: law at ``t = 0``.
+        target: law at ``t = T``.
+        reference: ``R``, with its horizon ``T``.
+
+    Raises:
+        InvalidInputError: if an end is no law or the reference no process, or if dimensions do not agree, or dtype or
+            device of two sets of samples.
+    """
+
+    source: Law
+    target: Law
+    reference: Process
+
+    __repr__ = short_repr
+
+    def __post_init__(self) -> None:
+        names = ("source", "target")
+        for name in names:
+            _check_law(getattr(self, name), name)
+        _check_process(self.reference, "reference")
+        check_same_space(self.source, self.target, names)
+        if isinstance(self.source, Samples) and isinstance(self.target, Samples):
+            check_same_kind(self.source.rows, self.target.rows, names)
+        if self.reference.dim not in (None, self.source.dim):
+            raise InvalidInputError(
+                f"the reference process is made for dimension {self.reference.dim}, the data have {self.source.dim}."
+            )
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the state."""
+        return self.source.dim
+
+    @property
+    def linear_reference(self) -> LinearProcess:
+        """The reference, for solvers that need closed-form transitions; UnsupportedError if it has none."""
+        if not isinstance(self.reference, LinearProcess):
+            raise UnsupportedError(unknown_transition("this", self.reference))
+        return self.reference
+
+    def near(self, direction: Direction) -> Law:
+        """The end at which a direction begins."""
+        return self.source if direction is Direction.FORWARD else self.target
+
+    def far(self, direction: Direction) -> Law:
+        """The end towards which a direction runs."""
+        return self.near(direction.opposite)
+
+    def rescaled(self, scaling: AffineScaling) -> BridgeProblem:
+        """The same problem for ``X̃ = (X − shift)/scale``, ends and reference alike."""
+        return BridgeProblem(
+            self.source.rescaled(scaling), self.target.rescaled(scaling), rescale(self.reference, scaling)
+        )
+
+
+def _check_law(value: object, name: str) -> None:
+    if not isinstance(value, Law):
+        raise InvalidInputError(
+            f"{name} must be a law such as Samples(rows), Gaussian(mean, covariance) or Point(x), got a "
+            f"{type(value).__name__}."
+        )
+
+
+def _check_process(value: object, name: str) -> None:
+    if not isinstance(value, Process):
+        raise InvalidInputError(f"{name} must be a process such as BrownianMotion(1.0), got a {type(value).__name__}.")
+
+
+def unknown_transition(who: str, process: Process, instead: str = "IPF()") -> str | None:
+    """Why ``who``, which needs transitions in closed form, cannot take ``process``; ``None`` if it is linear.
+
+    One sentence for all solvers; it names the solver that does ``instead``.
+    """
+    if isinstance(process, LinearProcess):
+        return None
+    return (
+        f"{who[:1].upper()}{who[1:]} needs transitions in closed form, which {type(process).__name__} has not: take a "
+        f"LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or {instead}, which simulates any "
+        "reference."
+    )
+
+
+def unsampled_end(who: str, problem: BridgeProblem) -> str | None:
+    """Why ``who``, which needs draws of both ends, cannot take ``problem``; ``None`` if it can."""
+    if not any(isinstance(end, Density) for end in (problem.source, problem.target)):
+        return None
+    return (
+        f"{who} needs ends that can be sampled, which an unnormalised density cannot: draw samples from it first, or "
+        "take AdjointBridge(), for which one end may be a density."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ControlProblem:
+    """Stochastic optimal control: ``min_u E[∫ f(t, X) + ½|u|² dt + g(X_T)]``, ``dX = (b + σu) dt + σ dW``.
+
+    Equivalently ``min KL(P ‖ P*)`` over controlled laws with this start, ``dP*/dR ∝ exp(−∫ f dt − g)`` given ``X_0``.
+
+    Args:
+        process: the uncontrolled process ``R``, with its horizon ``T``.
+        start: law at ``t = 0``; one that can be sampled, such as :class:`~sbridge.laws.Point`.
+        running_cost: ``f(t, x) → (batch,)`` per unit time, called step by step with one ``t``; ``None``: zero.
+        terminal_cost: ``g(x) → (batch,)``; ``None``: zero.
+        stopping: paths end when they first enter this set, as seen on the stored path; ``None``: never.
+
+    Raises:
+        InvalidInputError: if dimensions do not agree, or a cost is no function or returns another shape.
+        NonFiniteError: if a cost is NaN or infinite at start states.
+        UnsupportedError: if the start cannot be sampled.
+    """
+
+    process: Process
+    start: Law
+    running_cost: RunningCost | None = None
+    terminal_cost: TerminalCost | None = None
+    stopping: StoppingSet | None = None
+
+    __repr__ = short_repr
+
+    def __post_init__(self) -> None:
+        _check_process(self.process, "process")
+        _check_law(self.start, "start")
+        if self.process.dim not in (None, self.start.dim):
+            raise InvalidInputError(
+                f"the process is made for dimension {self.process.dim}, the start law has {self.start.dim}."
+            )
+        for name in ("running_cost", "terminal_cost"):
+            cost = getattr(self, name)
+            if cost is not None and not callable(cost):
+                raise InvalidInputError(f"{name} must be a function or None, got {cost!r}.")
+        if isinstance(self.start, Density):
+            raise UnsupportedError("a control problem starts from a law that can be sampled; a Density cannot.")
+        x = self.probe
+        self.costs.rate(0.0, x)
+        self.costs.end(x)
+        if self.stopping is not None and bool((self.stopping.level(x) >= 0).all()):
+            raise InvalidInputError("every start state lies in the stopping set: there is nothing to control.")
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the state."""
+        return self.start.dim
+
+    @property
+    def costs(self) -> Costs:
+        """Both costs and the stopping set, in the form that the losses take."""
+        return Costs(self.running_cost, self.terminal_cost, self.stopping)
+
+    @property
+    def probe(self) -> Tensor:
+        """A few start states, always the same, with the dtype and device of all states."""
+        with torch.no_grad():
+            return self.start.sample(_PROBE_ROWS, generator(0))

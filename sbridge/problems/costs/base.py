@@ -1,0 +1,122 @@
+"""The costs of a control problem, evaluated along paths and checked where they enter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError, NonFiniteError
+from sbridge.measures import Paths
+from sbridge.problems.costs.stopping import StoppingSet
+from sbridge.processes.base import Time
+from sbridge.random import generator
+
+RunningCost = Callable[[Time, Tensor], Tensor]
+"""``f(t, x) → (batch,)`` per unit time."""
+TerminalCost = Callable[[Tensor], Tensor]
+"""``g(x) → (batch,)``."""
+
+WITHOUT_GRADIENTS = "LogVariance, Moment or CrossEntropy"
+"""The solvers that ask no gradient of a cost and allow a stopping set."""
+_SCATTER = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """Running cost ``f``, terminal cost ``g`` (``None``: zero) and the set on which paths stop, if there is one."""
+
+    running: RunningCost | None = None
+    terminal: TerminalCost | None = None
+    stopping: StoppingSet | None = None
+
+    def rate(self, t: Time, x: Tensor) -> Tensor:
+        """``f(t, x)``, shape ``(batch,)``; NonFiniteError or InvalidInputError if it is not that."""
+        if self.running is None:
+            return x.new_zeros(len(x))
+        return checked(self.running(t, x), x, "running cost", f"t = {float(t):g}")
+
+    def end(self, x: Tensor) -> Tensor:
+        """``g(x)``, shape ``(batch,)``; errors likewise."""
+        if self.terminal is None:
+            return x.new_zeros(len(x))
+        return checked(self.terminal(x), x, "terminal cost", "the end")
+
+    def along(self, paths: Paths, alive: Tensor | None = None) -> Tensor:
+        """``Σ_k Δ_k f(t_k, x_k) + g(x_N)`` for each path, shape ``(batch,)``, summed in float64.
+
+        Args:
+            paths: any.
+            alive: as :meth:`StoppingSet.alive` gives it: then steps count while a path lives, and ``g`` is taken at
+                the first state after that.
+        """
+        chain, total = paths.chain, torch.zeros((), dtype=torch.float64, device=paths.x.device)
+        if self.running is not None:
+            for k, width in enumerate(chain.root_durations):
+                cost = width * width * self.rate(chain.moments[k], paths.x[k]).double()
+                total = total + (cost if alive is None else cost * alive[k])
+        return total + self.end(_stopped(paths.x, alive)).double()
+
+    def refusal(self, x: Tensor, moments: tuple[float, ...]) -> str | None:
+        """Why losses that differentiate the costs cannot be used (tried at states ``x``), or ``None``."""
+        if self.stopping is not None:
+            return (
+                "Gradients through a path do not see that its stopping time moves, so they are biased with a stopping "
+                f"set: use {WITHOUT_GRADIENTS}."
+            )
+        running = self.running
+        parts = [] if running is None else [("running cost", partial(running, t)) for t in moments]
+        ends = [] if self.terminal is None else [("terminal cost", self.terminal)]
+        for name, cost in [*parts, *ends]:
+            if hides_gradient(cost, x):
+                return (
+                    f"The {name} depends on x but has no gradient (is it computed outside torch, detached, or a "
+                    f"step function?). Write it in differentiable torch functions, or use {WITHOUT_GRADIENTS}, which "
+                    "need none."
+                )
+        return None
+
+
+def hides_gradient(function: TerminalCost, x: Tensor) -> bool:
+    """Whether a function ``(batch, dim) → (batch,)`` depends on its states in a way that torch cannot differentiate.
+
+    Tried at states scattered about ``x``, so that a step function is not taken for a constant.
+    """
+    rows = x.repeat(_SCATTER, 1)
+    rows = rows + (1.0 + rows.abs()) * torch.randn(rows.shape, generator=generator(0)).to(rows)
+    with torch.enable_grad():
+        value = function(rows.requires_grad_())
+    known = value[torch.isfinite(value)]
+    return not value.requires_grad and bool((known != known[:1]).any())
+
+
+def _stopped(x: Tensor, alive: Tensor | None) -> Tensor:
+    if alive is None:
+        return x[-1]
+    last = alive.sum(0).clamp_max(len(x) - 1)
+    return x[last, torch.arange(x.shape[1], device=x.device)]
+
+
+def checked(value: object, x: Tensor, name: str, where: str) -> Tensor:
+    """``value`` of the function called ``name`` at states ``x``: one finite number a row.
+
+    Raises:
+        InvalidInputError: if it has another shape.
+        NonFiniteError: if it is NaN or infinite; says how many rows, and ``where``.
+    """
+    if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InvalidInputError(
+            f"the {name} must return one number per row, shape ({len(x)},), for states of shape {tuple(x.shape)}; got "
+            f"{got}. Sum over the last axis: x.square().sum(1)."
+        )
+    if not bool(torch.isfinite(value).all()):
+        rows = int((~torch.isfinite(value)).sum())
+        raise NonFiniteError(
+            f"the {name} is NaN or infinite at {where} in {rows} of {len(x)} rows (largest |x| = "
+            f"{float(x.detach().abs().max()):.3g}). Check it at such states; use smaller steps if the states are wrong."
+        )
+    return value

@@ -1,0 +1,317 @@
+"""The report of a run: what was fitted, how it scored on rows held out, how long it took; as text and as JSON.
+
+The JSON follows :data:`SCHEMA`. Times, memory and versions stand under ``made``; all the rest depends on the inputs,
+the settings and the seed alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sbridge.display import time_text
+from sbridge.evaluation import Certificate, Report, certificate_json, certificate_text
+from sbridge.evaluation.report import legend, tables
+from sbridge.storage.registry import Json
+from sbridge.time import TimeGrid
+
+FORMAT = "sbridge.run-report/1"
+_WIDTH = 100
+_MOST_NAMED = 4  # inputs in the paragraph that sums up
+_WORDS = ((90.0, "good"), (50.0, "fair"), (-math.inf, "poor"))  # least share of the gap that is closed, in percent
+_FEW_ROWS = 300
+
+_NUMBER = {"type": "number"}
+_TEXT = {"type": "string"}
+SCHEMA: Json = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "Report of an sbridge run",
+    "type": "object",
+    "required": ["format", "inputs", "times", "seed", "choices", "legs", "made"],
+    "additionalProperties": False,
+    "properties": {
+        "format": {"const": FORMAT},
+        "inputs": {
+            "description": "the snapshots, in the order of times",
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "sha256", "columns", "rows_fitted", "rows_held_out"],
+                "properties": {
+                    "name": {**_TEXT, "description": "file, or name of a built-in data set"},
+                    "sha256": {**_TEXT, "description": "of the file, or of the numbers of a built-in set"},
+                    "columns": {"description": "names, or how many if they have none"},
+                    "rows_fitted": {"type": "integer"},
+                    "rows_held_out": {"type": "integer"},
+                },
+            },
+        },
+        "times": {"description": "of the snapshots, in the user's unit", "type": "array", "items": _NUMBER},
+        "seed": {"type": "integer"},
+        "choices": {"description": "made from the data, one sentence each", "type": "array", "items": _TEXT},
+        "legs": {
+            "description": "one bridge for each pair of neighbouring times",
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["start", "stop", "reference", "solver", "steps", "last_step", "evaluation", "certificate"],
+                "properties": {
+                    "start": _NUMBER,
+                    "stop": _NUMBER,
+                    "reference": _TEXT,
+                    "solver": _TEXT,
+                    "steps": {"type": "integer", "description": "training steps done"},
+                    "last_step": {"type": "object", "description": "numbers that the last step reported"},
+                    "evaluation": {"description": "scores on held-out rows; null if none were held out"},
+                    "certificate": {
+                        "description": "bounds on the distance to the best bridge, or the reason why there are none; "
+                        "null if no rows were held out"
+                    },
+                },
+            },
+        },
+        "made": {
+            "description": "circumstances, which differ from run to run",
+            "type": "object",
+            "required": ["seconds", "peak_memory_bytes", "threads", "versions"],
+            "properties": {
+                "seconds": {"type": "object", "description": "of reading, fitting, scoring, drawing, in this process"},
+                "peak_memory_bytes": {"type": ["integer", "null"]},
+                "threads": {"type": "integer"},
+                "versions": {"type": "object"},
+            },
+        },
+    },
+}
+"""JSON Schema of ``report.json``."""
+
+
+@dataclass(frozen=True)
+class LegReport:
+    """One bridge.
+
+    Args:
+        start, stop: on the user's time axis.
+        reference, solver: described by :func:`describe`.
+        last_step: what the last training step reported, with its number under ``step``; empty if there was none.
+        evaluation: scores on held-out rows.
+        certificate: bounds from the same rows, or why there are none.
+    """
+
+    start: float
+    stop: float
+    reference: str
+    solver: str
+    last_step: Mapping[str, float]
+    evaluation: Report | None
+    certificate: Certificate | str | None = None
+
+    def to_json(self) -> Json:
+        """As :data:`SCHEMA` says."""
+        last = dict(self.last_step)
+        return {
+            "start": self.start,
+            "stop": self.stop,
+            "reference": self.reference,
+            "solver": self.solver,
+            "steps": int(last.pop("step", 0)),
+            "last_step": last,
+            "evaluation": None if self.evaluation is None else self.evaluation.to_json(),
+            "certificate": None if self.certificate is None else certificate_json(self.certificate),
+        }
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A whole run.
+
+    Args:
+        config: the contents of ``config.json``.
+        choices: made from the data, one sentence each.
+        legs: one for each bridge.
+        seconds: wall time of each part of the work.
+        peak_memory: in bytes, if the system says.
+    """
+
+    config: Json
+    choices: Sequence[str]
+    legs: Sequence[LegReport]
+    seconds: Mapping[str, float]
+    peak_memory: int | None
+
+    def to_json(self) -> Json:
+        """As :data:`SCHEMA` says."""
+        return {
+            "format": FORMAT,
+            "inputs": self.config["inputs"],
+            "times": self.config["times"],
+            "seed": self.config["seed"],
+            "choices": list(self.choices),
+            "legs": [leg.to_json() for leg in self.legs],
+            "made": {
+                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+                "peak_memory_bytes": self.peak_memory,
+                "threads": self.config["threads"],
+                "versions": self.config["versions"],
+            },
+        }
+
+    def text(self, *, choices: bool = True) -> str:
+        """For people: one paragraph that sums up, then every bridge, then what the tables mean.
+
+        Args:
+            choices: whether to list what was chosen from the data.
+        """
+        lines = ["Schrödinger bridge: report of the run", "", *_wrapped([opening(self.to_json())], indent=""), ""]
+        for time, item in zip(self.config["times"], self.config["inputs"], strict=False):  # a prior is no input
+            columns = item["columns"] if isinstance(item["columns"], int) else len(item["columns"])
+            told = f"{item['rows_fitted']} rows fitted, {item['rows_held_out']} held out, {columns} columns"
+            lines.append(f"t = {time_text(time)}: {item['name']}: {told}")
+        if choices:
+            lines += _wrapped([f"chosen from the data: {choice}" for choice in self.choices])
+        reasons: dict[str, int] = {}
+        for leg in self.legs:
+            lines += ["", f"t = {time_text(leg.start)} → {time_text(leg.stop)}"]
+            lines += _wrapped([f"reference: {leg.reference}", f"solver: {leg.solver}", _ending(leg.last_step)])
+            if leg.evaluation is not None:
+                lines += tables(leg.evaluation, reasons)
+            if leg.certificate is not None:
+                lines += ["", certificate_text(leg.certificate).rstrip()]
+        scored = [leg.evaluation for leg in self.legs if leg.evaluation is not None]
+        if scored:
+            lines += ["", *legend(scored, reasons)]
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
+        memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**30:.2f} GiB"
+        lines += ["", f"Time: {seconds}{memory}; {self.config['threads']} thread(s)."]
+        return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def opening(document: Json) -> str:
+    """What was fitted, whether it is good, and what to beware of, in one paragraph.
+
+    Args:
+        document: the contents of a run's ``report.json``.
+    """
+    scored = [
+        (f"t = {time_text(leg['start'])} → {time_text(leg['stop'])}", Report.from_json(leg["evaluation"]))
+        for leg in document["legs"]
+        if leg["evaluation"] is not None
+    ]
+    certificates = [leg["certificate"] for leg in document["legs"] if leg.get("certificate") is not None]
+    return " ".join([_fitted(document), *_quality(scored), *_certified(certificates), *_cautions(scored)])
+
+
+def _fitted(document: Json) -> str:
+    pairs = list(zip(document["times"], document["inputs"], strict=False))  # a prior is no input
+    named = [f"{item['name']} (t = {time_text(t)}, {item['rows_fitted']} rows)" for t, item in pairs]
+    if len(named) > _MOST_NAMED:
+        named = [*named[: _MOST_NAMED - 1], f"{len(named) - _MOST_NAMED} more", named[-1]]
+    legs = document["legs"]
+    solvers = ", ".join(dict.fromkeys(leg["solver"].partition("(")[0] for leg in legs))
+    references = ", ".join(dict.fromkeys(leg["reference"].partition("(")[0] for leg in legs))
+    if len(pairs) < len(document["times"]):
+        return f"Fitted: a reverse diffusion of {named[0]} by {solvers}; the noise is {references}."
+    kind = "a Schrödinger bridge" if len(legs) == 1 else f"{len(legs)} Schrödinger bridges, one after the other,"
+    return f"Fitted: {kind} through {', '.join(named)} by {solvers}; the reference is {references}."
+
+
+def _quality(scored: Sequence[tuple[str, Report]]) -> list[str]:
+    if not scored:
+        return ["Without held-out rows, or by --no-evaluation, nothing is scored and nothing says whether it is good."]
+    shares = []
+    for span, report in scored:
+        names = [column.name for column in report.columns]
+        column = "energy distance" if "energy distance" in names else names[0]
+        shares += [(report.gap_closed(task.name, column), column, f"{task.name}, {span}") for task in report.tasks]
+    known = [(share, column, where) for share, column, where in shares if share is not None]
+    kind = scored[0][1].rows
+    if not known:
+        return [f"On {kind} the scores tell nothing: rows left where they are score as well as perfect samples."]
+    share, column, where = min(known)
+    word = next(word for least, word in _WORDS if share >= least)
+    unknown = f" ({len(shares) - len(known)} of {len(shares)} scores tell nothing)" if len(known) < len(shares) else ""
+    return [
+        f"The ends are {word}: on {kind} the {column} closes {share:.0f} % of the gap between rows left where they are "
+        f"(0 %) and perfect samples (100 %), at its worst ({where}){unknown}."
+    ]
+
+
+def _certified(found: Sequence[Json]) -> list[str]:
+    """The verdict of a single certificate with its reason; of several, how many say what."""
+    verdicts = []
+    for one in found:
+        if "reason" in one:
+            verdicts.append(("none", f"none: {one['reason']}"))
+        else:
+            verdict = Certificate.from_json(one).verdict
+            verdicts.append((verdict.word, str(verdict)))
+    if len(verdicts) == 1:
+        return [f"Certificate: {verdicts[0][1][0].lower()}{verdicts[0][1][1:]}"]
+    words = [word for word, _ in verdicts]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    return [f"Certificates: {counts}."] if counts else []
+
+
+def _cautions(scored: Sequence[tuple[str, Report]]) -> list[str]:
+    reports = [report for _, report in scored]
+    beware = []
+    if any(report.seen[0] for report in reports):
+        beware.append("rows that the fit has seen are scored, which says little about new ones")
+    rows = [min(score.rows) for report in reports for task in report.tasks for score in task.scores if score.rows]
+    if rows and min(rows) < _FEW_ROWS:
+        beware.append(f"only {min(rows)} rows of an end are scored, so look at the standard errors")
+    if reports:
+        beware.append(
+            "scores of the ends do not tell whether the way between them is right; a snapshot that the fit has not "
+            "seen does (sbridge evaluate --time)"
+        )
+    return [f"Beware: {'; '.join(beware)}."] if beware else []
+
+
+def leg_folder(leg: int) -> str:
+    """The folder of the figures of bridge number ``leg`` (from 0) of a time course; model files count likewise."""
+    return f"leg-{leg + 1}"
+
+
+def describe(thing: object) -> str:
+    """A dataclass with the fields that differ from their defaults; tensors by their shape."""
+    if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
+        return repr(thing)
+    if isinstance(thing, TimeGrid):
+        return f"{thing.steps} steps"
+    told = [f for f in dataclasses.fields(thing) if f.repr and not _is_default(f, getattr(thing, f.name))]
+    return f"{type(thing).__name__}({', '.join(f'{f.name}={_value(getattr(thing, f.name))}' for f in told)})"
+
+
+def _is_default(field: dataclasses.Field[Any], value: object) -> bool:
+    factory = field.default_factory
+    default = field.default if factory is dataclasses.MISSING else factory()
+    return not isinstance(value, Tensor) and not isinstance(default, Tensor) and value == default
+
+
+def _value(value: Any) -> str:  # noqa: ANN401  (a field may be anything)
+    if isinstance(value, Tensor):
+        return f"<{' × '.join(str(n) for n in value.shape)} numbers>" if value.numel() > 1 else f"{float(value):.4g}"
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, tuple):
+        return f"({', '.join(_value(item) for item in value)})"
+    return f"{value:.4g}" if isinstance(value, float) else describe(value)
+
+
+def _ending(last: Mapping[str, float]) -> str:
+    if not last:
+        return "no training steps: the solution is in closed form"
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name != "step")
+    return f"{int(last['step'])} steps; at the last one {numbers}"
+
+
+def _wrapped(paragraphs: Sequence[str], indent: str = "  ") -> list[str]:
+    return [line for text in paragraphs for line in textwrap.wrap(text, _WIDTH, subsequent_indent=indent)]

@@ -1,0 +1,1 @@
+"""Files: what is written, what may be read, and who may write."""

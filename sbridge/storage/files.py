@@ -1,0 +1,128 @@
+"""Files written atomically and read with care: JSON and safetensors, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors, save as save_safetensors
+from torch import Tensor
+
+from sbridge.errors import FileFormatError
+from sbridge.storage.registry import Json
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new binary file that takes the place of ``path`` when the block ends well, and vanishes otherwise.
+
+    A reader never sees half of it; it is flushed to disk before it takes its name.
+    """
+    # Opened like any new file, so that its permissions are those the user's umask gives.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """``content`` under ``path``, atomically; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 text, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """A safetensors file, atomically; tensors go to the CPU and are made contiguous. Returns its SHA-256."""
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(tensors.items())}
+    content = save_safetensors(plain)
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def checksum(document: Json) -> str:
+    """SHA-256 of a JSON document, whatever the order of its keys and its white space."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checksum_of_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and numbers, whatever the order."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return found.hexdigest()
+
+
+def sealed(document: dict[str, Json]) -> dict[str, Json]:
+    """``document`` with its own :func:`checksum` under ``checksum``, for :func:`check_seal`."""
+    return {**document, "checksum": checksum(document)}
+
+
+def check_seal(document: dict[str, Json], path: Path) -> None:
+    """Checks the checksum that :func:`sealed` put into a document; FileFormatError if it was changed since."""
+    content = {key: value for key, value in document.items() if key != "checksum"}
+    if document.get("checksum") != checksum(content):
+        raise FileFormatError(
+            f"{path} was changed after it was saved, or is damaged: its SHA-256 does not match. Copy or save it again."
+        )
+
+
+def read_json(path: Path) -> Json:
+    """The JSON in ``path``; FileFormatError if it is missing, truncated, nested too deeply or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path} does not exist.") from error
+    except IsADirectoryError as error:
+        raise FileFormatError(f"{path} is a folder, not a file.") from error
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers of thousands of digits
+        raise FileFormatError(f"{path} is not readable JSON ({error}); is it truncated?") from error
+
+
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, whose SHA-256 may be prescribed.
+
+    Raises:
+        FileFormatError: if the file is missing, truncated, of another format or of another SHA-256.
+    """
+    try:
+        content = path.read_bytes()
+        tensors = load_safetensors(content)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path} does not exist.") from error
+    except IsADirectoryError as error:
+        raise FileFormatError(f"{path} is a folder, not a file.") from error
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise FileFormatError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise FileFormatError(
+            f"{path} is not the file that its .json names: their SHA-256 differ. It is damaged, or of another save; "
+            "copy both files of one save."
+        )
+    return tensors
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

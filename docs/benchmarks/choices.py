@@ -1,6 +1,6 @@
 """The default solver against the plug-in: ``python -m docs.benchmarks.choices``.
 
-On pairs with a known bridge, the choice of :func:`~sbridge.solvers.choice.choose_solver` and
+On pairs with a known bridge, the choice of :func:`~sbridge.fitting.choice.choose_solver` and
 :class:`~sbridge.solvers.sinkhorn.SinkhornBridge` are fitted on the same samples and transport the same fresh source
 samples. A line gives the energy distance of each to fresh target samples, and those of perfect draws and of the source,
 unmoved. The plug-in draws end points among its training samples. The difference, chosen minus plug-in, is a mean over

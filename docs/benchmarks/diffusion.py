@@ -15,9 +15,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from sbridge import datasets
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import mean, timed
+from sbridge.data import datasets
 from sbridge.diffusion import ExactScore, Score, end_law, reverse_diffusion
 from sbridge.diffusion.parts import score_of
 from sbridge.diffusion.samplers import (

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import sbridge as sb
-from sbridge.data import datasets, plotting
+from sbridge import datasets, plotting
 from sbridge.metrics import ExactW2, sampling_floor
 
 FAST = "--fast" in sys.argv

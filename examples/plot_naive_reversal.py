@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import sbridge as sb
-from sbridge.data import datasets, plotting
+from sbridge import datasets, plotting
 
 FAST = "--fast" in sys.argv
 N = 10_000 if FAST else 100_000

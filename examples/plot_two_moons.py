@@ -16,7 +16,7 @@ import sys
 import matplotlib.pyplot as plt
 
 import sbridge as sb
-from sbridge.data import datasets, plotting
+from sbridge import datasets, plotting
 
 FAST = "--fast" in sys.argv
 ROWS, HELD_OUT = (2000, 500) if FAST else (4000, 1000)

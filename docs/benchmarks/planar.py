@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import SOLVERS, mean, timed
-from sbridge.data import datasets, transport
+from sbridge import datasets, transport
 from sbridge.errors import check_known
 from sbridge.fitting import choose_sigma, fit
 from sbridge.metrics import ExactW2

@@ -80,7 +80,7 @@ def run(source: str, target: str, seed: int, settings: Settings) -> dict[str, tu
     sigma = choose_sigma(x0, x1).sigma
     found = {
         "floor": (judge(draw(target, settings.fresh, "floor")), 0.0),
-        "source as it is": (judge(fresh0), 0.0),
+        "source, unmoved": (judge(fresh0), 0.0),
     }
     few0, few1 = x0[: settings.map_rows], x1[: settings.map_rows]
     maps: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {

@@ -104,7 +104,7 @@ def run(seed: int, settings: Settings) -> Iterator[tuple[str, int, tuple[float, 
     def judge(rows: Tensor) -> tuple[float, float]:
         return metric(rows, fresh, generator(0)), float(torch.cdist(rows, points).min(1).values.mean())
 
-    yield "floor: as many fresh rows", 0, (*judge(draw(settings.rows, "floor")), 0.0)
+    yield "floor: equally many fresh samples", 0, (*judge(draw(settings.rows, "floor")), 0.0)
     again = data.sample(settings.rows, generator(derive(seed, "again")))
     yield "draws of the training points", 0, (*judge(again), 0.0)
     process = VariancePreserving(stationary_std=float(points.var(0).mean().sqrt()), mean=points.mean(0))

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import sbridge as sb
-from sbridge.data import datasets
+from sbridge import datasets
 from sbridge.transport import entropic_map, exact_map, gaussian_map
 
 FAST = "--fast" in sys.argv

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import sbridge as sb
-from sbridge.data import datasets
+from sbridge import datasets
 
 FAST = "--fast" in sys.argv
 N = 1000 if FAST else 4000

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import sbridge as sb
-from sbridge.data import datasets
+from sbridge import datasets
 from sbridge.diffusion import AncestralSampler, DDIMSampler, PredictorCorrector
 from sbridge.metrics import ExactW2
 from sbridge.processes import EulerMaruyama

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import tyro
 from torch import Tensor
 
+from sbridge import datasets, transport
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import SOLVERS, mean, timed
-from sbridge import datasets, transport
 from sbridge.errors import check_known
 from sbridge.fitting import choose_sigma, fit
 from sbridge.metrics import ExactW2

@@ -67,7 +67,7 @@ def test_the_figure_shows_every_number_on_one_axis_and_says_what_follows(found, 
 def test_evaluate_and_fit_tell_the_certificate(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, seed in (("train", 1), ("test", 2)):
-        for end, rows in zip("ab", PAIR.sample(700, seed=seed), strict=True):
+        for end, rows in zip("ab", PAIR.sample(300, seed=seed), strict=True):
             np.save(f"{name}_{end}.npy", rows.numpy())
     fitted = ["fit", "train_a.npy", "train_b.npy", "--out", "run", "--solver", "gaussian", "--sigma", "1.0"]
     assert run([*fitted, "--held-out", "0.3"]) == 0

@@ -141,7 +141,7 @@ def compare(kind: Kind, n: int, dtype: torch.dtype, seed: int) -> list[Compariso
     """Energy distance to fresh rows, means and shares of columns: default and plug-in, both directions.
 
     Errors of the energy distance are those of its mean over blocks of the fresh rows; those of means and shares are
-    of the rows that arrive.
+    of the rows that arrive. Where the default is the plug-in, it is no worse than itself and the list is empty.
     """
     g = torch.Generator().manual_seed(1000 * seed + n)
     ends = [kind(n, end, g).to(dtype) for end in (0, 1)]
@@ -149,6 +149,8 @@ def compare(kind: Kind, n: int, dtype: torch.dtype, seed: int) -> list[Compariso
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SbridgeWarning)
         default = sb.fit(*ends, seed=seed)
+        if prepare(*ends, seed=seed).solver == sb.SinkhornBridge():
+            return []
         plug_in = sb.fit(*ends, solver=sb.SinkhornBridge(), seed=seed)
     found = []
     for name, start in (("forward", 0), ("backward", 1)):
@@ -220,22 +222,21 @@ def _said(comparisons: list[Comparison]) -> str:
     [
         (continuous_and_binary, torch.float64),
         (narrow_binary, torch.float32),
-        (one_hot, torch.float64),
-        (counts, torch.float32),
-        (zero_inflated, torch.float64),
-        (log_normal, torch.float32),
+        (near_collinear, torch.float32),
     ],
 )
 def test_the_default_is_no_worse_than_the_plug_in(kind, dtype):
     found = compare(kind, 500, dtype, 0)
+    assert found, "the default of this kind is the plug-in"
     assert max(one.worse for one in found) < 4.0, _said(found)
 
 
 @pytest.mark.slow
-def test_all_kinds_sizes_and_dtypes():
-    """The whole grid, about ten minutes: ``pytest -m slow tests/test_data_kinds.py -k all_kinds``."""
-    grid = itertools.product(KINDS, (50, 500, 5000), (torch.float32, torch.float64), range(3))
-    found = [one for kind, n, dtype, seed in grid for one in compare(kind, n, dtype, seed)]
+@pytest.mark.parametrize("n", [50, 500, 5000])
+def test_all_kinds_and_dtypes(n):
+    """Over three seeds: ``pytest -m slow tests/test_data_kinds.py -k all_kinds``; 5000 rows take the longest by far."""
+    grid = itertools.product(KINDS, (torch.float32, torch.float64), range(3))
+    found = [one for kind, dtype, seed in grid for one in compare(kind, n, dtype, seed)]
     assert sum(one.worse > 2.0 for one in found) <= 0.05 * len(found), _said(found)
     assert max(one.worse for one in found) < 4.0, _said(found)
 

@@ -164,9 +164,10 @@ def misses(settings, only=()):
     return sum(not row.holds for row in rows), len(rows)
 
 
-def test_misses_of_eleven_seeds_are_chance():
-    found, rows = misses([quick(2, "OU", seed, samples=300, steps=30) for seed in range(11)], ["reversal"])
-    assert rows > 150
+def test_misses_of_three_seeds_are_chance():
+    """Three misses are too many. Of all identities and eleven seeds: ``pytest -m slow tests/test_identities.py``."""
+    found, rows = misses([quick(2, "OU", seed, samples=300, steps=30) for seed in range(3)], ["reversal"])
+    assert rows > 40
     assert binomtest(found, rows, ALWAYS, alternative="greater").pvalue > 1e-3
 
 

@@ -426,14 +426,14 @@ def test_a_state_of_another_solver_is_named():
 def test_it_is_stable_at_small_and_at_large_noise(dim, epsilon):
     """Conditional laws of a known plan: far nearer than without control, the ends right."""
     pair = MixturePair(dim, epsilon)
-    x0, x1 = pair.sample(4000, seed=1)
-    solver = IMF(pretraining=400, stages=2, updates=100, refresh=50, pairs=1024)
+    x0, x1 = pair.sample(2000, seed=1)
+    solver = IMF(pretraining=250, stages=2, updates=50, refresh=50, pairs=1024)
     bridge = fit(x0, x1, reference=pair.reference, solver=solver, seed=0)
     starts = pair.source.sample(30, generator_of(5)).float()
     moments, variance = pair.moments(starts), float(pair.end_moments[1].trace())
     still = PathMeasure(pair.reference, None, pair.source)
     found, trivial, perfect = (
-        float(conditional_uvp(measure, starts, moments, variance, seed=3, draws=200).mean())
+        float(conditional_uvp(measure, starts, moments, variance, seed=3, draws=100).mean())
         for measure in (bridge.forward, still, pair.truth)
     )
     assert found - perfect < 0.25 * (trivial - perfect)

@@ -64,7 +64,7 @@ FITS = {
     "SinkhornBridge": lambda: bridge(sb.SinkhornBridge()),
     "GaussianBridge": lambda: bridge(sb.GaussianBridge(), sb.Gaussian(np.zeros(2), np.eye(2)), X1.astype(float)),
     "GaussianMixture": lambda: bridge(
-        sb.MixtureBridge(components=(1,), widths=(2,)),
+        sb.MixtureBridge((1,), widths=(2,), rows=40, max_rows=80, iterations=4, matchings=2, rounds=1),
         sb.GaussianMixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]),
         sb.Samples(X1.astype(float), np.full(40, 1 / 40)),
     ),

@@ -267,7 +267,7 @@ class TestCourse:
         assert "cells.h5ad:2 at t = 2, cells.h5ad:3 at t = 3" in capsys.readouterr().out
         for options, message in [
             (["--input", "cells.h5ad", "--time", "5"], "cells of 3 times: obs['day'] is 2, 3, 7. Say which"),
-            (["--input", "cells.h5ad:3", "--start", "2"], "--start is 2, but the cells are of time 3"),
+            (["--input", "cells.h5ad:3", "--start", "2"], "--start is 2, but the file gives time 3"),
             (["--input", "cells.h5ad:4"], "no cells at 4"),
         ]:
             refused(capsys, [*start, "no.npy", *options], message)
@@ -290,15 +290,15 @@ class TestRefusals:
             (["fit", "a.npy"], "a bridge needs two"),
             (["fit", "a.npy", "b.npy", "c.npy"], "need their times: --times"),
             (["fit", "a.npy", "b.npy", "--times", "3", "2"], "times must rise"),
-            (["fit", "a.npy", "b.npy", "--times", "2", "3", "--horizon", "1"], "the times say how long"),
+            (["fit", "a.npy", "b.npy", "--times", "2", "3", "--horizon", "1"], "the times determine"),
             (["fit", "a.npy", "b.npy", "--sigma", "0"], "--sigma must be a positive number, got 0"),
             (["fit", "a.npy", "b.npy", "--sigma", "nan"], "--sigma must be a positive number, got nan"),
-            (["fit", "a.npy", "b.npy", "--sigma", "1", "--epsilon", "1"], "give one of them"),
+            (["fit", "a.npy", "b.npy", "--sigma", "1", "--epsilon", "1"], "Give only one of them"),
             (["fit", "a.npy", "b.npy", "--horizon", "-1"], "--horizon must be a positive number"),
             (["fit", "a.npy", "b.npy", "--held-out", "1"], "held-out fraction must lie in [0, 1)"),
             (["fit", "a.npy", "b.npy", "--held-out", "0.001"], "leaves 0 to score with"),
             (["fit", "a.npy", "b.npy", "--seed", "-1"], "--seed must be an integer from 0"),
-            (["fit", "a.npy", "b.npy", "--device", "cuda:77"], "device 'cuda:77' cannot be used here; use cpu"),
+            (["fit", "a.npy", "b.npy", "--device", "cuda:77"], "device 'cuda:77' is not available; use cpu"),
             (["fit", "a.npy", "b.npy", "--solver", "sinkhron"], "Did you mean 'sinkhorn'?"),
             (["fit", "a.npy", "b.npy", "--solver", "imf", "--solver.stages", "-2"], "stages must not be negative"),
             (["fit", "a.npy", "b.npy", "--reference", "brownain"], "Did you mean 'brownian'?"),
@@ -335,7 +335,7 @@ class TestRefusals:
         refused(capsys, ["fit", "a.npy", "b.npy", "--out", "a.npy"], "is a file")
         refused(capsys, ["fit", "a.npy", "b.npy", "--out", "."], "is not empty")
         assert run(["fit", "a.npy", "b.npy", "--out", taken, "--resume"]) == 0
-        assert "is finished already" in capsys.readouterr().out
+        assert "is already finished" in capsys.readouterr().out
 
     def test_resuming_with_other_settings_or_data(self, here, capsys, monkeypatch):
         options = ["--solver", "sinkhorn", "--no-figures"]
@@ -373,7 +373,7 @@ class TestRefusals:
         monkeypatch.setattr(os, "fsync", filling)
         arguments = ["fit", "a.npy", "b.npy", "--out", "run", *TINY, "--checkpoint-every", "0"]
         assert run(arguments) == 2
-        assert "goes on with --resume" in " ".join(capsys.readouterr().err.split())
+        assert "--resume continues" in " ".join(capsys.readouterr().err.split())
         assert names("run") == ["checkpoint.safetensors", "config.json"]
 
     def test_no_convergence_and_nan_have_an_exit_code_of_their_own(self, here, capsys):
@@ -443,10 +443,10 @@ class TestSample:
         np.save("wide.npy", np.ones((9, 3), np.float32))
         Path("late.csv").write_text("x,y\n" + "1,2\n" * 10_000 + "1,oops\n")
         for options, message in [
-            ([], "either --input FILE, or --n N"),
+            ([], "give --input FILE, or --n N"),
             (["--n", "0"], "--n must be positive"),
-            (["--n", "5", "--input", "a.npy"], "either --input FILE, or --n N"),
-            (["--n", "5", "--start", "2.5"], "rows can start at the snapshots 2, 3, 7, not at 2.5"),
+            (["--n", "5", "--input", "a.npy"], "give --input FILE, or --n N"),
+            (["--n", "5", "--start", "2.5"], "samples can start at the snapshot times 2, 3, 7, not at 2.5"),
             (["--n", "5", "--time", "8"], "outside the course"),
             (["--n", "5", "--start", "7", "--time", "3"], "is backward, but --direction is forward"),
             (["--input", "wide.npy"], "wide.npy has 3 columns, the bridge lives in 2"),
@@ -506,7 +506,7 @@ class TestEvaluateAndPlot:
         assert "perfect samples" in text
         assert run(["evaluate", folder, "b.npy", "fresh.npy", "--start", "3", "--time", "5"]) == 0
         text = capsys.readouterr().out
-        assert "b.npy at t = 3, fresh.npy at t = 5; bridge times count from 3." in text
+        assert "b.npy at t = 3, fresh.npy at t = 5; times of the bridge are measured from 3." in text
         assert "predicted at t = 2," in text
         assert "half energy" in text
 
@@ -641,7 +641,7 @@ class TestProcesses:
         process.send_signal(signal.SIGINT)
         _, told = process.communicate()
         assert process.returncode == 130
-        assert "the checkpoint is written. To go on:" in told
+        assert "a checkpoint was written. To continue:" in told
         again = told.strip().splitlines()[-1].split()
         assert again == ["sbridge", *self.LINE[3:], "--out", "run", "--resume"]
         self.ends_as("run", uninterrupted)
@@ -861,7 +861,7 @@ class TestReportPage:
         page = Path("run/report.html").read_text()
         assert base64.b64encode(b"\x89PNG own").decode() in page
         assert base64.b64encode(secret).decode() not in page
-        assert "left out of the page" in capsys.readouterr().err
+        assert "omitted from the page" in capsys.readouterr().err
 
     def test_no_other_file_of_a_run_is_written_over(self, finished, here, capsys):
         shutil.copytree(finished / "run", "run")

@@ -241,10 +241,10 @@ def test_a_file_without_a_solver_gets_one_that_suits():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (None, "there is no file"),
-        ("problem = (", "is not Python"),
-        ("x = 1", "has to define `problem`"),
-        (PROBLEM + "\nsolver = 3", "has to be a control solver"),
+        (None, "does not exist"),
+        ("problem = (", "is not valid Python"),
+        ("x = 1", "must define `problem`"),
+        (PROBLEM + "\nsolver = 3", "must be a control solver"),
     ],
 )
 def test_bad_files_are_told(tmp_path, capsys, text, told):

@@ -77,7 +77,7 @@ def test_a_model_brings_its_process_its_data_and_its_score(here, model, capsys):
     assert "trained here" not in err
     np.save("wide.npy", rows(3))
     refused(capsys, ["--model", str(model), "--data", "wide.npy"], "3 columns", "2 dimensions")
-    refused(capsys, ["--model", str(model), "--process", "brownian"], "leave out --process")
+    refused(capsys, ["--model", str(model), "--process", "brownian"], "omit --process")
 
 
 def test_a_bridge_is_no_diffusion_model(here, capsys):

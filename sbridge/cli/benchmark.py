@@ -15,15 +15,15 @@ from sbridge.storage import files
 from sbridge.storage.registry import Json
 
 Line = tuple[str, Json | None]
-"""Text for people, and what of it goes into the file."""
+"""A line of output, and its JSON row if it has one."""
 
 
 def run_benchmark(command: Benchmark, console: Console) -> int:
-    """The whole command: rows as they come, and the file with all that there are so far."""
+    """Runs the benchmark; writes all finished rows to the file after each row."""
     table = command.table
     target = None if table.json in (None, "-") else Path(table.json)
     if target is not None and not table.resume and target.exists():
-        raise InvalidInputError(f"{target} exists; choose another --json, or go on by --resume.")
+        raise InvalidInputError(f"{target} exists; choose another --json, or continue it with --resume.")
     if target is not None and not target.parent.is_dir():
         raise InvalidInputError(f"the folder of {target} does not exist; choose another --json.")
     kept = _earlier(target, table) if table.resume else []
@@ -54,10 +54,10 @@ def _text(asked: dict[str, object], rows: list[Json]) -> str:
 
 
 def _earlier(target: Path | None, command: ControlTable | BridgeTable) -> list[Json]:
-    """The rows of the file, without failures; InvalidInputError if they were measured otherwise."""
+    """Returns the rows of the file without failures; raises InvalidInputError if their settings differ."""
     name, own = ("control", "problem") if isinstance(command, ControlTable) else ("bridge", "cell")
     if target is None:
-        raise InvalidInputError("--resume goes on with a file: name it by --json FILE.")
+        raise InvalidInputError("--resume continues a file: name it with --json FILE.")
     if not target.exists():
         return []
     document = files.read_json(target)
@@ -66,26 +66,26 @@ def _earlier(target: Path | None, command: ControlTable | BridgeTable) -> list[J
         raise FileFormatError(f"{target} holds no rows of sbridge benchmark {name}.")
     if document.get("quick") != command.quick:
         how = "with" if document.get("quick") else "without"
-        raise InvalidInputError(f"{target} was measured {how} --quick; go on likewise.")
+        raise InvalidInputError(f"{target} was measured {how} --quick; continue it {how} --quick.")
     return [row for row in rows if row["failure"] is None]
 
 
 def _control(command: ControlTable, console: Console, done: Sequence[Json]) -> Iterator[Line]:
     settings = control.Settings(command.only, command.quick, command.seeds, command.budget)
-    console.remark(f"{len(control.plan(settings))} rows; [brackets]: exact")
+    console.remark(f"{len(control.plan(settings))} rows; values in [brackets] are exact")
     for row in control.rows(settings, [control.Row.from_json(row) for row in done]):
         yield str(row), row.to_json()
 
 
 def _bridge_settings(command: BridgeTable) -> bridge.Settings:
-    """What is left out is as the table has it, full or quick."""
+    """Returns the given settings, completed by those of the full or the quick table."""
     given = {name: getattr(command, name) for name in ("pairs", "solvers", "dims", "epsilons", "seeds")}
     chosen = bridge.Settings.hurried() if command.quick else bridge.Settings()
     return dataclasses.replace(chosen, **{name: value for name, value in given.items() if value})
 
 
 def _bridge(settings: bridge.Settings, console: Console, done: Sequence[Json]) -> Iterator[Line]:
-    console.remark(f"{len(bridge.cells(settings))} pairs; excess: over perfect draws, which are the floor")
+    console.remark(f"{len(bridge.cells(settings))} pairs; excess: difference from exact samples, which are the floor")
     last = None
     for row in bridge.rows(settings, [bridge.Row.from_json(row) for row in done]):
         if row.cell != last:

@@ -1,4 +1,4 @@
-"""``sbridge benchmark`` as data: one subcommand for each table."""
+"""Options of ``sbridge benchmark``: one subcommand for each table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sbridge.cli.commands import Flag, Spoken
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Spoken):
-    """What all tables take."""
+    """Options shared by all tables."""
 
     quick: Flag = False
-    """Little work in a minute or two: whether everything runs, not how good it is."""
+    """Run a small version in a minute or two: it tests that everything runs, not how good the solvers are."""
     json: Annotated[str | None, arg(metavar="FILE|-", help_behavior_hint="(default: none)")] = None
-    """Also write the rows to this .json file, each as it is ready; -: to standard output, in place of the table."""
+    """Also write the rows to this .json file as they finish; -: to standard output, in place of the table."""
     resume: Flag = False
-    """Take the rows that the file of --json has, and measure the others."""
+    """Keep the rows that the file of --json has, and measure the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,16 @@ class ControlTable(Table):
     """
 
     only: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
-    """Problems, by name."""
+    """Names of problems."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of everything random; with several, numbers are means over fits with their standard errors."""
     budget: float = 120.0
-    """Seconds of CPU time of every loss in the rows at equal budget; 0: without them."""
+    """CPU seconds for each loss in the rows at equal budget; 0: omit these rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeTable(Table):
-    """Bridges between two ends whose exact solution is known: every solver beside floors, trivial rows and OT maps.
+    """Bridges between two ends with a known exact solution: every solver with floors, trivial rows and OT maps.
 
     Each row is a solver on a pair of ends, fitted in a process of its own. The whole table takes hours: choose from it.
     """
@@ -48,7 +48,7 @@ class BridgeTable(Table):
     pairs: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
     """Pairs of ends: mixture, gaussian, turning, ring, bananas, spirals, moons."""
     solvers: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
-    """Rows, by name."""
+    """Names of rows."""
     dims: Annotated[tuple[int, ...], arg(metavar="INT ...", help_behavior_hint="(default: 2 16 64; --quick: 2)")] = ()
     """Dimensions of mixture and Gaussian pairs."""
     epsilons: Annotated[
@@ -70,9 +70,9 @@ class Benchmark:
     """Measure solvers against problems with exact answers."""
 
     table: OmitArgPrefixes[Tables]
-    """Which table."""
+    """Table to compute."""
 
     @property
     def quiet(self) -> bool:
-        """As the table has it."""
+        """Whether the table is to be computed quietly."""
         return self.table.quiet

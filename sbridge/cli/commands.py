@@ -1,4 +1,4 @@
-"""The commands as data: what tyro reads from the command line, with its help.
+"""The commands and their options, which tyro parses and documents.
 
 Nothing heavy is imported before a command runs, so that ``--help`` and typing errors answer at once.
 """
@@ -18,79 +18,79 @@ Flag = FlagCreatePairsOff[bool]
 
 @runtime_checkable
 class Command(Protocol):
-    """One of the subcommands, filled in."""
+    """A parsed subcommand."""
 
     @property
     def quiet(self) -> bool:
-        """Whether progress and notes are left out."""
+        """Whether to omit progress and notes."""
         ...
 
 
 def _default(text: str) -> object:
-    """Says in the help what happens by default, where the default value itself says nothing."""
+    """Describes the default in the help, where the default value itself says nothing."""
     return arg(help_behavior_hint=f"(default: {text})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How files are read."""
+    """Options for reading files."""
 
-    rep: Annotated[str | None, arg(metavar="NAME"), _default("X_pca; with RUN, that of its fit")] = None
+    rep: Annotated[str | None, arg(metavar="NAME"), _default("X_pca; with RUN, as in its fit")] = None
     """The representation in an .h5ad file: a name in obsm, or X."""
-    time_key: Annotated[str | None, arg(metavar="NAME"), _default("none; with RUN, that of its fit")] = None
+    time_key: Annotated[str | None, arg(metavar="NAME"), _default("none; with RUN, as in its fit")] = None
     """The column of obs that holds times, in an .h5ad file with several snapshots."""
     columns: Annotated[tuple[str, ...], arg(metavar="NAME ..."), _default("all")] = ()
     """Columns of .csv files to use, by name."""
     rows: int = 10_000
     """Rows drawn from a built-in data set."""
     dtype: Literal["keep", "float32", "float64"] = "keep"
-    """Floating-point type of the fit. keep: that of the file (text and integers: float32 if its digits are enough for
+    """Floating-point type of the fit. keep: that of the file (text and integers: float32 if it holds the digits of
     every column, else float64); float64 is slower."""
     header: Literal["auto", "yes", "no"] = "auto"
-    """Whether the first line of a .csv file names the columns. auto: if a cell in it is no number."""
+    """Whether the first line of a .csv file names the columns. auto: yes if a cell in it is not a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spoken:
-    """What every command takes."""
+    """Options shared by all commands."""
 
     quiet: Flag = False
-    """Print results, warnings and errors alone: no progress, no notes."""
+    """Print only results, warnings and errors: no progress, no notes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Spoken):
-    """What all commands take that train something in a run folder."""
+    """Options shared by all commands that train a model in a run folder."""
 
     out: Annotated[Path, arg(metavar="RUN")]
-    """Run folder to write: model, report, history, figures."""
+    """Run folder to write: model, report, history and figures."""
     held_out: Annotated[float, arg(metavar="FRACTION")] = 0.1
-    """Fraction of the rows of every data set kept from the fit, for the report; 0: score nothing."""
+    """Fraction of the rows of every data set to hold out for the report; 0: score nothing."""
     seed: int = 0
-    """Seed of everything random. Equal seeds and threads give equal models."""
+    """Seed of all random numbers. Equal seeds and threads give equal models."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1."""
     evaluation: bool = True
-    """Score on the rows kept from the fit. That may take longer than the fit; sbridge evaluate does it later."""
+    """Score the fit on the held-out rows. This may take longer than the fit; sbridge evaluate does it later."""
     figures: bool = True
     """Draw figures."""
     checkpoint_every: Annotated[float, arg(metavar="SECONDS")] = 10.0
     """Time between checkpoints."""
     resume: Flag = False
-    """Go on with an interrupted run in the same folder; everything else on the command line as before."""
+    """Continue an interrupted run in the same folder; leave all other options as they were."""
     reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Spoken):
-    """Two moons to eight Gaussians: fit, report, figures."""
+    """Fit two moons to eight Gaussians, and write the report and figures."""
 
     out: Path = Path("sbridge-demo")
     """Run folder to write."""
     seed: int = 0
-    """Seed of data and fit."""
+    """Seed of the data and the fit."""
     resume: Flag = False
-    """Go on with an interrupted demo in the same folder."""
+    """Continue an interrupted demo in the same folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +103,21 @@ class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE TARGET ...", help_behavior_hint="")]
     """Files, rows × columns: .npy, .npz (file.npz:array), .csv, .tsv, .h5ad (file.h5ad:time); or built-in data sets."""
     times: Annotated[tuple[float, ...], arg(metavar="T0 T1 ..."), _default("none: from 0 to --horizon")] = ()
-    """Times of the data sets, rising, in any unit; from then on times are on this axis."""
+    """Times of the data sets, increasing, in any unit; all later times are on this axis."""
     reference: Literal["brownian", "ornstein-uhlenbeck", "variance-preserving", "variance-exploding"] = "brownian"
-    """Reference process. Its own options: --reference NAME --help."""
-    sigma: Annotated[float | None, arg(metavar="S"), _default("chosen from the data, and told")] = None
+    """Reference process. Options of a process: --reference NAME --help."""
+    sigma: Annotated[float | None, arg(metavar="S"), _default("chosen from the data and printed")] = None
     """Noise σ of the reference, in data units per square root of time."""
-    epsilon: Annotated[float | None, arg(metavar="E"), _default("σ² T follows from --sigma")] = None
-    """In place of --sigma: ε = σ² T, the entropic constant for the cost ½|x − y|², in squared data units."""
+    epsilon: Annotated[float | None, arg(metavar="E"), _default("computed from --sigma: σ² T")] = None
+    """Instead of --sigma: ε = σ² T, the entropic constant for the cost ½|x − y|², in squared data units."""
     horizon: Annotated[float | None, arg(metavar="T"), _default("1, or the differences of --times")] = None
     """Duration T of the bridge, in units of time."""
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
     solver: Literal["auto", "gaussian", "sinkhorn", "imf", "matched", "ipf", "mixture"] = "auto"
-    """Method; auto takes one that suits the data, and tells which. Its own options: --solver NAME --help."""
+    """Method; auto chooses one that suits the data and prints the choice. Options of a method: --solver NAME --help."""
     solver_options: Annotated[SolverOptions, arg(name="solver")]
     scaling: Literal["auto", "common", "per-coordinate", "none"] = "auto"
-    """Units inside the fit: one factor for all columns, or one for each; σ goes along, the problem stays the same."""
+    """Scaling inside the fit: one factor for all columns, or one for each; σ is scaled too: the problem is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class Diffuse(Training, Generic[SolverOptions, ReferenceOptions]):
     input: Annotated[Positional[str], arg(metavar="DATA", help_behavior_hint="")]
     """File, rows × columns, or a built-in data set, as for fit."""
     reference: Literal["variance-preserving", "variance-exploding"] = "variance-preserving"
-    """Noising process. Its own options: --reference NAME --help."""
+    """Noising process. Options of a process: --reference NAME --help."""
     horizon: Annotated[float, arg(metavar="T")] = 1.0
     """Duration of the noising, in units of time."""
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
@@ -139,24 +139,24 @@ class Diffuse(Training, Generic[SolverOptions, ReferenceOptions]):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Spoken):
-    """Carry rows through a fitted bridge, from file to file, in little memory."""
+    """Transport samples through a fitted bridge, from file to file, in little memory."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run folder of a fit."""
     out: Annotated[Path, arg(metavar="FILE")]
     """File to write: .npy or .csv."""
-    input: Annotated[str | None, arg(metavar="FILE"), _default("rows drawn from the start law: --n")] = None
-    """Rows to start from; the result has one row for each."""
+    input: Annotated[str | None, arg(metavar="FILE"), _default("drawn from the start distribution: --n")] = None
+    """Samples to start from; the output has one row for each."""
     n: Annotated[int | None, arg(metavar="N"), _default("none")] = None
-    """In place of --input: the number of start rows to draw."""
+    """Instead of --input: the number of start samples to draw."""
     direction: Literal["forward", "backward"] = "forward"
-    """From the source to the target, or back."""
+    """From the source to the target (forward), or back (backward)."""
     start: Annotated[
-        float | None, arg(metavar="T0"), _default("that of FILE.h5ad:T0, or the first; backward: last")
+        float | None, arg(metavar="T0"), _default("the time in FILE.h5ad:T0, or the first; backward: last")
     ] = None
-    """Time of the start rows; one of the snapshots."""
+    """Time of the start samples; one of the snapshot times."""
     time: Annotated[float | None, arg(metavar="T"), _default("the last time; backward: the first")] = None
-    """Time at which the state is wanted."""
+    """Time of the output."""
     seed: int = 0
     """Seed of the noise."""
     overwrite: Flag = False
@@ -166,22 +166,22 @@ class Sample(Spoken):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Spoken):
-    """Score a fitted bridge on rows that it has not seen."""
+    """Score a fitted bridge on held-out samples."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run folder of a fit."""
     inputs: Annotated[Positional[tuple[str, str]], arg(metavar="SOURCE TARGET", help_behavior_hint="")]
-    """Rows to start from, and rows to compare with; files or built-in sets as for fit."""
-    start: Annotated[float | None, arg(metavar="T0"), _default("that of FILE.h5ad:T0, or the first time")] = None
-    """Time of SOURCE; one of the snapshots."""
-    time: Annotated[float | None, arg(metavar="T"), _default("that of FILE.h5ad:T, or the last time")] = None
-    """Time of TARGET: any time of the run. Between snapshots the prediction for that time is scored."""
+    """Samples to start from, and samples to compare with; files or built-in data sets as for fit."""
+    start: Annotated[float | None, arg(metavar="T0"), _default("the time in FILE.h5ad:T0, or the first time")] = None
+    """Time of SOURCE; one of the snapshot times."""
+    time: Annotated[float | None, arg(metavar="T"), _default("the time in FILE.h5ad:T, or the last time")] = None
+    """Time of TARGET: any time of the run. Between snapshots, the prediction for that time is scored."""
     out: Annotated[Path | None, arg(metavar="FILE"), _default("none")] = None
     """Also write the numbers to this .json file."""
     figure: Annotated[Path | None, arg(metavar="FILE"), _default("none")] = None
     """Also draw the certificate to this .png file."""
     max_rows: int = 4000
-    """Rows of either side that are used, at most; larger sets are thinned at random."""
+    """Largest number of rows used of either side; larger sets are subsampled at random."""
     seed: int = 0
     """Seed of the noise."""
     reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
@@ -196,19 +196,19 @@ class Plot(Spoken):
     out: Annotated[Path | None, arg(metavar="FOLDER"), _default("RUN/figures")] = None
     """Folder for the .png files."""
     rows: int = 2000
-    """Rows drawn from either end."""
+    """Number of rows drawn from either end."""
     seed: int = 0
     """Seed of the rows and paths drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Spoken):
-    """Write the report of a fit as one HTML page that opens anywhere: settings, scores with their floors, figures."""
+    """Write the report of a fit as one self-contained HTML page: settings, scores with their floors, figures."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run folder of a fit."""
     out: Annotated[Path | None, arg(metavar="FILE.html"), _default("RUN/report.html")] = None
-    """The page."""
+    """HTML file to write."""
     overwrite: Flag = False
     """Replace FILE if it exists."""
 
@@ -221,27 +221,27 @@ class Verify(Spoken, Generic[ReferenceOptions]):
     hold, 1 if one fails. Without --data: Gaussian mixtures in 1, 2 and 8 dimensions under three noising processes.
     """
 
-    data: Annotated[str | None, arg(metavar="FILE"), _default("Gaussian mixtures; with --model, the data it keeps")] = (
+    data: Annotated[str | None, arg(metavar="FILE"), _default("Gaussian mixtures; with --model, its training data")] = (
         None
     )
-    """Your rows, as for fit: a file, or a built-in data set. Their empirical law has an exact score."""
+    """Your data, as for fit: a file, or a built-in data set. The score of its empirical distribution is exact."""
     model: Annotated[Path | None, arg(metavar="RUN"), _default("a small network, trained for a few seconds")] = None
-    """Run folder of a diffusion model, whose score is judged under its own noising process."""
+    """Run folder of a diffusion model; its score is tested under its own noising process."""
     process: Literal["auto", "brownian", "ornstein-uhlenbeck", "variance-preserving", "variance-exploding"] = "auto"
     """Noising process; auto: three on built-in problems, variance-preserving on your data, the model's with --model."""
     process_options: Annotated[ReferenceOptions, arg(name="process")]
     only: Annotated[tuple[str, ...], arg(metavar="NAME|GROUP ..."), _default("all")] = ()
-    """Identities to check, or groups of them: see --list."""
+    """Identities to check, or groups of identities: see --list."""
     max_rows: int = 500
-    """Rows of your data that make the empirical law, at most; larger sets are thinned at random."""
+    """Largest number of rows that form the empirical distribution; larger data are subsampled at random."""
     samples: int = 4000
-    """Paths or points of every Monte Carlo mean."""
+    """Number of paths or points in each Monte Carlo mean."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     json: Annotated[str | None, arg(metavar="FILE|-"), _default("none")] = None
-    """Also write the rows to this .json file; -: to standard output, in place of the table."""
+    """Also write the results to this .json file; -: to standard output, in place of the table."""
     list: Flag = False
-    """List the identities and stop."""
+    """List the identities and exit."""
     reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
 
 
@@ -254,12 +254,12 @@ class Control(Spoken):
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE.py")]
-    """The file."""
-    out: Annotated[Path | None, arg(metavar="RUN"), _default("none: only print")] = None
+    """Python file to read."""
+    out: Annotated[Path | None, arg(metavar="RUN"), _default("none: print only")] = None
     """Folder to write: control, report, history, and a copy of the file."""
-    updates: Annotated[int | None, arg(metavar="N"), _default("those of the solver")] = None
-    """Number of updates, in place of the solver's."""
+    updates: Annotated[int | None, arg(metavar="N"), _default("that of the solver")] = None
+    """Number of updates, instead of the solver's default."""
     paths: int = 4096
-    """Fresh paths for the diagnostics."""
+    """Number of new paths for the diagnostics."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""

@@ -1,4 +1,4 @@
-"""Speaking to the user: results on stdout, everything else on stderr, progress bars on terminals alone."""
+"""Terminal output: results on stdout, everything else on stderr, progress bars on terminals only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOOK = 2.0  # seconds of training before the estimate
 
 @dataclass(frozen=True)
 class Console:
-    """Where the command line writes.
+    """Output streams of the command line.
 
     Args:
         arguments: what the user typed, without the program's name.
@@ -37,36 +37,36 @@ class Console:
 
     @property
     def interactive(self) -> bool:
-        """Whether progress may renew itself: stderr is a terminal, and the user did not ask for quiet."""
+        """Whether progress bars may be drawn: stderr is a terminal, and --quiet was not given."""
         return not self.quiet and sys.stderr.isatty()
 
     def say(self, text: str = "") -> None:
-        """A result, on stdout."""
+        """Prints a result on stdout."""
         _write(text)
 
     def tell(self, text: str) -> None:
-        """A note on stdout, wrapped; left out if quiet."""
+        """Prints a wrapped note on stdout, unless quiet."""
         if not self.quiet:
             self.say(_wrapped(text))
 
     def remark(self, text: str) -> None:
-        """Something on the side, on stderr; left out if quiet."""
+        """Prints a remark on stderr, unless quiet."""
         if not self.quiet:
             _write(text, aside=True)
 
     def renew(self, text: str) -> None:
-        """A line on stderr, a terminal, in place of the last one; an empty one wipes it."""
+        """Replaces the last line on stderr, a terminal; an empty text clears it."""
         sys.stderr.write(f"\r\x1b[K{_harmless(text[:_WIDTH], sys.stderr.encoding)}")
         sys.stderr.flush()
 
     def complain(self, message: str, command: str = "") -> None:
-        """An error or a warning, on stderr, wrapped; with a command in a line of its own, to be copied."""
+        """Prints a wrapped error or warning on stderr, followed by a command on a line of its own."""
         _write(_wrapped(f"sbridge: {message}") + (f"\n  {command}" if command else ""), aside=True)
 
 
 @dataclass
 class Progress:
-    """Training callback: a bar on a terminal; elsewhere a line at each quarter of a run that takes a while.
+    """Training callback that draws a bar on a terminal; elsewhere it prints a line at each quarter of a long run.
 
     After two seconds of training, time and memory are estimated, and told if 20 seconds or more are left.
 
@@ -89,7 +89,7 @@ class Progress:
     _bar: Any = field(default=None, init=False)
 
     def __call__(self, state: State, info: Info) -> None:
-        """After a step."""
+        """Updates the display after a step."""
         now = time.monotonic()
         if self._begun is None:
             self._begun = (now, state.step)
@@ -142,7 +142,7 @@ class Progress:
 
 @dataclass
 class ScoringBar:
-    """Watcher of an evaluation: a bar on a terminal, nothing elsewhere.
+    """Evaluation watcher that draws a bar on a terminal, and nothing elsewhere.
 
     Args:
         console: where to.
@@ -152,7 +152,7 @@ class ScoringBar:
     _bar: Any = field(default=None, init=False)
 
     def expect(self, more: int) -> None:
-        """Makes the bar longer."""
+        """Adds ``more`` steps to the bar."""
         if not self.console.interactive:
             return
         if self._bar is None:
@@ -163,7 +163,7 @@ class ScoringBar:
         self._bar.refresh()
 
     def done(self, what: str) -> None:
-        """One step further."""
+        """Advances the bar by one step."""
         if self._bar is not None:
             self._bar.set_postfix_str(what, refresh=False)
             self._bar.update()
@@ -176,7 +176,7 @@ class ScoringBar:
 
 
 def duration(seconds: float) -> str:
-    """A time span, rounded for reading."""
+    """Formats a duration, rounded for reading."""
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -184,7 +184,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory() -> int | None:
-    """The most memory that this process has held, in bytes; ``None`` where the system does not say."""
+    """Returns the peak memory of this process in bytes; ``None`` where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -204,7 +204,7 @@ def _write(text: str, *, aside: bool = False) -> None:
 
 
 def _harmless(text: str, encoding: str | None) -> str:
-    """``text`` without what a terminal would obey, in characters that the encoding has."""
+    """Removes control characters from ``text``, and replaces characters that the encoding lacks."""
     plain = _CONTROL.sub(lambda hit: f"\\u{ord(hit[0]):04x}", text)
     return plain.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 

@@ -1,4 +1,4 @@
-"""``sbridge control``: a control problem from a Python file, solved and judged."""
+"""``sbridge control``: solves and evaluates a control problem from a Python file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sbridge.training import Info, State
 
 
 def run_control(command: Control, console: Console) -> int:
-    """The whole command."""
+    """Runs the command; returns the exit code."""
     if command.out is None:
         _solve(command, console)
         return 0
@@ -33,7 +33,7 @@ def run_control(command: Control, console: Console) -> int:
 
 
 def _solve(command: Control, console: Console, out: Path | None = None) -> None:
-    """Solves, judges, and writes to ``out``, a claimed folder."""
+    """Solves and evaluates the problem, and writes the results to ``out``, a claimed folder."""
     names = read_file(command.file)
     problem, solver = names["problem"], names.get("solver")
     if solver is None:
@@ -43,7 +43,7 @@ def _solve(command: Control, console: Console, out: Path | None = None) -> None:
         solver = dataclasses.replace(solver, updates=command.updates)
     history: list[Info] = []
     bar = Progress(
-        console, type(solver).__name__, solver.updates, open_ended=False, advice="Fewer --updates take less."
+        console, type(solver).__name__, solver.updates, open_ended=False, advice="Fewer --updates take less time."
     )
 
     def follow(state: State, info: Info) -> None:
@@ -64,36 +64,36 @@ def _solve(command: Control, console: Console, out: Path | None = None) -> None:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """What the file defines, checked.
+    """Executes the file and checks what it defines.
 
     Raises:
         InvalidInputError: if there is no such file, it is no Python, or its names are not what they should be.
     """
     if not path.is_file():
-        raise InvalidInputError(f"there is no file {path}.")
+        raise InvalidInputError(f"{path} does not exist.")
     try:
         names = runpy.run_path(str(path))
     except SyntaxError as error:
-        raise InvalidInputError(f"{path} is not Python: {error}.") from error
+        raise InvalidInputError(f"{path} is not valid Python: {error}.") from error
     if not isinstance(names.get("problem"), ControlProblem):
         raise InvalidInputError(
-            f"{path} has to define `problem`, a ControlProblem: problem = sbridge.ControlProblem(process, start, "
-            f"running_cost, terminal_cost). Found: {type(names.get('problem')).__name__}."
+            f"{path} must define `problem`, a ControlProblem: problem = sbridge.ControlProblem(process, start, "
+            f"running_cost, terminal_cost). Got: {type(names.get('problem')).__name__}."
         )
     solver = names.get("solver")
     if solver is not None and not isinstance(solver, ControlSolver):
         raise InvalidInputError(
-            f"`solver` in {path} has to be a control solver such as AdjointMatching(), found {type(solver).__name__}."
+            f"`solver` in {path} must be a control solver such as AdjointMatching(), got {type(solver).__name__}."
         )
     return names
 
 
 def choose(problem: ControlProblem) -> tuple[ControlSolver, str]:
-    """A solver that treats the problem, and why it."""
+    """Returns a solver that supports the problem, and the reason for the choice."""
     solver = AdjointMatching()
     if solver.refusal(problem) is None:
-        return solver, "since the costs are differentiable"
-    return LogVariance(), "which needs no gradient of the costs and allows paths to stop"
+        return solver, "because the costs are differentiable"
+    return LogVariance(), "because it needs no gradient of the costs and allows paths to stop"
 
 
 def _document(report: object) -> Json:

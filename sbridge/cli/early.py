@@ -1,4 +1,4 @@
-"""What can be refused before torch is imported: unknown words, missing files, folders that are taken, bad numbers.
+"""Checks that run before torch is imported: unknown words, missing files, existing folders, bad numbers.
 
 All problems of a command line are told at once.
 """
@@ -18,13 +18,13 @@ from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, Unk
 from sbridge.storage.claims import check_run, check_startable
 
 _NO_INPUT = ("--out", "--json", "--figure", "--columns", "--rep", "--time-key", "--device", "--only")
-"""Options whose values are no data sets, whatever they look like."""
+"""Options whose values are not data sets, whatever they look like."""
 
 Check = Callable[[], None]
 
 
 def check_words(kind: type, words: Sequence[str], found: Iterable[SbridgeError] = (), *, heavy: bool) -> None:
-    """Refuses options that the command does not have, and data sets that are not there, before options are parsed.
+    """Raises an error for unknown options and missing data sets, before options are parsed.
 
     Args:
         kind: the class of the command.
@@ -48,13 +48,13 @@ def _unknown_option(name: str, known: Iterable[str]) -> UnknownNameError:
 
 
 def check(command: commands.Command) -> None:
-    """InvalidInputError with all that a parsed command cannot do, as far as its words and the file system tell."""
+    """Raises InvalidInputError with all problems of a parsed command that its words and the file system show."""
     checks = _CHECKS.get(type(command))
     _refuse(_problems(checks(command)) if checks else [])
 
 
 def _names(kind: type) -> set[str]:
-    """The options of a command that have no prefix: those of its fields, and of the fields of ``reading``."""
+    """Returns the options of a command that have no prefix: those of its fields, and of the fields of ``reading``."""
     found = {"--help"}
     for item in dataclasses.fields(kind):
         name = item.name.removesuffix("_options").replace("_", "-")
@@ -66,7 +66,7 @@ def _names(kind: type) -> set[str]:
 
 
 def _data_sets(kind: type, words: Sequence[str]) -> Iterator[str]:
-    """Words that can only be data sets: those before the first option, and names of data files after any."""
+    """Yields the words that can only be data sets: those before the first option, and names of data files after any."""
     fields = {item.name for item in dataclasses.fields(kind)}
     first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     if fields & {"inputs", "input"}:
@@ -80,7 +80,7 @@ def _data_sets(kind: type, words: Sequence[str]) -> Iterator[str]:
 
 
 def _problems(checks: Iterable[Check]) -> list[SbridgeError]:
-    """What the checks raise, each message once."""
+    """Returns the errors that the checks raise, each message once."""
     found: dict[str, SbridgeError] = {}
     for make in checks:
         try:
@@ -95,7 +95,7 @@ def _refuse(problems: Sequence[SbridgeError]) -> None:
         raise problems[0]
     if problems:
         listed = " ".join(f"({place}) {problem}" for place, problem in enumerate(problems, 1))
-        raise InvalidInputError(f"{len(problems)} problems. {listed}")
+        raise InvalidInputError(f"{len(problems)} problems found. {listed}")
 
 
 def _require(holds: bool, message: str) -> Check:  # noqa: FBT001
@@ -111,11 +111,11 @@ def _seed(seed: int) -> Check:
 
 
 def _new_file(option: str, path: Path | None, ending: str = "") -> Iterator[Check]:
-    """Whether a file may be written."""
+    """Checks that a file may be written."""
     if path is None:
         return
     yield _require(not path.exists(), f"{path} exists. Choose another {option}.")
-    yield _require(path.parent.is_dir(), f"the folder {path.parent} does not exist. Make it first.")
+    yield _require(path.parent.is_dir(), f"the folder {path.parent} does not exist. Create it first.")
     if ending:
         yield _require(path.suffix.lower() == ending, f"{option} writes a {ending} file, got {path}.")
 
@@ -145,7 +145,10 @@ def _fit(command: commands.Fit) -> Iterator[Check]:  # type: ignore[type-arg]
     yield from _of_training(command)
     yield from _positive({"--horizon": command.horizon, "--sigma": command.sigma, "--epsilon": command.epsilon})
     twice = command.sigma is not None and command.epsilon is not None
-    yield _require(not twice, "--sigma and --epsilon were given; ε = σ² T follows from σ: give one of them.")
+    yield _require(
+        not twice,
+        "--sigma and --epsilon were both given; ε = σ² T determines one from the other. Give only one of them.",
+    )
 
 
 def _diffuse(command: commands.Diffuse) -> Iterator[Check]:  # type: ignore[type-arg]
@@ -158,17 +161,17 @@ def _sample(command: commands.Sample) -> Iterator[Check]:
     n, out = command.n, command.out
     yield partial(check_run, command.folder)
     one = (command.input is None) != (n is None)
-    yield _require(one, "give rows to start from: either --input FILE, or --n N to draw them.")
+    yield _require(one, "no samples to start from: give --input FILE, or --n N to draw them.")
     yield _require(n is None or n >= 1, f"--n must be positive, got {n}.")
     if command.input is not None:
         yield partial(check_spec, command.input)
     yield _seed(command.seed)
     if out.suffix.lower() in (".npy", ".csv"):
         taken = out.is_dir() or (out.exists() and not command.overwrite)
-        yield _require(not taken, f"{out} exists. Choose another --out, or say --overwrite.")
-        yield _require(out.parent.is_dir(), f"the folder {out.parent} does not exist. Make it first.")
+        yield _require(not taken, f"{out} exists. Choose another --out, or add --overwrite.")
+        yield _require(out.parent.is_dir(), f"the folder {out.parent} does not exist. Create it first.")
     else:
-        wrong = FileFormatError(f"{out} would be of kind {out.suffix!r}; rows are written as .npy or .csv.")
+        wrong = FileFormatError(f"{out} has the ending {out.suffix!r}; samples are written as .npy or .csv.")
         yield partial(_refuse, [wrong])
 
 
@@ -190,8 +193,8 @@ def _report(command: commands.Report) -> Iterator[Check]:
     yield partial(check_run, command.folder)
     out = command.out or command.folder / "report.html"
     yield _require(out.suffix.lower() == ".html", f"--out writes an .html file, got {out}.")
-    yield _require(command.overwrite or not out.exists(), f"{out} exists. Choose another --out, or say --overwrite.")
-    yield _require(out.parent.is_dir(), f"the folder {out.parent} does not exist. Make it first.")
+    yield _require(command.overwrite or not out.exists(), f"{out} exists. Choose another --out, or add --overwrite.")
+    yield _require(out.parent.is_dir(), f"the folder {out.parent} does not exist. Create it first.")
 
 
 def _verify(command: commands.Verify) -> Iterator[Check]:  # type: ignore[type-arg]
@@ -201,7 +204,7 @@ def _verify(command: commands.Verify) -> Iterator[Check]:  # type: ignore[type-a
         yield _require(value >= least, f"{name} must be at least {least}, got {value}.")
     yield _seed(command.seed)
     both = command.model is not None and command.process != "auto"
-    yield _require(not both, "--model brings its own noising process; leave out --process.")
+    yield _require(not both, "--model has its own noising process; omit --process.")
     yield from _new_file("--json", None if command.json in (None, "-") else Path(command.json))
     if command.data is not None:
         yield partial(check_spec, command.data)
@@ -210,7 +213,7 @@ def _verify(command: commands.Verify) -> Iterator[Check]:  # type: ignore[type-a
 
 
 def _control(command: commands.Control) -> Iterator[Check]:
-    yield _require(command.file.is_file(), f"there is no file {command.file}.")
+    yield _require(command.file.is_file(), f"{command.file} does not exist.")
     yield _require(command.paths >= 2, f"--paths must be at least 2, got {command.paths}.")
     yield _seed(command.seed)
     if command.out is not None:

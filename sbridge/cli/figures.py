@@ -30,7 +30,7 @@ def draw(
     seed: int,
     certificates: Sequence[Certificate | str | None] = (),
 ) -> list[Path]:
-    """The figures of a bridge and its certificate; of a time course those of all of it, and a folder for each bridge.
+    """Draws the figures of a bridge and its certificate; of a time course, also those of each bridge in a folder.
 
     Args:
         course: the bridges.
@@ -59,7 +59,7 @@ def draw(
 
 
 def run_plot(command: Plot, console: Console) -> int:
-    """Draws all figures of a run again: from its model, its history and the certificates in its report.
+    """Draws all figures of a run again, from its model, its history and the certificates in its report.
 
     Figures in the run folder only when nobody works in it.
     """
@@ -78,11 +78,11 @@ def run_plot(command: Plot, console: Console) -> int:
 
 
 def _certificates(folder: RunFolder) -> list[Certificate | None]:
-    """As the report of the run holds them, which an unfinished run has not."""
+    """Returns the certificates in the report of the run; none for an unfinished run."""
     if not folder.finished:
         return []
     document = files.read_json(folder.report_file)
     if not isinstance(document, dict) or not isinstance(document.get("legs"), list):
-        raise FileFormatError(f"{folder.report_file} is no report of a run.")
+        raise FileFormatError(f"{folder.report_file} is not the report of a run.")
     found = [leg.get("certificate") if isinstance(leg, dict) else None for leg in document["legs"]]
     return [Certificate.from_json(one) if isinstance(one, dict) and "reason" not in one else None for one in found]

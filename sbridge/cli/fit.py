@@ -47,7 +47,7 @@ class Clock:
 
 
 def run_demo(command: Demo, console: Console) -> int:
-    """The built-in sets through :func:`run_fit`, with its defaults."""
+    """Runs :func:`run_fit` on the built-in data sets with default options."""
     fit = Fit(
         inputs=("two_moons", "eight_gaussians"),
         out=command.out,
@@ -60,22 +60,22 @@ def run_demo(command: Demo, console: Console) -> int:
 
 
 def run_fit(command: Fit[Any, Any], console: Console) -> int:
-    """The whole command; returns the exit code."""
+    """Runs the command; returns the exit code."""
     return _run(command, lambda: make_plan(command), console)
 
 
 def run_diffuse(command: Diffuse[Any, Any], console: Console) -> int:
-    """The whole command; returns the exit code."""
+    """Runs the command; returns the exit code."""
     return _run(command, lambda: make_diffusion_plan(command), console)
 
 
 def _run(command: Training, planned: Callable[[], Plan], console: Console) -> int:
-    """Claims the folder before anything else, so that of two processes one does all the work and the other none."""
+    """Claims the run folder before any work, so that only one of two processes fits."""
     clock = Clock()
     with RunFolder.claimed(command.out) as folder:
         resumed = command.resume and folder.config_file.exists()
         if resumed and folder.finished:
-            console.say(f"{folder.path} is finished already: {folder.report_file}")
+            console.say(f"{folder.path} is already finished: {folder.report_file}")
             return 0
         if not resumed:
             check_vacant(command.out)
@@ -101,7 +101,7 @@ def _run(command: Training, planned: Callable[[], Plan], console: Console) -> in
 
 
 def _complete(command: Training, plan: Plan, folder: ClaimedFolder, console: Console, clock: Clock) -> None:
-    """Everything between a claimed folder and a finished one."""
+    """Fits, scores, draws and reports in a claimed folder."""
     watchers = _Watchers(plan, command.checkpoint_every, console)
     try:
         with clock.measured("fitting"):
@@ -151,7 +151,7 @@ def _leg_report(
 
 
 class _Watchers:
-    """Makes the progress display of each leg, and closes the one before."""
+    """Makes the progress display of each leg, and closes the previous one."""
 
     def __init__(self, plan: Plan, every: float, console: Console) -> None:
         self.plan, self.every, self.console = plan, every, console
@@ -163,7 +163,7 @@ class _Watchers:
         label = "training" if count == 1 else f"training {times[leg]:g} → {times[leg + 1]:g}"
         solver = self.plan.legs[leg].solver
         open_ended = type(solver).finished is not Solver.finished
-        advice = f"a checkpoint every {duration(self.every)}, so it can be stopped (Ctrl-C) and resumed"
+        advice = f"saving a checkpoint every {duration(self.every)}; you can stop (Ctrl-C) and resume"
         self.now = Progress(self.console, label, length, open_ended, advice)
         return (self.now,)
 
@@ -182,19 +182,19 @@ def _introduce(plan: Plan, console: Console) -> None:
 
 
 def _warn_of_changes(before: Json, now: Json, console: Console) -> None:
-    """Versions and threads may change between the parts of a run, but then the last bits may too."""
+    """Warns of changed versions and threads, which may change the last bits of the result."""
     for key in ("versions", "threads"):
         if before.get(key) != now[key]:
             console.complain(
-                f"warning: {key} changed from {before.get(key)} to {now[key]}: the model may differ in its last digits "
-                "from that of an uninterrupted run."
+                f"warning: {key} changed from {before.get(key)} to {now[key]}: the last digits of the model may differ "
+                "from those of an uninterrupted run."
             )
 
 
 def _tell_how_to_go_on(stop: KeyboardInterrupt, folder: RunFolder, console: Console) -> None:
     again = shlex.join(["sbridge", *(word for word in console.arguments if word != "--resume"), "--resume"])
     if isinstance(stop, Stopped):
-        console.complain(f"stopped after step {stop.step}; the checkpoint is written. To go on:", again)
+        console.complain(f"stopped after step {stop.step}; a checkpoint was written. To continue:", again)
     else:
-        kept = "a checkpoint is" if folder.checkpoint_file.exists() else "what is done so far is"
-        console.complain(f"stopped; {kept} kept in {folder.path}. To go on:", again)
+        kept = "a checkpoint is" if folder.checkpoint_file.exists() else "the work so far is"
+        console.complain(f"stopped; {kept} kept in {folder.path}. To continue:", again)

@@ -1,4 +1,4 @@
-"""From arguments to an exit code."""
+"""Runs a command line and returns an exit code."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _RUNNERS = {
     "Control": "control.run_control",
     "Benchmark": "benchmark.run_benchmark",
 }
-"""Class of a command -> module and function that run it, imported only then."""
+"""For each command class, the module and function that run it, imported only when needed."""
 
 
 def main() -> None:
-    """The console script ``sbridge``."""
+    """Runs the console script ``sbridge``."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command line; returns the exit code. Expected errors are told on stderr, without a traceback."""
+    """Runs one command line; returns the exit code. Expected errors are printed on stderr without a traceback."""
     console = Console(tuple(arguments))
     if arguments == ["--version"]:
         console.say(f"sbridge {sys.modules['sbridge'].__version__}")
@@ -79,14 +79,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _runner(command: object) -> Callable[[Any, Console], int]:
-    """What runs the command, and returns the exit code."""
+    """Returns the function that runs the command and returns the exit code."""
     module, _, function = _RUNNERS[type(command).__name__].partition(".")
     return getattr(importlib.import_module(f"sbridge.cli.{module}"), function)
 
 
 @contextmanager
 def _warnings_told(console: Console) -> Iterator[None]:
-    """The package's own warnings as paragraphs on stderr; those of others as Python shows them."""
+    """Prints the package's own warnings as paragraphs on stderr; other warnings as Python does."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", SbridgeWarning)
         others = warnings.showwarning
@@ -102,18 +102,18 @@ def _warnings_told(console: Console) -> Iterator[None]:
 
 
 def _told(error: OSError) -> str:
-    """What the operating system refused, with a cure where there is one."""
+    """Describes an error of the operating system, with a remedy where there is one."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return (
-            f"No space left on the disk{where}. Nothing half-written was kept. Free some space, then repeat the "
-            "command; a fit that had begun goes on with --resume."
+            f"No space left on the disk{where}. No incomplete file was kept. Free some space, then repeat the command; "
+            "--resume continues a fit that had begun."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"No permission{where}: {error.strerror}. Choose a place that you may write to, with --out."
+        return f"No permission{where}: {error.strerror}. Choose a writable place with --out."
     return f"{error.strerror or error}{where}."
 
 
 def command_line(arguments: Sequence[str], *more: str) -> str:
-    """A command as one would type it."""
+    """Returns a command as a user would type it."""
     return shlex.join(["sbridge", *arguments, *more])

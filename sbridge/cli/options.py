@@ -1,4 +1,4 @@
-"""Options of references and solvers, and how the command line spells them.
+"""Options of references and solvers on the command line.
 
 The options of a solver are the fields of its own class; it is imported when it is named.
 """
@@ -40,12 +40,12 @@ _LIBRARY = (
 
 
 class RefusedOption(SbridgeError):
-    """An option whose value its class refuses."""
+    """Raised for an option whose value its class rejects."""
 
 
 @dataclass(frozen=True)
 class Automatic:
-    """The solver or process is chosen by the program, with its default options."""
+    """Automatic choice of the solver or process, with its default options."""
 
 
 SOLVERS = {
@@ -61,7 +61,7 @@ SOLVERS = {
 
 @dataclass(frozen=True)
 class Noise:
-    """What a reference may be built from.
+    """Inputs from which a reference is built.
 
     Args:
         sigma: σ, given or chosen; ``None`` if neither.
@@ -75,7 +75,7 @@ class Noise:
 
     @property
     def level(self) -> float:
-        """σ."""
+        """The noise level σ."""
         if self.sigma is None:
             raise InvalidInputError("the reference needs --sigma or --epsilon.")
         return self.sigma
@@ -86,16 +86,16 @@ class ReferenceOptions(Protocol):
     """Options of a reference process."""
 
     def build(self, noise: Noise) -> tuple[Process, str]:
-        """The process in data units, and a sentence about choices that the user did not make (or none)."""
+        """Builds the process in data units, with a sentence about choices that the user did not make (or none)."""
         ...
 
 
 @dataclass(frozen=True)
 class Brownian:
-    """Brownian motion, dX = σ dW. It has no options but --sigma (or --epsilon) and --horizon."""
+    """Brownian motion, dX = σ dW. Its only options are --sigma (or --epsilon) and --horizon."""
 
     def build(self, noise: Noise) -> tuple[Process, str]:
-        """Brownian motion."""
+        """Builds the Brownian motion."""
         from sbridge.processes import BrownianMotion
 
         return BrownianMotion(noise.level, noise.horizon), ""
@@ -112,7 +112,7 @@ class Reverting:
     rate: float = 1.0
 
     def build(self, noise: Noise) -> tuple[Process, str]:
-        """Ornstein–Uhlenbeck about the mean of the data."""
+        """Builds the Ornstein–Uhlenbeck process about the mean of the data."""
         from sbridge.processes import OrnsteinUhlenbeck
 
         process = OrnsteinUhlenbeck(self.rate, noise.level, noise.pooled().shift, noise.horizon)
@@ -136,7 +136,7 @@ class Preserving:
     spread: float = 0.0
 
     def build(self, noise: Noise) -> tuple[Process, str]:
-        """Variance preserving about the mean of the data."""
+        """Builds the variance-preserving process about the mean of the data."""
         from sbridge.processes import CosineSchedule, LinearSchedule, VariancePreserving
 
         _no_sigma(noise, "variance-preserving", "--reference.spread")
@@ -145,12 +145,12 @@ class Preserving:
         pooled = noise.pooled()
         spread = self.spread or float(pooled.scale)
         process = VariancePreserving(schedule, spread, noise.horizon, pooled.shift)
-        return process, f"stationary spread {spread:.4g} about the mean of the pooled data"
+        return process, f"stationary standard deviation {spread:.4g} about the mean of the pooled data"
 
 
 @dataclass(frozen=True)
 class Exploding:
-    """Variance exploding: Brownian with a noise level that grows geometrically from sigma-min to sigma-max.
+    """Variance exploding: Brownian motion with a noise level that grows geometrically from sigma-min to sigma-max.
 
     Args:
         sigma_min: in data units; 0: 1 % of the spread of the data.
@@ -161,7 +161,7 @@ class Exploding:
     sigma_max: float = 0.0
 
     def build(self, noise: Noise) -> tuple[Process, str]:
-        """Variance exploding."""
+        """Builds the variance-exploding process."""
         from sbridge.processes import VarianceExploding
 
         _no_sigma(noise, "variance-exploding", "--reference.sigma-min and --reference.sigma-max")
@@ -197,18 +197,18 @@ SCORE_MATCHING = "sbridge.diffusion.training:ScoreMatching"
 
 
 def solver_class(name: str) -> type:
-    """The class behind a solver's name."""
+    """Returns the class of a solver's name."""
     return load_class(SOLVERS[name])
 
 
 def load_class(place: str) -> type:
-    """The class at ``module:name``."""
+    """Returns the class at ``module:name``."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def constructors() -> ConstructorRegistry:
-    """How tyro reads those fields of solvers that are objects: families by name, time grids by number of steps."""
+    """Tells tyro how to parse object-valued fields of solvers: families by name, time grids by number of steps."""
     registry = ConstructorRegistry()
     registry.primitive_rule(_named)
     registry.primitive_rule(_grid)
@@ -217,7 +217,7 @@ def constructors() -> ConstructorRegistry:
 
 
 def _named(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """A family of classes that stand for themselves, with their default options."""
+    """Parses a class of a family by its name, with default options."""
     places = _FAMILIES.get(getattr(info.type, "__qualname__", ""))
     if places is None:
         return None
@@ -265,7 +265,7 @@ def _grid(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Dataclasses of the library, whose refusals reach the user as they are.
+    """Parses dataclasses of the library; their errors reach the user unchanged.
 
     A field that asks for a protocol is filled in as the class of its default; help comes from the section ``Args``.
     """
@@ -291,7 +291,7 @@ def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _explained(cls: type) -> dict[str, str]:
-    """What the section ``Args`` of the docstring says about each field."""
+    """Returns the description of each field from the ``Args`` section of the docstring."""
     found: dict[str, str] = {}
     names: list[str] = []
     for line in (inspect.getdoc(cls) or "").partition("\nArgs:\n")[2].splitlines():

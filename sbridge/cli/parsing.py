@@ -1,4 +1,4 @@
-"""From the words of a command line to a command.
+"""Parses the words of a command line into a command.
 
 Nothing heavy is imported before a command runs, so that ``--help`` and typing errors answer at once.
 """
@@ -39,7 +39,7 @@ from sbridge.errors import SbridgeError, check_known, unknown_name
 
 
 def parse(arguments: list[str]) -> Command:
-    """The command that ``arguments`` spell.
+    """Parses ``arguments`` into a command.
 
     Raises:
         UnknownNameError: for an unknown subcommand, solver or reference, with the nearest known.
@@ -53,7 +53,7 @@ def parse(arguments: list[str]) -> Command:
     unknown: list[SbridgeError] = []
 
     def chosen(command: str, option: str, default: str, known: Collection[str]) -> str:
-        """What ``option`` names, of the command that is asked for; its default for the other commands."""
+        """Returns the value of ``option`` for the command being parsed; its default for the other commands."""
         name = _value(arguments, f"--{option}", default) if first == command else default
         if name in known:
             return name
@@ -80,7 +80,7 @@ def parse(arguments: list[str]) -> Command:
 
 
 def _value(arguments: list[str], option: str, default: str) -> str:
-    """What follows ``option`` among the arguments."""
+    """Returns the value of ``option`` among the arguments."""
     for index, word in enumerate(arguments):
         if word == option and index + 1 < len(arguments):
             return arguments[index + 1]

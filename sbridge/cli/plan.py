@@ -1,4 +1,4 @@
-"""What a fit will do, decided and checked in full before anything is written."""
+"""Plans a fit: decides and checks everything before anything is written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PRIOR_ROWS = 2000
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A checked fit.
+    """A checked plan of a fit.
 
     Attributes:
         inputs: the snapshots as read.
@@ -57,7 +57,7 @@ class Plan:
     notes: tuple[str, ...]
 
     def config(self, command: Training, line: str) -> Json:
-        """What ``config.json`` holds: all that decides the result, and what it was made with."""
+        """Returns the contents of ``config.json``: all that determines the result, and the versions used."""
         tables = zip(self.inputs.tables, self.kept, self.held_out, strict=False)
         return {
             "format": RUN_FORMAT,
@@ -92,7 +92,7 @@ class Plan:
 
 
 def make_plan(command: Fit[Any, Any]) -> Plan:
-    """Reads and checks everything.
+    """Reads and checks the input, and plans the fit.
 
     Raises:
         InvalidInputError, UnsupportedError: for whatever cannot work, before a file is written.
@@ -101,8 +101,8 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     inputs = read_inputs(command.inputs, command.times, read_options(command.reading, command.seed))
     if inputs.times is not None and command.horizon is not None:
         raise InvalidInputError(
-            "--horizon and times were given; the times say how long the bridges are. Leave --horizon out, or give "
-            "--times 0 T."
+            "--horizon and times were both given; the times determine the duration of the bridges. Omit --horizon, or "
+            "give --times 0 T."
         )
     parts = [
         split(table.rows, command.held_out, derive(command.seed, "snapshot", place), table.name)
@@ -123,7 +123,7 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
 
 
 def make_diffusion_plan(command: Diffuse[Any, Any]) -> Plan:
-    """Reads and checks everything; the target of the one leg is the law in which the noising process ends.
+    """Reads and checks the input; the target of the one leg is the end distribution of the noising process.
 
     Raises:
         InvalidInputError, UnsupportedError: for whatever cannot work, before a file is written.
@@ -139,14 +139,14 @@ def make_diffusion_plan(command: Diffuse[Any, Any]) -> Plan:
     draws = prior.sample(max(len(held), _PRIOR_ROWS), generator(derive(command.seed, "prior"), device))
     notes = (
         f"noising: {command.reference}, {about}",
-        f"solver: {type(leg.solver).__name__}; its options are in config.json",
+        f"solver: {type(leg.solver).__name__}; config.json lists its options",
     )
     ends = (kept, draws[:_PRIOR_ROWS]), (held, draws[: len(held)])
     return Plan(Inputs((table,), None), *ends, (0.0, command.horizon), (leg,), notes)
 
 
 def read_options(reading: Reading, seed: int, run: RunFolder | None = None) -> ReadOptions:
-    """The options of the library for those of the command line; what is left out is as in the fit of ``run``."""
+    """Converts options of the command line to :class:`ReadOptions`; omitted ones are as in the fit of ``run``."""
     known = {} if run is None else run.config().get("annotated", {})
     return ReadOptions(
         representation=reading.rep or known.get("representation", "X_pca"),
@@ -160,7 +160,7 @@ def read_options(reading: Reading, seed: int, run: RunFolder | None = None) -> R
 
 
 def _annotated(command: Training) -> Json:
-    """How cells were read, for later commands on the run."""
+    """Returns how annotated cells were read, for later commands on the run."""
     specs = command.inputs if isinstance(command, Fit) else (command.input,) if isinstance(command, Diffuse) else ()
     if not any(".h5ad" in spec.lower() for spec in specs):
         return {}
@@ -169,7 +169,7 @@ def _annotated(command: Training) -> Json:
 
 
 def time_given(option: str, given: float | None, said: float | None, times: Sequence[float]) -> float | None:
-    """The time of rows: as the option has it, else as the file says it; ``None`` if neither does.
+    """Returns the time of samples: that of the option, else that of the file; ``None`` if neither gives one.
 
     Raises:
         InvalidInputError: if they are two different snapshots of the run.
@@ -178,29 +178,31 @@ def time_given(option: str, given: float | None, said: float | None, times: Sequ
         return said if given is None else given
     if snapped(said, times) in times and snapped(given, times) != snapped(said, times):
         raise InvalidInputError(
-            f"{option} is {number(given)}, but the cells are of time {number(said)}. Leave {option} out, or choose "
-            f"other cells: FILE.h5ad:{number(given)}."
+            f"{option} is {number(given)}, but the file gives time {number(said)}. Omit {option}, or choose other "
+            f"cells: FILE.h5ad:{number(given)}."
         )
     return given
 
 
 def dtype_of(course: Course) -> str:
-    """The floating-point type that a run computes in, for rows of text or integers."""
+    """Returns the floating-point type of a run, for text and integer input."""
     bridge = course.bridges[0]
     end = bridge.backward.start if isinstance(bridge.forward.start, Density) else bridge.forward.start
     return str(end.sample(1, generator(0)).dtype).removeprefix("torch.")
 
 
 def check_device(name: str) -> torch.device:
-    """The device called ``name``; InvalidInputError if there is none, or it has no float64, which coefficients need."""
+    """Returns the device called ``name``; raises InvalidInputError if it does not exist or has no float64."""
     found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     try:
         device = torch.device(name)
         torch.empty(0, device=device, dtype=torch.float64)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise InvalidInputError(f"device {name!r} cannot be used here; use {' or '.join(found)}.") from error
+        raise InvalidInputError(f"device {name!r} is not available; use {' or '.join(found)}.") from error
     if device.type not in ("cpu", "cuda"):
-        raise InvalidInputError(f"device {name!r} is not supported, as float64 is needed; use {' or '.join(found)}.")
+        raise InvalidInputError(
+            f"device {name!r} is not supported because it has no float64; use {' or '.join(found)}."
+        )
     return device
 
 
@@ -216,12 +218,12 @@ def _leg(
     if reason is not None:
         raise UnsupportedError(reason)
     if prepared.choice is not None:
-        notes.append(f"solver: {prepared.choice}; its options are in config.json")
+        notes.append(f"solver: {prepared.choice}; config.json lists its options")
     return prepared, tuple(notes)
 
 
 def _noise(command: Fit[Any, Any], x0: Tensor, x1: Tensor, horizon: float) -> tuple[Noise, str]:
-    """What the reference may need; with the reason for σ if it was chosen here and is used."""
+    """Returns the noise options of the reference, and the reason for σ if it was chosen here and is used."""
     pooled = CommonScale()
     sigma = command.sigma if command.epsilon is None else (command.epsilon / horizon) ** 0.5
     if sigma is not None or command.reference not in ("brownian", "ornstein-uhlenbeck"):
@@ -231,7 +233,7 @@ def _noise(command: Fit[Any, Any], x0: Tensor, x1: Tensor, horizon: float) -> tu
 
 
 def _plain(thing: object) -> Json:
-    """``thing`` as JSON with the numbers of tensors written out."""
+    """Converts ``thing`` to JSON, with the numbers of tensors written out."""
     tree, tensors = encode(thing)
     return _written_out(tree, tensors)
 

@@ -1,4 +1,4 @@
-"""``sbridge report``: the page of a run."""
+"""``sbridge report``: the HTML page of a run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sbridge.storage import files
 
 
 def run_report(command: Report, console: Console) -> int:
-    """Writes the page from what stands in the folder; nothing is computed again."""
+    """Writes the page from the files in the folder; computes nothing again."""
     folder = RunFolder(command.folder)
     out = command.out or folder.path / "report.html"
     folder.config()
     if not folder.finished:
-        raise FileFormatError(f"{folder.path} holds no finished run yet; repeat its command with --resume.")
+        raise FileFormatError(f"{folder.path} has no finished run; repeat its command with --resume.")
     document = files.read_json(folder.report_file)
     try:
         page = report_page(document, _own(folder, _figures(folder.figures), console))
@@ -33,7 +33,7 @@ def run_report(command: Report, console: Console) -> int:
 
 
 def _figures(folder: Path) -> list[Path]:
-    """PNG files: those of the whole run first, then bridge by bridge; of each in the order of the page."""
+    """Returns the PNG files: those of the whole run first, then bridge by bridge, in the order of the page."""
     order = {name: place for place, name in enumerate(FIGURES)}
 
     def place(path: Path) -> tuple[int, str, int, str]:
@@ -45,9 +45,9 @@ def _figures(folder: Path) -> list[Path]:
 
 
 def _own(folder: RunFolder, figures: Sequence[Path], console: Console) -> list[Path]:
-    """Figures that lie in the run folder themselves: a link could pull any file of the computer into the page."""
+    """Returns the figures that are files of the run folder: a link could put any other file into the page."""
     home = folder.path.resolve() / folder.figures.name
     foreign = [path for path in figures if not path.resolve().is_relative_to(home)]
     if foreign:
-        console.complain(f"warning: left out of the page, as they are links to other places: {listed(foreign)}.")
+        console.complain(f"warning: omitted from the page because they are links to other places: {listed(foreign)}.")
     return [path for path in figures if path not in foreign]

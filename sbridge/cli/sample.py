@@ -1,4 +1,4 @@
-"""``sbridge sample``: rows through a bridge, from file to file, block by block."""
+"""``sbridge sample``: transports samples through a bridge, from file to file, block by block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sbridge.time import snapped
 
 @dataclass(frozen=True)
 class Journey:
-    """From one of the snapshots to any time, either way.
+    """A route from one of the snapshots to any time, in either direction.
 
     Raises:
         InvalidInputError: if ``start`` is no snapshot, or a time lies outside the course.
@@ -39,12 +39,14 @@ class Journey:
         for name in ("start", "stop"):
             object.__setattr__(self, name, snapped(getattr(self, name), times))
         if self.start not in times:
-            raise InvalidInputError(f"rows can start at the snapshots {listed(times)}, not at {number(self.start)}.")
+            raise InvalidInputError(
+                f"samples can start at the snapshot times {listed(times)}, not at {number(self.start)}."
+            )
         self.course.leg(self.stop)  # refuses times outside
 
     @classmethod
     def of(cls, course: Course, direction: str, start: float | None, stop: float | None) -> Journey:
-        """With the first and last time where none is given; ``direction`` says which is which."""
+        """Makes the route; where no time is given, ``direction`` selects the first or the last time."""
         ends = course.times[0], course.times[-1]
         near, far = ends if direction == "forward" else ends[::-1]
         journey = cls(course, near if start is None else start, far if stop is None else stop)
@@ -57,7 +59,7 @@ class Journey:
         return journey
 
     def travel(self, rows: Tensor, seed: int) -> Tensor:
-        """One draw of the state at ``stop`` for every row at ``start``."""
+        """Draws the state at ``stop`` once for every row at ``start``."""
         if self.stop >= self.start:
             return self.course.interpolate(rows, self.start, self.stop, seed=seed)
         times, leg = self.course.times, self.course.times.index(self.start) - 1
@@ -71,7 +73,7 @@ class Journey:
         return rows
 
     def starts(self, n: int, seed: int) -> Iterator[Tensor]:
-        """``n`` rows of the law at ``start``, in blocks."""
+        """Yields ``n`` samples of the distribution at ``start``, in blocks."""
         leg = self.course.times.index(self.start)
         last = leg == len(self.course.bridges)
         law = self.course.bridges[-1].backward.start if last else self.course.bridges[leg].forward.start
@@ -80,7 +82,7 @@ class Journey:
 
 
 def run_sample(command: Sample, console: Console) -> int:
-    """The whole command; the result takes its name when it is complete."""
+    """Runs the command; the output file gets its name when it is complete."""
     writer = writer_for(command.out, overwrite=command.overwrite)
     folder = RunFolder(command.folder)
     course, start = folder.course(), command.start
@@ -89,7 +91,7 @@ def run_sample(command: Sample, console: Console) -> int:
         options = read_options(command.reading, derive(command.seed, "input"), folder)
         source = open_rows(command.input, replace(options, inexact=dtype_of(course)))
         if source.dim != dim:
-            raise InvalidInputError(f"{command.input} has {source.dim} columns, the bridge lives in {dim} dimensions.")
+            raise InvalidInputError(f"{command.input} has {source.dim} columns, but the bridge has dimension {dim}.")
         start = time_given("--start", command.start, source.time, course.times)
     journey = Journey.of(course, command.direction, start, command.time)
     columns = () if source is None else source.columns

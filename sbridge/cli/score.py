@@ -1,4 +1,4 @@
-"""``sbridge evaluate``: a fitted bridge against rows from files."""
+"""``sbridge evaluate``: scores a fitted bridge on samples from files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from sbridge.time import snapped
 
 
 def run_evaluate(command: Evaluate, console: Console) -> int:
-    """The whole command."""
+    """Runs the command; returns the exit code."""
     folder = RunFolder(command.folder)
     course = folder.course()
     options = read_options(command.reading, derive(command.seed, "evaluate"), folder)
@@ -51,11 +51,14 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
         files.write_text(command.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     if command.figure is not None and not isinstance(certificate, str):
         save_certificate(certificate, command.figure)
-    console.say(f"{source.name} at t = {start:g}, {target.name} at t = {stop:g}; bridge times count from {start:g}.\n")
+    console.say(
+        f"{source.name} at t = {start:g}, {target.name} at t = {stop:g}; times of the bridge are measured from "
+        f"{start:g}.\n"
+    )
     console.say(report.text())
     console.say(certificate_text(certificate))
     if command.figure is not None and isinstance(certificate, str):
-        raise InvalidInputError(f"{command.figure} was not written: it shows a certificate, and there is none.")
+        raise InvalidInputError(f"{command.figure} was not written, because there is no certificate to draw.")
     return 0
 
 
@@ -67,17 +70,19 @@ def _score(
     if span[1] == course.times[leg + 1]:
         report = evaluate(bridge, source.rows, target.rows, seed=command.seed, limits=limits)
         if is_reverse_diffusion(bridge):
-            return report, "the forward process of a reverse diffusion is its reference, so there is nothing to bound."
+            return report, (
+                "the forward process of a reverse diffusion is its reference, so there is no bound to compute."
+            )
         rows = source.rows, target.rows
         return report, certificate_or_reason(bridge, *rows, seed=command.seed, limits=limits)
     metrics = (HalfEnergyDistance(), *STANDARD_METRICS)
     t = span[1] - course.times[leg]
     report = score_at(bridge, source.rows, target.rows, t, seed=command.seed, metrics=metrics, limits=limits)
-    return report, "bounds are on a whole bridge, not on a time in between."
+    return report, "bounds apply to a whole bridge, not to a time in between."
 
 
 def _leg(course: Course, start: float, stop: float) -> int:
-    """The leg that begins at ``start`` and holds ``stop``."""
+    """Returns the index of the leg that begins at ``start`` and contains ``stop``."""
     times = course.times
     for leg, (first, last) in enumerate(pairwise(times)):
         if first == start and first < stop <= last:
@@ -85,5 +90,5 @@ def _leg(course: Course, start: float, stop: float) -> int:
     legs = listed([f"{first:g} → {last:g}" for first, last in pairwise(times)])
     raise InvalidInputError(
         f"from {number(start)} to {number(stop)} is not within one bridge of this run ({legs}): --start must be the "
-        "beginning of one, and --time lie after it, up to its end."
+        "beginning of one, and --time must be later, up to its end."
     )

@@ -1,4 +1,4 @@
-"""``sbridge verify``: the identities of the theory, on built-in problems or on the user's."""
+"""``sbridge verify``: checks the identities of the theory on built-in problems or on user data."""
 
 from __future__ import annotations
 
@@ -32,16 +32,14 @@ _STANDARD = {"ornstein-uhlenbeck": "OU", "variance-preserving": "VP", "variance-
 
 
 def run_verify(command: Verify[Any], console: Console) -> int:
-    """The whole command; exit code 1 if an identity does not hold."""
+    """Runs the command; returns exit code 1 if an identity does not hold."""
     if command.list:
         console.say(listing())
         return 0
     chosen(command.only)
     settings = make_settings(command, console)
     if command.model is None:
-        console.remark(
-            "no --model: where a trained network is judged, it is a small one, trained here for a few seconds"
-        )
+        console.remark("no --model: checks of a trained network use a small one, trained here for a few seconds")
         settings = [setting.trained() for setting in settings]
     result = verify(settings, command.only, lambda done, total, what: _progress(console, done, total, what))
     if console.interactive:
@@ -58,7 +56,7 @@ def run_verify(command: Verify[Any], console: Console) -> int:
 
 
 def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
-    """The worlds that the command asks for; what was chosen for the user is told.
+    """Returns the settings of the command, and prints the choices made for the user.
 
     Raises:
         InvalidInputError, UnsupportedError: for data, a model or a process that do not fit together.
@@ -76,8 +74,8 @@ def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
         return [Setting(f"{name}, {about}", process, law, command.seed, command.samples)]
     if bridge.dim != law.dim:
         raise InvalidInputError(
-            f"{command.data} has {law.dim} columns, the model {command.model} lives in {bridge.dim} dimensions. Give "
-            "the data that it was trained on, or others in the same coordinates."
+            f"{command.data} has {law.dim} columns, but the model {command.model} has dimension {bridge.dim}. Give its "
+            "training data, or other data in the same coordinates."
         )
     process = _linear(bridge.reference, str(command.model))
     setting = Setting(f"{name}, {type(process).__name__}", process, law, command.seed, command.samples)
@@ -85,26 +83,26 @@ def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
 
 
 def _standard(command: Verify[Any]) -> list[Setting]:
-    """The built-in problems, under one process if the user says which."""
+    """Returns the built-in problems, under one process if the user names it."""
     settings = standard_settings(seed=command.seed, samples=command.samples)
     if command.process == "auto":
         return settings
     if command.process not in _STANDARD or command.process_options != type(command.process_options)():
         raise InvalidInputError(
-            f"the built-in problems have the processes {', '.join(_STANDARD)}, with fixed options; give --data for "
-            "others."
+            f"the built-in problems use the processes {', '.join(_STANDARD)} with fixed options; for others, give "
+            "--data."
         )
     return [setting for setting in settings if setting.name.endswith(_STANDARD[command.process])]
 
 
 def _noising(command: Verify[Any], law: Law) -> tuple[LinearProcess, str]:
-    """The process about the data, and its name."""
+    """Returns the process about the data, and its name."""
     options = Preserving() if isinstance(command.process_options, Automatic) else command.process_options
     name = "variance-preserving" if command.process == "auto" else command.process
     mean, covariance = moments(law)
     spread = covariance.diagonal().mean().sqrt().reshape(1)
     if not float(spread) > 1e-12 * float(mean.norm()):
-        raise InvalidInputError(f"every row of {command.data} is the same: there is no score to check.")
+        raise InvalidInputError(f"all rows of {command.data} are equal, so there is no score to check.")
     sigma = None
     if name == "brownian":
         sigma = float(spread)
@@ -118,26 +116,26 @@ def _linear(process: Process, origin: str) -> LinearProcess:
     if not isinstance(process, LinearProcess):
         raise UnsupportedError(
             f"the noising process of {origin} is a {type(process).__name__}, whose transitions have no closed form, so "
-            "there is no exact score to compare with. Take a linear process."
+            "there is no exact score to compare with. Use a linear process."
         )
     return process
 
 
 def _diffusion(path: Path) -> Bridge:
-    """The bridge of a run that is a reverse diffusion: forward control zero, so that the backward one is a score."""
+    """Loads a run that is a reverse diffusion: its forward control is zero, so the backward control is a score."""
     bridges = RunFolder(path).course().bridges
     if len(bridges) != 1:
-        raise UnsupportedError(f"{path} is a chain of {len(bridges)} bridges; a diffusion model has one.")
+        raise UnsupportedError(f"{path} is a chain of {len(bridges)} bridges; a diffusion model has only one.")
     if not is_reverse_diffusion(bridges[0]):
         raise UnsupportedError(
             f"{path} is a Schrödinger bridge with a control in both directions, not a reverse diffusion: its backward "
-            "control is no score. Train a diffusion model: sbridge diffuse DATA --out RUN."
+            "control is not a score. Train a diffusion model: sbridge diffuse DATA --out RUN."
         )
     return bridges[0]
 
 
 def _law_of(bridge: Bridge) -> Law:
-    """The data that the model keeps, in float64."""
+    """Returns the data stored in the model, in float64."""
     law = bridge.forward.start
     if isinstance(law, Samples):
         return Samples(law.rows.double(), None if law.weights is None else law.weights.double())
@@ -145,14 +143,16 @@ def _law_of(bridge: Bridge) -> Law:
         return Gaussian(law.mean.double(), law.covariance.double())
     if isinstance(law, GaussianMixture):
         return GaussianMixture(law.weights.double(), law.means.double(), law.covariances.double())
-    raise UnsupportedError(f"the model keeps a {type(law).__name__} in place of data; give --data.")
+    raise UnsupportedError(f"the model stores a {type(law).__name__} instead of data; give --data.")
 
 
 def _at_most(law: Law, command: Verify[Any], console: Console) -> Law:
-    """A set of points thinned to ``--max-rows``."""
+    """Subsamples a set of points to ``--max-rows``."""
     if not isinstance(law, Samples) or len(law.rows) <= command.max_rows:
         return law
-    console.remark(f"{command.max_rows} of {len(law.rows)} rows, drawn at random, make the empirical law (--max-rows).")
+    console.remark(
+        f"the empirical distribution uses {command.max_rows} of {len(law.rows)} rows, drawn at random (--max-rows)."
+    )
     g = generator(derive(command.seed, "thinning"))
     if law.weights is not None:
         return Samples(law.sample(command.max_rows, g))
@@ -160,7 +160,7 @@ def _at_most(law: Law, command: Verify[Any], console: Console) -> Law:
 
 
 def _progress(console: Console, done: int, total: int, what: str) -> None:
-    """A line that renews itself on a terminal; elsewhere a line at every tenth."""
+    """Updates a progress line on a terminal; elsewhere prints a line at every tenth."""
     if console.interactive:
         console.renew(f"{done + 1} of {total}  {what}")
     elif done * 10 // total != (done - 1) * 10 // total:

@@ -14,7 +14,7 @@ _LARGEST = 1e7
 
 
 def short_repr(self: object) -> str:
-    """``Class(field=…, …)`` for a dataclass, in one line if that is short, else one line for each field.
+    """Returns ``Class(field=…, …)`` for a dataclass, in one line if that is short, else one line for each field.
 
     Tensors are given by dtype and shape, networks by their number of weights, long values cut.
     """

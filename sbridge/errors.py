@@ -1,4 +1,4 @@
-"""The errors that sbridge raises on purpose, and its warnings.
+"""The errors and warnings of sbridge.
 
 Every message says what was given, what is needed and how to get there. All derive from
 :class:`SbridgeError`, so one ``except`` clause catches exactly what the package foresaw.
@@ -11,75 +11,75 @@ from collections.abc import Collection, Iterable
 
 
 class SbridgeError(Exception):
-    """Base class of every error raised on purpose."""
+    """Base class of all errors that sbridge raises deliberately."""
 
 
 class InvalidInputError(SbridgeError, ValueError):
-    """An argument, array or option that cannot be used as it is."""
+    """Raised for an argument, array or option that cannot be used."""
 
 
 class UnknownNameError(InvalidInputError):
-    """A name (data set, solver, registered class) that does not exist."""
+    """Raised for an unknown name of a data set, solver or registered class."""
 
 
 class FileFormatError(InvalidInputError):
-    """A file that is unreadable, truncated, of a foreign format, or not safe to load."""
+    """Raised for a file that is unreadable, truncated, of an unknown format, or not safe to load."""
 
 
 class UnsupportedError(SbridgeError, TypeError):
-    """A method was handed a process, law or measure that it cannot treat."""
+    """Raised when a method is given a process, distribution or measure that it does not support."""
 
 
 class NotConvergedError(SbridgeError, RuntimeError):
-    """An iteration stopped at its limit before it met its tolerance."""
+    """Raised when an iteration reaches its limit before its tolerance."""
 
 
 class NonFiniteError(SbridgeError, ArithmeticError):
-    """A computation produced NaN or an infinity."""
+    """Raised when a computation produces NaN or an infinity."""
 
 
 class SbridgeWarning(UserWarning):
-    """Base class of every warning: the answer will be what was asked for, but look at it twice."""
+    """Base class of all warnings: the result is what was asked for, but needs checking."""
 
 
 class HeavyTailsWarning(SbridgeWarning):
-    """A few rows of an end carry much of its variance."""
+    """Issued when a few samples of an end carry much of its variance."""
 
 
 class DisconnectedWarning(SbridgeWarning):
-    """An end falls into parts that are far apart, for their own width and for the noise of the reference."""
+    """Issued when an end consists of distant parts, measured by their own width and the noise of the reference."""
 
 
 class ScalesWarning(SbridgeWarning):
-    """The two ends, or columns, are of very different widths."""
+    """Issued when the two ends, or columns, have very different widths."""
 
 
 class MarginalWarning(SbridgeWarning):
-    """A fitted bridge does not carry the samples of one end to the distribution of the other."""
+    """Issued when a fitted bridge does not transport the samples of one end to the distribution of the other."""
 
 
 class ReadingWarning(SbridgeWarning):
-    """A file can be read in more than one way, or holds a column that is hardly meant as a coordinate."""
+    """Issued when a file can be read in more than one way, or a column is probably not a coordinate."""
 
 
 class PrecisionWarning(SbridgeWarning):
-    """A column varies by few steps of its floating-point type."""
+    """Issued when a column spans only few steps of its floating-point type."""
 
 
 class TimesWarning(SbridgeWarning):
-    """Times were read from labels that are no plain numbers."""
+    """Issued when times were read from labels that are not plain numbers."""
 
 
 class ConvergenceWarning(SbridgeWarning):
-    """An iteration that is stopped after a number of steps will be far from its limit then."""
+    """Issued when an iteration will stop, after its number of steps, far from its limit."""
 
 
 class UnverifiedFileWarning(SbridgeWarning):
-    """A file of an earlier version that carries no checksum, so damage to it would not be seen."""
+    """Issued for a file of an earlier version without a checksum: damage to it cannot be detected."""
 
 
 def listed(values: Iterable[object], most: int = 12, *, between: str = ", ") -> str:
-    """``values`` for a message, which stays short however many or long they are: the first ones, the last two, a count.
+    """Joins ``values`` for a message that stays short: the first ones, the last two, and the count.
 
     Numbers are written with as many digits as tell them apart from their neighbours, at most 10.
     """
@@ -90,17 +90,17 @@ def listed(values: Iterable[object], most: int = 12, *, between: str = ", ") -> 
 
 
 def number(value: float) -> str:
-    """A number for a message: so many digits that times which are told apart look different."""
+    """Formats a number for a message, with enough digits that distinct times look different."""
     return f"{float(value):.10g}"
 
 
 def _cut(text: str, length: int = 120) -> str:
-    """The beginning and the end of a long text: paths differ in their ends."""
+    """Shortens a long text to its beginning and end: paths differ at their ends."""
     return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 + 1 :]}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for an unknown ``name`` of some ``kind``, with the nearest known name first."""
+    """Makes the error for an unknown ``name`` of some ``kind``, with the nearest known name first."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -108,7 +108,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
 
 
 def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Whether all ``names`` of some ``kind`` are known.
+    """Checks that all ``names`` of some ``kind`` are known.
 
     Raises:
         UnknownNameError: for the first that is not.

@@ -1,4 +1,4 @@
-"""Names under which methods are known in the literature, and where they are in this package."""
+"""Names of methods in the literature, and the classes of this package that implement them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ METHODS = (
     Method(("DDPM",), "diffuse(), then samplers.AncestralSampler()", "Ho et al. 2020, arXiv:2006.11239"),
     Method(("DDIM",), "diffuse(), then samplers.DDIMSampler()", "Song et al. 2021, arXiv:2010.02502"),
 )
-"""Every method that people search for by a name that this package does not use."""
+"""All methods known by a name that this package does not use."""
 
 
 def hint(name: str) -> str:
-    """Where the method called ``name`` is, as the rest of an error message; empty if nobody calls one so."""
+    """Returns a hint for an error message on the method called ``name``; empty if no method has that name."""
     wanted = _plain(name)
     for method in METHODS:
         if wanted in map(_plain, method.names):
@@ -47,5 +47,5 @@ def hint(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Letters and digits, in lower case."""
+    """Reduces a name to lower-case letters and digits."""
     return "".join(letter for letter in name.lower().replace("²", "2") if letter.isalnum())

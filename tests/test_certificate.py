@@ -132,7 +132,7 @@ def test_a_wrong_control_shows(pair, bridge, fault, n):
     if fault == "zero":
         assert judged.energy == Estimate(0.0, 0.0, judged.energy.samples)
         assert judged.verdict.word == "fail"
-        assert "ends elsewhere" in judged.verdict.reason
+        assert "does not end in the data distribution" in judged.verdict.reason
 
 
 def test_a_wrong_judge_widens_the_gap_and_lowers_the_bound(bridge, rows, good):
@@ -160,7 +160,7 @@ def test_verdicts_follow_from_the_numbers(good):
     assert "2.900 ± 0.010" in below.reason
     torn = replace(good.report, path=(Quantity("Jeffreys divergence", 0.5, 0.01, 9, None),))
     assert replace(good, report=torn).verdict.reason == (
-        "the two directions are not one process: they differ by 0.500 ± 0.010 nats."
+        "the two directions are different processes: they differ by 0.500 ± 0.010 nats."
     )
     again = Certificate.from_json(json.loads(json.dumps(good.to_json(), allow_nan=False)))
     assert again.verdict == good.verdict
@@ -172,17 +172,17 @@ def test_verdicts_follow_from_the_numbers(good):
 
 def test_a_process_that_ends_in_rows_of_the_data_has_no_certificate(pair, rows):
     bridge = fit(*pair.sample(200, seed=1), reference=pair.reference, solver=SinkhornBridge(), seed=0)
-    with pytest.raises(UnsupportedError, match="ends in rows of the data"):
+    with pytest.raises(UnsupportedError, match="ends in the data points"):
         certify(bridge, *rows, seed=0)
     report = evaluate(bridge, *(side[:100] for side in rows), seed=0, baselines=(), limits=Limits(rows=100, paths=4))
     assert report.path == ()
-    assert any(note.startswith("Forward and backward paths end in rows of the data") for note in report.notes)
+    assert any(note.startswith("Forward and backward paths end in the data points") for note in report.notes)
 
 
 def test_a_bridge_does_not_judge_itself(bridge, rows):
     own = bridge.forward.control.potential
     for judge in (own, MixturePotential(own.process, own.logits + 1.0, own.shifts, own.precisions)):
-        with pytest.raises(InvalidInputError, match="the bridge's own control is made of"):
+        with pytest.raises(InvalidInputError, match="part of the bridge's own control"):
             certify(bridge, *rows, seed=0, potential=judge)
 
 
@@ -224,7 +224,9 @@ def test_a_judge_that_equals_the_bridge_by_its_rows_is_no_mistake(rows):
 def test_bad_input_is_told(bridge, rows):
     x, y = rows
     flat = torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], 1)
-    with pytest.raises(InvalidInputError, match=r"the judge of a certificate .* spread in every direction"):
+    with pytest.raises(
+        InvalidInputError, match=r"the judging potential of a certificate .* variance in every direction"
+    ):
         certify(bridge, flat, y, seed=0)
     with pytest.raises(InvalidInputError, match="x1 has 1 columns"):
         certify(bridge, x, y[:, :1], seed=0)

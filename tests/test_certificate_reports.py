@@ -97,7 +97,7 @@ def test_evaluate_and_fit_tell_the_certificate(tmp_path, monkeypatch, capsys):
     assert "none.png was not written" in printed.err
     assert run(["report", "run"]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Energy of the forward process beside the lower bound" in page
+    assert "Energy of the forward process next to the lower bound" in page
     assert f"Certificate: {told['verdict']['word']}" in page
     drawn = sorted(path.name for path in (tmp_path / "run" / "figures").iterdir())
     assert "certificate.png" in drawn

@@ -266,7 +266,7 @@ class TestCourse:
         assert run(["evaluate", "one", "cells.h5ad:2", "cells.h5ad:3", "--max-rows", "60"]) == 0
         assert "cells.h5ad:2 at t = 2, cells.h5ad:3 at t = 3" in capsys.readouterr().out
         for options, message in [
-            (["--input", "cells.h5ad", "--time", "5"], "cells of 3 times: obs['day'] is 2, 3, 7. Say which"),
+            (["--input", "cells.h5ad", "--time", "5"], "cells of 3 times: obs['day'] is 2, 3, 7. Select"),
             (["--input", "cells.h5ad:3", "--start", "2"], "--start is 2, but the file gives time 3"),
             (["--input", "cells.h5ad:4"], "no cells at 4"),
         ]:
@@ -288,7 +288,7 @@ class TestRefusals:
             (["fit", "a.npy", "missing.npy"], "missing.npy does not exist"),
             (["fit", "a.npy", "two_mons"], "Did you mean 'two_moons'?"),
             (["fit", "a.npy"], "a bridge needs two"),
-            (["fit", "a.npy", "b.npy", "c.npy"], "need their times: --times"),
+            (["fit", "a.npy", "b.npy", "c.npy"], "need --times"),
             (["fit", "a.npy", "b.npy", "--times", "3", "2"], "times must rise"),
             (["fit", "a.npy", "b.npy", "--times", "2", "3", "--horizon", "1"], "the times determine"),
             (["fit", "a.npy", "b.npy", "--sigma", "0"], "--sigma must be a positive number, got 0"),
@@ -296,7 +296,7 @@ class TestRefusals:
             (["fit", "a.npy", "b.npy", "--sigma", "1", "--epsilon", "1"], "Give only one of them"),
             (["fit", "a.npy", "b.npy", "--horizon", "-1"], "--horizon must be a positive number"),
             (["fit", "a.npy", "b.npy", "--held-out", "1"], "held-out fraction must lie in [0, 1)"),
-            (["fit", "a.npy", "b.npy", "--held-out", "0.001"], "leaves 0 to score with"),
+            (["fit", "a.npy", "b.npy", "--held-out", "0.001"], "leaves 0 to score"),
             (["fit", "a.npy", "b.npy", "--seed", "-1"], "--seed must be an integer from 0"),
             (["fit", "a.npy", "b.npy", "--device", "cuda:77"], "device 'cuda:77' is not available; use cpu"),
             (["fit", "a.npy", "b.npy", "--solver", "sinkhron"], "Did you mean 'sinkhorn'?"),
@@ -449,7 +449,7 @@ class TestSample:
             (["--n", "5", "--start", "2.5"], "samples can start at the snapshot times 2, 3, 7, not at 2.5"),
             (["--n", "5", "--time", "8"], "outside the course"),
             (["--n", "5", "--start", "7", "--time", "3"], "is backward, but --direction is forward"),
-            (["--input", "wide.npy"], "wide.npy has 3 columns, the bridge lives in 2"),
+            (["--input", "wide.npy"], "wide.npy has 3 columns, but the bridge has dimension 2"),
             (["--input", "late.csv"], "'oops' in line 10002"),
         ]:
             refused(capsys, ["sample", folder, "--out", "y.npy", *options], message)
@@ -775,7 +775,7 @@ def modules_after(*arguments, code=2):
         (["diffuse", "no.npy", "--out", "r"], ["no.npy does not exist"]),
         (["sample", "nowhere", "--n", "0", "--out", "y.txt"], ["3 problems", "nowhere", "--n must", ".npy or .csv"]),
         (["evaluate", "nowhere", "no.npy", "b.npy"], ["2 problems", "nowhere", "no.npy does not"]),
-        (["control", "no.py", "--paths", "1"], ["2 problems", "there is no file no.py", "--paths must"]),
+        (["control", "no.py", "--paths", "1"], ["2 problems", "no.py does not exist", "--paths must"]),
         (["verify", "--data", "no.csv"], ["no.csv does not exist"]),
         (["report", "nowhere", "--out", "page.txt"], ["2 problems", "nowhere", "writes an .html file"]),
     ],
@@ -810,7 +810,7 @@ class TestSpeech:
         assert (report["legs"][0]["evaluation"], report["legs"][0]["certificate"]) == (None, None)
         assert [item["rows_held_out"] for item in report["inputs"]] == [40, 40]
         out = capsys.readouterr().out
-        assert "nothing is scored" in out
+        assert "Nothing was scored" in out
         assert "No rows were held out" not in out
 
     def test_names_do_not_command_the_terminal(self, here, capsys):

@@ -268,21 +268,21 @@ class TestFloors:
         assert report.score("forward", "perfect samples", "energy distance").rows == (200, 200)
         assert abs(excess(report, "forward", "energy distance")) < 3
         assert len(report.notes) == 3
-        assert "Forward and backward paths end in rows of the data" in report.notes[2]
+        assert "Forward and backward paths end in the data points" in report.notes[2]
 
     def test_a_small_fit_lowers_all_sizes_alike(self):
         bridge = self.sinkhorn(rows(LAW_0, 300, 1), rows(LAW_1, 150, 2))
         report = self.run(bridge, rows(LAW_0, 200, 3), rows(LAW_1, 200, 4))
         assert {score.rows for score in report.tasks[0].scores if score.column != "cost"} == {(150, 200)}
-        assert any("only 150 rows stand for perfect samples" in note for note in report.notes)
+        assert any("only 150 rows are available as perfect samples" in note for note in report.notes)
 
     def test_rows_that_the_fit_has_seen_are_named_and_never_count_as_perfect(self):
         x0, x1 = rows(LAW_0, 200, 1), rows(LAW_1, 200, 2)
         report = self.run(self.sinkhorn(x0, x1), x0.double(), torch.cat([x1[:150], rows(LAW_1, 50, 3)]))
         notes = " ".join(report.notes)
-        assert "x0: 200 of 200 rows given as held out are among the rows of the fit" in notes
+        assert "x0: 200 of 200 held-out rows are also rows of the fit" in notes
         assert "x1: 150 of 200" in notes
-        assert "one half of these stands for perfect samples" in notes
+        assert "one half of them serves as perfect samples" in notes
         floor = report.score("forward", "perfect samples", "energy distance")
         assert floor.rows == (100, 100)
         assert floor.value > 0
@@ -422,7 +422,7 @@ class TestDocuments:
 
     def test_foreign_documents_are_refused(self, report):
         document = report.to_json()
-        with pytest.raises(FileFormatError, match="no report"):
+        with pytest.raises(FileFormatError, match="not a report"):
             Report.from_json({**document, "schema": "sbridge.runs.report/2"})
         with pytest.raises(FileFormatError, match="damaged"):
             Report.from_json({key: value for key, value in document.items() if key != "tasks"})
@@ -548,7 +548,7 @@ class TestBetween:
 
     def test_bad_input(self, bridge, seen):
         x0 = rows(LAW_0, 50, 1)
-        with pytest.raises(InvalidInputError, match="at least four"):
+        with pytest.raises(InvalidInputError, match="at least 4"):
             score_at(bridge, x0, seen[:3], 0.5, seed=0)
         with pytest.raises(InvalidInputError, match="time must lie in"):
             score_at(bridge, x0, seen, 1.5, seed=0)

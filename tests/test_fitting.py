@@ -525,7 +525,7 @@ def test_messages_about_rows_and_times_stay_short():
     rising = np.arange(len(rows))
     for given, stamps, message in [
         (rows, times[:-1], rf"{len(rows)} rows and {len(rows) - 1} times given"),
-        (rows, rising, rf"a single row is of time 0, 1, 2, .*…, .*\({len(rows)} in all\)"),
+        (rows, rising, rf"only one row has the time 0, 1, 2, .*…, .*\({len(rows)} in all\)"),
         (rows, np.zeros(len(rows)), "at least two times"),
         (rows, times[:, None], "one-dimensional"),
         (rows, np.where(rising == 5, np.nan, rising // 9), f"missing or infinite for 1 of {len(rows)}"),

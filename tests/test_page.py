@@ -82,7 +82,7 @@ def test_a_page_stands_alone_and_says_everything(document, tmp_path):
 def test_nothing_held_out_is_said(document):
     unscored = json.loads(json.dumps(document))
     unscored["legs"][0]["evaluation"] = None
-    assert "nothing is scored" in report_page(unscored, [])
+    assert "Nothing was scored" in report_page(unscored, [])
 
 
 def test_the_certificate_is_told_or_why_there_is_none(document):
@@ -115,14 +115,14 @@ def test_of_many_bridges_what_tables_mean_is_told_once(document):
         assert page.count(escape(column["meaning"])) == 1
     assert "t = 1 → 1000000000.5" in page
     text = "".join(Seen(page).words)
-    assert text.count("rows that the fit has seen are scored") == 1
+    assert text.count("some scored samples were seen in the fit") == 1
     assert "On rows of the fit" in text
     assert "On held-out rows" not in text
 
 
 @pytest.mark.parametrize("damage", [[], {}, {"format": "other"}])
 def test_what_is_no_report_is_refused(damage):
-    with pytest.raises(FileFormatError, match="no report of a run"):
+    with pytest.raises(FileFormatError, match="not a report of a run"):
         report_page(damage, [])
 
 

@@ -134,7 +134,7 @@ def test_bad_input_is_told(here, capsys):
     refused(capsys, ["--seed", "-1"], "--seed must be")
     refused(capsys, ["--process", "variance-presrving"], "Did you mean 'variance-preserving'?")
     refused(capsys, ["--process", "brownian"], "give --data")
-    refused(capsys, ["--json", "nowhere/x.json"], "does not exist. Make it first")
+    refused(capsys, ["--json", "nowhere/x.json"], "does not exist. Create it first")
 
 
 def test_all_equations_hold_on_data_whose_means_differ_by_column(capsys):

@@ -85,7 +85,7 @@ def _bridge_settings(command: BridgeTable) -> bridge.Settings:
 
 
 def _bridge(settings: bridge.Settings, console: Console, done: Sequence[Json]) -> Iterator[Line]:
-    console.remark(f"{len(bridge.cells(settings))} pairs; excess: difference from exact samples, which are the floor")
+    console.remark(f"{len(bridge.cells(settings))} pairs; excess: difference from perfect samples, which are the floor")
     last = None
     for row in bridge.rows(settings, [bridge.Row.from_json(row) for row in done]):
         if row.cell != last:

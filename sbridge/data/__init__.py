@@ -1,4 +1,4 @@
-"""Reading rows of numbers from files and built-in data sets: ``.npy .npz .csv .tsv .h5ad``, never pickle."""
+"""Readers of numerical tables from files and built-in data sets: ``.npy .npz .csv .tsv .h5ad``, never pickle."""
 
 from sbridge.data.sources import ReadOptions, RowSource, open_rows
 from sbridge.data.tables import Inputs, Table, read_inputs, read_table, split

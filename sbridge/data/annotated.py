@@ -1,4 +1,4 @@
-"""Annotated data (``.h5ad``), through anndata."""
+"""Reader of annotated data (``.h5ad``), through anndata."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_TIMES = 100  # a column with more different values is not offered as times
 
 @dataclass(frozen=True, eq=False)
 class Annotated:
-    """One representation of the cells, ``(cells, columns)``, and their times if asked for, ``(cells,)``.
+    """One representation of the cells, ``(cells, columns)``, and their times if requested, ``(cells,)``.
 
     The array may be sparse. ``names`` are those of the cells; ``labels`` are the times as the file has them, as text.
     """
@@ -30,7 +30,7 @@ class Annotated:
     labels: np.ndarray | None = None
 
     def time_of(self, word: str) -> float | None:
-        """The time that ``word`` means: a number, or a label that stands in the file."""
+        """Returns the time that ``word`` denotes: a number, or a label of the file."""
         if self.labels is not None and self.times is not None and word in self.labels:
             return float(self.times[self.labels == word][0])
         try:
@@ -40,7 +40,7 @@ class Annotated:
 
 
 def read_annotated(path: Path, representation: str, time_key: str | None) -> Annotated:
-    """``obsm[representation]`` (or ``X``) and ``obs[time_key]`` of an ``.h5ad`` file.
+    """Reads ``obsm[representation]`` (or ``X``) and ``obs[time_key]`` of an ``.h5ad`` file.
 
     Raises:
         InvalidInputError: if anndata is not installed, or times are no numbers.
@@ -71,14 +71,14 @@ def _anndata(path: Path) -> ModuleType:
         import anndata  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InvalidInputError(
-            f"reading {path} needs the package anndata, which is in the extra 'bio': "
-            "pip install -c constraints.txt '.[bio]'."
+            f"reading {path} needs the package anndata; install it with the extra 'bio': pip install -c "
+            "constraints.txt '.[bio]'."
         ) from error
     return anndata
 
 
 def _times(path: Path, obs: Any, key: str) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401  (a pandas data frame; pandas is no dependency)
-    """``obs[key]`` as numbers, and as text."""
+    """Reads ``obs[key]`` as numbers and as text."""
     if key not in obs:
         hint = f" Columns that could hold times: {listed(_candidates(obs))}." if _candidates(obs) else ""
         raise UnknownNameError(f"{unknown_name(f'column of obs in {path}', key, [str(name) for name in obs])}{hint}")
@@ -94,7 +94,7 @@ def _times(path: Path, obs: Any, key: str) -> tuple[np.ndarray, np.ndarray]:  # 
 
 
 def _candidates(obs: Any) -> list[str]:  # noqa: ANN401
-    """The columns of ``obs`` that hold few different numbers, labels with a number, or an ordered category."""
+    """Returns the columns of ``obs`` with few different numbers, labels with a number, or an ordered category."""
     found = []
     for name in obs:
         values = obs[name].dropna().astype(str).unique().tolist()
@@ -113,7 +113,7 @@ def _matrix(path: Path, data: Any) -> Any:  # noqa: ANN401
 
 
 def _numbers(array: Any, name: str) -> Any:  # noqa: ANN401
-    """A representation as an array, or a sparse matrix by rows; InvalidInputError for data frames with text."""
+    """Converts a representation to an array, or a sparse matrix by rows; raises InvalidInputError for text columns."""
     if hasattr(array, "tocsr"):
         return array.tocsr()
     if not hasattr(array, "dtypes"):
@@ -121,8 +121,8 @@ def _numbers(array: Any, name: str) -> Any:  # noqa: ANN401
     foreign = [f"{column!r} ({dtype})" for column, dtype in array.dtypes.items() if dtype.kind not in "iuf"]
     if foreign:
         raise InvalidInputError(
-            f"{name} is a data frame with columns that hold no numbers: {listed(foreign)}. Drop them or convert them, "
-            "and save the file again."
+            f"{name} is a data frame with columns that are not numeric: {listed(foreign)}. Drop or convert them, and "
+            "save the file again."
         )
     gaps = array.isna()
     if gaps.to_numpy().any():

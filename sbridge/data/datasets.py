@@ -1,4 +1,4 @@
-"""Built-in two-dimensional laws to try things on, by name: :func:`make`.
+"""Built-in two-dimensional distributions, by name: :func:`make`.
 
 Each is a function ``(n, generator, dtype) → (n, 2)`` of independent draws. ``U(a, b)`` is uniform, ``N`` standard
 normal noise, ``θ`` an angle. Rows are drawn in float64 and cast, so both dtypes give the same points.
@@ -104,12 +104,12 @@ _SAMPLERS: dict[str, Sampler] = {name: globals()[name] for name in BUILT_IN}
 
 
 def names() -> tuple[str, ...]:
-    """The names that :func:`make` knows, sorted."""
+    """Returns the names that :func:`make` knows, sorted."""
     return BUILT_IN
 
 
 def make(name: str, n: int, seed: Seed, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``n`` independent rows of the law called ``name``, shape ``(n, 2)``, on the CPU.
+    """Draws ``n`` independent samples of the distribution called ``name``, shape ``(n, 2)``, on the CPU.
 
     The same name, seed and ``n`` give the same rows; another ``n`` gives other rows.
 

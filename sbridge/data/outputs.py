@@ -1,4 +1,4 @@
-"""Writing rows block by block to a file that appears only when it is complete."""
+"""Writers of rows, block by block, to a file that appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sbridge.storage import files
 
 @runtime_checkable
 class RowWriter(Protocol):
-    """Takes rows."""
+    """A writer of rows."""
 
     def write(self, rows: np.ndarray) -> None:
         """Appends ``rows`` of shape ``(n, dim)``."""
@@ -28,7 +28,7 @@ Opener = Callable[[Sequence[str]], AbstractContextManager[RowWriter]]
 
 
 def writer_for(path: Path, *, overwrite: bool) -> Opener:
-    """Opens ``path`` for rows when called with the names of the columns; to be used in a ``with`` statement.
+    """Opens ``path`` for rows when called with the names of the columns; use it in a ``with`` statement.
 
     Raises:
         FileFormatError: for an ending other than ``.npy`` and ``.csv``.
@@ -37,11 +37,11 @@ def writer_for(path: Path, *, overwrite: bool) -> Opener:
     kinds = {".npy": _NpyWriter, ".csv": _CsvWriter}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise FileFormatError(f"{path} would be of kind {path.suffix!r}; rows are written as .npy or .csv.")
+        raise FileFormatError(f"{path} has the ending {path.suffix!r}; samples are written as .npy or .csv.")
     if path.is_dir() or (path.exists() and not overwrite):
-        raise InvalidInputError(f"{path} exists. Choose another --out, or say --overwrite.")
+        raise InvalidInputError(f"{path} exists. Choose another --out, or add --overwrite.")
     if not path.parent.is_dir():
-        raise InvalidInputError(f"the folder {path.parent} does not exist. Make it first.")
+        raise InvalidInputError(f"the folder {path.parent} does not exist. Create it first.")
 
     @contextmanager
     def opened(columns: Sequence[str]) -> Iterator[RowWriter]:
@@ -54,7 +54,7 @@ def writer_for(path: Path, *, overwrite: bool) -> Opener:
 
 
 class _NpyWriter:
-    """The header is written last, when the number of rows is known; numpy leaves room for it to grow."""
+    """Writer of .npy files. The header is written last, when the number of rows is known; numpy leaves room for it."""
 
     def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
         self.file, self.shape = file, (0, len(columns))
@@ -79,7 +79,7 @@ class _NpyWriter:
 
 
 class _CsvWriter:
-    """A header line, then as many digits as the numbers have."""
+    """Writer of .csv files: a header line, then as many digits as the numbers have."""
 
     def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
         self.file = file
@@ -92,4 +92,4 @@ class _CsvWriter:
         np.savetxt(self.file, rows, fmt=f"%.{digits}g", delimiter=",")
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing: the file is complete."""

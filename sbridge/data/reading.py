@@ -1,4 +1,4 @@
-"""The rows of a source as one array, in the floating-point type that their digits need."""
+"""Reads the rows of a source as one array, in the floating-point type that their digits need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COUNTED_ROWS = 10  # as many rows in step with a column are no accident
 
 
 def gathered(sources: Sequence[RowSource]) -> list[np.ndarray]:
-    """All rows of each source. Those whose dtype is open get one dtype together.
+    """Reads all rows of each source. Sources without a fixed dtype get one dtype together.
 
     It is float32 if every column of them varies by ``FINE_STEPS`` steps of float32 or more and no other source is
     float64, else float64, with a warning that names the first column for which float32 is too coarse.
@@ -39,7 +39,7 @@ def gathered(sources: Sequence[RowSource]) -> list[np.ndarray]:
 
 
 def warn_of_row_numbers(source: RowSource, rows: np.ndarray) -> None:
-    """A warning for a column that rises by one from row to row: such a column numbers the rows."""
+    """Warns of a column that rises by one from row to row: such a column numbers the rows."""
     if len(rows) < _COUNTED_ROWS:
         return
     for index in range(rows.shape[1]):
@@ -47,7 +47,7 @@ def warn_of_row_numbers(source: RowSource, rows: np.ndarray) -> None:
         if np.array_equal(rows[:, index], first + np.arange(len(rows))):
             warnings.warn(
                 f"{source.name}: {_column(source, index)} counts the rows, {first:g} … {float(rows[-1, index]):g}, and "
-                "is used as a coordinate. Leave it out if it is an index: --columns, or save the table without it.",
+                "is used as a coordinate. If it is an index, omit it: use --columns, or save the table without it.",
                 ReadingWarning,
                 stacklevel=2,
             )

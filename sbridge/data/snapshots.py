@@ -1,4 +1,4 @@
-"""Snapshots from rows that carry their times."""
+"""Splits rows into snapshots by their times."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Rows = Tensor | np.ndarray
 
 @runtime_checkable
 class ArrayLike(Protocol):
-    """What numpy makes an array of: arrays, tensors, columns of data frames."""
+    """Anything that numpy converts to an array: arrays, tensors, columns of data frames."""
 
     def __array__(self) -> np.ndarray:
-        """The array."""
+        """Returns the array."""
         ...
 
 
@@ -28,7 +28,7 @@ Times = Sequence[float] | Sequence[str] | ArrayLike
 
 
 def snapshots(rows: Rows, times: Times) -> tuple[list[Rows], tuple[float, ...]]:
-    """``rows`` parted by their times, and the times, rising. Times that differ by rounding alone are one time.
+    """Splits ``rows`` by their times; also returns the times, increasing. Times that differ only by rounding are equal.
 
     Args:
         rows: ``(n, dim)``.
@@ -46,19 +46,19 @@ def snapshots(rows: Rows, times: Times) -> tuple[list[Rows], tuple[float, ...]]:
         )
     values, which = same_times(stamps)
     if len(values) < 2:
-        raise InvalidInputError(f"all {len(rows)} rows are of time {values[0]:g}; at least two times are needed.")
+        raise InvalidInputError(f"all {len(rows)} rows have the time {values[0]:g}; at least two times are needed.")
     counts = np.bincount(which)
     if counts.min() < 2:
         alone = listed(values[counts < 2].tolist())
         raise InvalidInputError(
-            f"a bridge needs at least two rows at each time, but a single row is of time {alone}. Leave such times "
-            "out, or round times to those of the snapshots."
+            f"a bridge needs at least two rows at each time, but only one row has the time {alone}. Omit such times, "
+            "or round times to those of the snapshots."
         )
     return [rows[np.flatnonzero(which == place)] for place in range(len(values))], tuple(values.tolist())
 
 
 def as_times(times: Times, name: str, ranks: Sequence[str] | None = None) -> np.ndarray:
-    """Times as finite float64 numbers, shape ``(n,)``; labels such as ``day2`` by the number in them, with a warning.
+    """Converts times to finite float64, shape ``(n,)``; labels such as ``day2`` give their number, with a warning.
 
     Args:
         times: numbers or labels, in anything that becomes a one-dimensional array.
@@ -76,12 +76,12 @@ def as_times(times: Times, name: str, ranks: Sequence[str] | None = None) -> np.
     found = found.astype(np.float64)
     if not np.isfinite(found).all():
         count = int((~np.isfinite(found)).sum())
-        raise InvalidInputError(f"{name}: the time is missing or infinite for {count} of {len(found)}; drop them.")
+        raise InvalidInputError(f"{name}: the time is missing or infinite for {count} of {len(found)} rows; drop them.")
     return found
 
 
 def _numbers(labels: np.ndarray, name: str, ranks: Sequence[str] | None) -> np.ndarray:
-    """The times that labels stand for; nothing is warned of if they are numbers already."""
+    """Returns the times that labels denote; numbers give no warning."""
     text = np.array([str(label) for label in labels])
     try:
         return text.astype(np.float64)

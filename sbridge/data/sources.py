@@ -1,4 +1,4 @@
-"""Where rows come from: arrays, tables of text, annotated data, built-in sets, behind one small protocol.
+"""Sources of rows behind one protocol: arrays, tables of text, annotated data, built-in data sets.
 
 A source knows its shape and dtype before anything large is read, and hands its rows out in blocks, so that files
 larger than memory can be worked through.
@@ -27,7 +27,7 @@ _UNPACKED, _UNPACKED_RATIO = 2**26, 100  # bytes that an archive may always unpa
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How files are read.
+    """Options for reading files.
 
     Args:
         representation: which array of an ``.h5ad`` file: a name in ``obsm``, or ``X``.
@@ -58,11 +58,11 @@ class ReadOptions:
 
 @runtime_checkable
 class RowSource(Protocol):
-    """Rows of numbers that can be walked through."""
+    """A source of rows of numbers, read in blocks."""
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The user's name for it."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class RowSource(Protocol):
 
     @property
     def time(self) -> float | None:
-        """The time of the rows, if the file says it."""
+        """The time of the rows, if the file gives it."""
         ...
 
     @property
@@ -86,13 +86,13 @@ class RowSource(Protocol):
         ...
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All rows in order, at most ``BLOCK_ROWS`` at a time, as checked finite arrays; float64 for no dtype."""
+        """Yields all rows in order as checked finite arrays of at most ``BLOCK_ROWS`` rows; float64 for no dtype."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayRows:
-    """Rows of an array in memory or mapped from a file, or of a sparse matrix, of which blocks are made dense.
+    """Rows of an array in memory or mapped from a file, or of a sparse matrix, made dense in blocks.
 
     ``labels`` are the names of the rows, if they have any, for messages.
     """
@@ -113,7 +113,7 @@ class ArrayRows:
         return self.array.shape[0]
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Slices, checked and converted."""
+        """Yields slices, checked and converted."""
         for start in range(0, len(self), BLOCK_ROWS):
             block = self.array[start : start + BLOCK_ROWS]
             yield finite(
@@ -127,7 +127,7 @@ class ArrayRows:
 
 
 def open_rows(spec: str, options: ReadOptions = ReadOptions()) -> RowSource:
-    """The source that ``spec`` names: a file, or a built-in set.
+    """Opens the source that ``spec`` names: a file, or a built-in data set.
 
     Streams (named pipes, ``/dev/stdin``) are copied to a temporary file first, and their kind is told by their content.
     ``file.npz:key`` is one of several arrays; ``file.h5ad:3`` the cells whose ``time_key`` is 3. With a time key, an
@@ -148,7 +148,7 @@ def open_rows(spec: str, options: ReadOptions = ReadOptions()) -> RowSource:
 
 
 def as_floating(dtype: np.dtype, name: str, options: ReadOptions) -> np.dtype | None:
-    """The dtype that values of ``dtype`` are used in, ``None`` if it depends on them; an error if they are not real."""
+    """Returns the dtype for values of ``dtype``, ``None`` if it depends on them; raises if they are not real."""
     if dtype.hasobject:
         raise _pickled(name)
     if dtype.fields:
@@ -191,12 +191,12 @@ def _npz(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSou
             known = list(archive.files)
             if {"format", "shape", "data"} <= set(known):
                 raise FileFormatError(
-                    f"{path} holds a sparse matrix of scipy. Save a dense array: "
-                    "numpy.save(path, scipy.sparse.load_npz(file).toarray())."
+                    f"{path} holds a scipy sparse matrix. Save a dense array: numpy.save(path, "
+                    "scipy.sparse.load_npz(file).toarray())."
                 )
             if key is None and len(known) != 1:
                 choices = listed([f"{path}:{name}" for name in known])
-                raise InvalidInputError(f"{path} holds {len(known)} arrays. Say which: {choices or 'it has none'}.")
+                raise InvalidInputError(f"{path} holds {len(known)} arrays. Name one: {choices or 'it has none'}.")
             if key is not None and key not in known:
                 raise unknown_name(f"array in {path}", key, known)
             _check_member(path, key or known[0])
@@ -212,15 +212,15 @@ def _npz(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSou
 
 
 def _check_member(path: Path, name: str) -> None:
-    """FileFormatError unless a member of an archive is an array of a size that its bytes make plausible."""
+    """Checks that a member of an archive is an array of a plausible size; raises FileFormatError otherwise."""
     with zipfile.ZipFile(path) as archive:
         if f"{name}.npy" not in archive.namelist():
-            raise FileFormatError(f"{path}:{name} is no array. {_SAVE_NUMBERS}")
+            raise FileFormatError(f"{path}:{name} is not an array. {_SAVE_NUMBERS}")
         member = archive.getinfo(f"{name}.npy")
     if member.file_size > _UNPACKED and member.file_size > _UNPACKED_RATIO * member.compress_size:
         raise FileFormatError(
             f"{path}:{name} would unpack from {member.compress_size / 1e6:.3g} MB to {member.file_size / 1e6:.3g} MB, "
-            f"more than {_UNPACKED_RATIO} times its size, so it is not read. If that is right, save it as .npy: "
+            f"more than {_UNPACKED_RATIO} times its size, so it is not read. If the size is right, save it as .npy: "
             f"numpy.save(path, numpy.load(file)[{name!r}])."
         )
 
@@ -233,7 +233,7 @@ def _annotated(spec: str, path: Path, key: str | None, options: ReadOptions) -> 
     if options.time_key is None:
         if key is not None:
             raise InvalidInputError(
-                f"{spec} asks for the cells at {key}; say which column of obs holds times (--time-key)."
+                f"{spec} selects the cells at {key}; name the column of obs that holds times (--time-key)."
             )
         data = read_annotated(path, options.representation, None)
         return replace(array_rows(spec, data.array, options), labels=data.names)
@@ -241,28 +241,28 @@ def _annotated(spec: str, path: Path, key: str | None, options: ReadOptions) -> 
     known, _ = same_times(np.asarray(data.times))
     if key is None and len(known) > 1:
         raise InvalidInputError(
-            f"{path} holds cells of {len(known)} times: {column} is {listed(known.tolist())}. Say which cells are "
-            f"meant: {path}:{known[0]:g}."
+            f"{path} holds cells of {len(known)} times: {column} is {listed(known.tolist())}. Select the cells of one "
+            f"time: {path}:{known[0]:g}."
         )
     time = float(known[0]) if key is None else data.time_of(key)
     if time is None:
-        raise InvalidInputError(f"{spec}: {key!r} is no time; {column} is {listed(known.tolist())}.")
+        raise InvalidInputError(f"{spec}: {key!r} is not a time; {column} is {listed(known.tolist())}.")
     cells = cells_at(data, time, f"{path}: {column}")
     source = array_rows(spec, data.array[cells], options)
     return replace(source, time=snapped(time, known.tolist()), labels=data.names[cells])
 
 
 def cells_at(data: Annotated, time: float, name: str) -> np.ndarray:
-    """Which cells are of one snapshot, a mask; InvalidInputError if there are none."""
+    """Returns a mask of the cells of one snapshot; raises InvalidInputError if there are none."""
     known, which = same_times(np.asarray(data.times))
     places = np.flatnonzero(known == snapped(time, known.tolist()))
     if not len(places):
-        raise InvalidInputError(f"{name} has times {listed(known.tolist(), 20)}; no cells at {number(time)}.")
+        raise InvalidInputError(f"{name} has times {listed(known.tolist(), 20)}, but no cells at {number(time)}.")
     return which == places[0]
 
 
 def array_rows(name: str, array: Any, options: ReadOptions) -> ArrayRows:  # noqa: ANN401  (an array or sparse matrix)
-    """``array`` as a source; an error unless it is a table of real numbers with a row."""
+    """Makes ``array`` a source; raises an error unless it is a table of real numbers with at least one row."""
     if options.columns:
         raise InvalidInputError(f"{name} has no column names, so columns {listed(options.columns)} cannot be chosen.")
     dtype = as_floating(array.dtype, name, options)

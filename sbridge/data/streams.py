@@ -1,4 +1,4 @@
-"""Rows that come through a pipe: kept in a temporary file, so that they can be read more than once."""
+"""Copies piped rows to a temporary file, so that they can be read more than once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # removed when the proces
 
 
 def spooled(path: Path) -> Path:
-    """A temporary file with everything that ``path`` delivers, its ending that of the content: text unless binary.
+    """Writes everything that ``path`` delivers to a temporary file, with the ending of its content: text or binary.
 
     Raises:
         FileFormatError: if it delivers nothing, or cannot be opened.

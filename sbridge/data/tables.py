@@ -1,4 +1,4 @@
-"""Whole tables in memory, checked, with the digest of what they were read from."""
+"""Reads whole tables into memory, checked, with the digest of their files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Inputs:
 
 
 def read_table(spec: str, options: ReadOptions = ReadOptions()) -> Table:
-    """All rows of what ``spec`` names (see :func:`~sbridge.data.open_rows`); at least two.
+    """Reads all rows of what ``spec`` names (see :func:`~sbridge.data.open_rows`); at least two.
 
     Integers and text are float32 if every column varies by 1024 steps of float32 or more, else float64, with a warning.
     """
@@ -66,7 +66,7 @@ def read_table(spec: str, options: ReadOptions = ReadOptions()) -> Table:
 
 
 def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptions = ReadOptions()) -> Inputs:
-    """Snapshots and their times.
+    """Reads snapshots and their times.
 
     Several ``specs`` are one snapshot each, with ``times`` for each; without, times are those that the files say, or
     none for two. A single ``.h5ad`` file with a ``time_key`` holds all snapshots; ``times`` then selects some.
@@ -86,15 +86,15 @@ def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptio
         said = [table.time for table in tables if table.time is not None]
         found = tuple(float(t) for t in times or (said if len(said) == len(tables) else ())) or None
         if found is None and len(specs) > 2:
-            raise InvalidInputError(f"{len(specs)} data sets need their times: --times, one for each, rising.")
+            raise InvalidInputError(f"{len(specs)} data sets need --times: one time for each, increasing.")
     if found is not None and not all(a < b for a, b in pairwise(found)):
-        raise InvalidInputError(f"times must rise, got {listed(found)}; put the data sets in that order.")
+        raise InvalidInputError(f"times must increase, got {listed(found)}; put the data sets in that order.")
     _check_alike(tables)
     return Inputs(tuple(tables), found)
 
 
 def split(rows: Tensor, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
-    """``rows`` parted at random into those to fit and those held out, each in their old order.
+    """Splits ``rows`` at random into those to fit and those held out, each in their old order.
 
     Raises:
         InvalidInputError: if ``fraction`` is not in ``[0, 1)``, or leaves fewer than two rows on a side that it uses.
@@ -104,8 +104,8 @@ def split(rows: Tensor, fraction: float, seed: int, name: str) -> tuple[Tensor, 
     count = round(fraction * len(rows))
     if fraction > 0 and (count < 2 or len(rows) - count < 2):
         raise InvalidInputError(
-            f"holding out {fraction:g} of the {len(rows)} rows of {name} leaves {count} to score with and "
-            f"{len(rows) - count} to fit; each needs two. Choose another fraction, or 0 to score nothing."
+            f"holding out {fraction:g} of the {len(rows)} rows of {name} leaves {count} to score and "
+            f"{len(rows) - count} to fit; each needs at least 2. Choose another fraction, or 0 to score nothing."
         )
     order = torch.randperm(len(rows), generator=generator(derive(seed, "held out")))
     return rows[order[count:].sort().values], rows[order[:count].sort().values]
@@ -123,7 +123,7 @@ def _tables(sources: Sequence[RowSource], digests: Sequence[str | None]) -> list
 
 
 def _digest(spec: str) -> str | None:
-    """SHA-256 of the file that ``spec`` names, ``None`` if it is no file."""
+    """Returns the SHA-256 of the file that ``spec`` names, ``None`` if it is not a file."""
     path = next((p for p in (Path(spec), Path(spec.rpartition(":")[0] or spec)) if p.is_file()), None)
     if path is None:
         return None
@@ -134,16 +134,16 @@ def _digest(spec: str) -> str | None:
 def _snapshots(
     specs: Sequence[str], times: Sequence[float], options: ReadOptions
 ) -> tuple[list[Table], tuple[float, ...]]:
-    """The snapshots within one annotated file."""
+    """Reads the snapshots in one annotated file."""
     (spec,) = specs
     if Path(spec).suffix.lower() != ".h5ad":
-        raise InvalidInputError(f"a time key finds the snapshots in an .h5ad file, got {spec}.")
+        raise InvalidInputError(f"a time key selects the snapshots in an .h5ad file, got {spec}.")
     data = read_annotated(existing_file(Path(spec)), options.representation, options.time_key)
     dtype, column = array_rows(spec, data.array, options).dtype, f"{spec}: obs[{options.time_key!r}]"
     known = same_times(np.asarray(data.times))[0].tolist()
     wanted = [snapped(float(t), known) for t in times or known]
     if len(wanted) < 2:
-        raise InvalidInputError(f"{column}: one time, {wanted[0]:g}, makes no bridge; two are needed.")
+        raise InvalidInputError(f"{column} has only one time, {wanted[0]:g}; a bridge needs two.")
     digest = _digest(spec)
     parts = []
     for t in wanted:
@@ -159,7 +159,7 @@ def _check_counts(specs: Sequence[str], times: Sequence[float]) -> None:
             "key."
         )
     if times and len(times) != len(specs):
-        raise InvalidInputError(f"{len(specs)} data sets and {len(times)} times given; one time for each is needed.")
+        raise InvalidInputError(f"{len(specs)} data sets and {len(times)} times given; each data set needs one time.")
 
 
 def _check_alike(tables: Sequence[Table]) -> None:
@@ -173,8 +173,8 @@ def _check_alike(tables: Sequence[Table]) -> None:
         for left, right in zip(first.columns, other.columns, strict=False):
             if left != right:
                 raise InvalidInputError(
-                    f"columns differ: {left!r} in {first.name} stands where {other.name} has {right!r}. Put them in "
-                    "one order, or choose by name (--columns)."
+                    f"columns differ: {left!r} in {first.name}, {right!r} in {other.name} at the same position. Put "
+                    "them in the same order, or choose them by name (--columns)."
                 )
         if other.rows.dtype != first.rows.dtype:
             raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""Tables of numbers as text: comma, semicolon or tab separated, with or without a header."""
+"""Reader of text tables: comma, semicolon or tab separated, with or without a header."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Line = tuple[int, str]  # its number in the file, counted from 1, and its text
 
 @dataclass(frozen=True)
 class TextRows:
-    """A text table that was looked at but not read yet.
+    """A text table that is opened but not yet read.
 
     Attributes:
         path: the file.
@@ -82,12 +82,12 @@ class TextRows:
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The user's name for it."""
         return self.called or str(self.path)
 
     @property
     def time(self) -> None:
-        """Text says no time."""
+        """``None``: text files give no time."""
         return None
 
     @property
@@ -96,7 +96,7 @@ class TextRows:
         return len(self.used)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All rows in order, at most ``BLOCK_ROWS`` at a time.
+        """Yields all rows in order, at most ``BLOCK_ROWS`` at a time.
 
         Raises:
             InvalidInputError: naming line and column of the first cell that is missing, NaN, infinite or no number,
@@ -136,7 +136,7 @@ class TextRows:
                 )
 
     def _diagnosis(self, block: list[Line], cause: ValueError) -> InvalidInputError:
-        """Why a block is no table of numbers: every column at fault with its first example."""
+        """Describes why a block is not a table of numbers: every faulty column with its first example."""
         self._check_widths(block)
         faults: dict[int, str] = {}
         for number, text in block:
@@ -153,8 +153,8 @@ class TextRows:
         listed = "; ".join(list(faults.values())[:_EXAMPLES])
         more = f"; {len(faults) - _EXAMPLES} more columns" if len(faults) > _EXAMPLES else ""
         return InvalidInputError(
-            f"{self.path}: not numeric: {listed or cause}{more}. Drop such columns, or choose the numeric ones by "
-            "name (--columns); decimal points are points."
+            f"{self.path}: not numeric: {listed or cause}{more}. Drop such columns, or choose the numeric ones by name "
+            "(--columns); write decimals with a point, not a comma."
         )
 
     def _column(self, position: int) -> str:
@@ -162,7 +162,7 @@ class TextRows:
 
 
 def finite(values: np.ndarray, dtype: np.dtype, place: Callable[[int, int], str]) -> np.ndarray:
-    """A copy of ``values`` in ``dtype``; InvalidInputError with the ``place(row, column)`` of the first not finite."""
+    """Copies ``values`` to ``dtype``; raises InvalidInputError with the ``place(row, column)`` of a non-finite one."""
     with np.errstate(over="ignore"):
         used = np.array(values, dtype=dtype, order="C")
     bad = np.argwhere(~np.isfinite(used))
@@ -179,28 +179,30 @@ def finite(values: np.ndarray, dtype: np.dtype, place: Callable[[int, int], str]
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Numbered lines that are neither blank nor comments."""
+    """Yields the numbered lines that are neither blank nor comments."""
     try:
         with path.open(encoding="utf-8-sig", newline=None) as file:
             for number, text in enumerate(file, 1):
                 if "\0" in text:
-                    raise FileFormatError(f"{path} is no UTF-8 text (line {number} holds zero bytes); save it as such.")
+                    raise FileFormatError(
+                        f"{path} is not UTF-8 text (line {number} holds zero bytes); save it as UTF-8."
+                    )
                 if text.strip() and not text.startswith("#"):
                     yield number, text.rstrip("\n")
     except UnicodeDecodeError as error:
         reason = f"{error.reason} at byte {error.start}"
-        raise FileFormatError(f"{path} is no UTF-8 text ({reason}); save it as such.") from error
+        raise FileFormatError(f"{path} is not UTF-8 text ({reason}); save it as UTF-8.") from error
 
 
 def _cells(path: Path, text: str, delimiter: str) -> list[str]:
     try:
         return next(csv.reader([text], delimiter=delimiter))
     except csv.Error as error:
-        raise FileFormatError(f"{path} is no table of text ({error} in a line that begins {text[:30]!r}).") from error
+        raise FileFormatError(f"{path} is not a text table ({error} in a line that begins {text[:30]!r}).") from error
 
 
 def _is_header(path: Path, cells: list[str], delimiter: str) -> bool:
-    """Whether the first line is a header; with a warning where it may be either."""
+    """Returns whether the first line is a header; warns where it may be either."""
     if not all(_is_number(cell) for cell in cells):
         return True
     if len(cells) < 2 or cells != [str(i) for i in range(len(cells))]:
@@ -210,7 +212,7 @@ def _is_header(path: Path, cells: list[str], delimiter: str) -> bool:
     named, shown = bool(pointed) and all(pointed), delimiter.join(cells[:4]) + ("…" if len(cells) > 4 else "")
     reason = "the names of columns, because all cells below have decimal points" if named else "a row of data"
     warnings.warn(
-        f"{path}: the first line, {shown}, is taken as {reason}. Otherwise: --header {'no' if named else 'yes'}.",
+        f"{path}: the first line, {shown}, is read as {reason}. Otherwise: --header {'no' if named else 'yes'}.",
         ReadingWarning,
         stacklevel=2,
     )
@@ -229,8 +231,8 @@ def _check_names(path: Path, names: tuple[str, ...]) -> None:
     for position, name in enumerate(names):
         if not name:
             raise InvalidInputError(
-                f"{path}: column {position + 1} has no name in the header; it looks like row labels. Save the table "
-                "without them (pandas: index=False), or choose the columns to use by name (--columns)."
+                f"{path}: column {position + 1} has no name in the header; it probably holds row labels. Save the "
+                "table without them (pandas: index=False), or choose columns by name (--columns)."
             )
         if names.index(name) != position:
-            raise InvalidInputError(f"{path}: two columns are named {name!r}. Give each column a name of its own.")
+            raise InvalidInputError(f"{path}: two columns are named {name!r}. Give each column its own name.")

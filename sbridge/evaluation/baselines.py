@@ -1,4 +1,4 @@
-"""Optimal-transport maps that stand beside a bridge: fitted on rows of the two ends, applied to held-out rows."""
+"""Optimal-transport maps as baselines: fitted on rows of the two ends, applied to held-out rows."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Map = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class Baseline(Protocol):
-    """A recipe for a map from one end to the other."""
+    """A recipe that fits a map from one end to the other."""
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """The name in reports."""
         ...
 
     def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
-        """The map fitted on rows ``near (n, dim)`` and ``far (m, dim)``; forward, ``near`` are source rows."""
+        """Fits the map on rows ``near (n, dim)`` and ``far (m, dim)``; forward, ``near`` are source rows."""
         ...
 
 
 @runtime_checkable
 class TwoWayBaseline(Baseline, Protocol):
-    """A recipe whose one computation gives the maps of both directions."""
+    """A recipe that fits the maps of both directions in one computation."""
 
     def both(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> tuple[Map, Map]:
-        """The maps from ``near`` to ``far`` and from ``far`` to ``near``; arguments as for one map."""
+        """Fits the maps from ``near`` to ``far`` and from ``far`` to ``near``; arguments as for one map."""
         ...
 
 
@@ -50,11 +50,11 @@ class ExactTransport:
         return "exact OT map"
 
     def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
-        """:func:`sbridge.transport.exact_map`; reference and direction play no part."""
+        """Fits :func:`sbridge.transport.exact_map`; reference and direction are not used."""
         return transport.exact_map(near, far)
 
     def both(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> tuple[Map, Map]:
-        """:func:`sbridge.transport.exact_maps`."""
+        """Fits :func:`sbridge.transport.exact_maps`."""
         return transport.exact_maps(near, far)
 
 
@@ -78,11 +78,11 @@ class EntropicTransport:
         return "entropic map"
 
     def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
-        """The barycentric map; raises what :meth:`both` raises."""
+        """Fits the barycentric map; raises what :meth:`both` raises."""
         return self.both(near, far, reference, direction)[0]
 
     def both(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> tuple[Map, Map]:
-        """The barycentric maps of one plan.
+        """Fits the barycentric maps of one plan.
 
         Raises:
             UnsupportedError: if the reference is not linear.
@@ -117,12 +117,12 @@ class GaussianTransport:
         return "Gaussian map"
 
     def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
-        """:func:`sbridge.transport.gaussian_map`; reference and direction play no part."""
+        """Fits :func:`sbridge.transport.gaussian_map`; reference and direction are not used."""
         return transport.gaussian_map(near, far)
 
 
 class Shared:
-    """A two-way baseline within one evaluation, which asks for the two directions in turn: both are computed at once.
+    """A two-way baseline within one evaluation: both directions are computed at once and cached.
 
     Args:
         baseline: what is shared between the calls, whose rows are the same but for their roles.
@@ -133,7 +133,7 @@ class Shared:
         self._maps: dict[Direction, Map] = {}
 
     def __call__(self, near: Tensor, far: Tensor, reference: Process, direction: Direction) -> Map:
-        """The map of ``direction``; raises what the baseline raises."""
+        """Returns the map of ``direction``; raises what the baseline raises."""
         if not self._maps:
             there, back = self._baseline.both(near, far, reference, direction)
             self._maps = dict.fromkeys(Direction, back) | {direction: there}
@@ -141,4 +141,4 @@ class Shared:
 
 
 STANDARD_BASELINES: tuple[Baseline, ...] = (ExactTransport(), EntropicTransport(), GaussianTransport())
-"""What an evaluation sets beside the bridge by default."""
+"""Default baselines of an evaluation."""

@@ -1,4 +1,4 @@
-"""How far from optimal a bridge is, with bounds that need no exact solution."""
+"""Bounds on the suboptimality of a bridge that need no exact solution."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _END_SHARE = 0.05
 
 @dataclass(frozen=True)
 class EndError:
-    """How far the simulated rows of one end are from the data, by the energy distance.
+    """Energy distance between the simulated samples of one end and the data.
 
     Args:
         value, standard_error: of the simulated rows.
@@ -60,19 +60,19 @@ class EndError:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``pass``, ``fail`` or ``inconclusive``, and a sentence that says why."""
+    """A verdict (``pass``, ``fail`` or ``inconclusive``) with its reason."""
 
     word: str
     reason: str
 
     def __str__(self) -> str:
-        """Both."""
+        """Returns the verdict and the reason."""
         return f"{self.word.capitalize()}: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """Bounds that hold for every bridge and every judging potential ``g``; none means much without the others.
+    """Bounds that hold for every bridge and every judging potential ``g``; read them together.
 
     Attributes:
         lower_bound: ``D(g) = E_{p_T} g − E_{p_0} log c ≤ V*``, the least energy of any bridge between the ends.
@@ -94,11 +94,11 @@ class Certificate:
 
     @property
     def jeffreys(self) -> Quantity | None:
-        """Divergence of the two directions from each other; ``None`` where one of them ends in rows of the data."""
+        """The divergence between the two directions; ``None`` where one of them ends in rows of the data."""
         return next((quantity for quantity in self.report.path if quantity.name == "Jeffreys divergence"), None)
 
     def end_error(self, direction: str) -> EndError:
-        """That of the rows at the end of the ``forward`` or ``backward`` process.
+        """Returns the error at the end of the ``forward`` or ``backward`` process.
 
         Raises:
             InvalidInputError: if the report could not score them.
@@ -106,13 +106,15 @@ class Certificate:
         (column,) = (column.name for column in self.report.columns if column.name != COST)
         own, perfect, unmoved = (self.report.score(direction, name, column) for name in (MODEL, PERFECT, COPY))
         if own.value is None or own.standard_error is None or perfect.value is None or unmoved.value is None:
-            raise InvalidInputError(f"no end-law error: {own.reason or perfect.reason or unmoved.reason}")
+            raise InvalidInputError(
+                f"no error of the end distribution: {own.reason or perfect.reason or unmoved.reason}"
+            )
         spread = math.hypot(own.standard_error, perfect.standard_error or 0.0)
         return EndError(own.value, own.standard_error, perfect.value, spread, unmoved.value)
 
     @property
     def verdict(self) -> Verdict:
-        """What the numbers together say, within two standard errors.
+        """The conclusion from all numbers, within two standard errors.
 
         Fail: an end is off by more than 5 % of what unmoved rows are off; the energy lies below the lower bound, which
         no process with the right ends can do; or the two directions differ by more than the allowance. Pass: nothing of
@@ -122,7 +124,7 @@ class Certificate:
         return _verdict(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Dicts, lists, strings and finite numbers only, without the judging potential."""
+        """Returns dicts, lists, strings and finite numbers only, without the judging potential."""
         bounds = {name: dataclasses.asdict(getattr(self, name)) for name in _BOUNDS}
         verdict = dataclasses.asdict(self.verdict)
         head = {"schema": SCHEMA, "components": self.components, "verdict": verdict}
@@ -130,13 +132,13 @@ class Certificate:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Certificate:
-        """The certificate that :meth:`to_json` wrote, without its judge.
+        """Reads the certificate that :meth:`to_json` wrote, without its judging potential.
 
         Raises:
             FileFormatError: if it is none, or of another version.
         """
         if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
-            raise FileFormatError(f"this is no certificate: a mapping with schema {SCHEMA!r} is needed.")
+            raise FileFormatError(f"not a certificate: a mapping with schema {SCHEMA!r} is needed.")
         try:
             bounds = {name: Estimate(**document[name]) for name in _BOUNDS}
             report, components = Report.from_json(document["report"]), int(document.get("components", 0))
@@ -145,19 +147,19 @@ class Certificate:
             raise FileFormatError(f"the certificate is damaged: {error!r}.") from error
 
     def text(self) -> str:
-        """All of it, for people."""
+        """Formats the whole certificate."""
         notes = self.report.notes[GENERAL_NOTES:]
         lines = (wrap(note, 98, initial_indent="  * ", subsequent_indent="    ") for note in notes)
         return "\n".join([self.table(), *(line for note in lines for line in note)]) + "\n"
 
     def table(self) -> str:
-        """The verdict and the numbers, without notes on the rows."""
+        """Formats the verdict and the numbers, without notes on the rows."""
         judged = f" (judged by {self.components} Gaussian component(s))" if self.components else ""
         lines = [f"certificate, in nats{judged}"]
         lines += wrap(str(self.verdict), 98, initial_indent="  ", subsequent_indent="  ")
         rows = [("lower bound D(g) on the least energy", str(self.lower_bound))]
         rows += [("energy of the forward process", str(self.energy))]
-        rows += [("suboptimality gap for its own end law", str(self.gap))]
+        rows += [("suboptimality gap for its own end distribution", str(self.gap))]
         divergence = self.jeffreys
         if divergence is not None:
             told = f"none: {divergence.reason}"
@@ -184,29 +186,30 @@ def _verdict(found: Certificate) -> Verdict:
         excess, whole = end.value - end.floor, max(end.unmoved - end.floor, 0.0)
         distance = f"energy distance {value_and_error(end.value, end.standard_error)}, floor {end.floor:.3g}"
         if excess - _BAND * end.excess_error > _END_SHARE * whole:
-            return Verdict("fail", f"the {direction} process ends elsewhere than the data ({distance}).")
+            return Verdict("fail", f"the {direction} process does not end in the data distribution ({distance}).")
         if _BAND * end.excess_error > 0.5 * whole > 0.0:
-            doubts.append(f"the rows are too few to tell a right end of the {direction} process from a wrong one")
+            doubts.append(f"there are too few rows to tell a right end of the {direction} process from a wrong one")
     if found.energy.value + _BAND * found.energy.standard_error < _below(found.lower_bound):
         spent = f"{value_and_error(found.energy.value, found.energy.standard_error)} nats"
-        return Verdict("fail", f"the energy, {spent}, is below what a process with the right ends must spend.")
+        return Verdict("fail", f"the energy, {spent}, is below the least energy of any process with the right ends.")
     if divergence is not None and divergence.value is not None and divergence.standard_error is not None:
         told = value_and_error(divergence.value, divergence.standard_error)
         if abs(divergence.value) - _BAND * divergence.standard_error > allowed:
-            return Verdict("fail", f"the two directions are not one process: they differ by {told} nats.")
+            return Verdict("fail", f"the two directions are different processes: they differ by {told} nats.")
     highest = found.gap.value + _BAND * found.gap.standard_error
     if highest > allowed:
         gap = value_and_error(found.gap.value, found.gap.standard_error)
         doubts.append(
-            f"the gap, {gap} nats, is not shown to be within the allowed {allowed:.2g}: the bridge spends too much, or "
-            "the judge is too weak to show that it does not; more held-out rows make a better judge"
+            f"the gap, {gap} nats, is not shown to be within the allowed {allowed:.2g}: the bridge uses too much "
+            "energy, or the judging potential is too weak to show that it does not; more held-out rows improve the "
+            "potential"
         )
     if doubts:
         return Verdict("inconclusive", "; ".join(doubts) + ".")
     return Verdict(
         "pass",
-        "within error both processes end in the distribution of the data, and the forward one is at most "
-        f"{highest:.2g} nats from the best with its own ends ({allowed:.2g} are allowed).",
+        f"within error both processes end in the data distribution, and the forward one is at most {highest:.2g} nats "
+        f"from the best with its own ends ({allowed:.2g} are allowed).",
     )
 
 
@@ -224,7 +227,7 @@ def certify(
     solver: MixtureBridge = MixtureBridge(),
     limits: Limits | None = None,
 ) -> Certificate:
-    """Bounds on the suboptimality of ``bridge`` from held-out rows, by a judging potential that it never saw.
+    """Bounds the suboptimality of ``bridge`` from held-out rows, by a judging potential fitted separately.
 
     For any ``g`` with ``c(x) = E_R[e^{g(X_T)} | X_0 = x]`` in closed form and any control (Korotin et al. 2024,
     arXiv:2310.01174, for the dual; Girsanov's theorem for the gap; both directions of the verification
@@ -254,20 +257,20 @@ def certify(
     """
     seed, limits = as_seed(seed), limits or Limits()
     if not isinstance(solver, MixtureBridge):
-        raise InvalidInputError(f"the judge is fitted by a MixtureBridge, got a {type(solver).__name__}.")
+        raise InvalidInputError(f"the judging potential is fitted by a MixtureBridge, got a {type(solver).__name__}.")
     _check_reference(bridge, potential)
     rows = checked_rows(bridge, {"x0": x0, "x1": x1})
     if min(len(side) for side in rows) < _LEAST_ROWS:
         raise InvalidInputError(
-            f"a certificate needs at least {_LEAST_ROWS} held-out rows a side, got {[len(side) for side in rows]}; "
-            "keep more of them from the fit (--held-out of the command line)."
+            f"a certificate needs at least {_LEAST_ROWS} held-out rows of either end, got "
+            f"{[len(side) for side in rows]}; hold out more rows (--held-out of the command line)."
         )
     if bridge.forward.direction is Direction.BACKWARD:
         bridge, rows = bridge.reversed(), rows[::-1]
     if "forward" in plug_in_directions(bridge):
         raise UnsupportedError(
-            "a certificate bounds the energy of the forward process, and this one ends in rows of the data, each a "
-            "point: its energy grows with the number of steps, however good the fit; evaluate() scores the ends."
+            "a certificate bounds the energy of the forward process, but this one ends in the data points: its energy "
+            "grows with the number of steps, however good the fit; evaluate() scores the ends."
         )
     near, far = (shuffled(side, len(side), derive(seed, i)) for i, side in enumerate(rows))
     forward, backward = (replace(measure, end_kernel=None) for measure in (bridge.forward, bridge.backward))
@@ -285,7 +288,7 @@ def certify(
 
 
 def dual_bound(potential: MixturePotential, x0: Tensor, x1: Tensor) -> Estimate:
-    """``D(g) = E_{p_T} g − E_{p_0} log c`` on rows of the two ends that had no part in ``g``; on average ``≤ V*``."""
+    """Estimates ``D(g) = E_{p_T} g − E_{p_0} log c`` on rows of both ends not used for ``g``; on average ``≤ V*``."""
     above, below = Estimate.of(potential(x1)), Estimate.of(potential.log_normaliser(x0))
     error = math.hypot(above.standard_error, below.standard_error)
     return Estimate(above.value - below.value, error, min(above.samples, below.samples))
@@ -294,7 +297,7 @@ def dual_bound(potential: MixturePotential, x0: Tensor, x1: Tensor) -> Estimate:
 def certificate_or_reason(
     bridge: Bridge, x0: Rows, x1: Rows, *, seed: Seed, limits: Limits | None = None
 ) -> Certificate | str:
-    """:func:`certify`, or the sentence that says why there is none: few rows, or a reference that is not linear."""
+    """Calls :func:`certify`, or returns the reason why there is none: few rows, or a reference that is not linear."""
     try:
         return certify(bridge, x0, x1, seed=seed, limits=limits)
     except SbridgeError as error:
@@ -302,21 +305,21 @@ def certificate_or_reason(
 
 
 def certificate_json(found: Certificate | str) -> Json:
-    """As reports keep it: :meth:`Certificate.to_json`, or ``{"reason": …}``."""
+    """Returns the form kept in reports: :meth:`Certificate.to_json`, or ``{"reason": …}``."""
     return {"reason": found} if isinstance(found, str) else found.to_json()
 
 
 def certificate_text(found: Certificate | str) -> str:
-    """As reports show it, which have the notes already."""
+    """Formats the certificate for reports, which already have the notes."""
     return f"no certificate: {found}\n" if isinstance(found, str) else found.table() + "\n"
 
 
 def _fitted(bridge: Bridge, x0: Tensor, x1: Tensor, solver: MixtureBridge, seed: int) -> MixturePotential:
     if span_fewer(x0) or span_fewer(x1):
         raise InvalidInputError(
-            "the judge of a certificate is a mixture of Gaussians, which needs ends that spread in every direction. "
-            "Held-out rows of one do not: columns are constant or follow from others, or rows are too few for them; "
-            "evaluate() scores the ends."
+            "the judging potential of a certificate is a Gaussian mixture, which needs ends with variance in every "
+            "direction. The held-out rows of one end have none: columns are constant or depend on others, or there are "
+            "too few rows; evaluate() scores the ends."
         )
     problem = BridgeProblem(Samples(x0), Samples(x1), bridge.reference)
     (potential,) = parts_of(solve(problem, solver, seed=seed).forward.control, MixturePotential)
@@ -325,7 +328,7 @@ def _fitted(bridge: Bridge, x0: Tensor, x1: Tensor, solver: MixtureBridge, seed:
 
 @torch.no_grad()
 def _gap(measure: PathMeasure, potential: MixturePotential, x: Tensor, seed: int) -> tuple[Estimate, Estimate]:
-    """Energy and gap on one path from each row.
+    """Estimates energy and gap on one path from each row.
 
     To each path's ``½∫|u|² dt + log c − g`` is added ``∫u_g·dW``, ``u_g`` the control of ``P^g``: its mean is zero, and
     what is averaged is then ``½∫|u − u_g|² dt`` up to the steps.
@@ -341,28 +344,28 @@ def _gap(measure: PathMeasure, potential: MixturePotential, x: Tensor, seed: int
 
 
 def _check_reference(bridge: Bridge, judge: MixturePotential | None) -> None:
-    """Bounds hold under the bridge's own reference, for which ``c`` must be known in closed form."""
+    """Checks the reference: bounds hold under the bridge's own, for which ``c`` must be known in closed form."""
     own = bridge.reference
     if not isinstance(own, LinearProcess):
         raise UnsupportedError(
-            f"a certificate needs a reference with transitions in closed form, which {type(own).__name__} has not; "
-            "evaluate() scores the ends, path_kl(bridge.forward, bridge.backward, …) how far the two directions "
-            "are apart."
+            f"a certificate needs a reference with transitions in closed form, which {type(own).__name__} does not "
+            "have; evaluate() scores the ends, path_kl(bridge.forward, bridge.backward, …) measures the distance "
+            "between the two directions."
         )
     if judge is None:
         return
     dim = bridge.forward.start.dim
     if judge.dim != dim:
-        raise InvalidInputError(f"the judging potential has {judge.dim} columns, the bridge {dim}.")
+        raise InvalidInputError(f"the judging potential has {judge.dim} columns, the bridge has {dim}.")
     if not _one_process(own, judge.process, dim):
         raise InvalidInputError(
-            f"the judging potential was made for {judge.process}, the bridge for {own}: bounds hold under the bridge's "
-            "own reference alone; make the potential with process=bridge.reference."
+            f"the judging potential was made for {judge.process}, the bridge for {own}: bounds hold only under the "
+            "bridge's own reference; make the potential with process=bridge.reference."
         )
 
 
 def _one_process(one: LinearProcess, other: LinearProcess, dim: int) -> bool:
-    """Whether horizon, noise and transitions are the same."""
+    """Returns whether horizon, noise and transitions are equal."""
     if one.horizon != other.horizon:
         return False
     half, end = 0.5 * one.horizon, one.horizon
@@ -388,6 +391,6 @@ def _check_foreign(bridge: Bridge, forward: PathMeasure, judge: MixturePotential
     )
     if same:
         raise InvalidInputError(
-            "the judging potential is the one that the bridge's own control is made of: its gap would be zero whatever "
-            "it is worth. Fit another one on other rows: certify(…, potential=None) does."
+            "the judging potential is part of the bridge's own control: its gap would be zero however good or bad the "
+            "bridge is. Fit another one on other rows: certify(…, potential=None) does so."
         )

@@ -1,4 +1,4 @@
-"""Whether to believe a solved control problem: numbers that need no ground truth, and the error where one is known."""
+"""Diagnostics of a solved control problem: numbers that need no ground truth, and the error where one is known."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ControlReport:
     signal_to_noise: float | None
 
     def __str__(self) -> str:
-        """One line for each number that there is."""
+        """Formats one line for each available number."""
         named = [(field.name.replace("_", " "), getattr(self, field.name)) for field in dataclasses.fields(self)]
         shown = [f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}" for name, value in named]
         return "\n".join(line for line, (_, value) in zip(shown, named, strict=True) if value is not None)
@@ -54,7 +54,7 @@ class ControlReport:
 def evaluate_control(
     solution: ControlSolution, *, n: int = 4096, seed: Seed, known: Control | None = None
 ) -> ControlReport:
-    """All diagnostics of a solution, from ``n`` fresh paths for each.
+    """Computes all diagnostics of a solution, each from ``n`` new paths.
 
     Args:
         solution: what a control solver returned, or any control put into one.
@@ -74,7 +74,7 @@ def evaluate_control(
 
 @torch.no_grad()
 def objective_and_value(solution: ControlSolution, n: int, *, seed: Seed) -> tuple[Estimate, Estimate]:
-    """The objective of the control and ``−log E α``, from the same ``n`` paths.
+    """Estimates the objective of the control and ``−log E α`` from the same ``n`` paths.
 
     The objective is the mean of ``−log α``: the action plus the martingale ``Σ √Δ u·ξ``, of mean zero, which takes most
     of the variance away near the optimum (all of it in the limit Δ → 0). The error of ``−log E α`` is that of the delta
@@ -91,7 +91,7 @@ def objective_and_value(solution: ControlSolution, n: int, *, seed: Seed) -> tup
 
 @torch.no_grad()
 def control_error(solution: ControlSolution, known: Control, n: int, *, seed: Seed) -> Estimate:
-    """``E_{P*} Σ Δ |u − u*|² / E_{P*} Σ Δ |u*|²`` on ``n`` paths of the known control ``u*``.
+    """Estimates ``E_{P*} Σ Δ |u − u*|² / E_{P*} Σ Δ |u*|²`` on ``n`` paths of the known control ``u*``.
 
     Raises:
         InvalidInputError: if the known control is zero.
@@ -105,7 +105,9 @@ def control_error(solution: ControlSolution, known: Control, n: int, *, seed: Se
     wrong, whole = ((spans * u.square().sum(2)).sum(0).double() for u in (own - paths.v, paths.v))
     size = float(whole.mean())
     if size == 0:
-        raise InvalidInputError("the known control is zero, so there is no relative error; compare objectives instead.")
+        raise InvalidInputError(
+            "the known control is zero, so the relative error is undefined; compare objectives instead."
+        )
     return Estimate.of(wrong / size)
 
 
@@ -113,7 +115,7 @@ def control_error(solution: ControlSolution, known: Control, n: int, *, seed: Se
 def fixed_point_residual(
     solution: ControlSolution, *, seed: Seed, states: int = 64, draws: int = 64, times: int = 4
 ) -> Estimate:
-    """``E|u_k + E[L_kᵀ a_{k+1} | x_k]/√Δ_k|² / E|u_k|²``: zero exactly at the optimum of the chain.
+    """Estimates ``E|u_k + E[L_kᵀ a_{k+1} | x_k]/√Δ_k|² / E|u_k|²``, zero exactly at the optimum of the chain.
 
     ``x_k`` are ``states`` states that the control visits at each of ``times`` knots. The conditional expectation is a
     mean over ``draws`` paths that start anew from each, and its square the product of two independent halves of them:
@@ -142,12 +144,12 @@ def fixed_point_residual(
         squares.append(paths.v[k].square().sum(1))
     size = float(torch.stack(squares).double().mean())
     if size == 0:
-        raise InvalidInputError("the control is zero where it was looked at, so there is no relative residual.")
+        raise InvalidInputError("the control is zero at all tested states, so the relative residual is undefined.")
     return Estimate.of(torch.stack(products).double().mean(0) / size)
 
 
 def signal_to_noise(solution: ControlSolution, *, seed: Seed, batch: int = 128, batches: int = 16) -> float | None:
-    """``|E G|²/(tr Cov G)`` for the gradient ``G`` of the objective from a batch of paths; ``None`` without parameters.
+    """Estimates ``|E G|²/(tr Cov G)`` for the gradient ``G`` of the objective on a batch; ``None`` without parameters.
 
     ``G`` is half the gradient of the log-variance loss on the control's own paths, which needs no gradient of a
     cost and holds with a stopping set. Unbiased in the numerator, so it may fall below zero; far below one, training
@@ -179,7 +181,7 @@ def signal_to_noise(solution: ControlSolution, *, seed: Seed, batch: int = 128, 
 
 
 def _residual(solution: ControlSolution, paths: Paths, k: int, draws: int, seed: int) -> Tensor:
-    """``u_k − mean of the targets`` at the states of knot ``k``, over fresh paths from there."""
+    """Returns ``u_k − mean of the targets`` at the states of knot ``k``, over new paths from there."""
     measure = solution.measure
     rule = measure.rule or default_rule(measure.process)
     chain = Chain(measure.process, paths.chain.times[k:], Direction.FORWARD, rule, paths.x)

@@ -1,4 +1,4 @@
-"""A bridge judged on held-out rows."""
+"""Evaluation of a bridge on held-out rows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def evaluate(
     baselines: Sequence[Baseline] = STANDARD_BASELINES,
     limits: Limits | None = None,
 ) -> Report:
-    """Judges both directions of ``bridge`` on held-out rows.
+    """Scores both directions of ``bridge`` on held-out rows.
 
     Rows ``x0`` are pushed forward and scored against ``x1``, rows ``x1`` pulled back and scored against ``x0``. Beside
     the bridge stand, on rows of the same number: perfect samples (rows of the target that the bridge was fitted to,
@@ -112,7 +112,7 @@ def score_at(
     baselines: Sequence[Baseline] = STANDARD_BASELINES,
     limits: Limits | None = None,
 ) -> Report:
-    """Judges the prediction of the state at time ``t`` for source rows ``x0`` against rows ``held_out`` seen then.
+    """Scores the prediction at time ``t`` for source rows ``x0`` against rows ``held_out`` observed then.
 
     Beside the bridge stand the source rows and rows of the bridge's target law left where they are, both pooled in the
     proportions ``1 − t/T`` and ``t/T``, and points on the straight lines ``x + (t/T)(M(x) − x)`` of the transport maps
@@ -135,7 +135,7 @@ def score_at(
     rows, seen = checked_rows(bridge, {"x0": x0, "held_out": held_out})
     t = float(check_time(t, bridge.horizon))
     if len(seen) < 4:
-        raise InvalidInputError(f"held_out has {len(seen)} rows; a floor between its halves needs at least four.")
+        raise InvalidInputError(f"held_out has {len(seen)} rows; a floor between its halves needs at least 4.")
     start = shuffled(rows, limits.rows, derive(seed, "x0"))
     reference = shuffled(seen, limits.rows, derive(seed, "held out"))
     fit0, fit1 = (
@@ -151,13 +151,15 @@ def score_at(
     scores += replace(judge, reference=halves[1]).scores(PERFECT_HALVES, halves[0])
     scores += judge.scores(COPY, start)
     done = t / bridge.horizon if bridge.forward.direction is Direction.FORWARD else 1.0 - t / bridge.horizon
-    at_end = "the target law has no rows to copy." if fit1 is None else fit1[: len(start)]
+    at_end = "the target distribution has no rows to copy." if fit1 is None else fit1[: len(start)]
     scores += _entry(judge, TARGET, at_end)
     scores += _entry(judge, POOLED, _then(at_end, lambda last: pooled(start, last, done, derive(seed, "pool"))))
     for baseline, made in setting.maps(fit0, fit1, bridge):
         moved = _then(made, lambda move: start + done * (move(start) - start))
         scores += _entry(judge, baseline, moved)
-    words = f"{len(start)} source rows predicted at t = {t:g}, scored against {len(reference)} rows seen then"
+    words = (
+        f"{len(start)} source rows predicted at t = {t:g}, scored against {len(reference)} rows observed at that time"
+    )
     notes = limit_notes(limits, {})
     columns = tuple(column for column in setting.columns if column != COST_COLUMN)
     return Report(bridge.dim, bridge.horizon, seed, columns, (Task(name, words, tuple(scores)),), (), tuple(notes))
@@ -165,7 +167,7 @@ def score_at(
 
 @dataclass(frozen=True)
 class _Setting:
-    """What stays the same through an evaluation."""
+    """Settings shared by all tasks of an evaluation."""
 
     metrics: dict[Column, Metric]
     baselines: tuple[Baseline, ...]
@@ -181,7 +183,7 @@ class _Setting:
         return Judge(reference, metrics, self.limits.blocks, derive(self.seed, task, "metrics"))
 
     def maps(self, near: Tensor | None, far: Tensor | None, bridge: Bridge) -> list[tuple[str, Map | str]]:
-        """Every baseline fitted, or the reason why it is not there."""
+        """Fits every baseline, or gives the reason why it is missing."""
         if near is None or far is None:
             return [(baseline.name, "an end of the bridge has no rows to fit on.") for baseline in self.baselines]
         most, direction = self.limits.fit_rows, bridge.forward.direction
@@ -213,15 +215,17 @@ def _end_task(name: str, bridge: Bridge, near: End, far: End, setting: _Setting)
 
 
 def _perfect_and_reference(name: str, near: End, far: End) -> tuple[Tensor, Tensor, list[str]]:
-    """Rows that stand for perfect samples, rows that are the reference, and what to say about it."""
+    """Returns rows used as perfect samples, the reference rows, and notes on them."""
     count, fresh = len(near.held_out), far.fresh
     if fresh is not None and 2 * len(fresh) >= count:
-        few = f"{name}: only {len(fresh)} rows stand for perfect samples, so as many are scored of each kind."
+        few = (
+            f"{name}: only {len(fresh)} rows are available as perfect samples, so equally many of each kind are scored."
+        )
         return fresh[:count], far.held_out, [few] if len(fresh) < count else []
     perfect, reference = far.held_out.tensor_split(2)
     note = (
-        f"{name}: no rows of that end are left beside the held-out ones, so one half of these stands for perfect "
-        "samples and the other half is the reference."
+        f"{name}: that end has no rows except the held-out ones, so one half of them serves as perfect samples and the "
+        "other half as the reference."
     )
     return perfect[:count], reference, [note]
 
@@ -231,7 +235,7 @@ def _entry(judge: Judge, candidate: str, rows: Tensor | str) -> list[Score]:
 
 
 def _path_quantities(bridge: Bridge, source: End, target: End, setting: _Setting) -> tuple[Quantity, ...]:
-    """Energies on paths that start in held-out rows, and the divergence on paths from the bridge's own ends.
+    """Estimates energies on paths from held-out rows, and the divergence on paths from the bridge's own ends.
 
     Both are left out where paths end in given rows (:func:`plug_in_directions`): they would grow with the number of
     steps, without bound, however good the fit.
@@ -261,7 +265,7 @@ def _quantity(name: str, found: Estimate | str) -> Quantity:
 
 
 def _attempt(compute: Callable[[], _T]) -> _T | str:
-    """What ``compute`` returns, or the message of the error that the package raises on purpose."""
+    """Returns what ``compute`` returns, or the message of the package error that it raises."""
     try:
         return compute()
     except SbridgeError as error:
@@ -269,12 +273,12 @@ def _attempt(compute: Callable[[], _T]) -> _T | str:
 
 
 def _then(found: _S | str, use: Callable[[_S], _T]) -> _T | str:
-    """``use(found)``, or the reason why there is nothing to use."""
+    """Returns ``use(found)``, or the reason why there is nothing to use."""
     return found if isinstance(found, str) else _attempt(lambda: use(found))
 
 
 def checked_rows(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
-    """All rows as tensors of one dtype, the widest of theirs."""
+    """Checks all rows and returns them as tensors of one dtype, the widest of theirs."""
     checked = {name: as_rows(x, name) for name, x in given.items()}
     for name, rows in checked.items():
         if rows.shape[1] != bridge.dim:
@@ -284,7 +288,7 @@ def checked_rows(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
 
 
 def parts_of(tree: object, kind: type[_T]) -> Iterator[_T]:
-    """All objects of a kind in a tree of dataclasses, lists and tuples."""
+    """Yields all objects of a kind in a tree of dataclasses, lists and tuples."""
     if isinstance(tree, kind):
         yield tree
     elif isinstance(tree, (tuple, list)):
@@ -296,7 +300,7 @@ def parts_of(tree: object, kind: type[_T]) -> Iterator[_T]:
 
 
 def plug_in_directions(bridge: Bridge) -> tuple[str, ...]:
-    """``forward`` and ``backward``, if the paths of that measure end in given rows: points, where controls diverge."""
+    """Returns the directions, ``forward`` or ``backward``, whose paths end in given points, where controls diverge."""
     pair = (("forward", bridge.forward), ("backward", bridge.backward))
     return tuple(name for name, measure in pair if any(parts_of(measure.control, PlugInControl)))
 
@@ -306,7 +310,6 @@ def _plug_in_notes(bridge: Bridge) -> list[str]:
     if not names:
         return []
     return [
-        f"{' and '.join(names).capitalize()} paths end in rows of the data, each a point: the energy of that direction "
-        "and the divergence of the two directions grow with the number of steps, however good the fit, and are left "
-        "out."
+        f"{' and '.join(names).capitalize()} paths end in the data points: the energy of that direction and the "
+        "divergence of the two directions grow with the number of steps, however good the fit, and are omitted."
     ]

@@ -1,4 +1,4 @@
-"""One set of rows against one reference: a value for every metric, with a standard error."""
+"""Scores of one set of rows against one reference: a value for every metric, with a standard error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEAST_BLOCK = 16
 @register
 @dataclass(frozen=True)
 class Limits:
-    """What an evaluation may spend. Larger sets are thinned, drawn without replacement with the evaluation's seed.
+    """Limits on the work of an evaluation. Larger sets are subsampled without replacement with the evaluation's seed.
 
     With the defaults, 20 000 rows a side in 1000 dimensions take some minutes on one core and below 2 GB beyond the
     bridge's own needs.
@@ -70,7 +70,7 @@ class Judge:
     seed: int
 
     def scores(self, candidate: str, rows: Tensor) -> list[Score]:
-        """One score per metric for ``rows`` (in random order); a metric that fails says why."""
+        """Returns one score per metric for ``rows`` (in random order), or the reason why the metric failed."""
         found = []
         for column, metric in self.metrics.items():
             found.append(self._score(candidate, column, metric, rows))
@@ -78,7 +78,7 @@ class Judge:
         return found
 
     def absent(self, candidate: str, reason: str) -> list[Score]:
-        """The scores of rows that do not exist."""
+        """Returns the scores of rows that do not exist."""
         for column in self.metrics:
             progress.done(f"{candidate}: {column}")
         return [Score(candidate, column, None, None, None, reason) for column in self.metrics]
@@ -92,7 +92,7 @@ class Judge:
             return Score(candidate, column, None, None, sizes, str(error))
         blocks = min(self.blocks, min(len(rows), len(self.reference)) // _LEAST_BLOCK)
         if blocks < 2:
-            reason = f"no standard error: it takes at least {2 * _LEAST_BLOCK} rows a side."
+            reason = f"no standard error: it needs at least {2 * _LEAST_BLOCK} rows of either end."
             return Score(candidate, column, value, None, sizes, reason)
         try:
             error = self._error(column, metric, rows, blocks, most)
@@ -103,7 +103,7 @@ class Judge:
     def _value(self, column: str, metric: Metric, x: Tensor, y: Tensor) -> float:
         value = metric(x, y, generator(derive(self.seed, column)))
         if not math.isfinite(value):
-            raise InvalidInputError(f"the metric gave {value}.")
+            raise InvalidInputError(f"the metric returned {value}.")
         return value
 
     def _error(self, column: str, metric: Metric, rows: Tensor, blocks: int, most: int) -> float:
@@ -115,12 +115,12 @@ class Judge:
 
 
 def transport_cost(candidate: str, column: str, start: Tensor, rows: Tensor) -> Score:
-    """``½ E|y − x|²`` over rows ``x`` of ``start`` and their images ``y``."""
+    """Computes ``½ E|y − x|²`` over rows ``x`` of ``start`` and their images ``y``."""
     costs, sizes = 0.5 * (rows.double() - start.double()).square().sum(1), (len(start), len(rows))
     if not bool(costs.isfinite().all()):
         return Score(candidate, column, None, None, sizes, "the images are not finite.")
     if len(costs) < 2:
-        return Score(candidate, column, float(costs.mean()), None, sizes, "no standard error: there is one row.")
+        return Score(candidate, column, float(costs.mean()), None, sizes, "no standard error: there is only one row.")
     cost = Estimate.of(costs)
     return Score(candidate, column, cost.value, cost.standard_error, sizes, None)
 

@@ -1,4 +1,4 @@
-"""How far an evaluation has come, for who waits for it."""
+"""Progress of an evaluation, for displays."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Watcher(Protocol):
-    """Is told what an evaluation does."""
+    """Receiver of the progress of an evaluation."""
 
     def expect(self, more: int) -> None:
-        """So many scores are to come."""
+        """Announces further scores."""
         ...
 
     def done(self, what: str) -> None:
-        """One of them is computed."""
+        """Reports that one score is computed."""
         ...
 
 
@@ -26,7 +26,7 @@ _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 @contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
-    """While entered, evaluations in this thread tell ``watcher`` how far they are. Results do not depend on it."""
+    """Reports the progress of evaluations in this thread to ``watcher``; results do not depend on it."""
     token = _WATCHER.set(watcher)
     try:
         yield
@@ -35,14 +35,14 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 def expect(more: int) -> None:
-    """Tells the watcher, if there is one, of scores to come."""
+    """Announces further scores to the watcher, if there is one."""
     watcher = _WATCHER.get()
     if watcher is not None:
         watcher.expect(more)
 
 
 def done(what: str) -> None:
-    """Tells the watcher, if there is one, of a score that is computed."""
+    """Reports a computed score to the watcher, if there is one."""
     watcher = _WATCHER.get()
     if watcher is not None:
         watcher.done(what)

@@ -1,4 +1,4 @@
-"""The result of an evaluation: plain numbers, to JSON and to text."""
+"""The result of an evaluation: plain numbers, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COPY = "unmoved rows"
 TARGET = "target rows"
 POOLED = "pooled ends"
 NULLS = (COPY, TARGET, POOLED)
-"""Candidates that take rows of the ends as they are: whoever does not beat all of them predicts nothing."""
+"""Trivial candidates, which use rows of the ends unchanged: a useful prediction beats all of them."""
 
 
 _WIDTH = 100
@@ -30,27 +30,27 @@ _PER_TABLE = (_WIDTH - _LABEL) // _CELL
 _MOST_DIGITS = 4
 
 _ROW_MEANINGS = {
-    MODEL: "the rows that the bridge makes",
-    PERFECT: "other rows of the very distribution aimed at: the sampling floor, which no method should beat",
-    PERFECT_HALVES: "one half of the held-out rows against the other: a floor for half as many rows",
-    COPY: "the rows that transport starts from, left where they are: what doing nothing scores",
-    TARGET: "rows of the distribution at the end of the bridge, left where they are",
-    POOLED: "rows of both ends left where they are, in the proportions 1 − t/T and t/T: no path, and no model, but "
-    "often the best prediction of the distribution in between; a bridge should beat it",
-    "exact OT map": "rows of the fit assigned at least cost; a new row follows the nearest of them",
-    "entropic map": "the mean end of each row under the entropic plan at the reference's noise: too narrow",
+    MODEL: "the samples of the bridge",
+    PERFECT: "other samples of the same distribution: the sampling floor, which no method can beat on average",
+    PERFECT_HALVES: "one half of the held-out rows against the other: the floor for half as many rows",
+    COPY: "the start samples, unmoved: the score of doing nothing",
+    TARGET: "samples of the distribution at the end of the bridge, unmoved",
+    POOLED: "samples of both ends, unmoved, in the proportions 1 − t/T and t/T: neither path nor model, but often the "
+    "best prediction of the distribution in between; a bridge should beat it",
+    "exact OT map": "rows of the fit assigned at least cost; a new row moves like its nearest row of the fit",
+    "entropic map": "the mean end of each row under the entropic plan at the noise of the reference: too narrow",
     "Gaussian map": "the affine map that matches means and covariances at least cost",
 }
 _GAP = "gap closed"
 _GAP_MEANING = (
-    "100 %: as good as perfect samples; 0 %: no better than the best of the rows that need no model (unmoved rows, "
-    "target rows, pooled ends); below 0: worse than that"
+    "100 %: as good as perfect samples; 0 %: no better than the best score without a model (unmoved rows, target rows, "
+    "pooled ends); below 0: worse"
 )
 _PATH_MEANINGS = {
-    "energy, forward": "½E∫|u|²dt from the rows scored: how far the forward process departs from the reference",
-    "energy, backward": "the same for the process that runs back",
-    "Jeffreys divergence": "of the two directions, from their own starts: 0 if they are one process; below 0 if their "
-    "ends differ",
+    "energy, forward": "½E∫|u|²dt from the scored rows: how far the forward process departs from the reference",
+    "energy, backward": "the same for the backward process",
+    "Jeffreys divergence": "between the two directions, from their own starts: 0 if they are one process; below 0 if "
+    "their ends differ",
 }
 
 
@@ -104,7 +104,7 @@ class Task:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The bridge first, then the others in order."""
+        """The candidates: the bridge first, then the others in order."""
         names = dict.fromkeys(score.candidate for score in self.scores)
         return tuple(sorted(names, key=lambda name: name != MODEL))
 
@@ -129,7 +129,7 @@ class Quantity:
 
     @classmethod
     def of(cls, name: str, estimate: Estimate) -> Quantity:
-        """An estimate under a name; one that is not finite is left out with that reason."""
+        """Names an estimate; a non-finite one is omitted with that reason."""
         if not (math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)):
             return cls(name, None, None, estimate.samples, f"the estimate is {estimate.value}.")
         return cls(name, estimate.value, estimate.standard_error, estimate.samples, None)
@@ -137,7 +137,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`sbridge.evaluate` found.
+    """The result of :func:`sbridge.evaluate`.
 
     Args:
         dim: dimension of the states.
@@ -161,14 +161,14 @@ class Report:
 
     @property
     def rows(self) -> str:
-        """What kind of rows was scored: held out, of the fit, or some of either."""
+        """The kind of rows scored: held out, from the fit, or both."""
         seen, given = self.seen
         if not seen:
             return "held-out rows"
         return "rows of the fit" if seen == given else f"{given} rows, {seen} of them rows of the fit"
 
     def score(self, task: str, candidate: str, column: str) -> Score:
-        """One score by its three names.
+        """Returns one score by its three names.
 
         Raises:
             UnknownNameError: if there is no such task, candidate or column: with the nearest name.
@@ -182,14 +182,14 @@ class Report:
         raise unknown_name("column", column, [known.name for known in self.columns])
 
     def quantity(self, name: str) -> Quantity:
-        """One quantity on path space by its name; UnknownNameError if there is none."""
+        """Returns one quantity on path space by its name; raises UnknownNameError if there is none."""
         for quantity in self.path:
             if quantity.name == name:
                 return quantity
         raise unknown_name("quantity", name, [known.name for known in self.path])
 
     def gap_closed(self, task: str, column: str) -> float | None:
-        """``100 (null − bridge) / (null − perfect)``: 0 no better than ``null``, 100 as good as perfect samples.
+        """Returns ``100 (null − bridge) / (null − perfect)``: 0 no better than ``null``, 100 as good as perfect draws.
 
         ``null`` is the best score among the candidates of the task that need no model (:data:`NULLS`); a bridge that
         is worse gets a negative number. Where no other floor is there, ``perfect`` is that of half as many rows.
@@ -206,18 +206,18 @@ class Report:
         return 100.0 * (min(nulls) - bridge) / (min(nulls) - perfect)
 
     def to_json(self) -> dict[str, Any]:
-        """Dicts, lists, strings and finite numbers only; what cannot be had is ``None`` beside its ``reason``."""
+        """Returns dicts, lists, strings and finite numbers only; missing values are ``None`` with a ``reason``."""
         return {"schema": SCHEMA, **_plain(asdict(self))}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Report:
-        """The report that :meth:`to_json` wrote.
+        """Reads the report that :meth:`to_json` wrote.
 
         Raises:
             FileFormatError: if it is none, or of another version.
         """
         if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
-            raise FileFormatError(f"this is no report: a mapping with schema {SCHEMA!r} is needed.")
+            raise FileFormatError(f"not a report: a mapping with schema {SCHEMA!r} is needed.")
         try:
             columns = tuple(Column(**column) for column in document["columns"])
             tasks = tuple(
@@ -232,7 +232,7 @@ class Report:
             raise FileFormatError(f"the report is damaged: {error!r}.") from error
 
     def text(self) -> str:
-        """Aligned tables for people, at most 100 columns wide, each column explained in a line."""
+        """Formats aligned tables, at most 100 columns wide, with one line for each column."""
         return report_text(self)
 
     def _task(self, name: str) -> Task:
@@ -256,7 +256,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  (whatever dataclasses hold)
 
 
 def report_text(report: Report) -> str:
-    """Tables, explanations and notes, at most 100 columns wide."""
+    """Formats tables, explanations and notes, at most 100 columns wide."""
     reasons: dict[str, int] = {}
     title = f"Evaluation on {report.rows}: dimension {report.dim}, horizon {report.horizon:g}, seed {report.seed}"
     lines = [title, *tables(report, reasons), "", *legend([report], reasons)]
@@ -264,7 +264,7 @@ def report_text(report: Report) -> str:
 
 
 def tables(report: Report, reasons: dict[str, int]) -> list[str]:
-    """Lines of the tables alone; why something is missing goes to ``reasons``."""
+    """Formats the tables alone; reasons for missing values go to ``reasons``."""
     lines, names = list[str](), [column.name for column in report.columns]
     for task in report.tasks:
         lines += ["", *_wrapped(f"{task.name}: {task.description}")]
@@ -277,7 +277,7 @@ def tables(report: Report, reasons: dict[str, int]) -> list[str]:
 
 
 def legend(reports: Sequence[Report], reasons: Mapping[str, int]) -> list[str]:
-    """Lines that explain columns and rows of all ``reports``, their notes and ``reasons``, each once."""
+    """Formats the meaning of columns and rows of all ``reports``, their notes and ``reasons``, each once."""
     lines = ["columns: smaller is better; value ± standard error"]
     columns = dict.fromkeys(column for report in reports for column in report.columns)
     lines += [line for column in columns for line in _explained(column.name, column.meaning)]
@@ -292,7 +292,7 @@ def legend(reports: Sequence[Report], reasons: Mapping[str, int]) -> list[str]:
 
 
 def meanings(reports: Sequence[Report]) -> dict[str, str]:
-    """What the rows and path measures of ``reports`` say, by name."""
+    """Returns the meaning of the rows and path measures of ``reports``, by name."""
     present = {name for report in reports for task in report.tasks for name in task.candidates}
     present |= {quantity.name for report in reports for quantity in report.path}
     if present & {PERFECT, PERFECT_HALVES}:
@@ -306,7 +306,7 @@ _MEANINGS = {**_ROW_MEANINGS, _GAP: _GAP_MEANING, **_PATH_MEANINGS}
 def cells(
     report: Report, task: Task, names: Sequence[str], reasons: dict[str, int]
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads of the columns, and a row for each candidate and for the gap closed, its name first.
+    """Returns the column heads, and a row for each candidate and for the gap closed, its name first.
 
     Args:
         report, task: what is shown.
@@ -337,7 +337,7 @@ def _line(label: str, cells: Sequence[str]) -> str:
 
 
 def _column(task: Task, name: str, reasons: dict[str, int]) -> tuple[str, list[str]]:
-    """The unit of a column, a power of ten or nothing, and its cells, with decimals in common."""
+    """Returns the unit of a column, a power of ten or nothing, and its cells, with common decimals."""
     by_candidate = {score.candidate: score for score in task.scores if score.column == name}
     scores = [by_candidate.get(candidate) for candidate in task.candidates]
     largest = max((abs(s.value) for s in scores if s is not None and s.value is not None), default=0.0)
@@ -367,7 +367,7 @@ def _number(value: float, error: float | None, digits: int) -> str:
 
 
 def quantity_text(quantity: Quantity, reasons: dict[str, int]) -> str:
-    """The value with its error, or a dash with the number of the reason."""
+    """Formats the value with its error, or a dash with the number of the reason."""
     if quantity.value is None or quantity.standard_error is None:
         reason = quantity.reason or "not computed"
         return f"– [{reasons.setdefault(reason, len(reasons) + 1)}]"

@@ -1,4 +1,4 @@
-"""Which rows are scored, which stand for perfect samples, and which the baselines are fitted on."""
+"""Selection of the rows to score, to use as perfect samples, and to fit baselines on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class End:
 
     @property
     def fresh(self) -> Tensor | None:
-        """Rows of the same law that are not held out."""
+        """Returns the rows of the same distribution that are not held out."""
         if self.fit is None or not self.seen:
             return self.fit
         known = _fingerprints(self.held_out)
@@ -41,7 +41,7 @@ class End:
 
 
 def end_of(held_out: Tensor, fit: Tensor | np.ndarray | None, law: Law, *, name: str, most: int, seed: int) -> End:
-    """The rows of an end: ``fit`` if it is given, else what its ``law`` has.
+    """Returns the rows of an end: ``fit`` if it is given, else those of its ``law``.
 
     Raises:
         InvalidInputError: if fit and held-out rows differ in columns.
@@ -50,7 +50,7 @@ def end_of(held_out: Tensor, fit: Tensor | np.ndarray | None, law: Law, *, name:
     if other is not None:
         if other.shape[1] != held_out.shape[1]:
             raise InvalidInputError(
-                f"{name}_fit has {other.shape[1]} columns, {name} has {held_out.shape[1]}: they need the same."
+                f"{name}_fit has {other.shape[1]} columns, {name} has {held_out.shape[1]}: both need the same number."
             )
         other = shuffled(other.to(held_out), len(other), derive(seed, name, "fit"))
     known = set() if other is None else _fingerprints(other)
@@ -59,12 +59,12 @@ def end_of(held_out: Tensor, fit: Tensor | np.ndarray | None, law: Law, *, name:
 
 
 def shuffled(rows: Tensor, most: int, seed: int) -> Tensor:
-    """At most ``most`` rows without replacement, in random order."""
+    """Returns at most ``most`` rows, drawn without replacement, in random order."""
     return rows[torch.randperm(len(rows), generator=generator(seed))[:most].to(rows.device)]
 
 
 def pooled(first: Tensor, last: Tensor, share: float, seed: int) -> Tensor:
-    """Rows of the mixture ``(1 − share)·first + share·last``, drawn without replacement, in random order.
+    """Draws rows of the mixture ``(1 − share)·first + share·last`` without replacement, in random order.
 
     As many as ``first`` has, or fewer where ``last`` is too short for its share.
     """

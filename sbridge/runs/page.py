@@ -1,4 +1,4 @@
-"""The report of a run as one HTML page that needs nothing else: no network, no script, figures inside."""
+"""The report of a run as one self-contained HTML page: no network, no scripts, figures embedded."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ from sbridge.runs.report import FORMAT, leg_folder, opening
 from sbridge.storage.registry import Json
 
 FIGURES = {
-    "trajectories": ("Trajectories", "Simulated paths from rows of the source, coloured by time."),
+    "trajectories": ("Trajectories", "Simulated paths from source samples, coloured by time."),
     "reversal": (
         "With and without the score",
-        "With the score paths run back to the data, without it not.",
+        "With the score, paths run back to the data; without it they do not.",
     ),
-    "marginals": ("Distributions through time", "Clouds of states at several times, from the first end to the last."),
-    "generation": ("Generation", "Clouds of states at several times of the reversal, from noise to data."),
-    "drift": ("Drift", "Arrows of the controlled drift at several times, over the states there."),
-    "score": ("Score", "Arrows of the score at several noise levels, over the noised data."),
-    "coupling": ("Coupling", "Lines from rows of the source to their end points."),
+    "marginals": (
+        "Distributions through time",
+        "Samples of the state at several times, from the first end to the last.",
+    ),
+    "generation": ("Generation", "Samples of the state at several times of the reversal, from noise to data."),
+    "drift": ("Drift", "The controlled drift at several times, drawn as arrows over the states at that time."),
+    "score": ("Score", "The score at several noise levels, drawn as arrows over the noised data."),
+    "coupling": ("Coupling", "Lines from source samples to their end points."),
     "certificate": (
         "Certificate",
-        "Energy of the forward process beside the lower bound on the least energy of any bridge, in nats, with two "
-        "standard errors either side, and what follows from them.",
+        "Energy of the forward process next to the lower bound on the least energy of any bridge, in nats, with two "
+        "standard errors either side.",
     ),
     "history": (
         "Training",
-        "What the training steps reported. A new curve begins where the fit begins anew, with another number of "
-        "components (comp.), another noise level or half-step; values of different curves do not compare.",
+        "Quantities reported by the training steps. A new curve starts with each new stage of the fit: another number "
+        "of components (comp.), noise level or half-step; values of different curves are not comparable.",
     ),
 }
-"""Title and caption by the name of the file, in the order in which figures are shown."""
+"""Title and caption of each figure file, in the order of the page."""
 _STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -54,7 +57,7 @@ dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
 
 
 def report_page(document: Json, figures: Sequence[Path]) -> str:
-    """The page.
+    """Builds the HTML page.
 
     Args:
         document: the contents of a run's ``report.json``.
@@ -65,7 +68,7 @@ def report_page(document: Json, figures: Sequence[Path]) -> str:
         OSError: if a figure cannot be read.
     """
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise FileFormatError(f"this is no report of a run: a mapping with format {FORMAT!r} is needed.")
+        raise FileFormatError(f"not a report of a run: a mapping with format {FORMAT!r} is needed.")
     try:
         reasons: dict[str, int] = {}
         body = [f"<p>{escape(opening(document))}</p>", *_inputs(document)]
@@ -106,12 +109,12 @@ def _leg(leg: Mapping[str, Json], reasons: dict[str, int]) -> list[str]:
         lines.append(f"<dt>{name}</dt><dd><code>{escape(text)}</code></dd>")
     lines.append("</dl>")
     if leg["evaluation"] is None:
-        return [*lines, "<p>Without held-out rows, or by --no-evaluation, nothing is scored.</p>"]
+        return [*lines, "<p>Nothing was scored, because no rows were held out or --no-evaluation was given.</p>"]
     return lines + _evaluation(Report.from_json(leg["evaluation"]), reasons) + _certificate(leg.get("certificate"))
 
 
 def _certificate(found: Mapping[str, Json] | None) -> list[str]:
-    """The verdict, and bounds in nats."""
+    """Formats the verdict, and the bounds in nats."""
     if found is None:
         return []
     lines = ["<h3>How far from the best bridge</h3>"]
@@ -123,7 +126,7 @@ def _certificate(found: Mapping[str, Json] | None) -> list[str]:
         for words, estimate in (
             ("lower bound on the least energy of any bridge", certificate.lower_bound),
             ("energy of the forward process", certificate.energy),
-            ("suboptimality gap for its own end law", certificate.gap),
+            ("suboptimality gap for its own end distribution", certificate.gap),
         )
     ]
     verdict = f"<p>{escape(str(certificate.verdict))}</p>"
@@ -142,12 +145,12 @@ def _evaluation(report: Report, reasons: dict[str, int]) -> list[str]:
 
 
 def _legend(document: Mapping[str, Json], reasons: Mapping[str, int]) -> list[str]:
-    """What the tables of all bridges mean, once."""
+    """Formats the meaning of the table columns and rows, once for all bridges."""
     scored = [Report.from_json(leg["evaluation"]) for leg in document["legs"] if leg["evaluation"] is not None]
     if not scored:
         return []
-    lines = ["<details><summary>What the columns and rows mean</summary>"]
-    lines.append("<p>Smaller is better, but for the gap closed; value ± standard error.</p><dl>")
+    lines = ["<details><summary>Meaning of the columns and rows</summary>"]
+    lines.append("<p>Smaller is better, except for the gap closed; value ± standard error.</p><dl>")
     columns = dict.fromkeys(column for report in scored for column in report.columns)
     explained = [*((column.name, column.meaning) for column in columns), *meanings(scored).items()]
     lines += [f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in explained]
@@ -157,7 +160,7 @@ def _legend(document: Mapping[str, Json], reasons: Mapping[str, int]) -> list[st
 
 
 def _figures(paths: Sequence[Path], document: Mapping[str, Json]) -> list[str]:
-    """Those in a folder ``leg-2`` are of the second bridge, the others of the whole run."""
+    """Embeds the figures: those in a folder ``leg-2`` belong to the second bridge, the others to the whole run."""
     spans = {leg_folder(place): _span(leg) for place, leg in enumerate(document["legs"])}
     lines = ["<h2>Figures</h2>"] if paths else []
     for path in paths:
@@ -183,7 +186,7 @@ def _made(document: Mapping[str, Json]) -> list[str]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]], caption: str, own: int = 0) -> list[str]:
-    """A table; its first ``own`` rows are the run's own."""
+    """Formats a table; its first ``own`` rows are those of the run itself."""
     lines = ['<div class="wide"><table>']
     if caption:
         lines.append(f"<caption>{escape(caption)}</caption>")

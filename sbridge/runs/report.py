@@ -1,4 +1,4 @@
-"""The report of a run: what was fitted, how it scored on rows held out, how long it took; as text and as JSON.
+"""The report of a run as text and JSON: what was fitted, how it scored on held-out samples, how long it took.
 
 The JSON follows :data:`SCHEMA`. Times, memory and versions stand under ``made``; all the rest depends on the inputs,
 the settings and the seed alone.
@@ -47,7 +47,7 @@ SCHEMA: Json = {
                 "properties": {
                     "name": {**_TEXT, "description": "file, or name of a built-in data set"},
                     "sha256": {**_TEXT, "description": "of the file, or of the numbers of a built-in set"},
-                    "columns": {"description": "names, or how many if they have none"},
+                    "columns": {"description": "names, or their number if they have none"},
                     "rows_fitted": {"type": "integer"},
                     "rows_held_out": {"type": "integer"},
                 },
@@ -55,9 +55,9 @@ SCHEMA: Json = {
         },
         "times": {"description": "of the snapshots, in the user's unit", "type": "array", "items": _NUMBER},
         "seed": {"type": "integer"},
-        "choices": {"description": "made from the data, one sentence each", "type": "array", "items": _TEXT},
+        "choices": {"description": "chosen from the data, one sentence each", "type": "array", "items": _TEXT},
         "legs": {
-            "description": "one bridge for each pair of neighbouring times",
+            "description": "one bridge for each pair of consecutive times",
             "type": "array",
             "items": {
                 "type": "object",
@@ -95,7 +95,7 @@ SCHEMA: Json = {
 
 @dataclass(frozen=True)
 class LegReport:
-    """One bridge.
+    """Report of one bridge.
 
     Args:
         start, stop: on the user's time axis.
@@ -114,7 +114,7 @@ class LegReport:
     certificate: Certificate | str | None = None
 
     def to_json(self) -> Json:
-        """As :data:`SCHEMA` says."""
+        """Returns the leg as :data:`SCHEMA` describes it."""
         last = dict(self.last_step)
         return {
             "start": self.start,
@@ -130,7 +130,7 @@ class LegReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A whole run.
+    """Report of a whole run.
 
     Args:
         config: the contents of ``config.json``.
@@ -147,7 +147,7 @@ class RunReport:
     peak_memory: int | None
 
     def to_json(self) -> Json:
-        """As :data:`SCHEMA` says."""
+        """Returns the run as :data:`SCHEMA` describes it."""
         return {
             "format": FORMAT,
             "inputs": self.config["inputs"],
@@ -164,7 +164,7 @@ class RunReport:
         }
 
     def text(self, *, choices: bool = True) -> str:
-        """For people: one paragraph that sums up, then every bridge, then what the tables mean.
+        """Formats the report as text: a summary paragraph, every bridge, then the meaning of the tables.
 
         Args:
             choices: whether to list what was chosen from the data.
@@ -194,7 +194,7 @@ class RunReport:
 
 
 def opening(document: Json) -> str:
-    """What was fitted, whether it is good, and what to beware of, in one paragraph.
+    """Summarises in one paragraph what was fitted, how good it is, and what limits the scores.
 
     Args:
         document: the contents of a run's ``report.json``.
@@ -217,14 +217,17 @@ def _fitted(document: Json) -> str:
     solvers = ", ".join(dict.fromkeys(leg["solver"].partition("(")[0] for leg in legs))
     references = ", ".join(dict.fromkeys(leg["reference"].partition("(")[0] for leg in legs))
     if len(pairs) < len(document["times"]):
-        return f"Fitted: a reverse diffusion of {named[0]} by {solvers}; the noise is {references}."
+        return f"Fitted: a reverse diffusion of {named[0]} by {solvers}; the noising process is {references}."
     kind = "a Schrödinger bridge" if len(legs) == 1 else f"{len(legs)} Schrödinger bridges, one after the other,"
     return f"Fitted: {kind} through {', '.join(named)} by {solvers}; the reference is {references}."
 
 
 def _quality(scored: Sequence[tuple[str, Report]]) -> list[str]:
     if not scored:
-        return ["Without held-out rows, or by --no-evaluation, nothing is scored and nothing says whether it is good."]
+        return [
+            "Nothing was scored, because no rows were held out or --no-evaluation was given; the quality of the fit is "
+            "unknown."
+        ]
     shares = []
     for span, report in scored:
         names = [column.name for column in report.columns]
@@ -233,18 +236,22 @@ def _quality(scored: Sequence[tuple[str, Report]]) -> list[str]:
     known = [(share, column, where) for share, column, where in shares if share is not None]
     kind = scored[0][1].rows
     if not known:
-        return [f"On {kind} the scores tell nothing: rows left where they are score as well as perfect samples."]
+        return [f"On {kind} the scores carry no information: samples left unmoved score as well as perfect samples."]
     share, column, where = min(known)
     word = next(word for least, word in _WORDS if share >= least)
-    unknown = f" ({len(shares) - len(known)} of {len(shares)} scores tell nothing)" if len(known) < len(shares) else ""
+    unknown = (
+        f" (from {len(shares) - len(known)} of {len(shares)} scores nothing follows)"
+        if len(known) < len(shares)
+        else ""
+    )
     return [
-        f"The ends are {word}: on {kind} the {column} closes {share:.0f} % of the gap between rows left where they are "
-        f"(0 %) and perfect samples (100 %), at its worst ({where}){unknown}."
+        f"The end distributions are {word}: on {kind} the {column} closes {share:.0f} % of the gap between unmoved "
+        f"samples (0 %) and perfect samples (100 %) in the worst case ({where}){unknown}."
     ]
 
 
 def _certified(found: Sequence[Json]) -> list[str]:
-    """The verdict of a single certificate with its reason; of several, how many say what."""
+    """Returns the verdict and reason of a single certificate; of several, the count of each verdict."""
     verdicts = []
     for one in found:
         if "reason" in one:
@@ -263,25 +270,25 @@ def _cautions(scored: Sequence[tuple[str, Report]]) -> list[str]:
     reports = [report for _, report in scored]
     beware = []
     if any(report.seen[0] for report in reports):
-        beware.append("rows that the fit has seen are scored, which says little about new ones")
+        beware.append("some scored samples were seen in the fit; their scores say little about new samples")
     rows = [min(score.rows) for report in reports for task in report.tasks for score in task.scores if score.rows]
     if rows and min(rows) < _FEW_ROWS:
-        beware.append(f"only {min(rows)} rows of an end are scored, so look at the standard errors")
+        beware.append(f"only {min(rows)} samples of an end are scored, so check the standard errors")
     if reports:
         beware.append(
-            "scores of the ends do not tell whether the way between them is right; a snapshot that the fit has not "
-            "seen does (sbridge evaluate --time)"
+            "scores of the ends do not show whether the paths between them are right; a snapshot withheld from the fit "
+            "does (sbridge evaluate --time)"
         )
-    return [f"Beware: {'; '.join(beware)}."] if beware else []
+    return [f"Caveats: {'; '.join(beware)}."] if beware else []
 
 
 def leg_folder(leg: int) -> str:
-    """The folder of the figures of bridge number ``leg`` (from 0) of a time course; model files count likewise."""
+    """Returns the folder name for the figures of leg ``leg`` (from 0) of a time course; model files count likewise."""
     return f"leg-{leg + 1}"
 
 
 def describe(thing: object) -> str:
-    """A dataclass with the fields that differ from their defaults; tensors by their shape."""
+    """Describes a dataclass by the fields that differ from their defaults, and tensors by their shape."""
     if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
         return repr(thing)
     if isinstance(thing, TimeGrid):
@@ -310,7 +317,7 @@ def _ending(last: Mapping[str, float]) -> str:
     if not last:
         return "no training steps: the solution is in closed form"
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name != "step")
-    return f"{int(last['step'])} steps; at the last one {numbers}"
+    return f"{int(last['step'])} steps; last step: {numbers}"
 
 
 def _wrapped(paragraphs: Sequence[str], indent: str = "  ") -> list[str]:

@@ -1,4 +1,4 @@
-"""Linear maps of states in the forms a diffusion coefficient takes: scalar, diagonal, dense."""
+"""Linear maps of states in the forms of a diffusion coefficient: scalar, diagonal, dense."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sbridge.errors import InvalidInputError, NonFiniteError
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
-    """``x ↦ A x`` on row vectors ``x`` of shape ``(batch, dim)``.
+    """The linear map ``x ↦ A x`` on row vectors ``x`` of shape ``(batch, dim)``.
 
     Args:
         values: a scalar as ``(..., 1)``, a diagonal as ``(..., dim)``, a matrix as ``(..., dim, dim)``.
@@ -25,7 +25,7 @@ class LinearMap:
 
     @classmethod
     def of(cls, value: float | Tensor) -> LinearMap:
-        """A scalar, a vector (diagonal) or a square matrix as a float64 map.
+        """Makes a float64 map from a scalar, a vector (diagonal) or a square matrix.
 
         Raises:
             InvalidInputError: for another shape, or values that are not finite.
@@ -46,11 +46,11 @@ class LinearMap:
 
     @property
     def dim(self) -> int | None:
-        """The dimension it fixes, or ``None`` for a scalar."""
+        """The dimension of its space, or ``None`` for a scalar."""
         return self.values.shape[-1] if self.dense or self.values.shape[-1] > 1 else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``A x``, row by row; of ``n`` maps, each acts on its block of ``batch / n`` consecutive rows."""
+        """Computes ``A x``, row by row; each of ``n`` maps acts on its block of ``batch / n`` consecutive rows."""
         if self.values.ndim == (2 if self.dense else 1):
             return x @ self.values.mT if self.dense else self.values * x
         blocks = x.reshape(len(self.values), -1, x.shape[-1])
@@ -58,13 +58,13 @@ class LinearMap:
         return mapped.reshape(-1, mapped.shape[-1])
 
     def add(self, base: Tensor, x: Tensor) -> Tensor:
-        """``base + A x`` in one pass over the rows; ``base`` broadcasts."""
+        """Computes ``base + A x`` in one pass over the rows; ``base`` broadcasts."""
         if self.values.ndim > (2 if self.dense else 1):
             return base + self(x)
         return torch.addmm(base, x, self.values.mT) if self.dense else torch.addcmul(base, self.values, x)
 
     def __matmul__(self, other: LinearMap) -> LinearMap:
-        """Composition ``A B``."""
+        """Returns the composition ``A B``."""
         if not self.dense and not other.dense:
             return LinearMap(self.values * other.values)
         if not self.dense:
@@ -74,29 +74,29 @@ class LinearMap:
         return LinearMap(self.values @ other.values, dense=True)
 
     def __add__(self, other: LinearMap) -> LinearMap:
-        """Sum ``A + B``."""
+        """Returns the sum ``A + B``."""
         if self.dense == other.dense:
             return LinearMap(self.values + other.values, self.dense)
         dense, diagonal = (self, other) if self.dense else (other, self)
         return LinearMap(dense.values + diagonal.expanded(dense.values.shape[-1]), dense=True)
 
     def __mul__(self, factor: float | Tensor) -> LinearMap:
-        """``factor · A``; a tensor factor has one entry per leading (batch) index."""
+        """Returns ``factor · A``; a tensor factor has one entry per leading (batch) index."""
         if isinstance(factor, Tensor) and factor.ndim:
             factor = factor.reshape(*factor.shape, *([1] * (2 if self.dense else 1)))
         return LinearMap(self.values * factor, self.dense)
 
     def __neg__(self) -> LinearMap:
-        """``−A``."""
+        """Returns ``−A``."""
         return LinearMap(-self.values, self.dense)
 
     @property
     def T(self) -> LinearMap:
-        """Transpose."""
+        """The transpose."""
         return LinearMap(self.values.mT, dense=True) if self.dense else self
 
     def inverse(self) -> LinearMap:
-        """``A⁻¹``.
+        """Returns ``A⁻¹``.
 
         Raises:
             NonFiniteError: if a matrix is singular to rounding.
@@ -106,14 +106,14 @@ class LinearMap:
         found, failed = torch.linalg.inv_ex(self.values)
         if bool(failed.any()):
             raise NonFiniteError(
-                "a matrix of the process is singular to rounding and has no inverse: over this time the process "
-                "forgets its state, or adds noise, in some directions that much more than in others. Take a shorter "
-                "horizon, a rate with eigenvalues closer to each other, or a diagonal rate."
+                "a matrix of the process is singular to rounding and has no inverse: over this time the process loses "
+                "its state, or adds noise, far more in some directions than in others. Use a shorter horizon, a rate "
+                "with eigenvalues closer to each other, or a diagonal rate."
             )
         return LinearMap(found, dense=True)
 
     def cholesky(self) -> LinearMap:
-        """A root ``L`` with ``L Lᵀ = A`` of a positive semidefinite map (lower triangular if dense).
+        """Returns a root ``L`` with ``L Lᵀ = A`` of a positive semidefinite map (lower triangular if dense).
 
         A dense map that is singular to rounding (a pinned bridge at its very end) takes its root from the
         eigenvalues, cut at zero.
@@ -127,31 +127,31 @@ class LinearMap:
         return LinearMap(root, dense=True)
 
     def log_abs_det(self, dim: int) -> Tensor:
-        """``log |det A|`` on ``dim`` dimensions."""
+        """Computes ``log |det A|`` on ``dim`` dimensions."""
         if self.dense:
             return torch.linalg.slogdet(self.values).logabsdet
         return self.values.abs().log().expand(*self.values.shape[:-1], dim).sum(-1)
 
     def mean_square(self, dim: int) -> Tensor:
-        """``tr(A Aᵀ) / dim``: the mean square of ``A ξ`` per coordinate for standard normal ``ξ``."""
+        """Computes ``tr(A Aᵀ) / dim``: the mean square of ``A ξ`` per coordinate for standard normal ``ξ``."""
         if self.dense:
             return self.values.square().sum((-2, -1)) / dim
         return self.values.square().expand(*self.values.shape[:-1], dim).mean(-1)
 
     def expanded(self, dim: int) -> Tensor:
-        """The matrix, shape ``(..., dim, dim)``."""
+        """Returns the matrix, shape ``(..., dim, dim)``."""
         if self.dense:
             return self.values
         return torch.diag_embed(self.values.expand(*self.values.shape[:-1], dim))
 
     def to(self, like: Tensor) -> LinearMap:
-        """The same map in the dtype and on the device of ``like``."""
+        """Returns the same map in the dtype and on the device of ``like``."""
         return LinearMap(self.values.to(like), self.dense)
 
     def at(self, index: int) -> LinearMap:
-        """Entry ``index`` of the first leading dimension."""
+        """Returns entry ``index`` of the first leading dimension."""
         return LinearMap(self.values[index], self.dense)
 
     def unbind(self) -> list[LinearMap]:
-        """The entries of the first leading dimension, one by one."""
+        """Returns the entries of the first leading dimension, one by one."""
         return [LinearMap(values, self.dense) for values in self.values.unbind(0)]

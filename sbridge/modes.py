@@ -1,4 +1,4 @@
-"""The global switches of torch, kept out of results.
+"""Isolation of results from the global switches of torch.
 
 Gradient mode, inference mode, autocast, the default device and the default dtype belong to the caller. A fit must not
 depend on them, so what computes runs with them at their defaults, and puts them back.
@@ -17,7 +17,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 @contextmanager
 def standard_modes(*, gradients: bool | None = None) -> Iterator[None]:
-    """A context, or decorator, in which the switches of torch have their default values.
+    """Context manager and decorator that sets the switches of torch to their default values.
 
     Inference mode and autocast are off, new tensors are float32 on the CPU unless stated otherwise. The caller's
     values return at the end. The default dtype is one value for the whole process: while it is replaced, other
@@ -44,6 +44,6 @@ def standard_modes(*, gradients: bool | None = None) -> Iterator[None]:
 
 
 def owned(tensor: Tensor) -> Tensor:
-    """A contiguous copy in memory of its own, of which gradients can be taken wherever ``tensor`` was made."""
+    """Returns a contiguous copy with its own memory, which allows gradients whatever the mode of ``tensor``."""
     with torch.inference_mode(mode=False), torch.set_grad_enabled(torch.is_grad_enabled()):
         return tensor.clone(memory_format=torch.contiguous_format)

@@ -20,12 +20,12 @@ Seed = int | np.integer | torch.Generator
 
 _SEED_LIMIT = 2**63
 ROW_BLOCK = 1024
-"""Rows that share one stream of noise; chunks of a batch are cut at its multiples."""
+"""Number of rows that share one stream of noise; chunks of a batch are cut at its multiples."""
 _STEP_BLOCK = 32
 
 
 def as_seed(seed: Seed) -> int:
-    """An integer seed in ``[0, 2⁶³)``, numpy's integers included; a generator gives one draw, and so moves on.
+    """Returns an integer seed in ``[0, 2⁶³)``, also for numpy integers; a generator gives one draw, and so advances.
 
     Raises:
         InvalidInputError: for an integer out of range, or anything that is no seed at all.
@@ -39,13 +39,13 @@ def as_seed(seed: Seed) -> int:
 
 
 def derive(seed: int, *keys: int | str) -> int:
-    """The child of ``seed`` named by ``keys``: equal arguments give equal, unrelated ones independent seeds."""
+    """Derives a child seed from ``seed`` and ``keys``: equal arguments give equal, different ones independent seeds."""
     text = "/".join([str(seed), *(f"{type(key).__name__}:{key}" for key in keys)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % _SEED_LIMIT
 
 
 def generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator on ``device``; a ``torch.Generator`` is used through one draw from it."""
+    """Makes a new generator on ``device``; a ``torch.Generator`` is used through one draw from it."""
     return torch.Generator(device=device).manual_seed(as_seed(seed))
 
 
@@ -75,9 +75,9 @@ class NormalNoise:
     _cache: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def step(self, k: int) -> Tensor:
-        """``ξ_k`` for every row, shape ``(batch, dim)``."""
+        """Returns ``ξ_k`` for every row, shape ``(batch, dim)``."""
         if not 0 <= k < self.steps:
-            raise InvalidInputError(f"noise has steps 0 … {self.steps - 1}, step {k} was asked for.")
+            raise InvalidInputError(f"noise has steps 0 … {self.steps - 1}, got step {k}.")
         block = k // _STEP_BLOCK
         if block not in self._cache:
             self._cache.clear()
@@ -85,14 +85,14 @@ class NormalNoise:
         return self._cache[block][k - block * _STEP_BLOCK]
 
     def stored(self) -> Tensor:
-        """All of the noise, shape ``(steps, batch, dim)``."""
+        """Returns all of the noise, shape ``(steps, batch, dim)``."""
         noise = torch.empty(self.steps, self.batch, self.dim, dtype=self.dtype, device=self.device)
         for first in range(0, self.steps, _STEP_BLOCK):
             self._draw(first // _STEP_BLOCK, out=noise[first : first + _STEP_BLOCK])
         return noise
 
     def rows(self, start: int, stop: int) -> NormalNoise:
-        """The noise of rows ``start … stop − 1``, cut at multiples of ``ROW_BLOCK`` or at the end of the batch.
+        """Returns the noise of rows ``start … stop − 1``, cut at multiples of ``ROW_BLOCK`` or at the end of the batch.
 
         Raises:
             InvalidInputError: for another cut: the numbers of a block depend on how many rows it has.
@@ -100,7 +100,8 @@ class NormalNoise:
         whole = start % ROW_BLOCK == 0 and (stop % ROW_BLOCK == 0 or stop == self.batch)
         if not whole or not 0 <= start < stop <= self.batch:
             raise InvalidInputError(
-                f"rows {start}:{stop} of {self.batch} are no chunk: cut at multiples of {ROW_BLOCK} or at the end."
+                f"rows {start}:{stop} of {self.batch} are not a valid chunk: cut at multiples of {ROW_BLOCK} or at the "
+                "end."
             )
         return replace(self, batch=stop - start, first_row=self.first_row + start, _cache={})
 

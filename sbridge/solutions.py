@@ -1,4 +1,4 @@
-"""What solvers return: a bridge, as a forward and a backward process, or a controlled process."""
+"""Results of solvers: a bridge, as a forward and a backward process, or a controlled process."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ _WITHOUT_CHECKSUMS = {FORMAT: "sbridge.bridge/1", CONTROL_FORMAT: "sbridge.contr
 @register
 @dataclass(frozen=True, eq=False)
 class ScaledKernel:
-    """An end kernel of the model's units, used in the units of the data."""
+    """An end kernel of model units, used in data units."""
 
     kernel: EndKernel
     scaling: AffineScaling
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """One far end per row of ``x``."""
+        """Draws one far end per row of ``x``."""
         return self.scaling.to_data(self.kernel.draw(self.scaling.to_model(x), generator))
 
     def mean(self, x: Tensor) -> Tensor:
-        """Conditional mean of the far end per row of ``x``."""
+        """Computes the conditional mean of the far end per row of ``x``."""
         return self.scaling.to_data(self.kernel.mean(self.scaling.to_model(x)))
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class Bridge:
-    """The path law ``P`` with prescribed ends nearest to a reference, as two processes with the same law.
+    """The path measure ``P`` with prescribed ends nearest to a reference, as two processes with the same distribution.
 
     Attributes:
         forward: runs from the source at ``t = 0``: drift ``b + σu``.
@@ -73,7 +73,7 @@ class Bridge:
 
     @property
     def horizon(self) -> float:
-        """``T``."""
+        """The duration ``T``."""
         return self.reference.horizon
 
     @property
@@ -82,15 +82,15 @@ class Bridge:
         return self.forward.start.dim
 
     def transport(self, x0: Tensor | np.ndarray, *, seed: Seed) -> Tensor:
-        """One draw of ``X_T`` given ``X_0 = x0`` per row."""
+        """Draws ``X_T`` given ``X_0 = x0`` once per row."""
         return self.forward.transport(self._rows(x0, "x0"), seed=seed)
 
     def conditional_mean(self, x0: Tensor | np.ndarray, *, seed: Seed) -> Tensor:
-        """``E[X_T | X_0 = x0]`` per row; exact where the solver knows the plan, else a mean of 64 draws."""
+        """Computes ``E[X_T | X_0 = x0]`` per row; exact where the solver knows the plan, else a mean of 64 draws."""
         return self.forward.conditional_mean(self._rows(x0, "x0"), seed=seed)
 
     def interpolate(self, x0: Tensor | np.ndarray, t: float | Times, *, seed: Seed) -> Tensor:
-        """One draw of ``X_t`` given ``X_0 = x0`` per row, ``0 ≤ t ≤ T``.
+        """Draws ``X_t`` given ``X_0 = x0`` once per row, ``0 ≤ t ≤ T``.
 
         Several times give shape ``(len(t), n, dim)``: states of one path per row, drawn jointly.
         """
@@ -98,7 +98,7 @@ class Bridge:
 
     @standard_modes()
     def velocity(self, t: Time, x: Tensor | np.ndarray) -> Tensor:
-        """Current velocity ``v = b + ½ σ (u − û)``: the flow ``ẋ = v(t, x)`` has the bridge's marginals (Nelson 1966).
+        """Computes the current velocity ``v = b + ½ σ (u − û)``: ``ẋ = v(t, x)`` has the same marginals (Nelson 1966).
 
         Along bridge time, in a :meth:`reversed` bridge too.
         """
@@ -110,7 +110,7 @@ class Bridge:
         return self.reference.drift(t, rows) + self.reference.scale(t).to(rows)(half)
 
     def reversed(self) -> Bridge:
-        """The same law with the ends swapped: ``transport`` then goes from the target to the source.
+        """Returns the bridge with its ends swapped: ``transport`` then goes from the target to the source.
 
         All times stay bridge times, so ``interpolate(x, t)`` then starts at ``t = T``.
         """
@@ -131,7 +131,7 @@ class Bridge:
         save_bridge(self, path)
 
     def rescaled(self, scaling: AffineScaling, problem: BridgeProblem) -> Bridge:
-        """This bridge of scaled data as the bridge of the data, whose ``problem`` stands in units of the data."""
+        """Converts this bridge of scaled data to data units, those of ``problem``."""
         return Bridge(
             _in_data_units(self.forward, scaling, problem.reference, problem.source),
             _in_data_units(self.backward, scaling, problem.reference, problem.target),
@@ -140,7 +140,7 @@ class Bridge:
     def _rows(self, x: Tensor | np.ndarray, name: str) -> Tensor:
         rows = as_rows(x, name, least=1)
         if rows.shape[1] != self.dim:
-            raise InvalidInputError(f"{name} has {rows.shape[1]} columns, the bridge lives in {self.dim} dimensions.")
+            raise InvalidInputError(f"{name} has {rows.shape[1]} columns, but the bridge has dimension {self.dim}.")
         return rows
 
 
@@ -160,12 +160,12 @@ class ControlSolution:
 
     @property
     def control(self) -> Control:
-        """``u(t, x)``, in noise units."""
+        """The control ``u(t, x)``, in noise units."""
         return ZeroControl() if self.measure.control is None else self.measure.control
 
     @property
     def horizon(self) -> float:
-        """``T``."""
+        """The duration ``T``."""
         return self.problem.process.horizon
 
     @property
@@ -174,7 +174,7 @@ class ControlSolution:
         return self.problem.dim
 
     def sample(self, n: int, *, seed: Seed) -> Paths:
-        """``n`` controlled paths, kept whole; beyond a stopping time too, which ``problem.stopping`` marks."""
+        """Draws ``n`` controlled paths, not cut at a stopping time, which ``problem.stopping`` marks."""
         return self.measure.sample(n, seed=seed)
 
     def save(self, path: str | Path) -> None:
@@ -192,7 +192,7 @@ class ControlSolution:
 
 
 def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
-    """The solution of ``problem`` that ``ControlSolution.save(path)`` wrote.
+    """Loads the solution of ``problem`` that ``ControlSolution.save(path)`` wrote.
 
     Raises:
         FileFormatError: if a file is missing, damaged, or not of this format.
@@ -202,7 +202,7 @@ def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
     found = (document.get("dim"), document.get("horizon"))
     if found != (problem.dim, problem.process.horizon):
         raise InvalidInputError(
-            f"{path} was saved for dimension {found[0]} and horizon {found[1]}, the problem has {problem.dim} and "
+            f"{path} was saved for dimension {found[0]} and horizon {found[1]}, but the problem has {problem.dim} and "
             f"{problem.process.horizon:g}."
         )
     parts = decode({"mapping": document["mapping"]}, tensors)
@@ -211,19 +211,19 @@ def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
         measure = PathMeasure(problem.process, parts["control"], problem.start, grid=grid, rule=rule)
         _check_fit(measure, tensors)
     except NOT_MADE as error:
-        raise FileFormatError(f"{path} holds parts that do not fit together or the problem: {error!r}.") from error
+        raise FileFormatError(f"{path} holds parts that do not fit each other or the problem: {error!r}.") from error
     return ControlSolution(problem, measure)
 
 
 def save_bridge(bridge: Bridge, path: str | Path, run: str | None = None) -> None:
-    """``bridge.save(path)``; ``run`` is the checksum of the settings and data that the bridge was fitted with."""
+    """Saves ``bridge``; ``run`` is the checksum of the settings and data that the bridge was fitted with."""
     tree, tensors = encode(bridge)
     document = {"format": FORMAT, "contains_training_rows": contains_training_rows(tree), "run": run, "bridge": tree}
     _write(path, document, tensors)
 
 
 def load(path: str | Path) -> Bridge:
-    """The bridge that ``Bridge.save(path)`` wrote. Only registered classes are made; nothing is executed.
+    """Loads the bridge that ``Bridge.save(path)`` wrote. Makes only registered classes; executes nothing.
 
     Files of earlier versions carry no checksums: they load with an
     :class:`~sbridge.errors.UnverifiedFileWarning`.
@@ -239,13 +239,13 @@ def load(path: str | Path) -> Bridge:
 
 
 def load_bridge(path: str | Path, run: str | None = None) -> Bridge:
-    """:func:`load`; FileFormatError if the bridge was not saved with the same ``run``, unless that is ``None``."""
+    """Loads a bridge as :func:`load`; raises FileFormatError unless it was saved with the same ``run``, if given."""
     stem = _stem(path)
     if stem.is_dir():
         stem = _bridge_in_folder(stem)
     document, tensors = _read(stem, FORMAT, "bridge")
     if run is not None and document["format"] == FORMAT and document.get("run") != run:
-        raise FileFormatError(f"{stem}.json was fitted with other settings or data than its run folder says.")
+        raise FileFormatError(f"{stem}.json was fitted with other settings or data than its run folder records.")
     bridge = decode(document["bridge"], tensors)
     if not isinstance(bridge, Bridge):
         raise FileFormatError(f"{stem}.json holds a {type(bridge).__name__}, not a Bridge.")
@@ -253,12 +253,12 @@ def load_bridge(path: str | Path, run: str | None = None) -> Bridge:
         for measure in (bridge.forward, bridge.backward):
             _check_fit(measure, tensors)
     except NOT_MADE as error:
-        raise FileFormatError(f"{stem}.json holds parts that do not fit together: {error!r}.") from error
+        raise FileFormatError(f"{stem}.json holds parts that do not fit each other: {error!r}.") from error
     return bridge
 
 
 def contains_training_rows(tree: Json) -> bool:
-    """Whether the encoded object names a class that keeps rows of the data."""
+    """Returns whether the encoded object names a class that keeps rows of the data."""
     if isinstance(tree, list):
         return any(contains_training_rows(item) for item in tree)
     if not isinstance(tree, dict):
@@ -278,7 +278,7 @@ _ENDINGS = (".json", ".safetensors")
 
 
 def _check_fit(measure: PathMeasure, tensors: dict[str, Tensor]) -> None:
-    """Evaluates all parts of a measure at two rows; raises whatever they raise where shapes or kinds do not fit."""
+    """Evaluates all parts of a measure at two rows; raises the errors of parts whose shapes or kinds do not fit."""
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
     rows = torch.zeros(2, measure.start.dim, dtype=dtype)
     process, t = measure.process, 0.5 * measure.process.horizon
@@ -293,13 +293,13 @@ def _check_fit(measure: PathMeasure, tensors: dict[str, Tensor]) -> None:
 
 
 def _stem(path: str | Path) -> Path:
-    """``path`` without the ending of one of the two files."""
+    """Returns ``path`` without the ending of one of the two files."""
     path = Path(path)
     return path.with_suffix("") if path.suffix in _ENDINGS else path
 
 
 def _bridge_in_folder(folder: Path) -> Path:
-    """The bridge in the run folder of a fit between two data sets."""
+    """Returns the bridge in the run folder of a fit between two data sets."""
     legs = len(list(folder.glob("bridge-*.json")))
     if legs:
         raise FileFormatError(
@@ -329,7 +329,7 @@ def _read(path: str | Path, form: str, key: str) -> tuple[dict[str, Json], dict[
     if document["format"] == old:
         warnings.warn(
             f"{json_file} was saved by an earlier version and carries no checksums, so damage to it or to its "
-            ".safetensors file would not be seen. Load it and save it again.",
+            ".safetensors file cannot be detected. Load it and save it again.",
             UnverifiedFileWarning,
             stacklevel=3,
         )

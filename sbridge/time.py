@@ -1,4 +1,4 @@
-"""Time grids, as fractions of the horizon, so that one grid serves processes of any horizon; times as users give them.
+"""Time grids, as fractions of the horizon, so that one grid serves processes of any horizon; times given by users.
 
 Times that differ by rounding alone (``0.1 + 0.2`` and ``0.3``) are the same time everywhere: see :func:`snapped`.
 """
@@ -26,7 +26,7 @@ _NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+"
 @register
 @dataclass(frozen=True)
 class TimeGrid:
-    """Knots ``0 = τ_0 < τ_1 < … < τ_N = 1``; the times of a process are ``t_k = τ_k T``.
+    """Grid of knots ``0 = τ_0 < τ_1 < … < τ_N = 1``; the times of a process are ``t_k = τ_k T``.
 
     Raises:
         InvalidInputError: if the fractions do not rise strictly from 0 to 1.
@@ -49,13 +49,13 @@ class TimeGrid:
 
     @classmethod
     def uniform(cls, steps: int) -> TimeGrid:
-        """``steps`` equal steps."""
+        """Makes ``steps`` equal steps."""
         _check_steps(steps)
         return cls((*(k / steps for k in range(steps)), 1.0))
 
     @classmethod
     def refined(cls, steps: int, exponent: float = 2.0) -> TimeGrid:
-        """Steps that shrink towards the end: ``τ_k = 1 − (1 − k/N)^exponent`` (``exponent`` < 1: towards 0)."""
+        """Makes steps that shrink towards the end: ``τ_k = 1 − (1 − k/N)^exponent`` (``exponent`` < 1: towards 0)."""
         _check_steps(steps)
         if not exponent > 0:
             raise InvalidInputError(f"exponent must be positive, got {exponent}.")
@@ -63,7 +63,7 @@ class TimeGrid:
 
     @classmethod
     def cosine(cls, steps: int) -> TimeGrid:
-        """Steps that shrink towards both ends: ``τ_k = ½(1 − cos(πk/N))``; the outermost are about ``π²/4N²``."""
+        """Makes steps that shrink towards both ends: ``τ_k = ½(1 − cos(πk/N))``; the outermost are about ``π²/4N²``."""
         _check_steps(steps)
         return cls((*(0.5 * (1.0 - math.cos(math.pi * k / steps)) for k in range(steps)), 1.0))
 
@@ -73,33 +73,33 @@ class TimeGrid:
         return len(self.fractions) - 1
 
     def times(self, horizon: float) -> Tensor:
-        """``t_k = τ_k · horizon`` in float64, shape ``(steps + 1,)``."""
+        """Returns ``t_k = τ_k · horizon`` in float64, shape ``(steps + 1,)``."""
         return torch.tensor(self.fractions, dtype=torch.float64) * horizon
 
     def including(self, fractions: Iterable[float]) -> TimeGrid:
-        """This grid with further knots put in; knots nearer than 1e-9 to one that is there are dropped."""
+        """Returns this grid with further knots inserted, except those within 1e-9 of an existing knot."""
         knots = list(self.fractions)
         for value in fractions:
             if not 0.0 <= value <= 1.0:
-                raise InvalidInputError(f"time {value} (as a fraction of the horizon) lies outside [0, 1].")
+                raise InvalidInputError(f"time {value} (as a fraction of the horizon) is outside [0, 1].")
             if abs(knots[nearest_index(knots, value)] - value) > 1e-9:
                 knots.insert(bisect_left(knots, value), float(value))
         return TimeGrid(tuple(knots))
 
     def index(self, fraction: float) -> int:
-        """The index of the knot nearest to ``fraction``."""
+        """Returns the index of the knot nearest to ``fraction``."""
         return nearest_index(self.fractions, fraction)
 
 
 def nearest_index(knots: tuple[float, ...] | list[float], value: float) -> int:
-    """The index of the entry of the sorted ``knots`` nearest to ``value``."""
+    """Returns the index of the entry of the sorted ``knots`` nearest to ``value``."""
     right = min(bisect_left(knots, value), len(knots) - 1)
     left = max(right - 1, 0)
     return left if value - knots[left] <= knots[right] - value else right
 
 
 def snapped(t: float, knots: Sequence[float]) -> float:
-    """The one of the sorted ``knots`` from which ``t`` differs by rounding alone, else ``t`` itself.
+    """Returns the one of the sorted ``knots`` that differs from ``t`` only by rounding, else ``t`` itself.
 
     Rounding is a difference of at most 1e-9 of the stretch between the first and the last knot, or of four units in
     the last place where the times are large (seconds since 1970).
@@ -109,7 +109,7 @@ def snapped(t: float, knots: Sequence[float]) -> float:
 
 
 def same_times(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values of ``times``, rising, and for each time the index of its value.
+    """Returns the distinct values of ``times``, increasing, and for each time the index of its value.
 
     Args:
         times: finite numbers, shape ``(n,)``.
@@ -121,7 +121,7 @@ def same_times(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def times_of_labels(labels: Iterable[str]) -> dict[str, float] | None:
-    """The number in each label, if all labels are the same text around one number each; ``None`` if not.
+    """Returns the number in each label, if all labels are the same text around one number each; else ``None``.
 
     ``day2, day10`` are 2 and 10, ``D-1, D0`` are −1 and 0, ``day-2, day-10`` are 2 and 10: a minus sign that all labels
     have is a hyphen.

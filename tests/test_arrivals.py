@@ -101,7 +101,7 @@ def test_ends_of_all_kinds_are_checked(end):
         solver = sb.SinkhornBridge() if isinstance(end, sb.Samples) else sb.GaussianBridge()
         sb.fit(end, normal(400, 2), reference=sb.BrownianMotion(sigma=1.0), solver=solver)
         return
-    with pytest.warns(MarginalWarning, match="carry the samples of x"):
+    with pytest.warns(MarginalWarning, match="transport the samples of x"):
         sb.fit(end, normal(4000, 2) + 5.0, reference=sb.BrownianMotion(sigma=1.0), solver=solver)
 
 

@@ -289,7 +289,7 @@ class TestRefusals:
             (["fit", "a.npy", "two_mons"], "Did you mean 'two_moons'?"),
             (["fit", "a.npy"], "a bridge needs two"),
             (["fit", "a.npy", "b.npy", "c.npy"], "need --times"),
-            (["fit", "a.npy", "b.npy", "--times", "3", "2"], "times must rise"),
+            (["fit", "a.npy", "b.npy", "--times", "3", "2"], "times must increase"),
             (["fit", "a.npy", "b.npy", "--times", "2", "3", "--horizon", "1"], "the times determine"),
             (["fit", "a.npy", "b.npy", "--sigma", "0"], "--sigma must be a positive number, got 0"),
             (["fit", "a.npy", "b.npy", "--sigma", "nan"], "--sigma must be a positive number, got nan"),
@@ -616,7 +616,7 @@ class TestProcesses:
             assert "Traceback" not in told
         else:
             assert codes == [0, 2], told
-            assert "another process is at work" in told or "holds another run" in told
+            assert "another process is using" in told or "holds another run" in told
         model, listed = uninterrupted
         assert {name: Path(out, name).read_bytes() for name in model} == model
         assert names(out) == listed
@@ -631,7 +631,7 @@ class TestProcesses:
                     Path("run", ".bridge.json.1-2.part").touch()
                 before = names("run")
                 for arguments in (plain, [*plain, "--resume"], ["control", "p.py", "--out", "run"]):
-                    refused(capsys, arguments, "another process is at work in run")
+                    refused(capsys, arguments, "another process is using run")
                     assert names("run") == before
 
     def test_asked_to_stop(self, uninterrupted):

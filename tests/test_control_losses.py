@@ -402,9 +402,9 @@ def quadratic_with(**parts: object) -> ControlProblem:
         ({"running_cost": lambda t, x: 1.0}, InvalidInputError, "running cost must return one number per row.*float"),
         ({"running_cost": lambda t, x: x[:, 0].log()}, NonFiniteError, "running cost is NaN or infinite at t = 0"),
         ({"terminal_cost": lambda x: 1 / (x[:, 0] - 0.7)}, NonFiniteError, "terminal cost is NaN or infinite"),
-        ({"start": Point(torch.zeros(3))}, InvalidInputError, "dimension 2, the start law has 3"),
+        ({"start": Point(torch.zeros(3))}, InvalidInputError, "dimension 2, the start distribution has 3"),
         ({"stopping": StoppingSet(lambda x: x)}, InvalidInputError, r"level must have shape \(batch,\)"),
-        ({"stopping": StoppingSet(lambda x: x[:, 0])}, InvalidInputError, "every start state lies in the stopping set"),
+        ({"stopping": StoppingSet(lambda x: x[:, 0])}, InvalidInputError, "all start states are in the stopping set"),
     ],
 )
 def test_problems_that_do_not_fit_are_refused(parts: dict[str, object], error: type[Exception], said: str) -> None:

@@ -333,5 +333,5 @@ def test_an_atom_is_a_twentieth_of_the_samples():
 
 def test_the_gap_between_two_values_has_no_radius():
     g = torch.Generator().manual_seed(0)
-    with pytest.warns(DisconnectedWarning, match="either part is a single value, and the gap is"):
+    with pytest.warns(DisconnectedWarning, match="each part is a single value, and the gap is"):
         prepare(one_binary(500, 0, g), one_binary(500, 1, g), reference=sb.BrownianMotion(sigma=0.1))

@@ -22,7 +22,7 @@ RUNNER = """
 import contextlib, io, runpy, sys, warnings
 for kind in (DeprecationWarning, SyntaxWarning):
     warnings.filterwarnings("ignore", ".*invalid escape sequence", kind)
-warnings.filterwarnings("ignore", "the fit does not carry the samples", UserWarning)
+warnings.filterwarnings("ignore", "the fit does not transport the samples", UserWarning)
 import matplotlib.pyplot as plt
 from sbridge.solvers.base import Solver
 Solver.finished = lambda self, problem, state: state.step >= min(20, self.length(problem))

@@ -400,12 +400,12 @@ def test_what_it_refuses():
     normal = Gaussian(torch.zeros(2), torch.eye(2))
     curved = BridgeProblem(normal, normal, DriftProcess(lambda t, x: -x.sin(), 1.0))
     with pytest.raises(
-        UnsupportedError, match="which DriftProcess has not: take a LinearProcess such as BrownianMotion"
+        UnsupportedError, match="which DriftProcess does not have: use a LinearProcess such as BrownianMotion"
     ):
         solve(curved, quick(), seed=0)
     density = Density(lambda x: -x.square().sum(1), 2)
     for ends in ((normal, density), (density, normal)):
-        with pytest.raises(UnsupportedError, match="an unnormalised density cannot: draw"):
+        with pytest.raises(UnsupportedError, match="one is an unnormalised density: draw"):
             solve(BridgeProblem(*ends, BrownianMotion(1.0)), quick(), seed=0)
 
 

@@ -150,7 +150,7 @@ def test_a_density_has_no_sampler():
     law = Density(lambda x: -x.square().sum(1), 3)
     assert law.dim == 3
     assert law.log_density(torch.ones(2, 3)).tolist() == [-3.0, -3.0]
-    with pytest.raises(UnsupportedError, match="no sampler"):
+    with pytest.raises(UnsupportedError, match="cannot be sampled"):
         law.sample(5, torch.Generator())
 
 

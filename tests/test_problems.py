@@ -30,7 +30,7 @@ def test_ends_must_live_in_one_space():
 
 
 def test_samples_must_have_one_dtype():
-    said = r"source has dtype torch\.float64, target has dtype torch\.float32; bring both to one"
+    said = r"source has dtype torch\.float64, target has dtype torch\.float32; convert one to that of the other"
     with pytest.raises(InvalidInputError, match=said):
         BridgeProblem(TARGET, Samples(TARGET.rows.float()), BrownianMotion(1.0))
 
@@ -77,15 +77,19 @@ def assembled(kind: type, **parts: object) -> None:
 @pytest.mark.parametrize(
     ("kind", "parts", "said"),
     [
-        (BridgeProblem, (BrownianMotion(1.0), SOURCE, TARGET), "source must be a law such as .*got a BrownianMotion"),
+        (
+            BridgeProblem,
+            (BrownianMotion(1.0), SOURCE, TARGET),
+            "source must be a distribution such as .*got a BrownianMotion",
+        ),
         (
             BridgeProblem,
             (SOURCE, TARGET.rows, BrownianMotion(1.0)),
-            r"target must be a law .*Samples\(rows\).*a Tensor",
+            r"target must be a distribution .*Samples\(rows\).*a Tensor",
         ),
         (BridgeProblem, (SOURCE, TARGET, 1.0), "reference must be a process such as .*got a float"),
         (ControlProblem, (SOURCE, BrownianMotion(1.0)), "process must be a process such as .*got a Gaussian"),
-        (ControlProblem, (BrownianMotion(1.0), TARGET.rows), "start must be a law such as .*got a Tensor"),
+        (ControlProblem, (BrownianMotion(1.0), TARGET.rows), "start must be a distribution such as .*got a Tensor"),
     ],
 )
 def test_parts_in_the_wrong_places_are_named(kind, parts, said):

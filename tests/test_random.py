@@ -41,7 +41,7 @@ def test_a_longer_batch_begins_with_the_blocks_of_a_shorter_one():
 
 @pytest.mark.parametrize("cut", [(1, ROW_BLOCK), (0, 500), (ROW_BLOCK, ROW_BLOCK), (0, 4 * ROW_BLOCK)])
 def test_cuts_that_would_change_the_numbers_are_refused(cut):
-    with pytest.raises(InvalidInputError, match="no chunk"):
+    with pytest.raises(InvalidInputError, match="not a valid chunk"):
         NormalNoise(0, 2, 2 * ROW_BLOCK, 1).rows(*cut)
 
 

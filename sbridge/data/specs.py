@@ -1,4 +1,4 @@
-"""What a user's word for a data set means: a file, an array in a file, or a built-in set. Nothing is read here."""
+"""Names of data sets given by users: a file, an array in a file, or a built-in data set. Nothing is read here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = "a .npy, .npz, .csv, .tsv or .h5ad file, or the name of a built-in data 
 
 
 def file_and_key(spec: str) -> tuple[Path | None, str | None]:
-    """The file that ``spec`` means, and the array within it; no file if ``spec`` can only be a built-in name.
+    """Splits ``spec`` into a file and the array within it; no file if ``spec`` can only be a built-in name.
 
     Raises:
         FileFormatError: if it can only be a file, of a kind that is not read.
@@ -39,14 +39,14 @@ def file_and_key(spec: str) -> tuple[Path | None, str | None]:
     if path.suffix.lower() in ENDINGS:
         return path, None
     if path.exists() or path.suffix or len(path.parts) > 1:
-        what = "a folder" if path.is_dir() else f"of kind {path.suffix!r}" if path.suffix else "without an ending"
+        what = "a folder" if path.is_dir() else f"a {path.suffix!r} file" if path.suffix else "without an ending"
         missing = "" if path.exists() else " that does not exist"
         raise FileFormatError(f"{path} is {what}{missing}. Give {KINDS}.")
     return None, None
 
 
 def is_stream(path: Path) -> bool:
-    """Whether ``path`` is a pipe, or the standard input, and not a file with a name of its own."""
+    """Returns whether ``path`` is a pipe or the standard input, and not a file with its own name."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -55,7 +55,7 @@ def is_stream(path: Path) -> bool:
 
 
 def existing_file(path: Path) -> Path:
-    """``path`` itself; FileFormatError unless it is a file with something in it."""
+    """Returns ``path``; raises FileFormatError unless it is a file that is not empty."""
     if not path.is_file():
         kind = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise FileFormatError(f"{path} {kind}. Give {KINDS}.")
@@ -65,12 +65,12 @@ def existing_file(path: Path) -> Path:
 
 
 def unknown_set(name: str) -> UnknownNameError:
-    """The error for a word that is neither a file nor a built-in set."""
+    """Makes the error for a word that is neither a file nor a built-in data set."""
     return UnknownNameError(f"{unknown_name('data set', name, BUILT_IN)} To read a file, give {KINDS}.")
 
 
 def check_spec(spec: str) -> None:
-    """Whether ``spec`` means something that is there.
+    """Checks that ``spec`` names something that exists.
 
     Raises:
         FileFormatError: for a file that is missing, empty or of a kind that is not read.

@@ -79,38 +79,38 @@ class GaussianCoupling:
 
     @cached_property
     def coupling(self) -> Tensor:
-        """``C = Cov(X_0, X_T)``, shape ``(dim, dim)``."""
+        """The cross covariance ``C = Cov(X_0, X_T)``, shape ``(dim, dim)``."""
         static = self._static
         return (static.root0 @ static.v * static.rho) @ (static.rootT @ static.u).mT
 
     @cached_property
     def end_covariance(self) -> Tensor:
-        """``Cov(X_T | X_0)``, shape ``(dim, dim)``."""
+        """The conditional covariance ``Cov(X_T | X_0)``, shape ``(dim, dim)``."""
         side = self._static.rootT @ self._static.u
         return side * self._static.y @ side.mT
 
     @cached_property
     def start_covariance(self) -> Tensor:
-        """``Cov(X_0 | X_T)``, shape ``(dim, dim)``."""
+        """The conditional covariance ``Cov(X_0 | X_T)``, shape ``(dim, dim)``."""
         side = self._static.root0 @ self._static.v
         return side * self._static.y @ side.mT
 
     def end_given_start(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``X_T | X_0 = x``: mean ``(batch, dim)`` and covariance ``(dim, dim)``, in the dtype of ``x``."""
+        """Returns mean ``(batch, dim)`` and covariance ``(dim, dim)`` of ``X_T | X_0 = x``, in the dtype of ``x``."""
         mean = self.mT.to(x) + (x - self.m0.to(x)) @ self._forward_regression.mT.to(x)
         return mean, self.end_covariance.to(x)
 
     def start_given_end(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``X_0 | X_T = x``: mean ``(batch, dim)`` and covariance ``(dim, dim)``, in the dtype of ``x``."""
+        """Returns mean ``(batch, dim)`` and covariance ``(dim, dim)`` of ``X_0 | X_T = x``, in the dtype of ``x``."""
         mean = self.m0.to(x) + (x - self.mT.to(x)) @ self._backward_regression.mT.to(x)
         return mean, self.start_covariance.to(x)
 
     def marginal(self, t: Time) -> tuple[Tensor, Tensor]:
-        """Mean ``(..., dim)`` and covariance ``(..., dim, dim)`` of ``X_t``: pinned bridges, mixed over the plan."""
+        """Returns mean ``(..., dim)`` and covariance ``(..., dim, dim)`` of ``X_t``: pinned bridges under the plan."""
         return self._marginal(self.process.pinned(t))
 
     def forward_gain(self, t: Time) -> tuple[Tensor, Tensor]:
-        """The forward control ``u*(t, x) = G x + g``: ``G`` is ``(..., dim, dim)``, ``g`` is ``(..., dim)``.
+        """Returns the forward control ``u*(t, x) = G x + g``: ``G`` is ``(..., dim, dim)``, ``g`` is ``(..., dim)``.
 
         ``u* = σᵀΦᵀ(Q_T⁻¹ r̄ − (I + ΛQ)⁻¹ Λ Φ (x − m_t))`` with ``Φ = Φ(T, t)``, ``Q = Q(T, t)``,
         ``r̄ = m_T − m(T | 0, m_0)`` and ``Λ = Cov(X_T | X_0)⁻¹ − Q_T⁻¹``: regular on all of ``[0, T]``.
@@ -120,7 +120,7 @@ class GaussianCoupling:
         return matrix, steady - _apply(matrix, self._marginal(pinned)[0])
 
     def backward_gain(self, t: Time) -> tuple[Tensor, Tensor]:
-        """The backward control ``û*(t, x) = G x + g`` likewise, at bridge time ``t``.
+        """Returns the backward control ``û*(t, x) = G x + g`` likewise, at bridge time ``t``.
 
         ``û* = σᵀ∇log p_t − u*``: both terms are regular on ``[0, T]``.
         """
@@ -132,7 +132,7 @@ class GaussianCoupling:
 
     @cached_property
     def value(self) -> float:
-        """``V* = min KL(P ‖ R)`` in nats, R started at ``N(m0, A)``: ``½ E∫|u*|² dt``.
+        """Computes ``V* = min KL(P ‖ R)`` in nats, R started at ``N(m0, A)``: ``½ E∫|u*|² dt``.
 
         Computed as the mean over ``X_0`` of the divergence of ``X_T | X_0`` under the plan from that under R.
         """
@@ -156,12 +156,12 @@ class GaussianCoupling:
 
     @cached_property
     def _forward_regression(self) -> Tensor:
-        """``Cᵀ A⁻¹``."""
+        """Returns ``Cᵀ A⁻¹``."""
         return torch.linalg.solve(self.A, self.coupling).mT
 
     @cached_property
     def _backward_regression(self) -> Tensor:
-        """``C B⁻¹``."""
+        """Returns ``C B⁻¹``."""
         return torch.linalg.solve(self.B, self.coupling.mT).mT
 
     def _marginal(self, pinned: Pinned) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ class GaussianCoupling:
         return mean, 0.5 * (covariance + covariance.mT)
 
     def _forward_around_mean(self, t: Time, pinned: Pinned) -> tuple[Tensor, Tensor]:
-        """``G`` and ``u*(t, m_t)`` of ``u* = u*(t, m_t) + G (x − m_t)``."""
+        """Returns ``G`` and ``u*(t, m_t)`` of ``u* = u*(t, m_t) + G (x − m_t)``."""
         static, precision = self._static, self._static.precision
         phi = self._full(pinned.ahead.map)
         pull = (phi @ self._full(self.process.scale(t))).mT
@@ -192,7 +192,7 @@ class GaussianCoupling:
 
 @dataclass(frozen=True, eq=False)
 class _Static:
-    """What the plan is made of; letters as in :class:`GaussianCoupling`, ``residual`` is ``r̄``."""
+    """Quantities of the plan; letters as in :class:`GaussianCoupling`, ``residual`` is ``r̄``."""
 
     phi: Tensor
     precision: Tensor
@@ -206,5 +206,5 @@ class _Static:
 
 
 def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """``M v``, for ``vectors`` of shape ``(dim,)`` or with the leading dimensions of ``matrices``."""
+    """Computes ``M v``, for ``vectors`` of shape ``(dim,)`` or with the leading dimensions of ``matrices``."""
     return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)

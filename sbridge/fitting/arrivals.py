@@ -1,4 +1,4 @@
-"""Whether a fitted bridge carries the samples of either end to the distribution of the other."""
+"""Checks whether a fitted bridge transports the samples of either end to the distribution of the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sbridge.random import derive, generator
 from sbridge.solutions import Bridge
 
 STANDARD_ERRORS = 6.0
-"""A deviation is reported beyond this number of its standard errors, if it is material too."""
+"""Number of standard errors beyond which a deviation is reported, if it is material too."""
 MEAN, COVARIANCE, SHARE = 0.1, 0.25, 0.05
 """Material deviations: of a mean in standard deviations of the column, of a covariance in products of two of them (of a
 variance: a quarter of it), of the share of a value."""
@@ -28,7 +28,7 @@ _LEVELS, _SHOWN = 10, 3
 
 @dataclass(frozen=True)
 class Miss:
-    """A number of an end that does not arrive.
+    """A statistic of an end that transport does not reproduce.
 
     Attributes:
         what: such as ``"mean of column 0"``.
@@ -46,7 +46,7 @@ class Miss:
 
     def __str__(self) -> str:
         errors = abs(self.arrived - self.wanted) / self.error if self.error > 0.0 else float("inf")
-        return f"{self.what} {self.arrived:.4g} for {self.wanted:.4g} ({errors:.3g} standard errors)"
+        return f"{self.what}: {self.arrived:.4g} instead of {self.wanted:.4g} ({errors:.3g} standard errors)"
 
 
 def warn_of_misses(bridge: Bridge, problem: BridgeProblem, seed: int) -> None:
@@ -73,7 +73,7 @@ def warn_of_misses(bridge: Bridge, problem: BridgeProblem, seed: int) -> None:
     directions: tuple[tuple[PathMeasure, int], ...] = (bridge.forward, 0), (bridge.backward, 1)
     for measure, start in directions:
         names = ("x0", "x1") if start == 0 else ("x1", "x0")
-        failure = f"the fit does not carry the samples of {names[0]} to {names[1]}"
+        failure = f"the fit does not transport the samples of {names[0]} to {names[1]}"
         try:
             arrived = measure.transport(rows[start][:most], seed=derive(seed, "arrivals", start))
         except SbridgeError as error:  # the bridge is there, and its user may simulate it on a finer grid
@@ -83,15 +83,15 @@ def warn_of_misses(bridge: Bridge, problem: BridgeProblem, seed: int) -> None:
         if found:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             warnings.warn(
-                f"{failure}: {'; '.join(map(str, found[:_SHOWN]))}{more} ({len(arrived)} samples transported). "
-                "Fit this direction for longer, or by another solver: SinkhornBridge() reproduces both samples.",
+                f"{failure}: {'; '.join(map(str, found[:_SHOWN]))}{more} ({len(arrived)} samples transported). Fit "
+                "this direction for longer, or with another solver: SinkhornBridge() reproduces both samples.",
                 MarginalWarning,
                 stacklevel=2,
             )
 
 
 def misses(arrived: Tensor, wanted: Tensor, noise: float) -> list[Miss]:
-    """What of ``wanted`` does not arrive, the largest first.
+    """Returns the statistics of ``wanted`` that are not reproduced, the largest deviation first.
 
     Compared are the mean of each column, all covariances, and, in a column of at most ten values, the share of the rows
     nearest to each. A difference is reported if it is beyond :data:`STANDARD_ERRORS` standard errors, of both samples
@@ -160,7 +160,7 @@ def _missed_shares(a: Tensor, w: Tensor, j: int) -> list[Miss]:
 
 
 def _rows(end: Law, seed: int) -> Tensor:
-    """Rows of an end in equal weights and random order."""
+    """Returns rows of an end with equal weights and in random order."""
     if not isinstance(end, Samples):
         return end.sample(_DRAWN, generator(seed))
     if end.weights is not None:

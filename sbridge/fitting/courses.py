@@ -38,18 +38,18 @@ class Course:
     __repr__ = short_repr
 
     def leg(self, t: float) -> int:
-        """The index of the bridge that covers time ``t``."""
+        """Returns the index of the bridge that covers time ``t``."""
         t = snapped(t, self.times)
         if not self.times[0] <= t <= self.times[-1]:
             span = f"{number(self.times[0])} … {number(self.times[-1])}"
-            raise InvalidInputError(f"time {number(t)} lies outside the course, {span}.")
+            raise InvalidInputError(f"time {number(t)} is outside the course, {span}.")
         return min(int(np.searchsorted(self.times, t, side="right")) - 1, len(self.bridges) - 1)
 
     def interpolate(self, x: Tensor | np.ndarray, start: float, t: float, *, seed: Seed) -> Tensor:
-        """One draw of the state at time ``t`` for rows ``x`` at time ``start ≤ t``, through the bridges between."""
+        """Draws the state at time ``t`` once for rows ``x`` at time ``start ≤ t``, through the bridges in between."""
         start, t = snapped(start, self.times), snapped(t, self.times)
         if t < start:
-            told = f"t = {number(t)} lies before start = {number(start)}"
+            told = f"t = {number(t)} is before start = {number(start)}"
             raise InvalidInputError(f"{told}; use the bridges' backward measures.")
         seed, leg, last = as_seed(seed), self.leg(start), self.leg(t)
         rows = as_rows(x, "x", least=1)
@@ -63,7 +63,7 @@ class Course:
         bridge, origin = self.bridges[leg], self.times[leg]
         if start > origin:
             raise InvalidInputError(
-                f"start = {number(start)} lies inside a leg; give rows at one of the snapshots {listed(self.times)}."
+                f"start = {number(start)} is inside a leg; give rows at one of the snapshots {listed(self.times)}."
             )
         return bridge.interpolate(rows, min(stop - origin, bridge.horizon), seed=seed)
 
@@ -78,7 +78,7 @@ def fit_course(
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
 ) -> Course:
-    """Bridges between consecutive snapshots, each over its own stretch of the time axis.
+    """Fits bridges between consecutive snapshots, each over its own interval of the time axis.
 
     Args:
         arrays: snapshots, at least two, with equal numbers of columns; or one array or tensor ``(n, dim)`` of the rows
@@ -101,7 +101,7 @@ def fit_course(
             f"{len(arrays)} snapshots and {len(times)} times given; at least two of each are needed."
         )
     if any(b <= a for a, b in pairwise(times)):
-        raise InvalidInputError(f"times must rise strictly, got {listed(times)}.")
+        raise InvalidInputError(f"times must increase strictly, got {listed(times)}.")
     seed, bridges = as_seed(seed), []
     for leg, (x0, x1) in enumerate(pairwise(arrays)):
         horizon = times[leg + 1] - times[leg]

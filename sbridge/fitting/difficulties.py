@@ -1,4 +1,4 @@
-"""What makes two ends hard for every solver, with the number that shows it: seen before a fit, told as a warning.
+"""Warnings before a fit about ends that are hard for every solver, each with the number that shows the problem.
 
 Each is judged on rows of the ends, thinned to a thousand where pairs of rows are compared, in float64.
 """
@@ -20,19 +20,19 @@ TAIL_SHARE = 1.0 / 3.0
 """Of the variance, carried by the hundredth of the rows that is farthest out: a Gaussian has .085 in one dimension and
 less in more, an exponential law .22, Student's law with three degrees of freedom .36, a standard lognormal one .49."""
 GAP_IN_RADII, GAP_IN_NOISE = 5.0, 3.0
-"""The gap between two parts, over the larger root mean square radius of a part and over the noise ``σ√T``."""
+"""Limits of the gap between two parts, relative to the larger root mean square radius and to the noise ``σ√T``."""
 WIDTHS = 10.0
-"""The ratio of the widths of the ends."""
+"""Limit of the ratio of the widths of the ends."""
 NOISE_WIDTHS = 30.0
-"""The noise ``σ√T`` over the width of the wider end."""
+"""Limit of the noise ``σ√T`` relative to the width of the wider end."""
 COLUMN_WIDTHS = 100.0
-"""The ratio of the widths of columns, in units of the noise of each."""
+"""Limit of the ratio of the widths of columns, in units of the noise of each."""
 _FEW, _THINNED, _PART = 200, 1000, 0.01
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The widest gap that parts the rows in two, neither of which is a handful of outliers.
+    """The widest gap between two parts of the rows, neither of which is just a few outliers.
 
     Attributes:
         width: least distance between a row of one part and a row of the other.
@@ -48,7 +48,7 @@ class Gap:
 def warn_of_difficulties(
     x0: Tensor | None, x1: Tensor | None, reference: Process, names: tuple[str, str] = ("x0", "x1")
 ) -> None:
-    """Warns of heavy tails, parts that are far apart, ends or columns of very different widths, and far wider noise.
+    """Warns of heavy tails, distant parts, ends or columns of very different widths, and noise far wider than the data.
 
     Args:
         x0, x1: rows of either end, shape ``(n, dim)``; ``None`` for an end without rows. Fewer than 200 say too little
@@ -70,20 +70,20 @@ def warn_of_difficulties(
 
 
 def tail_share(rows: Tensor) -> float:
-    """The share of the variance that is carried by the hundredth of the rows that is farthest from the mean."""
+    """Returns the share of the variance carried by the hundredth of the rows that is farthest from the mean."""
     squares = (rows - rows.mean(0)).square().sum(1)
     return float(squares.topk(max(1, len(rows) // 100)).values.sum() / squares.sum())
 
 
 def kurtosis(rows: Tensor) -> float:
-    """The largest excess kurtosis ``E z⁴ − 3`` of a column that is not constant."""
+    """Returns the largest excess kurtosis ``E z⁴ − 3`` of a column that is not constant."""
     centred = rows - rows.mean(0)
     variance = centred.square().mean(0)
     return float((centred.pow(4).mean(0)[variance > 0] / variance[variance > 0].square() - 3.0).max())
 
 
 def widest_gap(rows: Tensor) -> Gap | None:
-    """The widest gap by single linkage (Gower & Ross 1969, https://doi.org/10.2307/2346439); ``None`` without one.
+    """Finds the widest gap by single linkage (Gower & Ross 1969, https://doi.org/10.2307/2346439), if there is one.
 
     Either part has at least a hundredth of the rows.
     """
@@ -103,7 +103,7 @@ def widest_gap(rows: Tensor) -> Gap | None:
 
 
 def noise_level(reference: Process, dim: int) -> float:
-    """What the reference adds to a coordinate over its horizon, as a standard deviation; ``σ(0)√T`` if not linear."""
+    """Returns the standard deviation of the reference's noise per coordinate over T; ``σ(0)√T`` if not linear."""
     if isinstance(reference, LinearProcess):
         return float(reference.transition(0.0, reference.horizon).root.mean_square(dim)) ** 0.5
     return float(reference.scale(0.0).mean_square(dim) * reference.horizon) ** 0.5
@@ -115,8 +115,9 @@ def _warn_of_tails(name: str, rows: Tensor) -> None:
         _tell(
             HeavyTailsWarning,
             f"{name} has heavy tails: a hundredth of its rows carries {share:.0%} of its variance (largest excess "
-            f"kurtosis of a column {kurtosis(rows):.3g}). Scales and the default σ follow these rows, beside which the "
-            "others are one point. Are they data? If so, transform the columns (logarithm, ranks) or clip them.",
+            f"kurtosis of a column {kurtosis(rows):.3g}). Scales and the default σ depend on these rows; relative to "
+            "them, all others are nearly one point. Check that they are not errors. If they are data, transform the "
+            "columns (logarithm, ranks) or clip them.",
         )
 
 
@@ -125,15 +126,15 @@ def _warn_of_gap(name: str, rows: Tensor, noise: float) -> None:
     if gap is not None and gap.width > GAP_IN_RADII * gap.radius and gap.width > GAP_IN_NOISE * noise:
         _tell(
             DisconnectedWarning,
-            f"{name} is disconnected: a gap of {gap.width:.3g} parts {gap.share:.1%} of its rows from the others, "
+            f"{name} is disconnected: a gap of {gap.width:.3g} separates {gap.share:.1%} of its rows from the others, "
             + (
                 f"{gap.width / gap.radius:.3g} times the radius {gap.radius:.3g} of the wider part and "
                 if gap.radius > 0.0
-                else "either part is a single value, and the gap is "
+                else "each part is a single value, and the gap is "
             )
-            + f"{gap.width / noise:.3g} times the noise σ√T = {noise:.3g} of the reference. No path of the reference "
-            "crosses it, so controls have to switch there: look at the share of each part in what comes out, take a "
-            "larger σ, or fit the parts by themselves.",
+            + f"{gap.width / noise:.3g} times the noise σ√T = {noise:.3g} of the reference. Paths of the reference "
+            "practically never cross it, so controls must switch abruptly there: check the share of each part in the "
+            "output, use a larger σ, or fit the parts separately.",
         )
 
 
@@ -151,31 +152,32 @@ def _warn_of_widths(first: tuple[str, Tensor], second: tuple[str, Tensor], refer
         ScalesWarning,
         f"the ends are on very different scales: the mean standard deviation of a column is {widths[0]:.3g} in {name0} "
         f"and {widths[1]:.3g} in {name1}, a ratio of {max(widths) / min(widths):.3g}. One σ cannot suit both: the "
-        "noise swamps the narrow end or hardly moves the wide one. Are the units the same? If so, take a reference "
+        "noise hides the narrow end or hardly moves the wide one. Check that the units agree. If they do, use a "
+        "reference "
         + (
             "that widens by itself, such as VarianceExploding."
             if widths[0] < widths[1]
-            else "that narrows by itself, such as OrnsteinUhlenbeck; or let the narrow end be the source, and a "
+            else "that narrows by itself, such as OrnsteinUhlenbeck; or make the narrow end the source, with a "
             "VarianceExploding reference."
         ),
     )
 
 
 def _warn_of_noise(ends: list[tuple[str, Tensor]], noise: float) -> None:
-    """Beside noise so wide the ends are points."""
+    """Warns of noise far wider than both ends."""
     widest = max(_width(rows) for _, rows in ends)
     if 0.0 < widest * NOISE_WIDTHS < noise:
         _tell(
             ScalesWarning,
             f"the noise is far wider than the data: σ√T = {noise:.3g}, and the mean standard deviation of a column is "
-            f"{widest:.3g} at most. The bridge is then all but the independent coupling, and simulated paths miss ends "
-            f"that are so small beside a step's noise. Take a σ of about {widest:.2g}/√T; where the ends are much "
-            "further apart than they are wide, take their means away first.",
+            f"{widest:.3g} at most. The bridge is then nearly the independent coupling, and simulated paths miss ends "
+            f"that are small compared with the noise of a step. Use a σ of about {widest:.2g}/√T; if the ends are much "
+            "further apart than they are wide, subtract their means first.",
         )
 
 
 def _warn_of_columns(ends: list[Tensor], reference: Process) -> None:
-    """Columns that are constant in all ends have no width."""
+    """Warns of columns of very different widths; constant columns have no width."""
     noise = reference.scale(0.0).inverse()
     variances = torch.stack([noise.to(rows)(rows).var(0, correction=0) for rows in ends]).mean(0)
     seen = variances.nonzero().flatten()
@@ -187,19 +189,19 @@ def _warn_of_columns(ends: list[Tensor], reference: Process) -> None:
         _tell(
             ScalesWarning,
             f"columns are on very different scales: measured in the noise σ of the reference, column {wide} is "
-            f"{ratio:.3g} times as wide as column {narrow} (counted from 0). One σ cannot suit both: the noise swamps "
-            "the narrow one or hardly moves the wide one. Standardise the columns, drop the narrow ones if nothing is "
-            "in them, or give each a σ of its own: in Python, BrownianMotion(sigma) with a vector.",
+            f"{ratio:.3g} times as wide as column {narrow} (counted from 0). One σ cannot suit both: the noise hides "
+            "the narrow one or hardly moves the wide one. Standardise the columns, drop narrow ones without "
+            "information, or give each column its own σ: in Python, BrownianMotion(sigma) with a vector.",
         )
 
 
 def _width(rows: Tensor) -> float:
-    """The root mean square over columns of the standard deviation."""
+    """Returns the root mean square over columns of the standard deviation."""
     return float(rows.var(0, correction=0).mean()) ** 0.5
 
 
 def _members(merges: np.ndarray, cluster: int, count: int) -> list[int]:
-    """The rows of a cluster of a linkage of ``count`` rows."""
+    """Returns the rows of a cluster in a linkage of ``count`` rows."""
     found, waiting = [], [cluster]
     while waiting:
         one = waiting.pop()

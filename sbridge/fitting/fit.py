@@ -1,4 +1,4 @@
-"""From two arrays to a bridge: choices made explicit, the problem in model units, the solver run."""
+"""From two data sets to a bridge: explicit choices, the problem in model units, the run of the solver."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PROBE_ROWS = 4096
 
 @dataclass(frozen=True)
 class SigmaChoice:
-    """A noise level for a Brownian reference, with the numbers to judge it by.
+    """A noise level for a Brownian reference, with the numbers by which to judge it.
 
     ``σ² T = 0.1 s²``, ``s`` the mean over coordinates of the pooled standard deviation of both ends: half way the
     bridge's own noise ``σ√T/2`` is then 16 % of the spread of the data. Larger σ: smoother plans, easier problems,
@@ -55,15 +55,15 @@ class SigmaChoice:
 
     def __str__(self) -> str:
         return (
-            f"sigma = {self.sigma:.4g} (epsilon = {self.epsilon:.4g}: noise half way is "
-            f"{0.5 * self.epsilon**0.5 / self.spread:.0%} of the data's spread {self.spread:.4g}; "
-            f"the means of the ends are {self.shift / self.spread:.2g} spreads apart per coordinate)"
+            f"sigma = {self.sigma:.4g} (epsilon = {self.epsilon:.4g}; half way, the standard deviation of the noise is "
+            f"{0.5 * self.epsilon**0.5 / self.spread:.0%} of that of the data, {self.spread:.4g}; the means of the "
+            f"ends are {self.shift / self.spread:.2g} standard deviations apart per coordinate)"
         )
 
 
 @standard_modes(gradients=False)
 def choose_sigma(x0: End, x1: End, *, horizon: float = 1.0, seed: Seed = 0) -> SigmaChoice:
-    """The default σ for two ends: see :class:`SigmaChoice`. Laws that are no samples are sampled with ``seed``.
+    """Chooses the default σ for two ends: see :class:`SigmaChoice`. Ends in closed form are sampled with ``seed``.
 
     Raises:
         InvalidInputError: if every column is constant, the ends do not fit together, the horizon is not positive, or an
@@ -93,7 +93,7 @@ def solve(
     callbacks: Sequence[Callback] = (),
     resume_from: Flat | None = None,
 ) -> R:
-    """Runs ``solver`` on ``problem`` in the units it stands in; returns what the solver makes.
+    """Runs ``solver`` on ``problem`` in the problem's own units; returns the result of the solver.
 
     Args:
         problem: what to solve: a :class:`~sbridge.problems.BridgeProblem` gives a :class:`~sbridge.solutions.Bridge`, a
@@ -120,7 +120,7 @@ def solve(
 
 @dataclass(frozen=True, eq=False)
 class Preparation:
-    """Everything that a fit decided before its first step.
+    """Everything that a fit decides before its first step.
 
     Attributes:
         problem: in units of the data.
@@ -210,7 +210,7 @@ def fit(
     seed: Seed = 0,
     callbacks: Sequence[Callback] = (),
 ) -> Bridge:
-    """A Schrödinger bridge between two ends.
+    """Fits a Schrödinger bridge between two ends.
 
     Args:
         x0: source: array or tensor ``(n, dim)``, or a law.
@@ -244,7 +244,7 @@ def diffuse(
     seed: Seed = 0,
     callbacks: Sequence[Callback] = (),
 ) -> Bridge:
-    """Reverse diffusion of one data set, as a bridge: ``bridge.backward`` generates, and its control is ``σᵀ score``.
+    """Fits a reverse diffusion of one data set as a bridge: ``bridge.backward`` generates; its control is ``σᵀ score``.
 
     Args:
         x0: the data: array or tensor ``(n, dim)``, or a law that can be sampled.
@@ -268,7 +268,7 @@ def diffuse(
 
 @standard_modes(gradients=False)
 def choose_noising(x0: End) -> VariancePreserving:
-    """Variance-preserving noise about the mean of the data, with their root mean square spread as stationary width.
+    """Chooses variance-preserving noise about the mean of the data, of the same root mean square deviation.
 
     β rises linearly from 0.1 to 20 over ``T = 1``: at the end ``e^{−∫β/2} = .7 %`` of the data is left.
 
@@ -283,19 +283,21 @@ def choose_noising(x0: End) -> VariancePreserving:
     spread = float(covariance.diagonal().double().mean().sqrt())
     constant = isinstance(law, Samples) and bool((law.rows == law.rows[:1]).all())  # the covariance is then rounding
     if constant or not spread > 0:
-        raise InvalidInputError("every row of x0 is the same; noise of its spread would be no noise.")
+        raise InvalidInputError(
+            "all rows of x0 are equal, so the noise level, their standard deviation, would be zero."
+        )
     return VariancePreserving(stationary_std=spread, mean=mean.double())
 
 
 def _rows_of(law: Law, seed: Seed) -> Tensor | None:
-    """Rows of a law; ``None`` for a density, which cannot be sampled."""
+    """Returns rows of a distribution; ``None`` for a density, which cannot be sampled."""
     if isinstance(law, Density):
         return None
     return law.rows if isinstance(law, Samples) else law.sample(_PROBE_ROWS, generator(seed))
 
 
 def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows that stand for either end; InvalidInputError unless they have the same columns, dtype and device.
+    """Returns rows of either end; raises InvalidInputError unless their columns, dtype and device agree.
 
     An end that is only a density is represented by the rows of the other one.
     """
@@ -305,8 +307,8 @@ def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
     rows0, rows1 = rows1 if rows0 is None else rows0, rows0 if rows1 is None else rows1
     if rows0 is None or rows1 is None:
         raise UnsupportedError(
-            "x0 and x1 are both unnormalised densities, and paths need one end to start from: draw samples of one "
-            "first, say with AdjointBridge() from a Gaussian."
+            "x0 and x1 are both unnormalised densities, but paths must start from samples: draw samples of one density "
+            "first, for example with AdjointBridge() from a Gaussian."
         )
     check_same_kind(rows0, rows1, names)
     check_units(rows0, rows1, names)
@@ -314,17 +316,17 @@ def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _check_spreads(source: Law, target: Law) -> None:
-    """InvalidInputError if an end has no rows by whose spread σ could be chosen."""
+    """Raises InvalidInputError if an end has no rows from whose standard deviation σ could be chosen."""
     for name, end in (("x0", source), ("x1", target)):
         if isinstance(end, Density):
             raise InvalidInputError(
-                f"{name} is an unnormalised density, so nothing says how far the noise has to reach: give a reference, "
-                "such as BrownianMotion(sigma) with σ√T about the width of the density."
+                f"{name} is an unnormalised density, from which no noise level can be chosen: give a reference, such "
+                "as BrownianMotion(sigma) with σ√T about the width of the density."
             )
 
 
 def _check_options(reference: object, solver: object, scaling: object) -> None:
-    """InvalidInputError for an option of another kind, such as a class or a name in place of an object."""
+    """Raises InvalidInputError for an option of the wrong kind, such as a class or a name instead of an object."""
     for name, value, kind, example in (
         ("reference", reference, Process, "BrownianMotion(sigma=1.0)"),
         ("solver", solver, Solver, "IMF()"),
@@ -338,7 +340,7 @@ def _check_treatable(problem: P, solver: Method[P, S, R]) -> None:
     if not isinstance(problem, solver.treats):
         raise UnsupportedError(
             f"{type(solver).__name__} solves a {solver.treats.__name__}, got a {type(problem).__name__}; use a solver "
-            "for that kind, such as IMF() for bridges and AdjointMatching() for control."
+            "for that problem, such as IMF() for bridges and AdjointMatching() for control."
         )
     reason = solver.refusal(problem)
     if reason is not None:

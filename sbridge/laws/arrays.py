@@ -1,4 +1,4 @@
-"""Arrays of a user as tensors: what is accepted, and why the rest is not."""
+"""Conversion of user arrays to tensors, with errors for what is not accepted."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sbridge.modes import owned
 
 Array = Tensor | np.ndarray
 FINE_STEPS = 1024.0
-"""Steps of a floating-point type in one standard deviation of a column, from which on its rounding does not matter."""
+"""Fewest steps of a floating-point type in one standard deviation of a column for which rounding is negligible."""
 _FEWEST_STEPS, _NARROW = 4.0, 1e-3
 _BLOCK_ROWS = 2**16
 _FLOATING = (torch.float32, torch.float64)
 
 
 def as_numbers(value: object, name: str, *, copy: bool = False) -> Tensor:
-    """A numpy array or a tensor of float32 or float64 numbers as a dense tensor of that dtype.
+    """Converts a numpy array or a tensor of float32 or float64 numbers to a dense tensor of that dtype.
 
     Args:
         value: the array. Its shape and values are not checked.
@@ -64,7 +64,7 @@ def check_rows(rows: Tensor, name: str, *, least: int = 2) -> None:
 
 
 def check_precision(x0: Tensor, x1: Tensor) -> None:
-    """Whether the rounding of two ends to their floating-point type is small against what their columns vary.
+    """Checks that the floating-point rounding of two ends is small compared with the variation of their columns.
 
     Warns:
         PrecisionWarning: for a column that varies by fewer than ``FINE_STEPS`` steps of the type.
@@ -82,7 +82,7 @@ def check_precision(x0: Tensor, x1: Tensor) -> None:
         cure = " Give float64 rows, or subtract a constant before converting to float32." * (dtype is np.float32)
         said = f"x0 and x1: column {found[0]} has {found[1]}.{cure}"
         if steps == _FEWEST_STEPS:
-            raise InvalidInputError(f"{said} Too little of the data is left to fit a bridge to.")
+            raise InvalidInputError(f"{said} Too few digits of the data remain to fit a bridge.")
         warnings.warn(said, PrecisionWarning, stacklevel=2)
         return
 
@@ -90,7 +90,7 @@ def check_precision(x0: Tensor, x1: Tensor) -> None:
 def coarse_column(
     parts: Sequence[np.ndarray], dtype: type[np.floating], steps: float, *, least: float = 0.0
 ) -> tuple[int, str] | None:
-    """The first column that varies by fewer than ``steps`` steps of ``dtype``, and its numbers in words.
+    """Finds the first column that varies by fewer than ``steps`` steps of ``dtype``, with its numbers in words.
 
     A step is the distance of two neighbouring numbers of ``dtype`` at the largest magnitude of the column; the column
     varies by its standard deviation. Constant columns do not count. ``None`` if there is no such column.
@@ -134,7 +134,7 @@ def _from_numpy(array: np.ndarray, name: str, *, copy: bool) -> Tensor:
 
 
 def _check_mask(array: np.ndarray, name: str) -> None:
-    """InvalidInputError for a masked array that hides entries: its data hold what was meant to be hidden."""
+    """Raises InvalidInputError for a masked array that hides entries: its data still contain the hidden values."""
     if not isinstance(array, np.ma.MaskedArray) or not (hidden := np.ma.getmaskarray(array)).any():
         return
     row = int(np.argwhere(hidden)[0][0]) if array.ndim else 0
@@ -159,13 +159,13 @@ def _numpy_cure(dtype: np.dtype, name: str) -> str:
 
 def _complex_cure(name: str) -> str:
     return (
-        f"real numbers are needed: put the real and imaginary parts of {name} side by side as columns, or use "
+        f"real numbers are needed: put the real and imaginary parts of {name} into separate columns, or use "
         f"{name}.real if the imaginary parts are zero."
     )
 
 
 def _check_kind(value: Tensor, name: str) -> None:
-    """InvalidInputError unless a tensor is dense, with numbers, in float32 or float64."""
+    """Raises InvalidInputError unless a tensor is dense, holds numbers, and is float32 or float64."""
     if value.layout != torch.strided:
         raise InvalidInputError(
             f"{name} is a sparse tensor ({value.layout}); a dense tensor is needed: {name}.to_dense()."

@@ -1,4 +1,4 @@
-"""What stands at an end of a bridge: samples, a point, a closed-form law, or an unnormalised density."""
+"""Distributions at the ends of a bridge: samples, a point, a closed form, or an unnormalised density."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sbridge.storage.registry import register
 
 
 class Law(ABC):
-    """A probability law on ``R^dim``: what starts and ends of processes are given by.
+    """A probability distribution on ``R^dim``, such as the start or end of a process.
 
     One of your own has ``dim``, ``sample`` and ``rescaled`` (the law of ``(X − shift)/scale``), and ``log_density`` if
     that is known; it is a frozen, registered dataclass if it is to be saved.
@@ -35,11 +35,11 @@ class Law(ABC):
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` independent draws, shape ``(n, dim)``."""
+        """Draws ``n`` independent samples, shape ``(n, dim)``."""
 
     @abstractmethod
     def rescaled(self, scaling: AffineScaling) -> Law:
-        """The law of ``(X − shift) / scale``."""
+        """Returns the distribution of ``(X − shift) / scale``."""
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ class HasDensity(Protocol):
 @register
 @dataclass(frozen=True, eq=False, init=False)
 class Samples(Law):
-    """The empirical law of ``rows`` of shape ``(n, dim)``, with optional ``weights`` of shape ``(n,)`` (sum 1).
+    """The empirical distribution of ``rows`` ``(n, dim)``, with optional ``weights`` of shape ``(n,)`` (sum 1).
 
     Both are numpy arrays or tensors, and are copied; :meth:`sharing` makes one without a copy. Weights are kept in the
     dtype and on the device of the rows.
@@ -84,7 +84,7 @@ class Samples(Law):
 
     @classmethod
     def sharing(cls, rows: Tensor, weights: Array | None = None) -> Samples:
-        """Samples that use the memory of ``rows`` instead of a copy, for tables too large for one.
+        """Makes samples that use the memory of ``rows`` instead of a copy, for tables too large for one.
 
         Whoever calls this must not change the rows afterwards.
         """
@@ -114,7 +114,7 @@ class Samples(Law):
         return self.rows.shape[1]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` rows, drawn with replacement."""
+        """Draws ``n`` rows with replacement."""
         if self.weights is None:
             index = torch.randint(len(self.rows), (n,), generator=generator, device=generator.device)
         else:
@@ -122,14 +122,14 @@ class Samples(Law):
         return self.rows[index.to(self.rows.device)]
 
     def rescaled(self, scaling: AffineScaling) -> Samples:
-        """The scaled rows with the same weights."""
+        """Returns the scaled rows with the same weights."""
         return Samples.sharing(scaling.to_model(self.rows), self.weights)
 
 
 @register
 @dataclass(frozen=True, eq=False, init=False)
 class Gaussian(Law):
-    """``N(mean, covariance)``; ``mean`` of shape ``(dim,)``, ``covariance`` ``(dim, dim)``.
+    """The Gaussian ``N(mean, covariance)``; ``mean`` of shape ``(dim,)``, ``covariance`` ``(dim, dim)``.
 
     Raises:
         InvalidInputError: if the shapes do not fit or the covariance is not positive definite.
@@ -158,16 +158,16 @@ class Gaussian(Law):
         return self.mean.shape[0]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """``mean + L ξ`` with ``L Lᵀ = covariance``."""
+        """Draws ``mean + L ξ`` with ``L Lᵀ = covariance``."""
         noise = torch.randn(n, self.dim, generator=generator, device=generator.device, dtype=self.mean.dtype)
         return self.mean + noise.to(self.mean.device) @ torch.linalg.cholesky(self.covariance).mT
 
     def rescaled(self, scaling: AffineScaling) -> Gaussian:
-        """Scaled mean, and ``covariance_ij / (scale_i scale_j)``."""
+        """Returns the Gaussian with scaled mean, and ``covariance_ij / (scale_i scale_j)``."""
         return Gaussian(scaling.to_model(self.mean), _scaled_covariance(self.covariance, scaling))
 
     def log_density(self, x: Tensor) -> Tensor:
-        """``log N(x; mean, covariance)``, shape ``(batch,)``."""
+        """Computes ``log N(x; mean, covariance)``, shape ``(batch,)``."""
         root = torch.linalg.cholesky(self.covariance)
         z = torch.linalg.solve_triangular(root, (x - self.mean).mT, upper=False)
         return -0.5 * (z.square().sum(0) + self.dim * math.log(2 * math.pi)) - root.diagonal().log().sum()
@@ -176,7 +176,7 @@ class Gaussian(Law):
 @register
 @dataclass(frozen=True, eq=False, init=False)
 class GaussianMixture(Law):
-    """``Σ_k weights_k N(means_k, covariances_k)``.
+    """The Gaussian mixture ``Σ_k weights_k N(means_k, covariances_k)``.
 
     Args:
         weights: shape ``(K,)``, non-negative with sum 1.
@@ -223,13 +223,13 @@ class GaussianMixture(Law):
         return rows
 
     def rescaled(self, scaling: AffineScaling) -> GaussianMixture:
-        """Every component scaled."""
+        """Returns the mixture of the scaled components."""
         return GaussianMixture(
             self.weights, scaling.to_model(self.means), _scaled_covariance(self.covariances, scaling)
         )
 
     def log_density(self, x: Tensor) -> Tensor:
-        """``log Σ_k w_k N(x; μ_k, Σ_k)``, shape ``(batch,)``."""
+        """Computes ``log Σ_k w_k N(x; μ_k, Σ_k)``, shape ``(batch,)``."""
         parts = [Gaussian(m, c).log_density(x) for m, c in zip(self.means, self.covariances, strict=True)]
         return torch.logsumexp(torch.stack(parts, -1) + self.weights.log(), -1)
 
@@ -237,7 +237,7 @@ class GaussianMixture(Law):
 @register
 @dataclass(frozen=True, eq=False, init=False)
 class Point(Law):
-    """A Dirac law: every draw is ``position``, of shape ``(dim,)``.
+    """A Dirac distribution: every draw is ``position``, of shape ``(dim,)``.
 
     Raises:
         InvalidInputError: for another shape or dtype, NaN or infinities.
@@ -259,18 +259,18 @@ class Point(Law):
         return self.position.shape[0]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` times the position; the generator is left as it is."""
+        """Returns ``n`` copies of the position; does not use the generator."""
         return self.position.repeat(n, 1)
 
     def rescaled(self, scaling: AffineScaling) -> Point:
-        """The scaled position."""
+        """Returns the scaled position."""
         return Point(scaling.to_model(self.position))
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class Density(Law):
-    """A law known by its unnormalised log density ``(batch, dim) → (batch,)`` only: it cannot be sampled.
+    """A distribution known only by its unnormalised log density ``(batch, dim) → (batch,)``: it cannot be sampled.
 
     What contains one can be saved if the log density is an object of a registered class, and not if it is a function.
     """
@@ -280,25 +280,25 @@ class Density(Law):
 
     @property
     def dim(self) -> int:
-        """The dimension it was declared with."""
+        """The declared dimension."""
         return self.dimension
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Raises UnsupportedError: sampling it is what a solver is for."""
+        """Raises UnsupportedError: sampling a density is the task of a solver."""
         raise UnsupportedError(
-            "a Density has no sampler. A bridge that starts in one is simulated from rows of yours: "
+            "a Density cannot be sampled. To simulate a bridge that starts in one, give rows of your own: "
             "measure.simulate(rows, seed=…), or bridge.reversed().transport(rows, seed=…)."
         )
 
     def rescaled(self, scaling: AffineScaling) -> Density:
-        """The density of the scaled variable, up to its constant."""
+        """Returns the density of the scaled variable, up to its constant."""
         return Density(_InModelUnits(self.log_density, scaling), self.dimension)
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class _InModelUnits:
-    """A log density of the data's units, as one of the model's."""
+    """A log density of data units as a function of model units."""
 
     log_density: Callable[[Tensor], Tensor]
     scaling: AffineScaling
@@ -313,13 +313,13 @@ def _scaled_covariance(covariance: Tensor, scaling: AffineScaling) -> Tensor:
 
 
 def _hold(law: Law, **fields: Array) -> None:
-    """Sets the fields of a law to copies of what it is made from."""
+    """Sets the fields of a distribution to copies of the given arrays."""
     for name, value in fields.items():
         object.__setattr__(law, name, as_numbers(value, name, copy=True))
 
 
 def as_law(value: object, name: str) -> Law:
-    """``value`` as a :class:`Law`: a numpy array or tensor of rows becomes :class:`Samples`, which holds a copy of it.
+    """Converts ``value`` to a :class:`Law`: an array or tensor of rows becomes :class:`Samples`, with its own copy.
 
     Raises:
         InvalidInputError: if it is neither a law nor a two-dimensional float32 or float64 array of finite rows.
@@ -328,7 +328,7 @@ def as_law(value: object, name: str) -> Law:
 
 
 def as_rows(value: object, name: str, *, least: int = 2) -> Tensor:
-    """A float32 or float64 array or tensor of shape ``(n, dim)`` as a checked tensor, which may share its memory.
+    """Checks a float32 or float64 array or tensor ``(n, dim)`` and returns a tensor, which may share its memory.
 
     Raises:
         InvalidInputError: for another shape or kind (see :func:`~sbridge.laws.arrays.as_numbers`), fewer than ``least``
@@ -344,7 +344,7 @@ def _checked(value: object, name: str, *, least: int, copy: bool) -> Tensor:
 
 
 def check_same_space(source: Law, target: Law, names: tuple[str, str]) -> None:
-    """Raises InvalidInputError unless both ends of a bridge have as many columns."""
+    """Raises InvalidInputError unless both ends of a bridge have the same number of columns."""
     if source.dim != target.dim:
         raise InvalidInputError(
             f"{names[0]} has {source.dim} columns, {names[1]} has {target.dim}: a bridge needs both ends in the same "
@@ -353,10 +353,10 @@ def check_same_space(source: Law, target: Law, names: tuple[str, str]) -> None:
 
 
 def check_same_kind(left: Tensor, right: Tensor, names: tuple[str, str]) -> None:
-    """Raises InvalidInputError unless both tensors have one dtype and one device."""
+    """Raises InvalidInputError unless both tensors have the same dtype and device."""
     for what in ("dtype", "device"):
         if getattr(left, what) != getattr(right, what):
             raise InvalidInputError(
-                f"{names[0]} has {what} {getattr(left, what)}, {names[1]} has {what} {getattr(right, what)}; "
-                "bring both to one."
+                f"{names[0]} has {what} {getattr(left, what)}, {names[1]} has {what} {getattr(right, what)}; convert "
+                "one to that of the other."
             )

@@ -1,4 +1,4 @@
-"""The change of units between the user's data and the model, as an object.
+"""Change of units between the user's data and the model.
 
 Noise units are the same on both sides: if ``dX = (b + σu) dt + σ dW`` and ``X̃ = (X − m)/s``, then
 ``X̃`` has drift ``(b + σu)/s`` and noise ``σ/s`` with *the same* ``u`` and ``W``. A bridge fitted to
@@ -22,7 +22,7 @@ from sbridge.storage.registry import register
 @register
 @dataclass(frozen=True, eq=False)
 class AffineScaling:
-    """``x_model = (x − shift) / scale``; ``shift`` of shape ``(dim,)``, ``scale`` ``(1,)`` or ``(dim,)``, float64."""
+    """The map ``x_model = (x − shift) / scale``; ``shift`` ``(dim,)``, ``scale`` ``(1,)`` or ``(dim,)``, float64."""
 
     shift: Tensor
     scale: Tensor
@@ -35,30 +35,30 @@ class AffineScaling:
         return not bool(self.shift.any()) and bool((self.scale == 1).all())
 
     def to_model(self, x: Tensor) -> Tensor:
-        """From data units to model units."""
+        """Converts data units to model units."""
         return ((x - self.shift.to(x)) / self.scale.to(x)).to(x.dtype)
 
     def to_data(self, x: Tensor) -> Tensor:
-        """From model units to data units."""
+        """Converts model units to data units."""
         return x * self.scale.to(x) + self.shift.to(x)
 
 
 @runtime_checkable
 class ScalingRecipe(Protocol):
-    """Chooses a scaling from the rows of the two ends."""
+    """A recipe that chooses a scaling from the rows of the two ends."""
 
     def __call__(self, x0: Tensor, x1: Tensor) -> AffineScaling:
-        """The scaling for sources ``x0`` and targets ``x1``."""
+        """Returns the scaling for sources ``x0`` and targets ``x1``."""
         ...
 
 
 @register
 @dataclass(frozen=True)
 class NoScaling:
-    """Leaves the data as they are."""
+    """Leaves the data unchanged."""
 
     def __call__(self, x0: Tensor, x1: Tensor) -> AffineScaling:
-        """Shift 0, scale 1."""
+        """Returns shift 0 and scale 1."""
         zero = torch.zeros(x0.shape[1], dtype=torch.float64, device=x0.device)
         return AffineScaling(zero, torch.ones_like(zero[:1]))
 
@@ -72,13 +72,13 @@ class CommonScale:
     """
 
     def __call__(self, x0: Tensor, x1: Tensor) -> AffineScaling:
-        """Raises InvalidInputError if every column is constant."""
+        """Computes the scaling; raises InvalidInputError if every column is constant."""
         pooled = torch.cat([x0, x1]).double()
         scale = _deviations(pooled).mean().reshape(1)
         if not bool(scale > 0):
             raise InvalidInputError(
-                "every column is constant, so there is no scale to divide by, nor to choose the noise by: give a "
-                "reference, such as BrownianMotion(sigma=1.0), and scaling=NoScaling() (--sigma and --scaling none)."
+                "every column is constant, so there is no scale for the data or the noise: give a reference, such as "
+                "BrownianMotion(sigma=1.0), and scaling=NoScaling() (--sigma and --scaling none)."
             )
         return AffineScaling(pooled.mean(0), scale)
 
@@ -89,7 +89,7 @@ class PerCoordinate:
     """Centres and divides each column by its own pooled standard deviation."""
 
     def __call__(self, x0: Tensor, x1: Tensor) -> AffineScaling:
-        """Raises InvalidInputError if a column is constant."""
+        """Computes the scaling; raises InvalidInputError if a column is constant."""
         pooled = torch.cat([x0, x1]).double()
         scale = _deviations(pooled)
         constant = torch.nonzero(scale <= 0).flatten().tolist()
@@ -102,7 +102,7 @@ class PerCoordinate:
 
 
 def common_units(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
-    """``(x − c)/s``, ``(y − c)/s`` in float64 and ``s``: distances of order one, so that squares round least.
+    """Returns ``(x − c)/s``, ``(y − c)/s`` in float64 and ``s``: distances of order one, whose squares round least.
 
     ``c`` is the mean of ``y``. ``s`` is a power of two, so dividing by it is exact; it is 1 if all rows are equal.
     Distances of the results are those of ``x`` and ``y`` divided by ``s``, at any scale of the data and any offset.
@@ -119,11 +119,11 @@ def common_units(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 LEAST_WIDTH, LARGEST_WIDTH = 1e-28, 1e28
-"""Standard deviations of the data between which σ and its square can be computed with."""
+"""Standard deviations of the data between which σ and its square stay in the floating-point range."""
 
 
 def check_units(x0: Tensor, x1: Tensor, names: tuple[str, str]) -> None:
-    """InvalidInputError if the rows of both ends together are too wide, too narrow or too far out to be squared.
+    """Raises InvalidInputError if the rows of both ends together are too wide, too narrow or too far out to be squared.
 
     Rows that are all equal have no width, and pass.
     """
@@ -136,18 +136,18 @@ def check_units(x0: Tensor, x1: Tensor, names: tuple[str, str]) -> None:
         return
     raise InvalidInputError(
         f"the standard deviation of {names[0]} and {names[1]} together is {width:.3g} and their largest entry "
-        f"{largest:.3g}: squares of such numbers leave the floating-point range. Take another unit of length, for "
-        f"example divide both by {width or largest:.0e}; σ, if you give it, is divided by the same number. The "
-        f"standard deviation has to lie between {LEAST_WIDTH:g} and {LARGEST_WIDTH:g}."
+        f"{largest:.3g}: squares of such numbers leave the floating-point range. Use another unit of length, for "
+        f"example divide both by {width or largest:.0e}; a given σ must be divided by the same number. The standard "
+        f"deviation must be between {LEAST_WIDTH:g} and {LARGEST_WIDTH:g}."
     )
 
 
 def _power_of_two(x: Tensor, y: Tensor) -> float:
-    """The power of two next to the largest entry, in magnitude; 1 if all are zero."""
+    """Returns the power of two next to the largest entry in magnitude; 1 if all are zero."""
     largest = max(float(one.abs().max()) if one.numel() else 0.0 for one in (x, y))
     return 2.0 ** min(max(math.frexp(largest)[1], -1000), 1000) if largest > 0.0 else 1.0
 
 
 def _deviations(rows: Tensor) -> Tensor:
-    """Standard deviations of the columns; exactly zero for constant ones, whose mean may round."""
+    """Returns the standard deviations of the columns; exactly zero for constant ones, whose mean may round."""
     return torch.where(rows.amax(0) > rows.amin(0), rows.std(0), 0.0)

@@ -1,4 +1,4 @@
-"""What is to be solved."""
+"""The problems that solvers solve: bridges and stochastic optimal control."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROBE_ROWS = 8
 
 @dataclass(frozen=True, eq=False)
 class BridgeProblem:
-    """The Schrödinger bridge: ``min KL(P ‖ R)`` over path laws ``P`` with ``P_0 = source`` and ``P_T = target``.
+    """The Schrödinger bridge problem: ``min KL(P ‖ R)`` over path measures with ``P_0 = source`` and ``P_T = target``.
 
     Args:
         source: law at ``t = 0``.
@@ -48,7 +48,7 @@ class BridgeProblem:
             check_same_kind(self.source.rows, self.target.rows, names)
         if self.reference.dim not in (None, self.source.dim):
             raise InvalidInputError(
-                f"the reference process is made for dimension {self.reference.dim}, the data have {self.source.dim}."
+                f"the reference process has dimension {self.reference.dim}, the data have {self.source.dim}."
             )
 
     @property
@@ -58,21 +58,21 @@ class BridgeProblem:
 
     @property
     def linear_reference(self) -> LinearProcess:
-        """The reference, for solvers that need closed-form transitions; UnsupportedError if it has none."""
+        """Returns the reference if it has closed-form transitions; raises UnsupportedError otherwise."""
         if not isinstance(self.reference, LinearProcess):
             raise UnsupportedError(unknown_transition("this", self.reference))
         return self.reference
 
     def near(self, direction: Direction) -> Law:
-        """The end at which a direction begins."""
+        """Returns the end at which a direction begins."""
         return self.source if direction is Direction.FORWARD else self.target
 
     def far(self, direction: Direction) -> Law:
-        """The end towards which a direction runs."""
+        """Returns the end at which a direction stops."""
         return self.near(direction.opposite)
 
     def rescaled(self, scaling: AffineScaling) -> BridgeProblem:
-        """The same problem for ``X̃ = (X − shift)/scale``, ends and reference alike."""
+        """Returns the same problem for ``X̃ = (X − shift)/scale``, with scaled ends and reference."""
         return BridgeProblem(
             self.source.rescaled(scaling), self.target.rescaled(scaling), rescale(self.reference, scaling)
         )
@@ -81,7 +81,7 @@ class BridgeProblem:
 def _check_law(value: object, name: str) -> None:
     if not isinstance(value, Law):
         raise InvalidInputError(
-            f"{name} must be a law such as Samples(rows), Gaussian(mean, covariance) or Point(x), got a "
+            f"{name} must be a distribution such as Samples(rows), Gaussian(mean, covariance) or Point(x), got a "
             f"{type(value).__name__}."
         )
 
@@ -92,26 +92,26 @@ def _check_process(value: object, name: str) -> None:
 
 
 def unknown_transition(who: str, process: Process, instead: str = "IPF()") -> str | None:
-    """Why ``who``, which needs transitions in closed form, cannot take ``process``; ``None`` if it is linear.
+    """Explains why ``who``, which needs closed-form transitions, cannot use ``process``; ``None`` if it is linear.
 
     One sentence for all solvers; it names the solver that does ``instead``.
     """
     if isinstance(process, LinearProcess):
         return None
     return (
-        f"{who[:1].upper()}{who[1:]} needs transitions in closed form, which {type(process).__name__} has not: take a "
-        f"LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or {instead}, which simulates any "
-        "reference."
+        f"{who[:1].upper()}{who[1:]} needs transitions in closed form, which {type(process).__name__} does not have: "
+        f"use a LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or {instead}, which simulates "
+        "any reference."
     )
 
 
 def unsampled_end(who: str, problem: BridgeProblem) -> str | None:
-    """Why ``who``, which needs draws of both ends, cannot take ``problem``; ``None`` if it can."""
+    """Explains why ``who``, which needs draws of both ends, cannot solve ``problem``; ``None`` if it can."""
     if not any(isinstance(end, Density) for end in (problem.source, problem.target)):
         return None
     return (
-        f"{who} needs ends that can be sampled, which an unnormalised density cannot: draw samples from it first, or "
-        "take AdjointBridge(), for which one end may be a density."
+        f"{who} needs ends that can be sampled, but one is an unnormalised density: draw samples from it first, or use "
+        "AdjointBridge(), which allows one end to be a density."
     )
 
 
@@ -147,19 +147,21 @@ class ControlProblem:
         _check_law(self.start, "start")
         if self.process.dim not in (None, self.start.dim):
             raise InvalidInputError(
-                f"the process is made for dimension {self.process.dim}, the start law has {self.start.dim}."
+                f"the process has dimension {self.process.dim}, the start distribution has {self.start.dim}."
             )
         for name in ("running_cost", "terminal_cost"):
             cost = getattr(self, name)
             if cost is not None and not callable(cost):
                 raise InvalidInputError(f"{name} must be a function or None, got {cost!r}.")
         if isinstance(self.start, Density):
-            raise UnsupportedError("a control problem starts from a law that can be sampled; a Density cannot.")
+            raise UnsupportedError(
+                "a control problem needs a start distribution that can be sampled; a Density cannot."
+            )
         x = self.probe
         self.costs.rate(0.0, x)
         self.costs.end(x)
         if self.stopping is not None and bool((self.stopping.level(x) >= 0).all()):
-            raise InvalidInputError("every start state lies in the stopping set: there is nothing to control.")
+            raise InvalidInputError("all start states are in the stopping set, so there is nothing to control.")
 
     @property
     def dim(self) -> int:
@@ -168,11 +170,11 @@ class ControlProblem:
 
     @property
     def costs(self) -> Costs:
-        """Both costs and the stopping set, in the form that the losses take."""
+        """The costs and the stopping set, in the form that the losses take."""
         return Costs(self.running_cost, self.terminal_cost, self.stopping)
 
     @property
     def probe(self) -> Tensor:
-        """A few start states, always the same, with the dtype and device of all states."""
+        """A few fixed start states, with the dtype and device of all states."""
         with torch.no_grad():
             return self.start.sample(_PROBE_ROWS, generator(0))

@@ -39,13 +39,13 @@ class DensityCost:
     log_scale: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``g(x)``, shape ``(batch,)``."""
+        """Computes ``g(x)``, shape ``(batch,)``."""
         white = self.whitening.to(x)(x - self.mean.to(x))
         return -self.target.log_density(x) - 0.5 * white.square().sum(1) - self.log_scale
 
 
 def sampling_problem(target: HasDensity, process: Process, start: Law) -> ControlProblem:
-    """The control problem whose solution ends in ``target``.
+    """Makes the control problem whose solution ends in ``target``.
 
     Args:
         target: the density, up to its constant.
@@ -59,8 +59,8 @@ def sampling_problem(target: HasDensity, process: Process, start: Law) -> Contro
     """
     if not isinstance(process, LinearProcess):
         raise UnsupportedError(
-            f"the end law of the process has to be known, got a {type(process).__name__}; use a linear process such as "
-            "BrownianMotion (from a Point) or VariancePreserving (from its stationary Gaussian)."
+            f"the end distribution of the process must be known, got a {type(process).__name__}; use a linear process "
+            "such as BrownianMotion (from a Point) or VariancePreserving (from its stationary Gaussian)."
         )
     if not callable(getattr(target, "log_density", None)):
         raise UnsupportedError(f"a {type(target).__name__} has no density; give a Density(log_density, dim).")
@@ -74,7 +74,7 @@ def sampling_problem(target: HasDensity, process: Process, start: Law) -> Contro
 
 
 def _end_moments(process: LinearProcess, start: Law) -> tuple[Tensor, LinearMap]:
-    """Mean and covariance of ``X_T`` under R."""
+    """Returns mean and covariance of ``X_T`` under R."""
     law = process.transition(0.0, process.horizon)
     if isinstance(start, Point):
         return law.mean(start.position.double().cpu().unsqueeze(0))[0], law.covariance

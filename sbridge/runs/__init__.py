@@ -1,4 +1,4 @@
-"""Run folders: what a fit leaves on disk, checkpoints, and how it goes on after an interruption."""
+"""Run folders: the files of a fit, checkpoints, and resuming after an interruption."""
 
 from sbridge.runs.checkpoints import Checkpoint, History, Stopped
 from sbridge.runs.folder import FORMAT as RUN_FORMAT, ClaimedFolder, RunFolder, differences

@@ -1,4 +1,4 @@
-"""Checkpoints, and how a run is asked to stop."""
+"""Checkpoints, and requests to stop a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DOCUMENT = "document"  # name of the tensor that holds the JSON part of a check
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state of training.
+    """A saved state of training.
 
     Args:
         leg: index of the leg in training.
@@ -40,7 +40,7 @@ class Checkpoint:
     run: str
 
     def write(self, path: Path) -> None:
-        """One safetensors file: tensors, and all else as JSON in a tensor of bytes, with the SHA-256 of both."""
+        """Writes one safetensors file: tensors, and all else as JSON in a tensor of bytes, with the SHA-256 of both."""
         tensors = {f"state.{key}": value for key, value in self.flat.items() if isinstance(value, Tensor)}
         scalars = {key: value for key, value in self.flat.items() if not isinstance(value, Tensor)}
         document = {
@@ -58,20 +58,20 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path, run: str) -> Checkpoint:
-        """What :meth:`write` wrote in the same ``run``.
+        """Reads a checkpoint that :meth:`write` wrote in the same ``run``.
 
         Raises:
             FileFormatError: if the file is damaged, of another kind, or of a run with other settings or data.
         """
         tensors = files.read_tensors(path)
         document = tensors.pop(_DOCUMENT, None)
-        advice = "delete it to train from the beginning"
+        advice = "delete it to start training again"
         try:
             known = {} if document is None else json.loads(document.numpy().tobytes())
         except (ValueError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged ({error}); {advice}.") from error
         if not isinstance(known, dict) or known.get("format") != CHECKPOINT_FORMAT:
-            raise FileFormatError(f"{path} is no checkpoint (expected format {CHECKPOINT_FORMAT!r}); {advice}.")
+            raise FileFormatError(f"{path} is not a checkpoint (expected format {CHECKPOINT_FORMAT!r}); {advice}.")
         files.check_seal(known, path)
         if known["tensors"] != files.checksum_of_tensors(tensors):
             raise FileFormatError(f"{path} is damaged: the SHA-256 of its numbers does not match; {advice}.")
@@ -82,7 +82,7 @@ class Checkpoint:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the run to stop, and its checkpoint is written.
+    """Raised when a signal has stopped the run and its checkpoint is written.
 
     Args:
         signal: number of the signal.
@@ -96,7 +96,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets ``signal``, to be seen between two steps.
+    """Context in which the first SIGINT or SIGTERM only sets ``signal``, to be read between two steps.
 
     A second one interrupts at once, with the latest checkpoint as it is. Outside the main thread nothing changes.
     """
@@ -124,7 +124,7 @@ class StopRequest:
 
 @dataclass
 class History:
-    """Callback that keeps what steps report: all of it up to 2000 steps, every k-th step and the latest of more.
+    """Callback that records the reports of steps: all of them up to 2000 steps, every k-th and the latest beyond.
 
     Args:
         length: the largest number of steps.
@@ -135,7 +135,7 @@ class History:
     rows: list[Info] = field(default_factory=list)
 
     def __call__(self, state: State, info: Info) -> None:
-        """Appends ``info``, in place of the row before if that does not count."""
+        """Appends ``info``; replaces the previous entry if that one is not to be kept."""
         every = max(1, -(-self.length // HISTORY_ROWS))
         if self.rows and self.rows[-1]["step"] % every:
             self.rows.pop()
@@ -143,7 +143,7 @@ class History:
 
 
 class Keeper:
-    """Callback that writes checkpoints: every so many seconds, and when told to stop.
+    """Callback that writes checkpoints at intervals in seconds, and when the run is stopped.
 
     Args:
         path: of the checkpoint.
@@ -160,7 +160,7 @@ class Keeper:
         self._due = time.monotonic() + every
 
     def __call__(self, state: State, info: Info) -> None:
-        """Writes if it is time; raises Stopped if a signal came."""
+        """Writes a checkpoint if one is due; raises Stopped after a signal."""
         number = self.stop.signal
         if number is not None or time.monotonic() >= self._due:
             self._write(state)

@@ -1,4 +1,4 @@
-"""The contents of a run folder.
+"""Contents of a run folder.
 
 ::
 
@@ -40,28 +40,28 @@ _FREE_TO_CHANGE = ("command", "name", "threads", "versions", "format", "checksum
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names and contents of a run folder."""
+    """A run folder: names and contents of its files."""
 
     path: Path
 
     @property
     def config_file(self) -> Path:
-        """Settings, digests of the inputs, versions."""
+        """The file of settings, digests of the inputs, and versions."""
         return self.path / CONFIG
 
     @property
     def history_file(self) -> Path:
-        """What the training steps reported."""
+        """The file of what the training steps reported."""
         return self.path / "history.json"
 
     @property
     def report_file(self) -> Path:
-        """The report; written last, so that it marks a finished run."""
+        """The file of the report; written last, so that it marks a finished run."""
         return self.path / REPORT
 
     @property
     def checkpoint_file(self) -> Path:
-        """The latest state of training."""
+        """The file of the latest state of training."""
         return self.path / "checkpoint.safetensors"
 
     @property
@@ -71,24 +71,24 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the run is complete."""
         return self.report_file.exists()
 
     def legs_done(self, legs: int) -> int:
-        """The number of legs whose bridges are saved."""
+        """Returns the number of legs whose bridges are saved."""
         stems = [self.bridge(leg, legs) for leg in range(legs)]
         # The JSON file is written after the tensors and the history.
         missing = [leg for leg, stem in enumerate(stems) if not stem.with_name(f"{stem.name}.json").exists()]
         return missing[0] if missing else legs
 
     def bridge(self, leg: int, legs: int) -> Path:
-        """Where the bridge of leg number ``leg`` (from 0) is saved, without ending."""
+        """Returns the path, without ending, of the bridge of leg number ``leg`` (from 0)."""
         return self.path / ("bridge" if legs == 1 else f"bridge-{leg + 1}")
 
     @classmethod
     @contextmanager
     def claimed(cls, path: Path) -> Iterator[ClaimedFolder]:
-        """The folder ``path``, made if it does not exist, with other processes kept out of it.
+        """Claims the folder ``path``, made if it does not exist, and locks out other processes.
 
         Raises:
             InvalidInputError: if another process is at work in it, or ``path`` is a file.
@@ -98,7 +98,7 @@ class RunFolder:
             yield ClaimedFolder(path)
 
     def config(self) -> Json:
-        """The contents of ``config.json``; FileFormatError if this is no run folder."""
+        """Reads ``config.json``; raises FileFormatError if this is not a run folder."""
         check_run(self.path)
         config = files.read_json(self.config_file)
         if not isinstance(config, dict) or config.get("format") not in (FORMAT, _WITHOUT_CHECKSUM):
@@ -107,47 +107,47 @@ class RunFolder:
             files.check_seal(config, self.config_file)
         else:
             warnings.warn(
-                f"{self.config_file} was written by an earlier version and carries no checksum, so damage to it would "
-                "not be seen.",
+                f"{self.config_file} was written by an earlier version and has no checksum, so damage to it cannot be "
+                "detected.",
                 UnverifiedFileWarning,
                 stacklevel=2,
             )
         return config
 
     def checksum(self) -> str:
-        """SHA-256 of settings and data of the run: of ``config.json`` without what may differ when it is resumed."""
+        """Returns the SHA-256 of settings and data: of ``config.json`` without what may differ when it is resumed."""
         return files.checksum(_binding(self.config()))
 
     def course(self) -> Course:
-        """The fitted bridges on their time axis; FileFormatError if the run is not that far."""
+        """Loads the fitted bridges on their time axis; raises FileFormatError if the run is not finished."""
         times = _times(self.config(), self.config_file)
         legs, run = len(times) - 1, self.checksum()
         if self.legs_done(legs) < legs:
-            raise FileFormatError(f"{self.path} holds no finished model yet; repeat its command with --resume.")
+            raise FileFormatError(f"{self.path} has no finished model; repeat its command with --resume.")
         return Course(times, tuple(load_bridge(self.bridge(leg, legs), run) for leg in range(legs)))
 
     def histories(self) -> list[list[Info]]:
-        """For each leg, what its steps reported."""
+        """Reads, for each leg, what its steps reported."""
         document = files.read_json(self.history_file)
         if not isinstance(document, dict) or document.get("format") != HISTORY_FORMAT:
-            raise FileFormatError(f"{self.history_file} is no history (expected format {HISTORY_FORMAT!r}).")
+            raise FileFormatError(f"{self.history_file} is not a history (expected format {HISTORY_FORMAT!r}).")
         legs = document.get("legs")
         if not (isinstance(legs, list) and all(isinstance(leg, list) and all(map(_is_info, leg)) for leg in legs)):
             raise FileFormatError(f"{self.history_file} needs legs, each a list of steps with numbers.")
         return legs
 
     def write_histories(self, histories: Sequence[Sequence[Info]]) -> None:
-        """``history.json``."""
+        """Writes ``history.json``."""
         legs = ",\n".join("  [" + ",\n   ".join(json.dumps(row) for row in rows) + "]" for rows in histories)
         files.write_text(self.history_file, f'{{"format": "{HISTORY_FORMAT}", "legs": [\n{legs}\n]}}\n')
 
 
 @dataclass(frozen=True)
 class ClaimedFolder(RunFolder):
-    """A run folder that this process alone may change, made by :meth:`RunFolder.claimed`."""
+    """A run folder that only this process may change, made by :meth:`RunFolder.claimed`."""
 
     def create(self, config: Json) -> None:
-        """Begins a run: writes ``config.json``.
+        """Starts a run: writes ``config.json``.
 
         Raises:
             InvalidInputError: if the folder is not empty.
@@ -158,7 +158,7 @@ class ClaimedFolder(RunFolder):
         files.write_text(self.config_file, dumps(files.sealed(config)))
 
     def reopen(self, config: Json) -> None:
-        """Goes on with an unfinished run of the same settings and inputs.
+        """Continues an unfinished run with the same settings and inputs.
 
         Raises:
             InvalidInputError: if ``config`` differs from the one that the run was begun with; versions, the number
@@ -168,25 +168,25 @@ class ClaimedFolder(RunFolder):
         changed = differences(self.config(), json.loads(dumps(config)))
         if changed:
             raise InvalidInputError(
-                f"{self.path} was begun with other settings or inputs: {'; '.join(changed[:5])}"
-                f"{f'; {len(changed) - 5} more' if len(changed) > 5 else ''}. "
-                "Use those again to resume it, or start a new run in another folder."
+                f"{self.path} was started with other settings or inputs: "
+                f"{'; '.join(changed[:5])}{f'; {len(changed) - 5} more' if len(changed) > 5 else ''}. Use the original "
+                "ones to resume it, or start a new run in another folder."
             )
         remove_parts(self.path)
 
     def discard(self) -> None:
-        """Takes back :meth:`create` as long as nothing but ``config.json`` was written."""
+        """Undoes :meth:`create` as long as nothing but ``config.json`` was written."""
         if [path.name for path in self.path.iterdir()] == [self.config_file.name]:
             self.config_file.unlink()
 
     def tidy(self) -> None:
-        """Removes the checkpoint and what killed writes left behind, at the end of a run."""
+        """Removes the checkpoint and leftovers of killed writes, at the end of a run."""
         self.checkpoint_file.unlink(missing_ok=True)
         remove_parts(self.path)
 
 
 def differences(old: Json, new: Json, at: str = "") -> list[str]:
-    """What differs between two configurations, in words; names of files, versions and threads may."""
+    """Describes the differences between two configurations; names of files, versions and threads may differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [key for key in {**old, **new} if key not in _FREE_TO_CHANGE]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))]
@@ -197,24 +197,24 @@ def differences(old: Json, new: Json, at: str = "") -> list[str]:
 
 
 def _binding(config: Json) -> Json:
-    """What ties a model to its run: the settings and the checksums of the data."""
+    """Returns what ties a model to its run: the settings and the checksums of the data."""
     if isinstance(config, dict):
         return {key: _binding(value) for key, value in config.items() if key not in _FREE_TO_CHANGE}
     return [_binding(item) for item in config] if isinstance(config, list) else config
 
 
 def _times(config: dict[str, Json], path: Path) -> tuple[float, ...]:
-    """The times of the snapshots; FileFormatError unless they are at least two rising numbers."""
+    """Returns the times of the snapshots; raises FileFormatError unless they are at least two increasing numbers."""
     times = config.get("times")
     if not isinstance(times, list) or not all(type(t) in (int, float) and math.isfinite(t) for t in times):
         raise FileFormatError(f"{path} needs times, a list of numbers, got {_shown(times)}.")
     if len(times) < 2 or any(a >= b for a, b in pairwise(times)):
-        raise FileFormatError(f"{path} needs at least two times that rise, got {_shown(times)}.")
+        raise FileFormatError(f"{path} needs at least two increasing times, got {_shown(times)}.")
     return tuple(map(float, times))
 
 
 def dumps(document: Json) -> str:
-    """JSON as it stands in run folders."""
+    """Formats JSON as in run folders."""
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 

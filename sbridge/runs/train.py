@@ -1,4 +1,4 @@
-"""Training the legs of a run, in a folder, with checkpoints."""
+"""Training of the legs of a run, in a folder, with checkpoints."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sbridge.solutions import Bridge, load_bridge, save_bridge
 from sbridge.training import Callback
 
 Observer = Callable[[int, int], Sequence[Callback]]
-"""Called with the index of a leg and its largest number of steps: callbacks to run after every step."""
+"""Called with the index of a leg and its largest number of steps; returns callbacks to run after every step."""
 
 
 def train(
     folder: RunFolder, legs: Sequence[Preparation], times: Sequence[float], observer: Observer, *, every: float
 ) -> Course:
-    """Fits the legs that the folder does not hold yet, from its checkpoint if there is one; saves bridges and history.
+    """Fits the legs that the folder lacks, from its checkpoint if there is one; saves bridges and history.
 
     Args:
         folder: claimed by the caller.
@@ -66,4 +66,4 @@ def _fit(prepared: Preparation, keeper: Keeper, watchers: Sequence[Callback], re
 def _last_good(keeper: Keeper) -> str:
     if keeper.last_step is None:
         return "No checkpoint was written before."
-    return f"The last good checkpoint is that of step {keeper.last_step}, {keeper.path}."
+    return f"The last good checkpoint, from step {keeper.last_step}, is {keeper.path}."

@@ -1,4 +1,4 @@
-"""Folders that one process at a time may write to.
+"""Locks on folders, so that only one process at a time writes to them.
 
 A folder is claimed before anything in it is created, changed or removed. The claim is a lock of the operating system
 (``flock`` on the folder), which ends with the process, however the process ends.
@@ -27,7 +27,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Makes the folder ``path`` if it does not exist, and keeps other processes out of it.
+    """Makes the folder ``path`` if it does not exist, and locks it against other processes.
 
     A folder that was made here and is still empty at the end is removed again.
 
@@ -48,20 +48,20 @@ def claimed(path: Path) -> Iterator[None]:
 
 
 def check_vacant(path: Path) -> None:
-    """InvalidInputError unless ``path`` is free for a new run: it does not exist, or is an empty folder."""
+    """Raises InvalidInputError unless ``path`` is free for a new run: it does not exist, or is an empty folder."""
     if path.is_dir() and any(not entry.match(_PARTS) for entry in path.iterdir()):
         if not (path / CONFIG).exists():
             raise InvalidInputError(f"{path} is not empty. Choose another --out.")
         unfinished = not (path / REPORT).exists()
         raise InvalidInputError(
             f"{path} holds {'an unfinished' if unfinished else 'another'} run. Choose another --out, or delete the "
-            f"folder first{'; the same command with --resume goes on with it' if unfinished else ''}."
+            f"folder first{'; --resume with the same command continues it' if unfinished else ''}."
         )
     check_folder(path)
 
 
 def check_startable(path: Path, *, resume: bool = False) -> None:
-    """As :func:`check_vacant`, for a process that has not claimed the folder: another one may be at work in it.
+    """Checks as :func:`check_vacant` for a process that has not claimed the folder: another one may be using it.
 
     Args:
         path: the folder.
@@ -83,13 +83,13 @@ def check_startable(path: Path, *, resume: bool = False) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """InvalidInputError if something other than a folder has the name ``path``."""
+    """Raises InvalidInputError if ``path`` is something other than a folder."""
     if os.path.lexists(path) and not path.is_dir():
         raise InvalidInputError(f"{path} is a file; --out needs a folder.")
 
 
 def check_run(path: Path) -> None:
-    """FileFormatError unless ``path`` is a run folder."""
+    """Raises FileFormatError unless ``path`` is a run folder."""
     if not path.is_dir():
         raise FileFormatError(f"{path} is not a run folder: it does not exist.")
     if not (path / CONFIG).exists():
@@ -97,14 +97,14 @@ def check_run(path: Path) -> None:
 
 
 def remove_parts(path: Path) -> None:
-    """Removes what killed writes left in the folder ``path``, which the caller has claimed, and below it."""
+    """Removes leftovers of killed writes in and below the folder ``path``, which the caller has claimed."""
     for part in path.rglob(_PARTS):
         if part.is_file() and not part.is_symlink():
             part.unlink(missing_ok=True)
 
 
 def _locked(path: Path) -> tuple[int | None, bool]:
-    """An open handle of the locked folder (none on Windows), and whether the folder was made here."""
+    """Returns an open handle of the locked folder (none on Windows), and whether the folder was made here."""
     while True:
         made = _made(path)
         if fcntl is None:
@@ -125,7 +125,7 @@ def _locked(path: Path) -> tuple[int | None, bool]:
 
 
 def _made(path: Path) -> bool:
-    """Makes the folder; whether it was not there before."""
+    """Makes the folder; returns whether it is new."""
     check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -140,14 +140,14 @@ def _lock(handle: int, path: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # pyright: ignore[reportOptionalMemberAccess]
     except BlockingIOError as error:
         raise InvalidInputError(
-            f"another process is at work in {path}. Wait until it ends, stop it first, or choose another --out."
+            f"another process is using {path}. Wait until it ends, stop it first, or choose another --out."
         ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
             f"the file system of {path} has no locks ({error.strerror}), so a second process in the same folder would "
-            "not be noticed. Start one process at a time there.",
+            "not be detected. Run only one process at a time there.",
             SbridgeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Files written atomically and read with care: JSON and safetensors, never pickle."""
+"""Atomic writing and careful reading of JSON and safetensors files, never pickle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sbridge.storage.registry import Json
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new binary file that takes the place of ``path`` when the block ends well, and vanishes otherwise.
+    """Opens a new binary file that replaces ``path`` when the block succeeds, and is removed otherwise.
 
     A reader never sees half of it; it is flushed to disk before it takes its name.
     """
@@ -40,19 +40,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """``content`` under ``path``, atomically; missing folders are made."""
+    """Writes ``content`` to ``path`` atomically; makes missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8 text, atomically."""
+    """Writes UTF-8 text atomically."""
     write_bytes(path, text.encode())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """A safetensors file, atomically; tensors go to the CPU and are made contiguous. Returns its SHA-256."""
+    """Writes a safetensors file atomically, with tensors on the CPU and contiguous. Returns its SHA-256."""
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(tensors.items())}
     content = save_safetensors(plain)
     write_bytes(path, content)
@@ -60,13 +60,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
 
 
 def checksum(document: Json) -> str:
-    """SHA-256 of a JSON document, whatever the order of its keys and its white space."""
+    """Returns the SHA-256 of a JSON document, independent of the order of its keys and its white space."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum_of_tensors(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and numbers, whatever the order."""
+    """Returns the SHA-256 of names, dtypes, shapes and numbers, independent of the order."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         plain = tensor.detach().cpu().contiguous()
@@ -76,12 +76,12 @@ def checksum_of_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def sealed(document: dict[str, Json]) -> dict[str, Json]:
-    """``document`` with its own :func:`checksum` under ``checksum``, for :func:`check_seal`."""
+    """Returns ``document`` with its own :func:`checksum` under ``checksum``, for :func:`check_seal`."""
     return {**document, "checksum": checksum(document)}
 
 
 def check_seal(document: dict[str, Json], path: Path) -> None:
-    """Checks the checksum that :func:`sealed` put into a document; FileFormatError if it was changed since."""
+    """Checks the checksum that :func:`sealed` added; raises FileFormatError if the document was changed."""
     content = {key: value for key, value in document.items() if key != "checksum"}
     if document.get("checksum") != checksum(content):
         raise FileFormatError(
@@ -90,7 +90,7 @@ def check_seal(document: dict[str, Json], path: Path) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """The JSON in ``path``; FileFormatError if it is missing, truncated, nested too deeply or no JSON."""
+    """Reads JSON from ``path``; raises FileFormatError if it is missing, truncated, nested too deeply or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
@@ -102,7 +102,7 @@ def read_json(path: Path) -> Json:
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors in a safetensors file, whose SHA-256 may be prescribed.
+    """Reads the tensors of a safetensors file, whose SHA-256 may be prescribed.
 
     Raises:
         FileFormatError: if the file is missing, truncated, of another format or of another SHA-256.

@@ -1,4 +1,4 @@
-"""Objects as JSON and tensors, and back, through a list of classes that files may name.
+"""Conversion of objects to JSON and tensors, and back, through a register of classes that files may name.
 
 A file never holds code. It holds the names of classes that were registered with
 :func:`register` and the values of their fields: frozen dataclasses field by field, networks
@@ -34,15 +34,15 @@ _HOMES = (
 )
 """Modules whose import registers every class of this package that a file may name."""
 _RENAMED: dict[str, str] = {}
-"""Class names in files of earlier versions, and the names of these classes now."""
+"""Class names in files of earlier versions, with their current names."""
 _LARGEST_INTEGER = 2**64
 NOT_MADE = (TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, LookupError)
-"""What constructors raise for values that they were not meant for."""
+"""Exceptions of constructors given values of the wrong kind."""
 _T = TypeVar("_T", bound=type)
 
 
 def register(cls: _T) -> _T:
-    """Class decorator: lets files name ``cls``.
+    """Class decorator that lets files name ``cls``.
 
     A frozen dataclass needs nothing more. An ``nn.Module`` keeps the arguments of its constructor in
     an attribute ``arguments`` (a dict of encodable values). An ``Enum`` is stored by member name.
@@ -61,7 +61,7 @@ def register(cls: _T) -> _T:
 
 
 def check_kinds(options: object) -> None:
-    """Whether every field of a dataclass is of the kind that it is declared with, as far as that can be told.
+    """Checks the values of a dataclass's fields against their annotations, where possible.
 
     Raises:
         InvalidInputError: for the first that is not. A dataclass itself, in place of an object of it, is not; other
@@ -105,7 +105,7 @@ def _is_kind(value: object, kind: Json) -> bool:
 
 
 def registered(name: str, module: str | None = None) -> type:
-    """The class registered under ``name``, which alone decides; an error with the nearest name otherwise.
+    """Returns the class registered under ``name``, which alone decides; raises UnknownNameError if none is.
 
     Files outlive the layout of this package, so they say nothing about where its classes live: a name that is not
     registered yet is looked for by importing the modules in ``_HOMES``. Nothing that a file says is imported.
@@ -126,7 +126,7 @@ def registered(name: str, module: str | None = None) -> type:
 
 
 def encode(value: object) -> tuple[Json, dict[str, Tensor]]:
-    """``value`` as a JSON tree and the tensors it refers to by name.
+    """Encodes ``value`` as a JSON tree and the tensors that it refers to by name.
 
     Raises:
         UnsupportedError: if something in it is not registered (a function, a class of your own).
@@ -136,7 +136,7 @@ def encode(value: object) -> tuple[Json, dict[str, Tensor]]:
 
 
 def decode(tree: Json, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 - whatever was encoded
-    """The object that :func:`encode` took apart.
+    """Decodes the object that :func:`encode` wrote.
 
     Raises:
         UnknownNameError: if the tree names a class that is not registered.
@@ -158,7 +158,7 @@ def _decode(tree: Json, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     if "tensor" in tree:
         name = tree["tensor"]
         if not isinstance(name, str) or name not in tensors:
-            raise FileFormatError(f"tensor {name!r} is named but not there: the file is truncated or mixed up.")
+            raise FileFormatError(f"tensor {name!r} is named but missing: the file is truncated or mixed up.")
         return tensors[name]
     if "number" in tree:
         if tree["number"] not in ("inf", "-inf", "nan"):
@@ -186,8 +186,8 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
     name = type(value).__name__
     if _CLASSES.get(name) is not type(value):
         raise UnsupportedError(
-            f"{path.lstrip('.') or 'the object'} is a {name}, which files cannot name. Decorate a dataclass or "
-            "nn.Module of your own with @sbridge.register; a plain function cannot be saved."
+            f"{path.lstrip('.') or 'the object'} is a {name}, which cannot be saved. Decorate your own dataclass or "
+            "nn.Module with @sbridge.register; a plain function cannot be saved."
         )
     named = {"class": name}
     if type(value).__module__.split(".")[0] != "sbridge":
@@ -207,7 +207,7 @@ def _arguments(module: nn.Module) -> dict[str, object]:
     if not isinstance(arguments, dict):
         raise UnsupportedError(
             f"{type(module).__name__} does not keep the arguments of its constructor in a dict self.arguments, so it "
-            "cannot be made again from a file."
+            "cannot be restored from a file."
         )
     return arguments
 
@@ -230,7 +230,7 @@ def _decode_object(tree: dict[str, Json], tensors: dict[str, Tensor]) -> Any:  #
     fields = {key: _decode(item, tensors) for key, item in tree["fields"].items()}
     prefix = tree.get("state")
     if prefix is not None and not (isinstance(prefix, str) and issubclass(cls, nn.Module)):
-        raise FileFormatError(f"{tree['class']} is no network, or the name of its weights is no text: {prefix!r}.")
+        raise FileFormatError(f"{tree['class']} is not a network, or the name of its weights is not text: {prefix!r}.")
     try:
         # Layers draw initial weights from the global state, which is put back as it was.
         with torch.random.fork_rng(devices=[], enabled=prefix is not None):

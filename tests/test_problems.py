@@ -25,7 +25,7 @@ def test_ends_must_live_in_one_space():
     three = Gaussian(torch.zeros(3), torch.eye(3))
     with pytest.raises(InvalidInputError, match=r"source has 2 columns, target has 3.*common coordinates"):
         BridgeProblem(SOURCE, three, BrownianMotion(1.0))
-    with pytest.raises(InvalidInputError, match="made for dimension 3, the data have 2"):
+    with pytest.raises(InvalidInputError, match="reference process has dimension 3, the data have 2"):
         BridgeProblem(SOURCE, TARGET, BrownianMotion([1.0, 2.0, 3.0]))
 
 

@@ -456,7 +456,9 @@ def test_options_are_objects(kind, value):
 def test_ends_of_two_dtypes_are_refused_whatever_they_are():
     normal = sb.Gaussian(torch.zeros(2), torch.eye(2))
     for call in (prepare, sb.choose_sigma):
-        with pytest.raises(InvalidInputError, match=r"x0 has dtype torch\.float64, x1 has dtype torch\.float32; bring"):
+        with pytest.raises(
+            InvalidInputError, match=r"x0 has dtype torch\.float64, x1 has dtype torch\.float32; convert"
+        ):
             call(X0, normal)
         with pytest.raises(InvalidInputError, match=r"x0 has 2 columns, x1 has 1.*common coordinates"):
             call(X0, X1[:, :1])
@@ -564,7 +566,7 @@ def test_a_solver_refuses_before_it_begins_and_names_the_users_own_process():
     drifting = sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0)
     with pytest.raises(UnsupportedError, match="which DriftProcess has not: take a LinearProcess"):
         prepare(X0, X1, reference=drifting, solver=SMALL)
-    with pytest.raises(InvalidInputError, match="made for dimension 3, the data have 2"):
+    with pytest.raises(InvalidInputError, match="reference process has dimension 3, the data have 2"):
         prepare(X0, X1, reference=sb.BrownianMotion([1.0, 2.0, 3.0]))
 
 

@@ -282,6 +282,6 @@ def test_what_it_refuses():
         with pytest.raises(UnsupportedError, match="has no mean and covariance here"):
             solver.finish(problem, solver.init(problem, seeded()))
     with pytest.raises(
-        UnsupportedError, match="GaussianBridge needs transitions in closed form, which DriftProcess has not"
+        UnsupportedError, match="GaussianBridge needs transitions in closed form, which DriftProcess does not have"
     ):
         solve(BridgeProblem(normal, normal, curved), solver, seed=0)

@@ -314,7 +314,7 @@ def test_floor_counts_its_repeats_and_is_seeded():
 
 
 def test_floor_needs_rows_and_repeats():
-    with pytest.raises(InvalidInputError, match="needs 31 reference rows, 30 were given"):
+    with pytest.raises(InvalidInputError, match="needs 31 reference rows, got 30"):
         sampling_floor(EnergyDistance(), rows(30, 2), (11, 20), seeded())
     with pytest.raises(InvalidInputError, match="repeats must be at least 2"):
         sampling_floor(EnergyDistance(), rows(30, 2), (10, 10), seeded(), repeats=1)

@@ -287,7 +287,7 @@ def test_what_it_refuses():
     solver, brownian = MixtureBridge(), BrownianMotion(1.0)
     density = Density(lambda x: -x.square().sum(1), 2)
     with pytest.raises(
-        UnsupportedError, match="MixtureBridge needs transitions in closed form, which DriftProcess has not"
+        UnsupportedError, match="MixtureBridge needs transitions in closed form, which DriftProcess does not have"
     ):
         solve(BridgeProblem(normal, normal, DriftProcess(lambda t, x: -x, 1.0)), solver, seed=0)
     with pytest.raises(UnsupportedError, match="can be sampled"):

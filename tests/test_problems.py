@@ -39,7 +39,7 @@ def test_a_linear_reference_is_handed_out_as_one():
     reference = OrnsteinUhlenbeck(1.0, 1.0)
     assert BridgeProblem(SOURCE, TARGET, reference).linear_reference is reference
     curved = BridgeProblem(SOURCE, TARGET, DriftProcess(lambda t, x: -x.sin(), 1.0))
-    with pytest.raises(UnsupportedError, match=r"which DriftProcess has not: take a LinearProcess.*BrownianMotion"):
+    with pytest.raises(UnsupportedError, match=r"which DriftProcess does not have: use a .*BrownianMotion"):
         _ = curved.linear_reference
 
 

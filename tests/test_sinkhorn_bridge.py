@@ -294,7 +294,7 @@ def test_what_it_refuses():
     with pytest.raises(UnsupportedError, match="needs samples at both ends, got Gaussian: draw rows from it first"):
         solve(BridgeProblem(Samples(X0), normal, BrownianMotion(1.0)), EXACT, seed=0)
     with pytest.raises(
-        UnsupportedError, match="SinkhornBridge needs transitions in closed form, which DriftProcess has not"
+        UnsupportedError, match="SinkhornBridge needs transitions in closed form, which DriftProcess does not have"
     ):
         solve(problem(DriftProcess(lambda t, x: -x.sin(), 1.0)), EXACT, seed=0)
     with pytest.raises(InvalidInputError, match="max_rows must be at least 2, got 1"):

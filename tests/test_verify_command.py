@@ -127,7 +127,7 @@ def test_bad_input_is_told(here, capsys):
     refused(capsys, ["--data", "empty.csv"], "is empty")
     refused(capsys, ["--data", "nan.npy"], "row 3, column 1", "is nan")
     refused(capsys, ["--data", "one.npy"], "has 1 row", "at least 2")
-    refused(capsys, ["--data", "same.npy"], "every row of same.npy is the same")
+    refused(capsys, ["--data", "same.npy"], "all rows of same.npy are equal")
     refused(capsys, ["--data", "nowhere.npy"], "does not exist")
     refused(capsys, ["--samples", "-5"], "--samples must be at least 100, got -5")
     refused(capsys, ["--max-rows", "1"], "--max-rows must be at least 2")

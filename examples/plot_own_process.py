@@ -49,11 +49,11 @@ class Swirl(sb.processes.Process):
 
     @property
     def dim(self):
-        """Two."""
+        """The states have two coordinates."""
         return 2
 
     def drift(self, t, x):
-        """Rotation, and a pull to the ring."""
+        """A rotation plus a force towards the ring."""
         turned = torch.stack([-x[:, 1], x[:, 0]], 1)
         return self.speed * turned + (1.0 - x.square().sum(1, keepdim=True)) * x
 

@@ -86,6 +86,16 @@ def test_command_lines_run_one_after_the_other(name, short, tmp_path, monkeypatc
             assert run(arguments) == 0, arguments
 
 
+def test_the_readme_is_short_and_its_figures_are_those_of_the_benchmarks():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 120
+    figures = re.findall(r"[\d.]+ ± [\d.]*\d", readme)
+    assert len(figures) >= 4
+    assert [figure for figure in figures if figure not in tables] == []
+    assert "neighbouring days pooled" in readme, "the strongest answer without a model is printed with the result"
+
+
 def test_the_number_of_identities_is_told():
     (told,) = re.findall(r"(\d+) identities", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert int(told) == len(identities())

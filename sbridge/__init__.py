@@ -6,21 +6,12 @@ type checkers read too.
 
 from __future__ import annotations
 
-import ast
 import importlib
-from pathlib import Path
+
+from sbridge._names import HOMES
 
 __version__ = "0.1.0"
 
-
-def _listed() -> dict[str, str]:
-    """Public name -> the module that it is imported from, or whose submodule it is."""
-    tree = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: str(node.module) for node in imports for alias in node.names}
-
-
-HOMES = _listed()
 
 __all__ = ["__version__", *HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

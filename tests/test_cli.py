@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from sbridge.cli import commands, run
-from sbridge.cli.options import SOLVERS
+from sbridge.cli.names import SOLVERS
 from sbridge.controls import ScaledMLP
 from sbridge.couplings import IndependentCoupling
 from sbridge.data import datasets, split

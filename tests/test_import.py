@@ -2,12 +2,14 @@
 
 import operator
 import re
+import shutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import grimp
+import numpy as np
 import pytest
 
 import sbridge
@@ -26,7 +28,7 @@ def modules_after(statement: str) -> set[str]:
 def test_the_root_loads_nothing_heavy():
     loaded = modules_after("import sbridge")
     assert "sbridge" in loaded
-    assert {name for name in loaded if name.startswith("sbridge.")} == set()
+    assert {name for name in loaded if name.startswith("sbridge.")} == {"sbridge._names"}
     assert loaded.isdisjoint({"torch", "torchsde", "ot", "matplotlib", "scipy", "numpy", "tyro", "tqdm"})
 
 
@@ -73,3 +75,55 @@ def test_no_file_imports_one_that_imports_it():
     graph = grimp.build_graph("sbridge")
     imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules if name != "sbridge"}
     TopologicalSorter(imports).prepare()  # raises CycleError
+
+
+SOLVER = """
+from dataclasses import dataclass
+from sbridge.solvers.gaussian import GaussianBridge
+from sbridge.storage.registry import register
+
+@register
+@dataclass(frozen=True)
+class OneMoreBridge(GaussianBridge):
+    \"\"\"One more solver.\"\"\"
+"""
+PROCESS = """
+from dataclasses import dataclass
+from sbridge.processes.brownian import BrownianMotion
+from sbridge.storage.registry import register
+
+@register
+@dataclass(frozen=True, eq=False)
+class OneMoreMotion(BrownianMotion):
+    \"\"\"One more process.\"\"\"
+
+    factor: float = 2.0
+"""
+
+
+def test_a_new_solver_and_process_need_their_own_files_and_a_line_each_in_the_list(tmp_path):
+    """Then the root, the command line and the reference of the site have them."""
+    shutil.copytree(ROOT / "sbridge", tmp_path / "sbridge", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "sbridge/solvers/one_more.py").write_text(SOLVER)
+    (tmp_path / "sbridge/processes/one_more.py").write_text(PROCESS)
+    with (tmp_path / "sbridge/__init__.pyi").open("a") as names:
+        names.write("from sbridge.solvers.one_more import OneMoreBridge as OneMoreBridge\n")
+        names.write("from sbridge.processes.one_more import OneMoreMotion as OneMoreMotion\n")
+    for seed in range(2):
+        np.save(tmp_path / f"x{seed}.npy", np.random.default_rng(seed).normal(size=(50, 2)))
+    code = f"""
+import sys
+sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT / "docs/_extensions")!r}]
+import sbridge, site_content
+assert {{"OneMoreBridge", "OneMoreMotion"}} <= set(dir(sbridge))
+names = site_content.groups()
+assert "OneMoreBridge" in names["Solvers"] and "OneMoreMotion" in names["Processes"]
+from sbridge.cli import run
+options = "--solver one-more --reference one-more --reference.factor 3 --sigma 1 --held-out 0 --quiet".split()
+sys.exit(run(["fit", "x0.npy", "x1.npy", *options, "--out", "run", "--no-evaluation"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run/config.json").read_text()
+    assert "OneMoreBridge" in text
+    assert '"factor": 3.0' in text

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+
+from sbridge.cli.names import NOISING, REFERENCES, SOLVERS
+
+if TYPE_CHECKING:
+    SolverName = ReferenceName = NoisingName = ProcessName = str
+else:  # the choices that tyro offers
+    SolverName, ReferenceName, NoisingName = Literal[tuple(SOLVERS)], Literal[tuple(REFERENCES)], Literal[NOISING]
+    ProcessName = Literal[("auto", *REFERENCES)]
 
 SolverOptions = TypeVar("SolverOptions")
 ReferenceOptions = TypeVar("ReferenceOptions")
@@ -104,7 +112,7 @@ class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     """Files, rows × columns: .npy, .npz (file.npz:array), .csv, .tsv, .h5ad (file.h5ad:time); or built-in data sets."""
     times: Annotated[tuple[float, ...], arg(metavar="T0 T1 ..."), _default("none: from 0 to --horizon")] = ()
     """Times of the data sets, increasing, in any unit; all later times are on this axis."""
-    reference: Literal["brownian", "ornstein-uhlenbeck", "variance-preserving", "variance-exploding"] = "brownian"
+    reference: ReferenceName = "brownian"
     """Reference process. Options of a process: --reference NAME --help."""
     sigma: Annotated[float | None, arg(metavar="S"), _default("chosen from the data and printed")] = None
     """Noise σ of the reference, in data units per square root of time."""
@@ -113,7 +121,7 @@ class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     horizon: Annotated[float | None, arg(metavar="T"), _default("1, or the differences of --times")] = None
     """Duration T of the bridge, in units of time."""
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
-    solver: Literal["auto", "gaussian", "sinkhorn", "imf", "matched", "ipf", "mixture"] = "auto"
+    solver: SolverName = "auto"
     """Method; auto chooses one that suits the data and prints the choice. Options of a method: --solver NAME --help."""
     solver_options: Annotated[SolverOptions, arg(name="solver")]
     scaling: Literal["auto", "common", "per-coordinate", "none"] = "auto"
@@ -129,7 +137,7 @@ class Diffuse(Training, Generic[SolverOptions, ReferenceOptions]):
 
     input: Annotated[Positional[str], arg(metavar="DATA", help_behavior_hint="")]
     """File, rows × columns, or a built-in data set, as for fit."""
-    reference: Literal["variance-preserving", "variance-exploding"] = "variance-preserving"
+    reference: NoisingName = "variance-preserving"
     """Noising process. Options of a process: --reference NAME --help."""
     horizon: Annotated[float, arg(metavar="T")] = 1.0
     """Duration of the noising, in units of time."""
@@ -227,7 +235,7 @@ class Verify(Spoken, Generic[ReferenceOptions]):
     """Your data, as for fit: a file, or a built-in data set. The score of its empirical distribution is exact."""
     model: Annotated[Path | None, arg(metavar="RUN"), _default("a small network, trained for a few seconds")] = None
     """Run folder of a diffusion model; its score is tested under its own noising process."""
-    process: Literal["auto", "brownian", "ornstein-uhlenbeck", "variance-preserving", "variance-exploding"] = "auto"
+    process: ProcessName = "auto"
     """Noising process; auto: three on built-in problems, variance-preserving on your data, the model's with --model."""
     process_options: Annotated[ReferenceOptions, arg(name="process")]
     only: Annotated[tuple[str, ...], arg(metavar="NAME|GROUP ..."), _default("all")] = ()

@@ -22,6 +22,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from sbridge.cli.names import REFERENCES, SOLVERS
 from sbridge.errors import InvalidInputError, SbridgeError, unknown_name
 
 if TYPE_CHECKING:
@@ -46,17 +47,6 @@ class RefusedOption(SbridgeError):
 @dataclass(frozen=True)
 class Automatic:
     """Automatic choice of the solver or process, with its default options."""
-
-
-SOLVERS = {
-    "auto": "sbridge.cli.options:Automatic",
-    "gaussian": "sbridge.solvers.gaussian:GaussianBridge",
-    "sinkhorn": "sbridge.solvers.sinkhorn:SinkhornBridge",
-    "imf": "sbridge.solvers.imf:IMF",
-    "matched": "sbridge.solvers.matched:MatchedBridge",
-    "ipf": "sbridge.solvers.ipf:IPF",
-    "mixture": "sbridge.solvers.mixture:MixtureBridge",
-}
 
 
 @dataclass(frozen=True)
@@ -170,15 +160,13 @@ class Exploding:
         return VarianceExploding(low, high, noise.horizon), f"noise level {low:.4g} … {high:.4g}"
 
 
-REFERENCES = {
+_WITH_DATA = {
     "brownian": Brownian,
     "ornstein-uhlenbeck": Reverting,
     "variance-preserving": Preserving,
     "variance-exploding": Exploding,
 }
-
-NOISING = {name: REFERENCES[name] for name in ("variance-preserving", "variance-exploding")}
-PROCESSES = {"auto": Automatic, **REFERENCES}
+"""References whose options depend on the data."""
 _FAMILIES = {
     "Coupling": {
         "independent": "sbridge.couplings:IndependentCoupling",
@@ -194,6 +182,27 @@ _FAMILIES = {
 }
 """Fields of solvers that are given by name."""
 SCORE_MATCHING = "sbridge.diffusion.training:ScoreMatching"
+
+
+def reference_options(name: str) -> type:
+    """The class of the options of a reference: one that looks at the data, or the fields of the process itself."""
+    if name == "auto":
+        return Automatic
+    if name in _WITH_DATA:
+        return _WITH_DATA[name]
+    cls = load_class(REFERENCES[name])
+    hints = get_type_hints(cls)
+    given = [item for item in dataclasses.fields(cls) if item.name not in ("sigma", "horizon")]
+    fields = [(item.name, hints[item.name], dataclasses.field(default=item.default)) for item in given]
+
+    def build(self: object, noise: Noise) -> tuple[Process, str]:
+        """The process with these options; σ and the horizon are those of the fit."""
+        sigma = {"sigma": noise.level} if "sigma" in hints else {}
+        options = {item.name: getattr(self, item.name) for item in given}
+        return cls(**sigma, **options, horizon=noise.horizon), ""
+
+    space = {"build": build, "__doc__": inspect.getdoc(cls), "__module__": __name__}
+    return dataclasses.make_dataclass(f"{cls.__name__}Options", fields, namespace=space, frozen=True)
 
 
 def solver_class(name: str) -> type:

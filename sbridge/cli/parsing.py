@@ -24,17 +24,8 @@ from sbridge.cli.commands import (
     Verify,
 )
 from sbridge.cli.early import check_words
-from sbridge.cli.options import (
-    NOISING,
-    PROCESSES,
-    REFERENCES,
-    SCORE_MATCHING,
-    SOLVERS,
-    Automatic,
-    constructors,
-    load_class,
-    solver_class,
-)
+from sbridge.cli.names import NOISING, REFERENCES, SOLVERS
+from sbridge.cli.options import SCORE_MATCHING, Automatic, constructors, load_class, reference_options, solver_class
 from sbridge.errors import SbridgeError, check_known, unknown_name
 
 
@@ -64,16 +55,16 @@ def parse(arguments: list[str]) -> Command:
         "solver": chosen("fit", "solver", "auto", SOLVERS),
         "reference": chosen("fit", "reference", "brownian", REFERENCES),
         "noising": chosen("diffuse", "reference", "variance-preserving", NOISING),
-        "process": chosen("verify", "process", "auto", PROCESSES),
+        "process": chosen("verify", "process", "auto", ("auto", *REFERENCES)),
     }
     if first not in (None, "benchmark") and not {"-h", "--help"} & set(arguments):
         heavy = first == "diffuse" or names["solver"] != "auto"
         check_words(kinds[first], arguments[arguments.index(first) + 1 :], unknown, heavy=heavy)
 
-    kinds["fit"] = Fit[solver_class(names["solver"]), REFERENCES[names["reference"]]]  # type: ignore[misc]
+    kinds["fit"] = Fit[solver_class(names["solver"]), reference_options(names["reference"])]  # type: ignore[misc]
     learner = load_class(SCORE_MATCHING) if first == "diffuse" else Automatic  # not loaded for the others' sake
-    kinds["diffuse"] = Diffuse[learner, NOISING[names["noising"]]]  # type: ignore[misc]
-    kinds["verify"] = Verify[PROCESSES[names["process"]]]  # type: ignore[misc]
+    kinds["diffuse"] = Diffuse[learner, reference_options(names["noising"])]  # type: ignore[misc]
+    kinds["verify"] = Verify[reference_options(names["process"])]  # type: ignore[misc]
     choices = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())
     with constructors():
         return tyro.cli(Union[choices], args=arguments, prog="sbridge")  # type: ignore[arg-type, return-value]  # noqa: UP007

@@ -38,7 +38,7 @@ data = sb.GaussianMixture(
     means=3.0 * torch.stack([angles.cos(), angles.sin()], 1),
     covariances=0.1 * torch.eye(2, dtype=torch.float64).repeat(7, 1, 1),
 )
-process = sb.fitting.choose_noising(data)
+process = sb.fitting.choose_noise_schedule(data)
 exact = sb.ExactScore(process, data)
 
 # %%

@@ -40,7 +40,7 @@ def knots(steps, first):
 
 points = datasets.make("circles", 12, seed=4).double()
 data = sb.Samples(points)
-process = sb.fitting.choose_noising(data)
+process = sb.fitting.choose_noise_schedule(data)
 exact = sb.ExactScore(process, data)
 bridge = sb.diffusion.reverse_diffusion(process, data, exact, grid=knots(200, 1e-6))
 paths = bridge.backward.sample(N, seed=1)

@@ -119,7 +119,7 @@ fig.suptitle("Paths with the same starts and the same noise")
 # moons, and the score is that of the points. Without the score the paths move away and leave the panel.
 
 points = datasets.make("two_moons", 1000, seed=0)
-noising = sb.fitting.choose_noising(sb.Samples(points))
+noising = sb.fitting.choose_noise_schedule(sb.Samples(points))
 bridge = sb.diffusion.reverse_diffusion(noising, sb.Samples(points), sb.ExactScore(noising, sb.Samples(points)))
 fig, ax = plt.subplots(figsize=(9, 4.4))
 plotting.reversals(bridge, seed=3, ax=ax)

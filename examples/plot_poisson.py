@@ -26,7 +26,7 @@ import torch
 
 import sbridge as sb
 from sbridge.controls.networks import TIME_FEATURES
-from sbridge.diffusion import GuidedScore, LinearObservation, conditioned, end_law, reverse_grid
+from sbridge.diffusion import GuidedScore, LinearObservation, conditioned, end_distribution, reverse_grid
 
 FAST = "--fast" in sys.argv
 SIDE = 6 if FAST else 8  # inner points along a side
@@ -154,7 +154,7 @@ grid = reverse_grid(STEPS, solver.start_time)
 def generate(score, observation, y, seed):
     """One state for each row of ``y`` that agrees with it."""
     guided = GuidedScore(process, score, observation, y)
-    prior = end_law(process, sb.Samples(train))
+    prior = end_distribution(process, sb.Samples(train))
     return sb.generate(
         sb.diffusion.reverse_diffusion(process, sb.Samples(train), guided, prior=prior, grid=grid), len(y), seed=seed
     )

@@ -73,7 +73,7 @@ found, pictures = {}, {}
 for seed in range(SEEDS):
     points = datasets.make("two_moons", POINTS, seed=10 * seed)
     fresh, others = datasets.make("two_moons", 2 * ROWS, seed=10 * seed + 1).split(ROWS)
-    process = sb.fitting.choose_noising(sb.Samples(points))
+    process = sb.fitting.choose_noise_schedule(sb.Samples(points))
     bridge = sb.diffusion.reverse_diffusion(process, sb.Samples(points), sb.ExactScore(process, sb.Samples(points)))
     found.setdefault("floor: fresh points", []).append(distance(others, fresh))
     again = sb.Samples(points).sample(ROWS, torch.Generator().manual_seed(seed))

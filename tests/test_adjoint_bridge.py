@@ -17,7 +17,7 @@ from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.fitting import choose_solver, fit, solve
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Point, Samples
 from sbridge.measures import Direction, PathMeasure
-from sbridge.pde import Grid, GridBridge, solve_schroedinger
+from sbridge.pde import Grid, GridSolution, solve_schroedinger
 from sbridge.problems import BridgeProblem
 from sbridge.processes import (
     BrownianMotion,
@@ -214,7 +214,7 @@ def small(**options: object) -> AdjointBridge:
     return AdjointBridge(**{**settings, **options})
 
 
-def solved(reference: LinearProcess, out: Direction, solver: AdjointBridge) -> tuple[Bridge, GridBridge]:
+def solved(reference: LinearProcess, out: Direction, solver: AdjointBridge) -> tuple[Bridge, GridSolution]:
     """The fit to the density of MODES from draws of START, in float32, and the answer on the grid."""
     rows = Samples(START.sample(20_000, seeded(8)).float())
     bridge = solve(problem_of(rows, MODES, reference, out), solver, seed=0)
@@ -222,7 +222,7 @@ def solved(reference: LinearProcess, out: Direction, solver: AdjointBridge) -> t
     return bridge, solve_schroedinger(reference, *ends, LINE)
 
 
-def control_errors(bridge: Bridge, exact: GridBridge, fractions: tuple[float, ...]) -> tuple[float, float]:
+def control_errors(bridge: Bridge, exact: GridSolution, fractions: tuple[float, ...]) -> tuple[float, float]:
     """``Σ_t E|u − u*|² / Σ_t E|u*|²`` under the exact law, forward and backward."""
     errors = []
     x = exact.grid.points

@@ -141,8 +141,8 @@ def test_controls_pull_to_the_expected_end(name, fraction):
     to_start = M0 + ((START @ left.mT + c @ k.mT) @ away).mT
     transposed = process.scale(t).T
     for (gain, offset), wanted in (
-        (one.forward_gain(t), transposed(process.pull(t, STATES, to_end))),
-        (one.backward_gain(t), transposed(process.push(t, STATES, to_start))),
+        (one.forward_gain(t), transposed(process.guiding_term(t, STATES, to_end))),
+        (one.backward_gain(t), transposed(process.conditional_score(t, STATES, to_start))),
     ):
         torch.testing.assert_close(STATES @ gain.mT + offset, wanted, rtol=1e-7, atol=1e-7)
 

@@ -11,7 +11,7 @@ from docs.benchmarks.certificates import Settings, measure
 from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.controls import ZeroControl
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError
-from sbridge.evaluation import Certificate, Limits, Quantity, certify, dual_bound, evaluate
+from sbridge.evaluation import Certificate, EvaluationBudget, Quantity, certify, dual_bound, evaluate
 from sbridge.exact import MixtureControl, MixturePotential
 from sbridge.fitting import fit, solve
 from sbridge.laws import Samples
@@ -27,7 +27,7 @@ from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
 QUICK = MixtureBridge(components=(2, 5), rounds=1, grid=TimeGrid.cosine(40))
-LIMITS = Limits(rows=1000, paths=64)
+LIMITS = EvaluationBudget(rows=1000, paths=64)
 DENSE = OrnsteinUhlenbeck(
     rate=torch.tensor([[1.0, 0.6], [-0.4, 0.3]]), sigma=torch.tensor([[0.8, 0.0], [0.5, 1.1]]), mean=0.2
 )
@@ -95,7 +95,7 @@ def test_lower_bound_against_the_closed_form(reference, fits):
     """``V* − .05 nat < D(g) ≤ V* + 2 s.e.``; of forty seeded fits two may miss by chance."""
     pair = GaussianPair(reference, 2)
     exact, misses = pair.coupling.value, 0
-    solver, small = replace(QUICK, components=(1, 2)), Limits(rows=32, paths=32)
+    solver, small = replace(QUICK, components=(1, 2)), EvaluationBudget(rows=32, paths=32)
     for seed in range(fits):
         x, y = pair.sample(1000, seed=10 + seed)
         bridge = fit(x, y, reference=reference, solver=GaussianBridge(TimeGrid.uniform(10)), seed=seed)
@@ -174,7 +174,9 @@ def test_a_process_that_ends_in_rows_of_the_data_has_no_certificate(pair, rows):
     bridge = fit(*pair.sample(200, seed=1), reference=pair.reference, solver=SinkhornBridge(), seed=0)
     with pytest.raises(UnsupportedError, match="ends in the data points"):
         certify(bridge, *rows, seed=0)
-    report = evaluate(bridge, *(side[:100] for side in rows), seed=0, baselines=(), limits=Limits(rows=100, paths=4))
+    report = evaluate(
+        bridge, *(side[:100] for side in rows), seed=0, baselines=(), limits=EvaluationBudget(rows=100, paths=4)
+    )
     assert report.path == ()
     assert any(note.startswith("Forward and backward paths end in the data points") for note in report.notes)
 

@@ -10,7 +10,7 @@ from sbridge.cli import run
 from sbridge.display import value_and_error
 from sbridge.evaluation import (
     Certificate,
-    Limits,
+    EvaluationBudget,
     certificate_json,
     certificate_or_reason,
     certificate_text,
@@ -35,7 +35,7 @@ def bridge():
 @pytest.fixture(scope="module")
 def found(bridge):
     rows = PAIR.sample(400, seed=2)
-    return certify(bridge, *rows, seed=0, solver=MixtureBridge((1,)), limits=Limits(rows=150, paths=64))
+    return certify(bridge, *rows, seed=0, solver=MixtureBridge((1,)), limits=EvaluationBudget(rows=150, paths=64))
 
 
 def test_a_reason_stands_where_no_certificate_can(bridge):

@@ -157,8 +157,8 @@ def test_order_of_steps_and_times():
     knots = [2.0 * f for f in FRACTIONS]
     assert forward.visited.tolist() == pytest.approx(knots)
     assert backward.visited.tolist() == pytest.approx(knots[::-1])
-    assert forward.moments == pytest.approx(knots[:-1])
-    assert backward.moments == pytest.approx(knots[:0:-1])
+    assert forward.step_times == pytest.approx(knots[:-1])
+    assert backward.step_times == pytest.approx(knots[:0:-1])
     lengths = [(b - a) ** 0.5 for a, b in pairwise(knots)]
     assert forward.root_durations == pytest.approx(lengths)
     assert backward.root_durations == pytest.approx(lengths[::-1])

@@ -173,10 +173,13 @@ def test_the_check_finds_a_drift_that_mixes_rows():
 
 # The methods that follow from ``transition`` are final, so their faults are put into the package's own classes.
 FINAL = {
-    "pull is the gradient of log_transition": [(LinearProcess, "pull"), (Pinned, "pull")],
-    "push is the gradient of log_transition": [(LinearProcess, "push"), (Pinned, "push")],
-    "pinned.pull is pull at the sampled point": [(Pinned, "pull")],
-    "pinned.push is push at the sampled point": [(Pinned, "push")],
+    "guiding_term is the gradient of log_transition": [(LinearProcess, "guiding_term"), (Pinned, "guiding_term")],
+    "conditional_score is the gradient of log_transition": [
+        (LinearProcess, "conditional_score"),
+        (Pinned, "conditional_score"),
+    ],
+    "pinned.guiding_term is guiding_term at the sampled point": [(Pinned, "guiding_term")],
+    "pinned.conditional_score is conditional_score at the sampled point": [(Pinned, "conditional_score")],
     "pinned mean is the conditional mean": [(Pinned, "mean")],
     "drift is linear": [(LinearProcess, "drift")],
 }

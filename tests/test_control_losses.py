@@ -13,8 +13,8 @@ from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.laws import Gaussian, Point
 from sbridge.measures import Estimate, PathMeasure, Paths, importance_weights
 from sbridge.objectives import (
-    action,
     adjoint_targets,
+    control_objective,
     control_values,
     cross_entropy,
     lean_adjoint,
@@ -28,7 +28,7 @@ from sbridge.objectives import (
 from sbridge.problems import BridgeCorrection, ControlProblem, Costs, StoppingSet
 from sbridge.processes import BrownianMotion, DriftProcess
 from sbridge.random import generator
-from sbridge.simulation import Backprop, Detached, Gradient, ReversibleAdjoint, endpoint
+from sbridge.simulation import Backprop, Detached, GradientMethod, ReversibleAdjoint, endpoint
 from sbridge.solvers.control.entropy import energy_rate
 from sbridge.time import TimeGrid
 
@@ -89,7 +89,7 @@ def difference(control: nn.Module, along: list[Tensor], value: object, step: flo
 def test_backpropagation_is_the_derivative_of_the_objective(sigma: object) -> None:
     problem, control = wave(sigma), network()
 
-    def value(gradient: Gradient) -> Tensor:
+    def value(gradient: GradientMethod) -> Tensor:
         chain = measure(problem, control, 12)
         return relative_entropy(chain.simulate(chain.starts(16, seed=1), seed=1, gradient=gradient), problem.costs)
 
@@ -104,7 +104,7 @@ def test_the_reversible_adjoint_is_backpropagation_is_the_derivative(sigma: obje
     noise = torch.randn(12, 16, 2, generator=generator(2), dtype=torch.float64)
     times = TimeGrid.refined(12).times(1.0)
 
-    def value(gradient: Gradient) -> Tensor:
+    def value(gradient: GradientMethod) -> Tensor:
         end, cost = endpoint(problem.process, control, x0, times, noise, gradient, energy_rate(problem.costs))
         return (cost + problem.costs.end(end)).mean()
 
@@ -120,7 +120,7 @@ def test_the_adjoint_scheme_and_the_chain_have_one_limit() -> None:
         return 1.0 - 1.5 * x
 
     chain = measure(case.problem, control, 200)
-    euler = Estimate.of(action(chain.sample(4000, seed=1), case.problem.costs))
+    euler = Estimate.of(control_objective(chain.sample(4000, seed=1), case.problem.costs))
     x0 = chain.starts(4000, seed=2)
     noise = torch.randn(200, 4000, 2, generator=generator(2), dtype=torch.float64)
     times = chain.grid.times(1.0)
@@ -138,7 +138,7 @@ def full_adjoint(chain: PathMeasure, x: Tensor, costs: Costs) -> Tensor:
     """``∇_{x_0}`` of the action along the controlled path."""
     x = x.clone().requires_grad_()
     paths = chain.simulate(x, seed=5, gradient=Backprop())
-    return torch.autograd.grad(action(paths, costs).sum(), x)[0]
+    return torch.autograd.grad(control_objective(paths, costs).sum(), x)[0]
 
 
 def test_the_lean_adjoint_is_the_full_one_in_expectation_at_the_optimum_and_only_there() -> None:
@@ -160,7 +160,7 @@ def test_the_lean_adjoint_is_the_gradient_of_the_costs_along_the_uncontrolled_st
     x = first = paths.x[0].clone().requires_grad_()
     total, chain = torch.zeros(16, dtype=torch.float64), paths.chain
     for k, width in enumerate(chain.root_durations):
-        total = total + width**2 * problem.costs.rate(chain.moments[k], x)
+        total = total + width**2 * problem.costs.rate(chain.step_times[k], x)
         x = chain.push(k, x, width * paths.v[k] + paths.noise[k])
     (expected,) = torch.autograd.grad((total + problem.costs.end(x)).sum(), first)
     torch.testing.assert_close(lean_adjoint(paths, problem.costs)[0], expected, rtol=1e-10, atol=1e-10)
@@ -174,7 +174,7 @@ def test_the_fixed_point_of_adjoint_matching_is_the_riccati_gain_of_the_chain() 
     steps = chain.chain(starts)
     x, states, controls = starts, [starts], []
     for k in range(case.steps):
-        controls.append(case.optimal(steps.moments[k], x))
+        controls.append(case.optimal(steps.step_times[k], x))
         x = x + steps.move(k, x, controls[-1])
         states.append(x)
     quiet = Paths(torch.stack(states), torch.zeros(case.steps, 1, 2, dtype=torch.float64), torch.stack(controls), steps)
@@ -220,7 +220,7 @@ def test_weights_under_any_control_give_the_value_of_the_tilted_chain(steps: int
         assert abs(-weights.log_mean - tilted) < 4 * error
         top = Estimate.of(-log_weight(paths, case.problem.costs))
         assert top.value > best - 4 * top.standard_error
-        plain = Estimate.of(action(paths, case.problem.costs))
+        plain = Estimate.of(control_objective(paths, case.problem.costs))
         assert abs(plain.value - top.value) < 4 * math.hypot(plain.standard_error, top.standard_error)
     assert abs(top.value - best) < 4 * top.standard_error
 
@@ -261,7 +261,7 @@ def test_each_step_has_its_own_time_in_costs_and_controls() -> None:
     torch.testing.assert_close(paths.v[:, 0, 0], times[:-1])
     torch.testing.assert_close(control_values(control, paths), paths.v)
     expected = (spans * (times[:-1] + 0.5 * times[:-1].square())).sum()
-    torch.testing.assert_close(action(paths, problem.costs), expected.expand(3))
+    torch.testing.assert_close(control_objective(paths, problem.costs), expected.expand(3))
 
 
 def test_paths_that_are_constants_carry_no_graph() -> None:
@@ -324,7 +324,7 @@ def test_the_value_of_the_killed_well_with_and_without_the_correction() -> None:
         error = math.sqrt(1 / weights.effective_sample_size - 1 / 20_000)
         assert abs(-weights.log_mean - value) < 4 * error + band
         if correction is None:
-            late = Estimate.of(action(paths, problem.costs, alive))
+            late = Estimate.of(control_objective(paths, problem.costs, alive))
             assert abs(late.value - 0.940) < 4 * late.standard_error + 0.0005
 
 
@@ -365,7 +365,7 @@ def test_nothing_after_the_hitting_time_counts() -> None:
         energy = sum(float(0.5 * paths.v[k, i].square().sum()) / 40 for k in range(last))
         expected.append(last / 40 + energy + 3.0 * float(states[last]))
     assert 20 < int((~alive[-1]).sum()) < 180
-    found = action(paths, problem.costs, alive)
+    found = control_objective(paths, problem.costs, alive)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5)
 
 

@@ -21,8 +21,8 @@ from sbridge.errors import (
     ScalesWarning,
     UnsupportedError,
 )
-from sbridge.fitting import choose_noising, choose_sigma, diffuse, fit, prepare
-from sbridge.fitting.difficulties import kurtosis, noise_level, tail_share, warn_of_difficulties, widest_gap
+from sbridge.fitting import choose_noise_schedule, choose_sigma, diffuse, fit, prepare
+from sbridge.fitting.data_checks import kurtosis, noise_level, tail_share, warn_if_hard, widest_gap
 from sbridge.laws import Density, Gaussian, Samples
 from sbridge.problems import BridgeProblem
 from sbridge.processes import (
@@ -96,7 +96,7 @@ def test_the_noise_level_of_linear_and_other_processes():
 def told(x0, x1, reference=BrownianMotion(1.0)):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_difficulties(x0, x1, reference)
+        warn_if_hard(x0, x1, reference)
     return {warning.category: str(warning.message) for warning in caught}
 
 
@@ -155,7 +155,7 @@ def test_a_fit_warns_and_a_reverse_diffusion_of_ordinary_data_does_not():
     density = Density(lambda x: -x.square().sum(1), 2)
     prepare(rows, density, reference=BrownianMotion(1.0))
     prepare(rows, Gaussian(torch.zeros(2), torch.eye(2)))
-    for process in (choose_noising(rows), VarianceExploding(0.02, 50.0), VariancePreserving()):
+    for process in (choose_noise_schedule(rows), VarianceExploding(0.02, 50.0), VariancePreserving()):
         diffuse(rows, process=process, solver=ScoreMatching(updates=1))
 
 
@@ -236,7 +236,7 @@ def test_columns_of_very_unlike_widths(ratio, own):
     reference = BrownianMotion(widths.clamp_min(1.0) if own else 1.0)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        warn_of_difficulties(x0, x1, reference)
+        warn_if_hard(x0, x1, reference)
     said = [str(one.message) for one in told if one.category is ScalesWarning]
     assert len(said) == (ratio > 100.0 and not own)
     if said:
@@ -247,7 +247,7 @@ def test_columns_of_very_unlike_widths(ratio, own):
 def test_the_reference_that_helps_goes_from_one_width_to_the_other(widths, told):
     x0, x1 = (width * normal(300, 2, seed) for seed, width in enumerate(widths))
     with pytest.warns(ScalesWarning, match=f"by itself, such as {told}"):
-        warn_of_difficulties(x0, x1, BrownianMotion(0.1))
+        warn_if_hard(x0, x1, BrownianMotion(0.1))
 
 
 @pytest.mark.parametrize("sigma", [20.0, 50.0])
@@ -255,7 +255,7 @@ def test_noise_far_wider_than_the_data(sigma):
     x0, x1 = normal(300, 2), normal(300, 2, 1)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        warn_of_difficulties(x0, x1, BrownianMotion(sigma))
+        warn_if_hard(x0, x1, BrownianMotion(sigma))
     assert [one.category for one in told] == ([ScalesWarning] if sigma > 30.0 else [])
 
 

@@ -42,7 +42,7 @@ def points(n=6):
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
 
 
-def end_law(process, x):
+def end_distribution(process, x):
     law = process.transition(0.0, process.horizon)
     return Gaussian(law.mean(x[None])[0], law.covariance.expanded(2))
 
@@ -75,7 +75,7 @@ def test_control_is_sigma_times_the_gradient_of_the_log_potential(process):
 
 def test_quotient_of_densities_steers_a_point_to_the_mixture(process):
     law, x0 = mixture(), torch.tensor([0.3, -0.4], dtype=F64)
-    control = DoobControl(process, GaussianTilt.of(law).over(end_law(process, x0)))
+    control = DoobControl(process, GaussianTilt.of(law).over(end_distribution(process, x0)))
     # the quotient integrates to one against the transition, so its log is zero: log Z = 0
     assert float(control.log_potential(0.0, x0[None])) == pytest.approx(0.0, abs=1e-10)
     start = Samples(x0.expand(2, 2))
@@ -120,7 +120,7 @@ def test_one_gaussian_is_a_riccati_problem(process):
 def test_quotient_tilt_agrees_with_the_gaussian_bridge_from_a_narrow_start(process):
     x0 = torch.tensor([0.3, -0.4], dtype=F64)
     target = Gaussian(torch.tensor([0.5, -0.2], dtype=F64), torch.tensor([[0.5, 0.1], [0.1, 0.3]], dtype=F64))
-    control = DoobControl(process, GaussianTilt.of(target).over(end_law(process, x0)))
+    control = DoobControl(process, GaussianTilt.of(target).over(end_distribution(process, x0)))
     narrow = 1e-10 * torch.eye(2, dtype=F64)
     matrix, offset = GaussianCoupling(x0, narrow, target.mean, target.covariance, process).forward_gain(0.5)
     x = points()
@@ -131,7 +131,7 @@ def test_mixture_potentials_agree_with_it_by_another_formula(process):
     """Potential and control of :class:`MixturePotential`, also for the quotient of two densities."""
     law, x = mixture(), points(50)
     density = GaussianTilt.of(law)
-    quotient = density.over(end_law(process, torch.tensor([0.3, -0.4], dtype=F64)))
+    quotient = density.over(end_distribution(process, torch.tensor([0.3, -0.4], dtype=F64)))
     for tilt in (density, quotient):
         doob = DoobControl(process, tilt)
         potential = MixturePotential(process, tilt.constants, tilt.vectors, tilt.precisions)

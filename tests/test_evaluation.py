@@ -11,17 +11,17 @@ from sbridge import transport
 from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError
 from sbridge.evaluation import (
     EntropicTransport,
+    EvaluationBudget,
     ExactTransport,
     GaussianTransport,
-    Limits,
     Quantity,
     Report,
     evaluate,
     score_at,
 )
 from sbridge.evaluation.baselines import Shared
-from sbridge.evaluation.judge import Judge
 from sbridge.evaluation.rows import pooled
+from sbridge.evaluation.scorer import Scorer
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.fitting import solve
 from sbridge.laws import Density, Gaussian, Samples
@@ -36,7 +36,7 @@ from sbridge.time import TimeGrid
 from sbridge.transport import Sinkhorn
 
 DIM = 3
-LIMITS = Limits(rows=400, fit_rows=300, paths=64)
+LIMITS = EvaluationBudget(rows=400, fit_rows=300, paths=64)
 METRICS = ["W2", "sliced W2", "energy distance", "MMD²", "BW²-UVP (%)"]
 LAW_0 = Gaussian(torch.zeros(DIM), torch.eye(DIM))
 LAW_1 = Gaussian(torch.tensor([2.0, 0.0, -1.0]), torch.diag(torch.tensor([0.5, 2.0, 1.0])))
@@ -142,7 +142,7 @@ def test_transport_costs(report):
 )
 def test_energy_and_divergence_of_a_gaussian_bridge(reference):
     bridge = gaussian_bridge(reference=reference, steps=50)
-    limits = Limits(rows=4000, paths=1000)
+    limits = EvaluationBudget(rows=4000, paths=1000)
     metrics = (BuresUVP(),)
     x0, x1 = rows(LAW_0, 4000, 4), rows(LAW_1, 4000, 5)
     report = evaluate(bridge, x0, x1, seed=6, metrics=metrics, baselines=(), limits=limits)
@@ -171,7 +171,7 @@ def _backward_energy(coupling, knots=2001):
 
 def test_directions_that_disagree_have_a_divergence(bridge):
     torn = Bridge(bridge.forward, damaged(bridge).backward)
-    limits = Limits(rows=1000, paths=1000)
+    limits = EvaluationBudget(rows=1000, paths=1000)
     x0, x1 = rows(LAW_0, 1000, 1), rows(LAW_1, 1000, 2)
     report = evaluate(torn, x0, x1, seed=0, metrics=(BuresUVP(),), baselines=(), limits=limits)
     found = report.quantity("Jeffreys divergence")
@@ -201,7 +201,7 @@ class TestStandardErrors:
         for trial in range(trials):
             g = torch.Generator().manual_seed(trial)
             x, y = torch.randn(n, 2, generator=g) + shift, torch.randn(n, 2, generator=g)
-            (score,) = Judge(y, {"metric": metric}, blocks=8, seed=0).scores("x", x)
+            (score,) = Scorer(y, {"metric": metric}, blocks=8, seed=0).scores("x", x)
             values.append(score.value)
             errors.append(score.standard_error)
         return float(torch.tensor(values).std()), float(torch.tensor(errors).square().mean().sqrt())
@@ -221,7 +221,7 @@ class TestStandardErrors:
         assert 1.0 < error / spread < 5.0
 
     def test_too_few_rows_give_a_reason(self):
-        (score,) = Judge(torch.randn(20, 2), {"metric": EnergyDistance()}, blocks=8, seed=0).scores(
+        (score,) = Scorer(torch.randn(20, 2), {"metric": EnergyDistance()}, blocks=8, seed=0).scores(
             "x", torch.ones(40, 2)
         )
         assert score.value is not None
@@ -230,7 +230,7 @@ class TestStandardErrors:
 
 
 def test_equal_seeds_give_equal_reports(bridge):
-    limits, x0, x1 = Limits(rows=64, fit_rows=64, paths=16), rows(LAW_0, 100, 1), rows(LAW_1, 100, 2)
+    limits, x0, x1 = EvaluationBudget(rows=64, fit_rows=64, paths=16), rows(LAW_0, 100, 1), rows(LAW_1, 100, 2)
     metrics = (ExactW2(), SlicedW2(8))
     first, second, other = (evaluate(bridge, x0, x1, seed=seed, metrics=metrics, limits=limits) for seed in (3, 3, 4))
     assert first == second
@@ -239,7 +239,7 @@ def test_equal_seeds_give_equal_reports(bridge):
 
 
 def test_larger_sets_are_thinned_and_the_report_says_so(bridge):
-    limits = Limits(rows=100, paths=8)
+    limits = EvaluationBudget(rows=100, paths=8)
     x0, x1 = rows(LAW_0, 500, 1), rows(LAW_1, 90, 2)
     metrics = (ExactW2(max_rows=50), EnergyDistance())
     report = evaluate(bridge, x0, x1, seed=0, metrics=metrics, baselines=(), limits=limits)
@@ -260,7 +260,7 @@ class TestFloors:
     @staticmethod
     def run(bridge, x0, x1, **more):
         metrics = (EnergyDistance(),)
-        return evaluate(bridge, x0, x1, seed=0, metrics=metrics, baselines=(), limits=Limits(paths=4), **more)
+        return evaluate(bridge, x0, x1, seed=0, metrics=metrics, baselines=(), limits=EvaluationBudget(paths=4), **more)
 
     def test_rows_of_the_fit_stand_for_them(self):
         bridge = self.sinkhorn(rows(LAW_0, 300, 1), rows(LAW_1, 300, 2))
@@ -298,7 +298,7 @@ class TestFloors:
         target = Density(LAW_1.log_density, DIM)
         unknown = dataclasses.replace(bridge, backward=dataclasses.replace(bridge.backward, start=target))
         x0, x1 = rows(LAW_0, 200, 3), rows(LAW_1, 200, 4)
-        report = evaluate(unknown, x0, x1, seed=0, metrics=(EnergyDistance(),), limits=Limits(paths=4))
+        report = evaluate(unknown, x0, x1, seed=0, metrics=(EnergyDistance(),), limits=EvaluationBudget(paths=4))
         assert report.score("forward", "bridge", "energy distance").rows == (100, 100)
         assert "no rows to fit on" in report.score("forward", "exact OT map", "energy distance").reason
         assert report.score("backward", "perfect samples", "energy distance").rows == (200, 200)
@@ -352,7 +352,7 @@ class Spy:
 def test_baselines_are_fitted_on_either_direction():
     bridge, spy = gaussian_bridge(reference=OrnsteinUhlenbeck(0.5, 1.0)), Spy()
     x0, x1 = rows(LAW_0, 50, 1), rows(LAW_1, 50, 2)
-    few = {"metrics": (EnergyDistance(),), "limits": Limits(rows=50, fit_rows=30, paths=4)}
+    few = {"metrics": (EnergyDistance(),), "limits": EvaluationBudget(rows=50, fit_rows=30, paths=4)}
     fitted = {"x0_fit": torch.full((80, DIM), 5.0), "x1_fit": torch.full((80, DIM), 7.0)}
     evaluate(bridge, x0, x1, seed=0, baselines=(spy,), **fitted, **few)
     assert spy.calls == [(5, 7, bridge.reference, Direction.FORWARD), (7, 5, bridge.reference, Direction.BACKWARD)]
@@ -366,7 +366,7 @@ def test_what_cannot_be_had_is_missing_with_a_reason():
     forward = PathMeasure(process, None, Samples(cloud), grid=TimeGrid.uniform(5))
     backward = PathMeasure(process, None, Samples(flat), Direction.BACKWARD, grid=TimeGrid.uniform(6))
     metrics = (BuresUVP(), EnergyDistance())
-    report = evaluate(Bridge(forward, backward), cloud, flat, seed=0, metrics=metrics, limits=Limits(paths=4))
+    report = evaluate(Bridge(forward, backward), cloud, flat, seed=0, metrics=metrics, limits=EvaluationBudget(paths=4))
     assert "linear reference" in report.score("forward", "entropic map", "energy distance").reason
     assert "grid" in report.quantity("Jeffreys divergence").reason
     uvp = report.score("forward", "bridge", "BW²-UVP (%)")
@@ -588,7 +588,7 @@ class TestBadInput:
         with pytest.raises(InvalidInputError, match="different names"):
             evaluate(bridge, x0, x1, seed=0, metrics=())
         with pytest.raises(InvalidInputError, match="blocks must be at least 2"):
-            Limits(blocks=1)
+            EvaluationBudget(blocks=1)
 
     def test_metrics_of_one_kind_keep_their_full_names(self, bridge):
         x0, x1 = rows(LAW_0, 50, 1), rows(LAW_1, 50, 2)

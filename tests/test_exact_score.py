@@ -17,7 +17,7 @@ from sbridge.diffusion.conversions import (
     velocity_from_start,
 )
 from sbridge.diffusion.exact import ExactScore
-from sbridge.diffusion.reverse import end_law, reverse_diffusion
+from sbridge.diffusion.reverse import end_distribution, reverse_diffusion
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Density, Gaussian, GaussianMixture, Samples
 from sbridge.measures import jeffreys, path_kl
@@ -194,7 +194,7 @@ def test_both_directions_of_an_exact_reversal_are_one_measure(process):
 
 
 def test_the_end_law_has_the_moments_of_the_noised_data(process, law):
-    end = end_law(process, law)
+    end = end_distribution(process, law)
     g = generator(4)
     start = law.sample(100_000, g)
     step = process.transition(0.0, 1.0)
@@ -223,6 +223,6 @@ def test_bad_input_is_told():
     with pytest.raises(UnsupportedError, match="kernel density"):
         score.marginal(0.5)
     with pytest.raises(UnsupportedError, match="prior="):
-        end_law(DriftProcess(lambda t, x: -x, 1.0), law)
+        end_distribution(DriftProcess(lambda t, x: -x, 1.0), law)
     with pytest.raises(UnsupportedError, match="no moments"):
-        end_law(VariancePreserving(), Density(lambda x: x.sum(1), 2))
+        end_distribution(VariancePreserving(), Density(lambda x: x.sum(1), 2))

@@ -59,7 +59,7 @@ def chain_moments(measure: PathMeasure) -> list[tuple[Tensor, Tensor, Tensor]]:
     probe = torch.cat([torch.zeros(1, DIM, dtype=torch.float64), EYE])
     mean, spread, flow = measure.start.mean, measure.start.covariance, EYE
     found = [(mean, spread, spread)]
-    times = torch.tensor(chain.moments, dtype=torch.float64).repeat_interleave(len(probe))
+    times = torch.tensor(chain.step_times, dtype=torch.float64).repeat_interleave(len(probe))
     controls = measure.control(times, probe.repeat(chain.length, 1)).reshape(chain.length, *probe.shape)
     for j, u in enumerate(controls):
         pushed = chain.push(j, probe, chain.root_durations[j] * u)

@@ -15,7 +15,7 @@ from sbridge.identities.killing import Well
 from sbridge.identities.settings import PROCESSES, mixture
 from sbridge.identities.tilts import Derivatives, Tilt
 from sbridge.laws import Gaussian, Samples
-from sbridge.pde import Action, GridBridge
+from sbridge.pde import Action, GridSolution
 from sbridge.processes import LinearProcess, OrnsteinUhlenbeck
 
 MODULES = (equations, stationarity, schroedinger, duality)
@@ -257,12 +257,12 @@ BREAKS = {
         other_epsilon("EntropicProblem"),
         other_epsilon("entropic_plan"),
     ],
-    "static_value_is_dynamic_value": [scaled_property(GridBridge, "energy", 2.0), other_epsilon("entropic_plan")],
+    "static_value_is_dynamic_value": [scaled_property(GridSolution, "energy", 2.0), other_epsilon("entropic_plan")],
     "path_fitting_is_sinkhorns_iteration": [forgotten_past, weak_iterates],
     "gap_of_a_control_is_a_divergence": [scaled(Tilt, "control", 0.8), scaled(Tilt, "log_potential", 1.1)],
     "duality_identity": [scaled(Tilt, "control", 0.8), large_dual],
     "dual_value_is_below_the_value": [large_dual],
-    "dual_gap_is_a_divergence": [scaled(Tilt, "control", 0.8), scaled_property(GridBridge, "energy", 1.1)],
+    "dual_gap_is_a_divergence": [scaled(Tilt, "control", 0.8), scaled_property(GridSolution, "energy", 1.1)],
 }
 
 

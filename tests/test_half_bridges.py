@@ -74,7 +74,7 @@ class Reversed:
         mean, covariance, found = MEAN, COVARIANCE, torch.empty_like(y)
         for j in range(self.chain.length):
             columns = torch.cat([torch.zeros(1, 2), torch.eye(2)]).double()
-            moved = columns + self.chain.move(j, columns, driving(self.chain.moments[j], columns))
+            moved = columns + self.chain.move(j, columns, driving(self.chain.step_times[j], columns))
             offset, matrix, root = moved[0], (moved[1:] - moved[0]).mT, self.chain.root(j).expanded(2)
             after, spread = matrix @ mean + offset, matrix @ covariance @ matrix.mT + root @ root.mT
             here = (t - self.chain.visited[j + 1]).abs() < 1e-9

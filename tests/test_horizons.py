@@ -114,10 +114,12 @@ def test_gradients_of_a_pinned_bridge_over_a_long_horizon(rate, dtype):
     for t in (1.0, 500.0, 999.0):
         pinned = process.pinned(t)
         x = pinned.sample(x0, xT, noise)
-        total = pinned.pull(x0, xT, noise) + pinned.push(x0, xT, noise)
+        total = pinned.guiding_term(x0, xT, noise) + pinned.conditional_score(x0, xT, noise)
         score = -(x - pinned.mean(x0, xT)) / pinned.covariance.values.to(x)
         torch.testing.assert_close(total, score, rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(process.pull(t, x, xT) + process.push(t, x, x0), score, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(
+            process.guiding_term(t, x, xT) + process.conditional_score(t, x, x0), score, rtol=1e-4, atol=2e-5
+        )
 
 
 @pytest.mark.parametrize("name", FORGETFUL)

@@ -68,9 +68,9 @@ def projected(reference: LinearProcess, direction: Direction, t: Time, x: Tensor
     spread = s @ A @ s.mT + k @ B @ k.mT + gamma
     shift = torch.linalg.solve(spread, (x - pinned.mean(M0.expand(count, 2), MT.expand(count, 2))).unsqueeze(-1))
     if direction is FORWARD:
-        gradient = reference.pull(t, x, MT + (B @ k.mT @ shift).squeeze(-1))
+        gradient = reference.guiding_term(t, x, MT + (B @ k.mT @ shift).squeeze(-1))
     else:
-        gradient = reference.push(t, x, M0 + (A @ s.mT @ shift).squeeze(-1))
+        gradient = reference.conditional_score(t, x, M0 + (A @ s.mT @ shift).squeeze(-1))
     return reference.scale(t).T(gradient)
 
 
@@ -160,7 +160,7 @@ def test_the_expected_square_of_the_target(name, direction, fraction):
     pinned, sigma = reference.pinned(fraction * reference.horizon), reference.scale(fraction * reference.horizon)
     x0, noise, residual = (torch.randn(n, 2, generator=seeded(k), dtype=torch.float64) for k in (1, 2, 3))
     xT = pinned.whole.mean(x0) + size * residual
-    gradient = (pinned.pull if direction is FORWARD else pinned.push)(x0, xT, noise)
+    gradient = (pinned.guiding_term if direction is FORWARD else pinned.conditional_score)(x0, xT, noise)
     squares = sigma.T(gradient).square().mean(1)
     found = float(Regression(reference, 2, size**2).target_square(pinned, sigma, direction))
     assert abs(found - float(squares.mean())) < 4 * float(squares.std()) / math.sqrt(n)

@@ -17,7 +17,7 @@ from sbridge.errors import ConvergenceWarning, FileFormatError, InvalidInputErro
 from sbridge.fitting import fit, solve
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Point, Samples
 from sbridge.measures import Direction, PathMeasure
-from sbridge.pde import Grid, GridBridge, proportional_fitting
+from sbridge.pde import Grid, GridSolution, proportional_fitting
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, Process, VariancePreserving
 from sbridge.solvers import (
@@ -202,12 +202,12 @@ class Errors:
         return self.nats < nats and self.potential < potential and self.end < end
 
 
-def judged(measure: PathMeasure, truth: GridBridge, n: int = 2500) -> Errors:
+def judged(measure: PathMeasure, truth: GridSolution, n: int = 2500) -> Errors:
     forward, horizon = measure.direction is FORWARD, measure.process.horizon
     exact = truth.control if forward else truth.backward_control
     paths = measure.simulate(measure.starts(n, seed=5), seed=5)
     spans, nats = paths.t.diff().abs(), 0.0
-    for j, t in enumerate(paths.chain.moments):
+    for j, t in enumerate(paths.chain.step_times):
         error = paths.v[j].double() - exact(t, paths.x[j].double())
         nats += 0.5 * float(spans[j] * error.square().mean())
     centres, half = np.array(CELLS.centres[0]), 0.5 * horizon
@@ -323,7 +323,7 @@ def test_it_converges_to_the_bridge_of_gaussians(name):
     bridge, exact = solve(problem, solver, seed=1), solve(problem, GaussianBridge(), seed=0)
     for found, truth in ((bridge.forward, exact.forward), (bridge.backward, exact.backward)):
         paths = found.sample(2000, seed=3)
-        wanted = torch.stack([truth.control(t, paths.x[j]) for j, t in enumerate(paths.chain.moments)])
+        wanted = torch.stack([truth.control(t, paths.x[j]) for j, t in enumerate(paths.chain.step_times)])
 
         def nats(error: Tensor, spans: Tensor = paths.t.diff().abs()) -> float:
             return 0.5 * float(spans @ error.double().square().sum(2).mean(1))

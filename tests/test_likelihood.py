@@ -141,7 +141,7 @@ def test_refusals():
     process = PROCESSES["vp"]
     score = ExactScore(process, data)
     bridge = reverse_diffusion(process, data, score, prior=Samples(torch.randn(5, 2).double()))
-    with pytest.raises(UnsupportedError, match="prior=end_law"):
+    with pytest.raises(UnsupportedError, match="prior=end_distribution"):
         log_likelihood(bridge, data.means)
     with pytest.raises(InvalidInputError, match="s_min must lie"):
         log_likelihood(exact_bridge(process, data), data.means, s_min=1.0)

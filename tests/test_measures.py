@@ -276,7 +276,7 @@ def log_density_of_path(paths, control):
     chain, total = paths.chain, 0.0
     for j in range(chain.length):
         root = chain.root(j).expanded(2)
-        u = torch.zeros_like(paths.x[j]) if control is None else control(chain.moments[j], paths.x[j])
+        u = torch.zeros_like(paths.x[j]) if control is None else control(chain.step_times[j], paths.x[j])
         mean = chain.mean(j, paths.x[j]) + chain.root_durations[j] * u @ root.mT
         total = total + torch.distributions.MultivariateNormal(
             mean, scale_tril=torch.linalg.cholesky(root @ root.mT)

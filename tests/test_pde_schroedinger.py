@@ -12,9 +12,9 @@ from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.laws import Gaussian, GaussianMixture, Samples
 from sbridge.measures import PathMeasure
 from sbridge.pde import (
-    Action,
     FortetSinkhorn,
     Grid,
+    GridAction,
     Histogram,
     KernelDensity,
     SpaceTime,
@@ -295,7 +295,7 @@ def test_bad_input_is_told():
 
 def fields(bridge, nodes=32):
     """``p``, ``u``, ``J`` of the solution on Chebyshev points."""
-    action = Action(bridge.process, SpaceTime(bridge.grid, bridge.process.horizon, nodes), bridge.state_cost)
+    action = GridAction(bridge.process, SpaceTime(bridge.grid, bridge.process.horizon, nodes), bridge.state_cost)
     times = [float(t) for t in action.space.times]
     phi = np.stack([bridge.potentials.log_phi(t) for t in times])
     phi_hat = np.stack([bridge.potentials.log_phi_hat(t) for t in times])

@@ -193,7 +193,7 @@ def test_a_stiff_matrix_rate_agrees_with_its_diagonal_form():
         torch.testing.assert_close(gamma, wanted.covariance.expanded(3), rtol=1e-9, atol=1e-11 * float(gamma.max()))
         mean = found.mean(x @ basis.mT, y @ basis.mT) @ basis
         torch.testing.assert_close(mean, wanted.mean(x, y), rtol=1e-9, atol=1e-11)
-        assert torch.isfinite(found.pull(x, y, noise)).all()
+        assert torch.isfinite(found.guiding_term(x, y, noise)).all()
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -208,7 +208,7 @@ def test_float32_holds_up_to_both_ends(name, distance):
     )
     for t in (distance * process.horizon, (1 - distance) * process.horizon):
         pinned = process.pinned(t)
-        for method in (pinned.sample, pinned.pull, pinned.push):
+        for method in (pinned.sample, pinned.guiding_term, pinned.conditional_score):
             found, wanted = method(x, y, noise), method(x.double(), y.double(), noise.double())
             assert float((found - wanted).abs().max()) < 20 * EPS32 * float(wanted.abs().max())
 

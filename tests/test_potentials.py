@@ -9,7 +9,7 @@ from sbridge.benchmarks.pairs import GaussianPair, MixturePair
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.exact import MixtureControl, MixtureKernel, MixturePotential
 from sbridge.exact.gaussian import GaussianCoupling
-from sbridge.exact.tilts import Moved, Spectrum, TiltByMatrices, TiltBySpectrum
+from sbridge.exact.tilts import DensePotentialAt, PotentialAt, SpectralPotentialAt, Spectrum
 from sbridge.laws import Gaussian, GaussianMixture, Samples
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
@@ -260,8 +260,8 @@ def test_eigenvectors_give_what_matrices_give(name, each, kind):
     times = torch.linspace(0.0, process.horizon, 6, dtype=torch.float64)
     for t in [times] if each else [0.0, 0.6 * process.horizon, process.horizon]:
         ahead = process.transition(t, process.horizon)
-        one = TiltBySpectrum(ahead, spectrum, x)
-        other = TiltByMatrices(Moved.of(ahead, given.logits, given.shifts, maps, x.device), x)
+        one = SpectralPotentialAt(ahead, spectrum, x)
+        other = DensePotentialAt(PotentialAt.of(ahead, given.logits, given.shifts, maps, x.device), x)
         for found, expected in (
             (one.exponents, other.exponents),
             (one.gradient, other.gradient),

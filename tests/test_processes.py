@@ -78,8 +78,8 @@ def test_float32_states_get_float32_numbers_close_to_those_of_float64(name):
     single, pinned = [v.float() for v in (x, y, noise)], process.pinned(t)
     pairs = [
         (process.drift(t, single[0]), process.drift(t, x)),
-        (process.pull(t, *single[:2]), process.pull(t, x, y)),
-        (process.push(t, *single[:2]), process.push(t, x, y)),
+        (process.guiding_term(t, *single[:2]), process.guiding_term(t, x, y)),
+        (process.conditional_score(t, *single[:2]), process.conditional_score(t, x, y)),
         (process.log_transition(0.0, single[0], t, single[1]), process.log_transition(0.0, x, t, y)),
         (pinned.sample(*single), pinned.sample(x, y, noise)),
     ]

@@ -12,7 +12,7 @@ from sbridge.controls import MLP
 from sbridge.couplings import MinibatchCoupling, ReferenceCoupling
 from sbridge.fitting import solve
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
-from sbridge.pde import Grid, GridBridge, solve_schroedinger
+from sbridge.pde import Grid, GridSolution, solve_schroedinger
 from sbridge.problems import BridgeProblem
 from sbridge.solutions import Bridge
 from sbridge.solvers import IMF, GaussianBridge, MatchedBridge, MixtureBridge, SinkhornBridge, Solver
@@ -42,7 +42,7 @@ the reference alone, IMF has the whole way to go. Of 4000 rows the plan is known
 """
 
 
-def errors(bridge: Bridge, exact: GridBridge) -> list[float]:
+def errors(bridge: Bridge, exact: GridSolution) -> list[float]:
     """``Σ_t E|u − u*|² / Σ_t E|u*|²`` of either control under the density of the bridge; no control has 1."""
     horizon, found = bridge.forward.process.horizon, []
     centres = torch.as_tensor(exact.grid.centres[0])[:, None]

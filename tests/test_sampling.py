@@ -43,7 +43,7 @@ STARTS = {
 }
 
 
-def end_law(process, start):
+def end_distribution(process, start):
     law = process.transition(0.0, process.horizon)
     covariance = law.covariance.expanded(2)
     if isinstance(start, Point):
@@ -60,7 +60,7 @@ def solution(process, start, control, steps=30, rule=None):
 @pytest.mark.parametrize("name", STARTS)
 def test_terminal_cost_is_energy_plus_log_of_the_end_law(name):
     process, start = STARTS[name]
-    cost, law = sampling_problem(TARGET, process, start).terminal_cost, end_law(process, start)
+    cost, law = sampling_problem(TARGET, process, start).terminal_cost, end_distribution(process, start)
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     assert torch.allclose(cost(x), law.log_density(x) - TARGET.log_density(x), rtol=1e-10)
 
@@ -69,7 +69,7 @@ def test_terminal_cost_is_energy_plus_log_of_the_end_law(name):
 @pytest.mark.parametrize("steps", [3, 30])
 def test_normaliser_is_unbiased_for_any_control_and_number_of_steps(name, steps):
     process, start = STARTS[name]
-    exact = DoobControl(process, GaussianTilt.of(MIXTURE).over(end_law(process, start)))
+    exact = DoobControl(process, GaussianTilt.of(MIXTURE).over(end_distribution(process, start)))
 
     def wrong(t, x):
         return 0.6 * exact(t, x) + 0.1
@@ -85,7 +85,7 @@ def test_normaliser_is_unbiased_for_any_control_and_number_of_steps(name, steps)
 @pytest.mark.parametrize("name", STARTS)
 def test_weights_of_the_exact_control_become_constant(name):
     process, start = STARTS[name]
-    exact = DoobControl(process, GaussianTilt.of(MIXTURE).over(end_law(process, start)))
+    exact = DoobControl(process, GaussianTilt.of(MIXTURE).over(end_distribution(process, start)))
     coarse, fine = (log_normaliser(solution(process, start, exact, steps), 4000, seed=2) for steps in (30, 120))
     assert fine.weights.effective_sample_size > 0.8 * 4000
     gaps = [LOG_Z - found.lower_bound.value for found in (coarse, fine)]

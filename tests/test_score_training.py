@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from sbridge.controls import MLP
+from sbridge.diffusion.accessors import score_of
 from sbridge.diffusion.conversions import ControlScore, ScoreControl
 from sbridge.diffusion.exact import ExactScore
 from sbridge.diffusion.networks import NetworkScore, seeded_score
 from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
-from sbridge.diffusion.parts import score_of
-from sbridge.diffusion.reverse import end_law, reverse_diffusion, reverse_grid
+from sbridge.diffusion.reverse import end_distribution, reverse_diffusion, reverse_grid
 from sbridge.diffusion.samplers import generate
 from sbridge.diffusion.times import NoiseTimes, UniformTimes
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.fitting import choose_noising, diffuse, fit
+from sbridge.fitting import choose_noise_schedule, diffuse, fit
 from sbridge.laws import Density, Gaussian, GaussianMixture, Samples
 from sbridge.measures import kernel_log_ratio
 from sbridge.objectives.reversal import reversal_action
@@ -130,7 +130,7 @@ def test_the_residual_has_the_covariance_of_the_target(process):
     x = law.mean(start) + law.root.to(start)(torch.randn(start.shape, generator=g, dtype=torch.float64))
     network = NetworkScore(MLP(8, 1), process, 2, None, scale).double()
     _, inner = network._maps(law)
-    target = inner.inverse()(process.push(t, x, start) - network(t, x))
+    target = inner.inverse()(process.conditional_score(t, x, start) - network(t, x))
     assert torch.allclose(target.T.cov(), torch.eye(2, dtype=torch.float64), atol=0.03)
 
 
@@ -163,7 +163,9 @@ def test_the_solver_keeps_every_law_of_solvers(objective):
     rows = mixture().sample(30, generator())
     process = VariancePreserving()
     solver = ScoreMatching(objective, 6, MLP(8, 1), Optimisation(batch=16), grid=TimeGrid.uniform(5))
-    check_solver(solver, BridgeProblem(Samples(rows), end_law(process, Samples(rows)), process), generator=generator())
+    check_solver(
+        solver, BridgeProblem(Samples(rows), end_distribution(process, Samples(rows)), process), generator=generator()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -249,8 +251,8 @@ def test_shifted_and_stretched_data_give_shifted_and_stretched_diffusions():
 
 def test_the_chosen_noise_fits_the_data():
     rows = 5.0 * mixture().sample(2000, generator()) + 7.0
-    process = choose_noising(rows)
-    end = end_law(process, Samples(rows))
+    process = choose_noise_schedule(rows)
+    end = end_distribution(process, Samples(rows))
     assert torch.allclose(end.mean, rows.mean(0), atol=1e-6)
     assert torch.allclose(end.covariance.diagonal().mean(), rows.var(0, correction=0).mean(), rtol=1e-6)
 

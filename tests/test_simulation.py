@@ -408,7 +408,7 @@ def small(steps=GRID.steps, batch=3, dim=2, dtype=torch.float64):
 def test_the_first_value_that_is_not_finite_is_located(where, direction):
     x0, noise = small()
     chain = chain_of(BrownianMotion(1.0), direction=direction)
-    moment = chain.moments[3]
+    moment = chain.step_times[3]
 
     def control(t, x):
         u = torch.zeros_like(x)

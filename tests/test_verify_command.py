@@ -8,7 +8,7 @@ import torch
 
 from sbridge.cli import run
 from sbridge.controls import MLP
-from sbridge.diffusion.reverse import end_law
+from sbridge.diffusion.reverse import end_distribution
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.fitting import solve
 from sbridge.identities import Kind, Outcome, base, identity
@@ -42,7 +42,7 @@ def model(tmp_path_factory):
     with RunFolder.claimed(path) as folder:
         folder.create({"format": RUN_FORMAT, "times": [0.0, 1.0]})
     folder.write_histories([[]])
-    bridge = solve(BridgeProblem(data, end_law(process, data), process), solver, seed=0)
+    bridge = solve(BridgeProblem(data, end_distribution(process, data), process), solver, seed=0)
     save_bridge(bridge, folder.bridge(0, 1), folder.checksum())
     return path
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import mean, timed
 from sbridge.data import datasets
-from sbridge.diffusion import ExactScore, Score, end_law, reverse_diffusion
-from sbridge.diffusion.parts import score_of
+from sbridge.diffusion import ExactScore, Score, end_distribution, reverse_diffusion
+from sbridge.diffusion.accessors import score_of
 from sbridge.diffusion.samplers import (
     AncestralSampler,
     DDIMSampler,
@@ -84,7 +84,7 @@ def run(seed: int, settings: Settings) -> Iterator[tuple[str, str, str, float]]:
     """``(block, line, column, value)`` for one seed."""
     data = Samples(datasets.make(DATA, settings.rows, derive(seed, "training")))
     process = VariancePreserving(stationary_std=float(data.rows.var(0).mean().sqrt()), mean=data.rows.mean(0).double())
-    problem = BridgeProblem(data, end_law(process, data), process)
+    problem = BridgeProblem(data, end_distribution(process, data), process)
     bridge, seconds = timed(lambda: solve(problem, settings.solver, seed=seed))
     yield "training", type(settings.solver.objective).__name__, "seconds", seconds
     exact, learnt = ExactScore(process, data), score_of(bridge)

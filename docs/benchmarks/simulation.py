@@ -24,14 +24,14 @@ from sbridge.controls import MLP, Control, seeded_control
 from sbridge.errors import InvalidInputError
 from sbridge.processes import BrownianMotion, Chain, Direction, ExactTransition
 from sbridge.random import NormalNoise
-from sbridge.simulation import Backprop, Detached, Gradient, ReversibleAdjoint, endpoint, simulate
+from sbridge.simulation import Backprop, Detached, GradientMethod, ReversibleAdjoint, endpoint, simulate
 from sbridge.time import TimeGrid
 
 SHAPES = [(256, 2, 100), (1024, 50, 100), (4096, 2, 100), (256, 2, 1000)]
 """``(batch, dim, steps)``."""
 REPETITIONS = 9
 MEMORY_SHAPE = (512, 20)
-GRADIENTS: dict[str, Gradient] = {"adjoint": ReversibleAdjoint(), "backprop": Backprop(), "detached": Detached()}
+GRADIENTS: dict[str, GradientMethod] = {"adjoint": ReversibleAdjoint(), "backprop": Backprop(), "detached": Detached()}
 
 
 def medians(tasks: Mapping[str, Callable[[], object]], repetitions: int = REPETITIONS) -> dict[str, float]:
@@ -98,7 +98,7 @@ def time_native(batch: int, dim: int, steps: int) -> dict[str, float]:
     return medians(tasks, 3 if steps <= 100 else 1)
 
 
-def gradient_step(gradient: Gradient, batch: int, dim: int, steps: int, *, recipe: MLP = MLP()) -> None:
+def gradient_step(gradient: GradientMethod, batch: int, dim: int, steps: int, *, recipe: MLP = MLP()) -> None:
     """One gradient of ``E[∫ ½|u|² dt + |X_T|²]`` by the reversible Heun scheme, with noise drawn when needed."""
     network, x0 = control(dim, recipe), torch.zeros(batch, dim)
     xi, times = NormalNoise(0, steps, batch, dim), TimeGrid.uniform(steps).times(1.0)

@@ -15,7 +15,7 @@ from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, check_known
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law
 from sbridge.measures import Estimate, PathMeasure
-from sbridge.pde import FortetSinkhorn, Grid, GridBridge, solve_schroedinger
+from sbridge.pde import FortetSinkhorn, Grid, GridSolution, solve_schroedinger
 from sbridge.pde.grids import Spline
 from sbridge.processes import BrownianMotion
 from sbridge.random import Seed, generator
@@ -105,7 +105,7 @@ class PlanarPair:
         return Gaussian(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
 
     @cached_property
-    def bridge(self) -> GridBridge:
+    def bridge(self) -> GridSolution:
         """The solution on the grid."""
         law = TARGETS[self.target]()
         grid = Grid.of((-_REACH,) * 2, (_REACH,) * 2, self.cells)
@@ -152,7 +152,7 @@ Pair = MixturePair | GaussianPair | PlanarPair
 class GridControl:
     """``u*(t, x) = σᵀ∇log φ`` from splines, which are kept for every time that has been asked for."""
 
-    bridge: GridBridge
+    bridge: GridSolution
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """The control at ``(t, x)``; all rows at one time."""
@@ -171,7 +171,7 @@ class GridControl:
 class GridKernel:
     """The plan on the grid: ``π(y | x) ∝ G(y | x) φ(T, y)`` over the cells ``y``, for any ``x``."""
 
-    bridge: GridBridge
+    bridge: GridSolution
 
     def shares(self, x: Tensor) -> Tensor:
         """Probabilities of the cells for each row, ``(n, cells)``, float64."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
 from sbridge.data import Inputs, ReadOptions, read_inputs, read_table, split
-from sbridge.diffusion import end_law
+from sbridge.diffusion import end_distribution
 from sbridge.errors import InvalidInputError, UnsupportedError, number
 from sbridge.fitting import Preparation, choose_sigma, prepare
 from sbridge.fitting.courses import Course
@@ -134,7 +134,7 @@ def make_diffusion_plan(command: Diffuse[Any, Any]) -> Plan:
     noise = Noise(None, command.horizon, lambda: CommonScale()(kept, kept))
     process, about = command.reference_options.build(noise)
     source = Samples(kept)
-    prior = end_law(process, source)
+    prior = end_distribution(process, source)
     leg = prepare(source, prior, reference=process, solver=command.solver_options, seed=command.seed)
     draws = prior.sample(max(len(held), _PRIOR_ROWS), generator(derive(command.seed, "prior"), device))
     notes = (

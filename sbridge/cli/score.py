@@ -15,7 +15,7 @@ from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.evaluation import (
     Certificate,
-    Limits,
+    EvaluationBudget,
     Report,
     certificate_json,
     certificate_or_reason,
@@ -66,7 +66,7 @@ def _score(
     course: Course, source: Table, target: Table, span: tuple[float, float], command: Evaluate
 ) -> tuple[Report, Certificate | str]:
     leg = _leg(course, *span)
-    bridge, limits = course.bridges[leg], Limits(rows=command.max_rows)
+    bridge, limits = course.bridges[leg], EvaluationBudget(rows=command.max_rows)
     if span[1] == course.times[leg + 1]:
         report = evaluate(bridge, source.rows, target.rows, seed=command.seed, limits=limits)
         if is_reverse_diffusion(bridge):

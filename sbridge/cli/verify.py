@@ -14,7 +14,7 @@ from sbridge.cli.console import Console
 from sbridge.cli.options import Automatic, Noise, Preserving, Reverting
 from sbridge.cli.plan import read_options
 from sbridge.data import read_table
-from sbridge.diffusion.parts import is_reverse_diffusion, score_of
+from sbridge.diffusion.accessors import is_reverse_diffusion, score_of
 from sbridge.diffusion.reverse import moments
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.identities import Setting, listing, standard_settings, verify

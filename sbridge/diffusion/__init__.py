@@ -1,5 +1,6 @@
 """Reverse diffusion: a bridge whose reference is the noising process and whose backward control is the score."""
 
+from sbridge.diffusion.accessors import is_reverse_diffusion, score_of
 from sbridge.diffusion.conversions import ControlScore, Score, ScoreControl
 from sbridge.diffusion.ddpm import DiscreteDenoising, DiscreteNoise, StepVariance
 from sbridge.diffusion.exact import ExactScore
@@ -14,9 +15,8 @@ from sbridge.diffusion.likelihood import LogLikelihood, log_likelihood
 from sbridge.diffusion.monitor import GapRecorder
 from sbridge.diffusion.networks import NetworkScore
 from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
-from sbridge.diffusion.parts import is_reverse_diffusion, score_of
 from sbridge.diffusion.pinned import pinned_kl
-from sbridge.diffusion.reverse import end_law, reverse_diffusion, reverse_grid
+from sbridge.diffusion.reverse import end_distribution, reverse_diffusion, reverse_grid
 from sbridge.diffusion.samplers import (
     AncestralSampler,
     AnnealedLangevin,
@@ -71,7 +71,7 @@ __all__ = [
     "TweedieCovariance",
     "conditioned",
     "denoised",
-    "end_law",
+    "end_distribution",
     "generate",
     "is_reverse_diffusion",
     "langevin",

@@ -23,7 +23,7 @@ from sbridge.controls.base import Control, Time
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.objectives.score_matching import checked_score, denoising_target
 from sbridge.processes import LinearProcess, Process, VariancePreserving
-from sbridge.processes.base import spread
+from sbridge.processes.base import repeat_per_row
 from sbridge.storage.registry import register
 
 
@@ -79,12 +79,12 @@ def score_from_noise(process: LinearProcess, t: Time, noise: Tensor) -> Tensor:
 def start_from_score(process: LinearProcess, t: Time, x: Tensor, score: Tensor) -> Tensor:
     """``E[X_0 | X_t = x] = Φ⁻¹(x − k + Q s)``."""
     law = process.transition(0.0, t)
-    return law.map.inverse().to(x)(x - spread(law.offset, len(x)).to(x) + law.covariance.to(x)(score))
+    return law.map.inverse().to(x)(x - repeat_per_row(law.offset, len(x)).to(x) + law.covariance.to(x)(score))
 
 
 def score_from_start(process: LinearProcess, t: Time, x: Tensor, start: Tensor) -> Tensor:
     """``s = −Q⁻¹(x − k − Φ E[X_0 | x])``, ``t > 0``: the gradient of the log transition is affine in the start."""
-    return process.push(t, x, start)
+    return process.conditional_score(t, x, start)
 
 
 def mean_field_drift(process: LinearProcess, t: Time, x: Tensor, start: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def mean_field_drift(process: LinearProcess, t: Time, x: Tensor, start: Tensor) 
     ``−b(t, x) + σσᵀ Q⁻¹ (Φ⟨X_0⟩ + k − x)``, per unit of reversed time.
     """
     scale = process.scale(t)
-    return (scale @ scale.T).to(x)(process.push(t, x, start)) - process.drift(t, x)
+    return (scale @ scale.T).to(x)(process.conditional_score(t, x, start)) - process.drift(t, x)
 
 
 def velocity_from_start(process: VariancePreserving, t: Time, x: Tensor, start: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class ExactScore:
         """``∇ log ρ_t(x)``, shape ``(batch, dim)``."""
         t, precise = self._checked(t, x)
         if self._points is not None:
-            return self.process.push(t, precise, self._points.mean(t, precise)).to(x.dtype)
+            return self.process.conditional_score(t, precise, self._points.mean(t, precise)).to(x.dtype)
         return self._components(t, precise).score.to(x.dtype)
 
     def log_density(self, t: Time, x: Tensor) -> Tensor:

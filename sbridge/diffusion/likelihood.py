@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls.divergence import Divergence, ExactTrace
-from sbridge.diffusion.parts import backward_measure, knots_from
+from sbridge.diffusion.accessors import backward_measure, knots_from
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Law, as_rows
 from sbridge.random import Seed, as_seed, derive
@@ -67,7 +67,7 @@ def log_likelihood(
     if not isinstance(prior, (Gaussian, GaussianMixture)):
         raise UnsupportedError(
             f"a likelihood needs the density of the law at t = T, and a {type(prior).__name__} has no normalised one. "
-            "Make the bridge with prior=end_law(process, data), or another Gaussian."
+            "Make the bridge with prior=end_distribution(process, data), or another Gaussian."
         )
     if not 0.0 <= s_min < bridge.horizon:
         raise InvalidInputError(f"s_min must lie in [0, {bridge.horizon:g}), got {s_min:g}.")

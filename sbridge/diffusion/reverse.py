@@ -53,16 +53,16 @@ def reverse_diffusion(
         process: the noising process.
         data: the law at ``t = 0``.
         score: ``(t, x) → ∇ log ρ_t(x)``, or an approximation.
-        prior: where the reversal starts, at ``t = T``; by default :func:`end_law`, for linear processes.
+        prior: where the reversal starts, at ``t = T``; by default :func:`end_distribution`, for linear processes.
         grid: steps of simulations; finer towards the data by default.
         rule: how steps are made; exact for linear processes by default.
     """
-    prior = end_law(process, data) if prior is None else prior
+    prior = end_distribution(process, data) if prior is None else prior
     forward = PathMeasure(process, None, data, Direction.FORWARD, grid, rule)
     return Bridge(forward, PathMeasure(process, ScoreControl(process, score), prior, Direction.BACKWARD, grid, rule))
 
 
-def end_law(process: Process, data: Law) -> Gaussian:
+def end_distribution(process: Process, data: Law) -> Gaussian:
     """``N(m, P)`` with the mean and covariance of ``X_T``: ``Φ E[X_0] + k`` and ``Φ Cov(X_0) Φᵀ + Q``.
 
     Raises:

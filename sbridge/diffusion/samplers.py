@@ -16,9 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from sbridge.diffusion.accessors import backward_measure, linear_reference, score_of
 from sbridge.diffusion.conversions import Score, checked_score, noise_from_score, start_from_score
 from sbridge.diffusion.ddpm import StepVariance
-from sbridge.diffusion.parts import backward_measure, linear_reference, score_of
 from sbridge.diffusion.pinned import pinned_kernel
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import as_rows

@@ -36,7 +36,7 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
 
     The forward control is zero, so the reference carries the source wherever it does, and the target of the problem is
     the *prior* from which the backward process starts: choose a reference that forgets its start, and the law that it
-    ends in (:func:`~sbridge.diffusion.end_law`). The bound on what is generated is ``KL(source ‖ generated) ≤
+    ends in (:func:`~sbridge.diffusion.end_distribution`). The bound on what is generated is ``KL(source ‖ generated) ≤
     ½∫ E|σᵀ(s_θ − ∇log ρ_s)|² ds + KL(ρ_T ‖ prior)`` (Song et al. 2021, arXiv:2101.09258, theorem 1).
 
     Args:

@@ -28,10 +28,10 @@ from sbridge.evaluation.control import (
     signal_to_noise,
 )
 from sbridge.evaluation.evaluate import evaluate, score_at
-from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.normaliser import WeightedSamples, log_normaliser
 from sbridge.evaluation.progress import Watcher, watched
 from sbridge.evaluation.report import SCHEMA, Column, Quantity, Report, Score, Task
+from sbridge.evaluation.scorer import EvaluationBudget
 
 __all__ = [
     "SCHEMA",
@@ -41,9 +41,9 @@ __all__ = [
     "Column",
     "ControlReport",
     "EntropicTransport",
+    "EvaluationBudget",
     "ExactTransport",
     "GaussianTransport",
-    "Limits",
     "Quantity",
     "Report",
     "Score",

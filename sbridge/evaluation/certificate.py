@@ -15,9 +15,9 @@ from torch import Tensor
 from sbridge.display import value_and_error
 from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnsupportedError
 from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate, parts_of, plug_in_directions
-from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.report import COPY, MODEL, PERFECT, Quantity, Report
 from sbridge.evaluation.rows import shuffled
+from sbridge.evaluation.scorer import EvaluationBudget
 from sbridge.evaluation.wording import COST, GENERAL_NOTES
 from sbridge.exact import MixtureControl, MixturePotential
 from sbridge.fitting import solve
@@ -225,7 +225,7 @@ def certify(
     seed: Seed,
     potential: MixturePotential | None = None,
     solver: MixtureBridge = MixtureBridge(),
-    limits: Limits | None = None,
+    limits: EvaluationBudget | None = None,
 ) -> Certificate:
     """Bounds the suboptimality of ``bridge`` from held-out rows, by a judging potential fitted separately.
 
@@ -255,7 +255,7 @@ def certify(
             rows that do not fit, or fewer than 64 a side.
         UnsupportedError: if the reference is not linear, or the forward process ends in rows of the data.
     """
-    seed, limits = as_seed(seed), limits or Limits()
+    seed, limits = as_seed(seed), limits or EvaluationBudget()
     if not isinstance(solver, MixtureBridge):
         raise InvalidInputError(f"the judging potential is fitted by a MixtureBridge, got a {type(solver).__name__}.")
     _check_reference(bridge, potential)
@@ -295,7 +295,7 @@ def dual_bound(potential: MixturePotential, x0: Tensor, x1: Tensor) -> Estimate:
 
 
 def certificate_or_reason(
-    bridge: Bridge, x0: Rows, x1: Rows, *, seed: Seed, limits: Limits | None = None
+    bridge: Bridge, x0: Rows, x1: Rows, *, seed: Seed, limits: EvaluationBudget | None = None
 ) -> Certificate | str:
     """Calls :func:`certify`, or returns the reason why there is none: few rows, or a reference that is not linear."""
     try:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError, SbridgeError
 from sbridge.evaluation.baselines import STANDARD_BASELINES, Baseline, Map, Shared, TwoWayBaseline
-from sbridge.evaluation.judge import Judge, Limits, transport_cost
 from sbridge.evaluation.progress import expect
 from sbridge.evaluation.report import (
     COPY,
@@ -29,6 +28,7 @@ from sbridge.evaluation.report import (
     Task,
 )
 from sbridge.evaluation.rows import End, end_of, pooled, shuffled
+from sbridge.evaluation.scorer import EvaluationBudget, Scorer, transport_cost
 from sbridge.evaluation.wording import COST, COST_COLUMN, columns_of, limit_notes
 from sbridge.exact.plug_in import PlugInControl
 from sbridge.laws import Samples, as_rows
@@ -54,7 +54,7 @@ def evaluate(
     x1_fit: Rows | None = None,
     metrics: Sequence[Metric] = STANDARD_METRICS,
     baselines: Sequence[Baseline] = STANDARD_BASELINES,
-    limits: Limits | None = None,
+    limits: EvaluationBudget | None = None,
 ) -> Report:
     """Scores both directions of ``bridge`` on held-out rows.
 
@@ -62,7 +62,7 @@ def evaluate(
     the bridge stand, on rows of the same number: perfect samples (rows of the target that the bridge was fitted to,
     or fresh draws of a law in closed form, without those that are held out, too), the source rows left where they
     are, and optimal-transport maps fitted on the fit rows. Standard errors: see
-    :class:`~sbridge.evaluation.judge.Judge`. Then the path energy ``½E∫|u|² dt`` of either direction, on paths that
+    :class:`~sbridge.evaluation.scorer.Scorer`. Then the path energy ``½E∫|u|² dt`` of either direction, on paths that
     start in the held-out rows, and the Jeffreys divergence of the two, on paths from the bridge's own ends. Directions
     whose paths end in rows of the data have neither: a note says so.
 
@@ -83,7 +83,7 @@ def evaluate(
     Raises:
         InvalidInputError: for rows of another dimension, fewer than two, or with NaN.
     """
-    seed, limits = as_seed(seed), limits or Limits()
+    seed, limits = as_seed(seed), limits or EvaluationBudget()
     rows0, rows1 = checked_rows(bridge, {"x0": x0, "x1": x1})
     baselines = [Shared(one) if isinstance(one, TwoWayBaseline) else one for one in baselines]
     source = end_of(rows0, x0_fit, bridge.forward.start, name="x0", most=limits.rows, seed=seed)
@@ -110,7 +110,7 @@ def score_at(
     seed: Seed,
     metrics: Sequence[Metric] = STANDARD_METRICS,
     baselines: Sequence[Baseline] = STANDARD_BASELINES,
-    limits: Limits | None = None,
+    limits: EvaluationBudget | None = None,
 ) -> Report:
     """Scores the prediction at time ``t`` for source rows ``x0`` against rows ``held_out`` observed then.
 
@@ -131,7 +131,7 @@ def score_at(
     Raises:
         InvalidInputError: for rows that do not fit, or a time outside ``[0, T]``.
     """
-    seed, limits = as_seed(seed), limits or Limits()
+    seed, limits = as_seed(seed), limits or EvaluationBudget()
     rows, seen = checked_rows(bridge, {"x0": x0, "held_out": held_out})
     t = float(check_time(t, bridge.horizon))
     if len(seen) < 4:
@@ -171,16 +171,16 @@ class _Setting:
 
     metrics: dict[Column, Metric]
     baselines: tuple[Baseline, ...]
-    limits: Limits
+    limits: EvaluationBudget
     seed: int
 
     @property
     def columns(self) -> tuple[Column, ...]:
         return (*self.metrics, COST_COLUMN)
 
-    def judge(self, task: str, reference: Tensor) -> Judge:
+    def judge(self, task: str, reference: Tensor) -> Scorer:
         metrics = {column.name: metric for column, metric in self.metrics.items()}
-        return Judge(reference, metrics, self.limits.blocks, derive(self.seed, task, "metrics"))
+        return Scorer(reference, metrics, self.limits.blocks, derive(self.seed, task, "metrics"))
 
     def maps(self, near: Tensor | None, far: Tensor | None, bridge: Bridge) -> list[tuple[str, Map | str]]:
         """Fits every baseline, or gives the reason why it is missing."""
@@ -230,7 +230,7 @@ def _perfect_and_reference(name: str, near: End, far: End) -> tuple[Tensor, Tens
     return perfect[:count], reference, [note]
 
 
-def _entry(judge: Judge, candidate: str, rows: Tensor | str) -> list[Score]:
+def _entry(judge: Scorer, candidate: str, rows: Tensor | str) -> list[Score]:
     return judge.absent(candidate, rows) if isinstance(rows, str) else judge.scores(candidate, rows)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sbridge.errors import InvalidInputError
-from sbridge.evaluation.judge import Limits
 from sbridge.evaluation.report import Column
 from sbridge.evaluation.rows import End
+from sbridge.evaluation.scorer import EvaluationBudget
 from sbridge.metrics import Metric
 
 COST = "cost"
@@ -45,7 +45,7 @@ GENERAL_NOTES = 2
 """Number of notes in every report."""
 
 
-def limit_notes(limits: Limits, ends: Mapping[str, End]) -> list[str]:
+def limit_notes(limits: EvaluationBudget, ends: Mapping[str, End]) -> list[str]:
     """Returns sentences on subsampling, errors, and held-out rows that the fit has seen."""
     notes = [
         f"At most {limits.rows} held-out rows of an end are used, drawn without replacement; baselines are fitted on "

@@ -13,7 +13,7 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.exact.conditional import ConditionalMixture
-from sbridge.exact.tilts import Moved, Spectrum, Tilt, TiltByMatrices, TiltBySpectrum
+from sbridge.exact.tilts import DensePotentialAt, PotentialAt, SpectralPotentialAt, Spectrum, Tilt
 from sbridge.laws import GaussianMixture
 from sbridge.linear import LinearMap
 from sbridge.processes import LinearProcess, Transition
@@ -183,8 +183,8 @@ class MixturePotential:
         """What makes a tilt of rows."""
         ahead = self.process.transition(t, self.process.horizon)
         if self._maps.dense and ahead.covariance.dim is None:
-            return partial(TiltBySpectrum, ahead, self._spectrum.to(device))
-        return partial(TiltByMatrices, Moved.of(ahead, self.logits, self.shifts, self._maps, device))
+            return partial(SpectralPotentialAt, ahead, self._spectrum.to(device))
+        return partial(DensePotentialAt, PotentialAt.of(ahead, self.logits, self.shifts, self._maps, device))
 
     @cached_property
     def _spectrum(self) -> Spectrum:

@@ -137,7 +137,7 @@ class PlugInControl:
         """The control at ``(t, x)``: before the far end, where it is infinite."""
         process, mean = self.far.process, self.far.mean(t, x)
         forward = self.far.direction is Direction.FORWARD
-        gradient = process.pull(t, x, mean) if forward else process.push(t, x, mean)
+        gradient = process.guiding_term(t, x, mean) if forward else process.conditional_score(t, x, mean)
         return process.scale(t).T.to(x)(gradient)
 
 

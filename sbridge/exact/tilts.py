@@ -17,7 +17,7 @@ from sbridge.processes import Transition
 
 
 @dataclass(frozen=True, eq=False)
-class Moved:
+class PotentialAt:
     """A potential at one time, or at one time a row (then with a leading axis).
 
     Args:
@@ -25,9 +25,9 @@ class Moved:
         logits: ``b_k(t)``.
         shifts: ``η_k(t)``.
         precisions: ``Λ_k(t)``.
-        pushed: ``M_k Q η_k``.
+        end_means: ``M_k Q η_k``.
         shrink: ``M_k``.
-        reach: ``M_k Q``, the covariances of the far end.
+        end_covariances: ``M_k Q``, the covariances of the far end.
         dense: whether the maps are matrices.
     """
 
@@ -35,30 +35,32 @@ class Moved:
     logits: Tensor
     shifts: Tensor
     precisions: Tensor
-    pushed: Tensor
+    end_means: Tensor
     shrink: Tensor
-    reach: Tensor
+    end_covariances: Tensor
     dense: bool
 
     @classmethod
-    def of(cls, ahead: Transition, logits: Tensor, shifts: Tensor, maps: LinearMap, device: torch.device) -> Moved:
+    def of(
+        cls, ahead: Transition, logits: Tensor, shifts: Tensor, maps: LinearMap, device: torch.device
+    ) -> PotentialAt:
         """By ``M_k = (I + QΛ_k)⁻¹``."""
         one, q = LinearMap(torch.ones(1, dtype=torch.float64)), _over_components(ahead.covariance)
         stretched = one + q @ maps
         shrink = stretched.inverse()
-        reach = _symmetric(shrink @ q)
+        end_covariances = _symmetric(shrink @ q)
         precision = _symmetric(maps @ shrink)
-        pushed = _apply(reach, shifts)
-        logits = logits - 0.5 * stretched.log_abs_det(shifts.shape[1]) + 0.5 * (shifts * pushed).sum(-1)
-        parts = (logits, _apply(shrink.T, shifts), precision.values, pushed, shrink.values, reach.values)
+        end_means = _apply(end_covariances, shifts)
+        logits = logits - 0.5 * stretched.log_abs_det(shifts.shape[1]) + 0.5 * (shifts * end_means).sum(-1)
+        parts = (logits, _apply(shrink.T, shifts), precision.values, end_means, shrink.values, end_covariances.values)
         return cls(ahead, *(part.to(device) for part in parts), dense=precision.dense)
 
 
 @dataclass(frozen=True, eq=False)
-class TiltByMatrices:
-    """A :class:`Moved` potential at rows."""
+class DensePotentialAt:
+    """A :class:`PotentialAt`, evaluated at rows."""
 
-    moved: Moved
+    moved: PotentialAt
     x: Tensor
 
     @cached_property
@@ -86,14 +88,16 @@ class TiltByMatrices:
     @property
     def far(self) -> ConditionalMixture:
         """The law of the far end for each row."""
-        reach = self.moved.reach
-        single = reach.ndim == (3 if self.moved.dense else 2)
-        return ConditionalMixture(self.exponents, self.means, reach.unsqueeze(0) if single else reach, torch.float64)
+        end_covariances = self.moved.end_covariances
+        single = end_covariances.ndim == (3 if self.moved.dense else 2)
+        return ConditionalMixture(
+            self.exponents, self.means, end_covariances.unsqueeze(0) if single else end_covariances, torch.float64
+        )
 
     @property
     def means(self) -> Tensor:
         """Of the terms of that law, ``M_k (m + Q η_k)``, shape ``(batch, K, dim)``."""
-        return self.moved.pushed + self._act(self.moved.shrink)
+        return self.moved.end_means + self._act(self.moved.shrink)
 
     def _act(self, maps: Tensor) -> Tensor:
         """Every component's map on ``m``, shape ``(batch, K, dim)``."""
@@ -133,7 +137,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True, eq=False)
-class TiltBySpectrum:
+class SpectralPotentialAt:
     """A potential at rows without an inverse: all maps are diagonal along the axes of each component."""
 
     ahead: Transition
@@ -159,8 +163,8 @@ class TiltBySpectrum:
     def exponents(self) -> Tensor:
         """Logarithms of the terms of φ, shape ``(batch, K)``."""
         shifts, m = self.spectrum.shifts, self._places
-        pushed = 0.5 * (self._q * shifts.square() / self._stretched).sum(-1)
-        logits = self.spectrum.logits - 0.5 * self._stretched.log().sum(-1) + pushed
+        completed = 0.5 * (self._q * shifts.square() / self._stretched).sum(-1)
+        logits = self.spectrum.logits - 0.5 * self._stretched.log().sum(-1) + completed
         return logits + ((shifts - 0.5 * self.spectrum.values * m) * m / self._stretched).sum(-1)
 
     @property
@@ -175,9 +179,11 @@ class TiltBySpectrum:
     def far(self) -> ConditionalMixture:
         """The law of the far end for each row."""
         axes = self._axes
-        reach = axes.mT @ ((self._q / self._stretched).unsqueeze(-1) * axes)
-        single = reach.ndim == 3
-        return ConditionalMixture(self.exponents, self.means, reach.unsqueeze(0) if single else reach, torch.float64)
+        end_covariances = axes.mT @ ((self._q / self._stretched).unsqueeze(-1) * axes)
+        single = end_covariances.ndim == 3
+        return ConditionalMixture(
+            self.exponents, self.means, end_covariances.unsqueeze(0) if single else end_covariances, torch.float64
+        )
 
     @property
     def means(self) -> Tensor:
@@ -190,7 +196,7 @@ class TiltBySpectrum:
         return self.spectrum.axes.reshape(*self.spectrum.values.shape, -1)
 
 
-Tilt = TiltByMatrices | TiltBySpectrum
+Tilt = DensePotentialAt | SpectralPotentialAt
 """What a potential is at some rows, at one time or at one time a row."""
 
 

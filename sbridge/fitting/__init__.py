@@ -2,14 +2,23 @@
 
 from sbridge.fitting.choice import SolverChoice, choose_solver
 from sbridge.fitting.courses import Course, fit_course
-from sbridge.fitting.fit import Preparation, SigmaChoice, choose_noising, choose_sigma, diffuse, fit, prepare, solve
+from sbridge.fitting.fit import (
+    Preparation,
+    SigmaChoice,
+    choose_noise_schedule,
+    choose_sigma,
+    diffuse,
+    fit,
+    prepare,
+    solve,
+)
 
 __all__ = [
     "Course",
     "Preparation",
     "SigmaChoice",
     "SolverChoice",
-    "choose_noising",
+    "choose_noise_schedule",
     "choose_sigma",
     "choose_solver",
     "diffuse",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import MarginalWarning, SbridgeError
-from sbridge.fitting.difficulties import noise_level
+from sbridge.fitting.data_checks import noise_level
 from sbridge.laws import Density, Law, Samples
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem
@@ -49,7 +49,7 @@ class Miss:
         return f"{self.what}: {self.arrived:.4g} instead of {self.wanted:.4g} ({errors:.3g} standard errors)"
 
 
-def warn_of_misses(bridge: Bridge, problem: BridgeProblem, seed: int) -> None:
+def warn_if_missed(bridge: Bridge, problem: BridgeProblem, seed: int) -> None:
     """Transports the samples of each end and warns if means, covariances or shares of the other end do not arrive.
 
     A direction that cannot be simulated, on a grid that is too coarse for example, is a warning too.

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbridge.diffusion.reverse import end_law, moments
+from sbridge.diffusion.reverse import end_distribution, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.fitting.arrivals import warn_of_misses
+from sbridge.fitting.arrivals import warn_if_missed
 from sbridge.fitting.choice import SolverChoice, choose_solver
-from sbridge.fitting.difficulties import warn_of_difficulties
+from sbridge.fitting.data_checks import warn_if_hard
 from sbridge.laws import Density, Law, Samples, as_law, check_same_kind, check_same_space
 from sbridge.laws.arrays import check_precision
 from sbridge.laws.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
@@ -151,11 +151,11 @@ class Preparation:
 
         Warns with :class:`~sbridge.errors.MarginalWarning` if the bridge does not carry the samples of an end to the
         mean, the covariance and the shares of values of the other end: see
-        :func:`~sbridge.fitting.arrivals.warn_of_misses`.
+        :func:`~sbridge.fitting.arrivals.warn_if_missed`.
         """
         solved = solve(self.model, self.solver, seed=self.seed, callbacks=callbacks, resume_from=resume_from)
         bridge = solved if self.scaling.changes_nothing else solved.rescaled(self.scaling, self.problem)
-        warn_of_misses(bridge, self.problem, self.seed)
+        warn_if_missed(bridge, self.problem, self.seed)
         return bridge
 
 
@@ -171,7 +171,7 @@ def prepare(
 ) -> Preparation:
     """Checks the input and makes every choice of :func:`fit`, without running anything yet.
 
-    Warns of ends that are hard for every solver: see ``sbridge.fitting.difficulties``.
+    Warns of ends that are hard for every solver: see ``sbridge.fitting.data_checks``.
     """
     _check_options(reference, solver, scaling)
     seed = as_seed(seed)
@@ -194,7 +194,7 @@ def prepare(
     known0, known1 = (
         None if isinstance(end, Density) else rows for end, rows in zip((source, target), probes, strict=True)
     )
-    warn_of_difficulties(known0, known1, reference)
+    warn_if_hard(known0, known1, reference)
     scaling = type(solver).scaling if scaling is None else scaling
     return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice)
 
@@ -248,7 +248,7 @@ def diffuse(
 
     Args:
         x0: the data: array or tensor ``(n, dim)``, or a law that can be sampled.
-        process: the noising process, in units of the data; ``None``: :func:`choose_noising`.
+        process: the noising process, in units of the data; ``None``: :func:`choose_noise_schedule`.
         solver: how the score is learned; ``None``: :class:`~sbridge.diffusion.ScoreMatching` with its defaults.
         seed: integer or generator; equal seeds give equal models.
         callbacks: called after every training step.
@@ -261,13 +261,15 @@ def diffuse(
         InvalidInputError, UnsupportedError: as :func:`fit`.
     """
     source = as_law(x0, "x0")
-    process = choose_noising(source) if process is None else process
+    process = choose_noise_schedule(source) if process is None else process
     solver = ScoreMatching() if solver is None else solver
-    return fit(source, end_law(process, source), reference=process, solver=solver, seed=seed, callbacks=callbacks)
+    return fit(
+        source, end_distribution(process, source), reference=process, solver=solver, seed=seed, callbacks=callbacks
+    )
 
 
 @standard_modes(gradients=False)
-def choose_noising(x0: End) -> VariancePreserving:
+def choose_noise_schedule(x0: End) -> VariancePreserving:
     """Chooses variance-preserving noise about the mean of the data, of the same root mean square deviation.
 
     β rises linearly from 0.1 to 20 over ``T = 1``: at the end ``e^{−∫β/2} = .7 %`` of the data is left.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sbridge.fitting.difficulties import tail_share
+from sbridge.fitting.data_checks import tail_share
 from sbridge.solvers.gaussian import span_fewer
 
 ATOM = 0.05

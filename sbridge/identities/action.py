@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import Score, ScoreControl
-from sbridge.diffusion.reverse import end_law
+from sbridge.diffusion.reverse import end_distribution
 from sbridge.functionals import PathValues, action_difference, streamed
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.draws import (
@@ -217,7 +217,7 @@ def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
     setting, few = with_few_points(setting)
     process, exact = setting.process, Remembered(setting.exact)
     best = Remembered(ScoreControl(process, exact))
-    start = end_law(process, setting.data)
+    start = end_distribution(process, setting.data)
     reversal = PathMeasure(process, best, start, Direction.BACKWARD, matched_grid(setting, 20))
     law = process.transition(0.0, setting.horizon)
     for name, score in judged(setting, 0.5, exact):

@@ -17,7 +17,7 @@ from torch import Tensor
 from sbridge.controls import MLP
 from sbridge.diffusion import ScoreMatching, generate, reverse_diffusion
 from sbridge.diffusion.conversions import start_from_score
-from sbridge.diffusion.reverse import end_law
+from sbridge.diffusion.reverse import end_distribution
 from sbridge.errors import UnsupportedError
 from sbridge.fitting import solve
 from sbridge.identities.base import Kind, Outcome, identity
@@ -226,7 +226,10 @@ def _back_to(setting: Setting, point: Tensor, end: Tensor, t: float) -> tuple[Te
     """
     process, law, count = setting.process, Samples(torch.cat([point, point])), _PER_SAMPLE * setting.samples
     bridge = reverse_diffusion(
-        process, law, lambda t, x: process.push(t, x, point.expand_as(x)), prior=end_law(process, law)
+        process,
+        law,
+        lambda t, x: process.conditional_score(t, x, point.expand_as(x)),
+        prior=end_distribution(process, law),
     )
     steps, draws = 2 * setting.steps, generator(setting.seed_of("pinned", int(1e6 * t / setting.horizon)))
     chains = [bridge.backward.chain(end, _between(t / setting.horizon, n)) for n in (steps, 2 * steps)]
@@ -282,6 +285,6 @@ def _generated(setting: Setting, memory: Memory) -> Tensor:
             updates=_UPDATES, network=MLP(64, 2), optimisation=Optimisation(learning_rate=5e-3, batch=256),
             start_time=setting.start_time, grid=setting.grid(),
         )  # fmt: skip
-        problem = BridgeProblem(law, end_law(setting.process, law), setting.process)
+        problem = BridgeProblem(law, end_distribution(setting.process, law), setting.process)
         bridge = solve(problem, solver, seed=setting.seed_of("training"))
     return generate(bridge, _ROWS, seed=setting.seed_of("generated"))

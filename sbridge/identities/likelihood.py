@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import Score
-from sbridge.diffusion.reverse import end_law, moments
+from sbridge.diffusion.reverse import end_distribution, moments
 from sbridge.functionals import PathValues, denoising_elbo, integrate
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.draws import Noised, chi_squares, combined, judged, noising, precise
@@ -56,7 +56,7 @@ class GaussianModel:
     @cached_property
     def prior(self) -> Gaussian:
         """``π``."""
-        return end_law(self.setting.process, self.setting.data)
+        return end_distribution(self.setting.process, self.setting.data)
 
     @cached_property
     def generated(self) -> Gaussian:

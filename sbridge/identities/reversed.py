@@ -127,7 +127,7 @@ class _Run:
         return Reversal(times, torch.cat(self.states, 1), torch.cat(self.works) + divergence)
 
     def _control(self, j: int) -> Tensor:
-        return torch.zeros_like(self.x) if self.control is None else self.control(self.chain.moments[j], self.x)
+        return torch.zeros_like(self.x) if self.control is None else self.control(self.chain.step_times[j], self.x)
 
 
 @lru_cache(maxsize=2)

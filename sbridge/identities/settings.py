@@ -16,7 +16,7 @@ from sbridge.controls import MLP
 from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import ControlScore, Score
 from sbridge.diffusion.exact import ExactScore
-from sbridge.diffusion.reverse import end_law, moments
+from sbridge.diffusion.reverse import end_distribution, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.errors import InvalidInputError
 from sbridge.fitting import solve
@@ -162,7 +162,7 @@ class TrainedScore:
         """The network."""
         setting, process = self.setting, self.setting.process
         solver = ScoreMatching(updates=self.updates, network=MLP(64, 2), optimisation=Optimisation(learning_rate=3e-3))
-        problem = BridgeProblem(setting.data, end_law(process, setting.data), process)
+        problem = BridgeProblem(setting.data, end_distribution(process, setting.data), process)
         with torch.enable_grad():  # whoever calls first may need none
             control = solve(problem, solver, seed=setting.seed_of("network")).backward.control
         if control is None:

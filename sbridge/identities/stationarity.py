@@ -13,7 +13,7 @@ import torch
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
 from sbridge.identities.tilts import spacious, unreached
-from sbridge.pde import Action, SpaceTime, solve_schroedinger
+from sbridge.pde import GridAction, SpaceTime, solve_schroedinger
 from sbridge.random import generator
 
 GROUP = "action"
@@ -49,14 +49,14 @@ class World:
     """
 
     setting: Setting
-    action: Action
+    action: GridAction
     solution: Triple
 
     @classmethod
     def of(cls, setting: Setting, fineness: float, nodes: int) -> World:
         """``fineness`` cells in the deviation of the narrowest component, ``nodes`` times."""
         bridge = solve_schroedinger(setting.process, setting.data, unreached(setting), spacious(setting, fineness))
-        action = Action(setting.process, SpaceTime(bridge.grid, setting.horizon, nodes))
+        action = GridAction(setting.process, SpaceTime(bridge.grid, setting.horizon, nodes))
         times = [float(t) for t in action.space.times]
         log_phi = np.stack([bridge.potentials.log_phi(t) for t in times])
         log_phi_hat = np.stack([bridge.potentials.log_phi_hat(t) for t in times])

@@ -18,7 +18,7 @@ from sbridge.modes import standard_modes
 from sbridge.processes.base import LinearProcess, Process, check_time
 from sbridge.processes.chain import Chain, Direction, ExactTransition, StepRule, check_growth, default_rule
 from sbridge.random import ROW_BLOCK, NormalNoise, Seed, as_seed, derive, generator
-from sbridge.simulation import Detached, Gradient, propagate, simulate
+from sbridge.simulation import Detached, GradientMethod, propagate, simulate
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
@@ -136,7 +136,7 @@ class PathMeasure:
         return self.simulate(self.starts(n, seed=seed), seed=seed)
 
     @standard_modes()
-    def simulate(self, x: Tensor, *, seed: Seed, gradient: Gradient = Detached()) -> Paths:
+    def simulate(self, x: Tensor, *, seed: Seed, gradient: GradientMethod = Detached()) -> Paths:
         """One path from each row of ``x``, kept whole with its noise.
 
         Args:

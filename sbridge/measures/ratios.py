@@ -40,7 +40,7 @@ def log_ratio(paths: Paths, control_p: Control | None, control_q: Control | None
     """
     chain, total = paths.chain, torch.zeros((), dtype=torch.float64, device=paths.x.device)
     for j, width in enumerate(chain.root_durations):
-        t, x = chain.moments[j], paths.x[j]
+        t, x = chain.step_times[j], paths.x[j]
         p, q = control_value(control_p, t, x), control_value(control_q, t, x)
         total = total + ((p - q) * (paths.noise[j] + width * (paths.v[j] - 0.5 * (p + q)))).sum(1).double() * width
     return total.to(paths.x.dtype)
@@ -55,7 +55,9 @@ def martingale(paths: Paths, control: Control | None) -> Tensor:
     """``Σ_j √Δ_j p_j · ξ_j`` for a control at the states of the paths, shape ``(batch,)``: its mean is zero."""
     total, chain = torch.zeros((), dtype=torch.float64, device=paths.x.device), paths.chain
     for j, width in enumerate(chain.root_durations):
-        total = total + width * (control_value(control, chain.moments[j], paths.x[j]) * paths.noise[j]).sum(1).double()
+        total = (
+            total + width * (control_value(control, chain.step_times[j], paths.x[j]) * paths.noise[j]).sum(1).double()
+        )
     return total.to(paths.x.dtype)
 
 
@@ -96,7 +98,7 @@ def path_kl(p: PathMeasure, q: PathMeasure, n: int, *, seed: Seed, chunk: int | 
         def add(j: int, x: Tensor, u: Tensor | None, rows: slice = rows, noise: NormalNoise = noise) -> None:
             if j == chain.length:
                 return
-            other = control_value(q.control, chain.moments[j], x)
+            other = control_value(q.control, chain.step_times[j], x)
             gap = chain.root_durations[j] * (-other if u is None else u - other)
             cost[rows] += 0.5 * gap.square().sum(1)
             martingale[rows] += (gap * noise.step(j)).sum(1)
@@ -127,7 +129,7 @@ def kernel_log_ratio(paths: Paths, forward: PathMeasure, backward: PathMeasure) 
     total = torch.zeros((), dtype=torch.float64, device=paths.x.device)
     for j, width in enumerate(chain.root_durations):
         x = paths.x[j]
-        own_noise = paths.noise[j] + width * (paths.v[j] - control_value(own.control, chain.moments[j], x))
+        own_noise = paths.noise[j] + width * (paths.v[j] - control_value(own.control, chain.step_times[j], x))
         total = total + _kernel_gap(other, opposite.control, j, x, own_noise, paths.x[j + 1])
     return (chain.direction.value * (total + _log_det_gap(chain, other))).to(paths.x.dtype)
 
@@ -187,7 +189,7 @@ def _stream_kernel_log_ratio(own: PathMeasure, opposite: PathMeasure, n: int, se
 def _kernel_gap(other: Chain, control: Control | None, j: int, x: Tensor, own_noise: Tensor, y: Tensor) -> Tensor:
     """``½|ξ_other|² − ½|ξ_own|²`` for step ``j`` from ``x`` to ``y``, which the other chain takes back."""
     k = other.length - 1 - j
-    other_noise = other.shift(k, y, x) - other.root_durations[k] * control_value(control, other.moments[k], y)
+    other_noise = other.shift(k, y, x) - other.root_durations[k] * control_value(control, other.step_times[k], y)
     return 0.5 * ((other_noise - own_noise) * (other_noise + own_noise)).sum(1).double()
 
 

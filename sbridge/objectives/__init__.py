@@ -2,7 +2,7 @@
 
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, matching_loss, terminal_gradient
 from sbridge.objectives.control import (
-    action,
+    control_objective,
     control_values,
     cross_entropy,
     log_variance,
@@ -13,8 +13,8 @@ from sbridge.objectives.control import (
 )
 
 __all__ = [
-    "action",
     "adjoint_targets",
+    "control_objective",
     "control_values",
     "cross_entropy",
     "lean_adjoint",

@@ -40,7 +40,7 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Co
     adjoint = torch.empty_like(states)
     adjoint[-1] = a = terminal_gradient(states[-1], costs) if end is None else end
     for k in reversed(range(chain.length)):
-        t, span = chain.moments[k], chain.root_durations[k] ** 2
+        t, span = chain.step_times[k], chain.root_durations[k] ** 2
 
         def ahead(x: Tensor, k: int = k, t: float = t, span: float = span, a: Tensor = a) -> Tensor:
             kept = None if base is None else base(t, x)

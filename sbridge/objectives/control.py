@@ -30,14 +30,14 @@ def control_values(control: Control, paths: Paths) -> Tensor:
     return u.to(x.dtype).reshape(x.shape)
 
 
-def action(paths: Paths, costs: Costs, alive: Tensor | None = None) -> Tensor:
+def control_objective(paths: Paths, costs: Costs, alive: Tensor | None = None) -> Tensor:
     """``Σ Δ (f + ½|v|²) + g`` for each path, shape ``(batch,)``, float64; its mean is the objective of ``v``."""
     return costs.along(paths, alive) + _sum(0.5 * paths.v.square().sum(2), _spans(paths), alive)
 
 
 def log_weight(paths: Paths, costs: Costs, alive: Tensor | None = None) -> Tensor:
     """``log α = −Σ [Δ (f + ½|v|²) + √Δ v·ξ] − g``, shape ``(batch,)``, float64; ``dP*/dP^v = α/E[α]``."""
-    return -action(paths, costs, alive) - _sum((paths.v * paths.noise).sum(2), _spans(paths).sqrt(), alive)
+    return -control_objective(paths, costs, alive) - _sum((paths.v * paths.noise).sum(2), _spans(paths).sqrt(), alive)
 
 
 def residual(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:
@@ -64,7 +64,7 @@ def relative_entropy(paths: Paths, costs: Costs) -> Tensor:
         raise UnsupportedError(
             f"the pathwise gradient of the relative entropy is biased with a stopping set: use {WITHOUT_GRADIENTS}."
         )
-    return action(paths, costs).mean()
+    return control_objective(paths, costs).mean()
 
 
 def log_variance(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:

@@ -59,7 +59,7 @@ class StepsTaken:
                 for found, y, noise in ((held, end, xi), (mirrored, end - 2.0 * chain.root(j)(xi), -xi)):
                     found[j] = (back.shift(chain.length - 1 - j, y, start) + noise) / -width
                     if base is not None:
-                        found[j] += base(back.moments[chain.length - 1 - j], y)
+                        found[j] += base(back.step_times[chain.length - 1 - j], y)
         return cls(paths.x[1:], paths.noise, held, mirrored)
 
     def rows(self, steps: Tensor, paths: Tensor) -> StepsTaken:

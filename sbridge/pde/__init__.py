@@ -3,7 +3,7 @@
 Independent of every simulation and every solver, so that these can be judged by it.
 """
 
-from sbridge.pde.action import Action, SpaceTime
+from sbridge.pde.action import GridAction, SpaceTime
 from sbridge.pde.densities import Histogram, KernelDensity, SampleDensity, density_on, grid_around, log_density_on
 from sbridge.pde.equations import FokkerPlanckSolution, backward_kolmogorov, fokker_planck, hamilton_jacobi_bellman
 from sbridge.pde.grids import Field, Grid
@@ -11,7 +11,7 @@ from sbridge.pde.heat import amplification, heat_kernel, heat_spectral, wavenumb
 from sbridge.pde.propagator import CRANK_NICOLSON, IMPLICIT_EULER, L_STABLE, Propagator, StateCost, TimeScheme
 from sbridge.pde.schroedinger import (
     FortetSinkhorn,
-    GridBridge,
+    GridSolution,
     HalfStep,
     half_steps,
     proportional_fitting,
@@ -22,12 +22,12 @@ __all__ = [
     "CRANK_NICOLSON",
     "IMPLICIT_EULER",
     "L_STABLE",
-    "Action",
     "Field",
     "FokkerPlanckSolution",
     "FortetSinkhorn",
     "Grid",
-    "GridBridge",
+    "GridAction",
+    "GridSolution",
     "HalfStep",
     "Histogram",
     "KernelDensity",

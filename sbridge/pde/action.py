@@ -72,7 +72,7 @@ class SpaceTime:
 
 
 @dataclass(frozen=True, eq=False)
-class Action:
+class GridAction:
     """``S[p, u, J]``, whose stationary points are Schrödinger bridges (Premkumar 2023, §3.2).
 
     Density ``p``, control ``u`` (noise units, a vector field) and multiplier ``J`` are independent fields.

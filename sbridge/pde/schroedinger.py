@@ -81,7 +81,7 @@ def half_steps(kernel: LogKernel, log_start: Field, log_end: Field) -> Iterator[
 
 
 @dataclass(frozen=True, eq=False)
-class GridBridge:
+class GridSolution:
     """The Schrödinger bridge on a grid, by its potentials: ``p_t = φ φ̂``, ``u* = σᵀ∇log φ``, ``û* = σᵀ∇log φ̂``.
 
     Attributes:
@@ -253,7 +253,7 @@ def solve_schroedinger(
     times: TimeGrid = HUNDRED_INTERVALS,
     options: FortetSinkhorn = FortetSinkhorn(),
     estimate: SampleDensity = KernelDensity(),
-) -> GridBridge:
+) -> GridSolution:
     """``min KL(P ‖ R)`` over path laws with ``P_0 = source`` and ``P_T = target``, solved on a grid.
 
     A linear process without state cost enters by its exact transition: no error in time, and in space one that falls
@@ -266,7 +266,7 @@ def solve_schroedinger(
         source, target: laws, or non-negative fields.
         grid: holds both of them.
         state_cost: ``V(t, x)``, of either sign.
-        times: knots of the propagation and of :attr:`GridBridge.energy`.
+        times: knots of the propagation and of :attr:`GridSolution.energy`.
         options: when the iteration ends.
         estimate: makes densities of samples.
 
@@ -287,7 +287,7 @@ def proportional_fitting(
     *,
     times: TimeGrid = HUNDRED_INTERVALS,
     estimate: SampleDensity = KernelDensity(),
-) -> Iterator[GridBridge]:
+) -> Iterator[GridSolution]:
     """Every iterate of :func:`half_steps` as a path law, without end; arguments as in :func:`solve_schroedinger`.
 
     The first is the reference from ``source``, reversed and started in ``target``; each is the reversal of the one
@@ -333,9 +333,9 @@ class _Setting:
             reference = PropagatedReference(Propagator(process, grid, knots, state_cost))
         return cls(process, reference, knots, log_start, log_end, state_cost)
 
-    def bridge(self, step: HalfStep, error: float, iterations: int) -> GridBridge:
+    def bridge(self, step: HalfStep, error: float, iterations: int) -> GridSolution:
         """What the potentials of ``step`` make."""
-        return GridBridge(
+        return GridSolution(
             self.process,
             self.reference,
             self.knots,

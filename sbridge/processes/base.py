@@ -63,7 +63,7 @@ class Transition:
 
     def mean(self, x: Tensor) -> Tensor:
         """``m(t | s, x) = Φ x + k``."""
-        return self.map.to(x)(x) + spread(self.offset, len(x)).to(x)
+        return self.map.to(x)(x) + repeat_per_row(self.offset, len(x)).to(x)
 
     def whitened(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """``Q^{−½} m(t | s, x)`` and ``Q^{−½} y`` of rows at ``s`` and ``t``, whose distances are those of the process.
@@ -107,7 +107,7 @@ class LinearProcess(Process):
     @final
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """``A(t) x + c(t)``."""
-        return self.linear(t).to(x)(x) + spread(self.offset(t), len(x)).to(x)
+        return self.linear(t).to(x)(x) + repeat_per_row(self.offset(t), len(x)).to(x)
 
     @final
     def pinned(self, t: Time, *, start: float = 0.0, end: float | None = None) -> Pinned:
@@ -116,14 +116,14 @@ class LinearProcess(Process):
         return Pinned(self.transition(start, t), self.transition(t, end), self.transition(start, end))
 
     @final
-    def pull(self, t: Time, x: Tensor, x_end: Tensor) -> Tensor:
+    def guiding_term(self, t: Time, x: Tensor, x_end: Tensor) -> Tensor:
         """``∇_x log R(X_T = x_end | X_t = x) = Φᵀ Q⁻¹ (x_end − m(T | t, x))``, ``t < T``; computed in float64."""
         ahead = self.transition(t, self.horizon)
         gap = x_end.double() - ahead.mean(x.double())
         return (ahead.map.T @ ahead.precision).to(gap)(gap).to(x)
 
     @final
-    def push(self, t: Time, x: Tensor, x_start: Tensor) -> Tensor:
+    def conditional_score(self, t: Time, x: Tensor, x_start: Tensor) -> Tensor:
         """``∇_x log R(X_t = x | X_0 = x_start) = −Q⁻¹ (x − m(t | 0, x_start))``, ``t > 0``; computed in float64."""
         behind = self.transition(0.0, t)
         gap = x.double() - behind.mean(x_start.double())
@@ -136,7 +136,7 @@ class LinearProcess(Process):
         gap = y.double() - law.mean(x.double())
         whitened = law.root.inverse().to(gap)(gap)
         dim = x.shape[1]
-        constant = spread(law.root.log_abs_det(dim), len(x), 0) + 0.5 * dim * math.log(2 * math.pi)
+        constant = repeat_per_row(law.root.log_abs_det(dim), len(x), 0) + 0.5 * dim * math.log(2 * math.pi)
         return (-0.5 * whitened.square().sum(1) - constant.to(gap)).to(x)
 
 
@@ -203,7 +203,7 @@ class Pinned:
 
     def mean(self, x_start: Tensor, x_end: Tensor) -> Tensor:
         """``E[X_t | X_0, X_T]``."""
-        offset = spread(self.shift, len(x_start)).to(x_start)
+        offset = repeat_per_row(self.shift, len(x_start)).to(x_start)
         return self.stay.to(x_start)(x_start) + self.gain.to(x_start)(x_end) + offset
 
     def sample(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
@@ -211,39 +211,39 @@ class Pinned:
         return self.mean(x_start, x_end) + self.root.to(noise)(noise)
 
     @cached_property
-    def steady(self) -> LinearMap:
+    def residual_gain(self) -> LinearMap:
         """``Φᵀ Q_T⁻¹``, which acts on the residual in both gradients."""
         return self.ahead.map.T @ self.whole.precision
 
     @cached_property
-    def shaking_ahead(self) -> LinearMap:
+    def noise_gain_forward(self) -> LinearMap:
         """``Φᵀ Q⁻¹ Φ Γ^½``, ``t < T``."""
         return self.ahead.map.T @ self.ahead.precision @ self.ahead.map @ self.root
 
     @cached_property
-    def shaking_behind(self) -> LinearMap:
+    def noise_gain_backward(self) -> LinearMap:
         """``Q_t⁻¹ Γ^½``, ``t > 0``."""
         return self.behind.precision @ self.root
 
     def _steady_part(self, x_start: Tensor, x_end: Tensor) -> Tensor:
         """``Φᵀ Q_T⁻¹ r``; in float64, since ``m(T | 0, X_0)`` of a growing process leaves the range of float32."""
         residual = x_end.double() - self.whole.mean(x_start.double())
-        return self.steady.to(residual)(residual).to(x_start)
+        return self.residual_gain.to(residual)(residual).to(x_start)
 
-    def pull(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
+    def guiding_term(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
         """``∇_x log R(X_T | X_t = x)`` at ``x = sample(x_start, x_end, noise)``, for ``t < T``.
 
         ``Φᵀ(Q_T⁻¹ r − Q⁻¹ Φ Γ^½ ζ)``: the difference ``X_T − m(T | t, X_t)`` is never formed, so float32
         holds up to ``t → T``.
         """
-        return self._steady_part(x_start, x_end) - self.shaking_ahead.to(noise)(noise)
+        return self._steady_part(x_start, x_end) - self.noise_gain_forward.to(noise)(noise)
 
-    def push(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
+    def conditional_score(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
         """``∇_x log R(X_t = x | X_0)`` at the same ``x``: ``−(Φᵀ Q_T⁻¹ r + Q_t⁻¹ Γ^½ ζ)``, ``t > 0``."""
-        return -(self._steady_part(x_start, x_end) + self.shaking_behind.to(noise)(noise))
+        return -(self._steady_part(x_start, x_end) + self.noise_gain_backward.to(noise)(noise))
 
 
-def spread(values: Tensor, rows: int, single: int = 1) -> Tensor:
+def repeat_per_row(values: Tensor, rows: int, single: int = 1) -> Tensor:
     """Values given once per time as one per row, each for its block of rows.
 
     Left alone if ``values`` has ``single`` axes: then they belong to one time.
@@ -268,7 +268,7 @@ def affine(matrix: Tensor, offset: Tensor, x: Tensor) -> Tensor:
     """
     if matrix.ndim == 2:
         return x @ matrix.mT.to(x) + offset.to(x)
-    return (matrix.to(x) @ x.unsqueeze(-1)).squeeze(-1) + spread(offset, len(x)).to(x)
+    return (matrix.to(x) @ x.unsqueeze(-1)).squeeze(-1) + repeat_per_row(offset, len(x)).to(x)
 
 
 def check_horizon(horizon: float | int) -> float:

@@ -166,7 +166,7 @@ class Chain:
         return self.times if self.direction is Direction.FORWARD else self.times.flip(0)
 
     @cached_property
-    def moments(self) -> list[float]:
+    def step_times(self) -> list[float]:
         """The time at which the control of each step is evaluated: where the step starts."""
         return self.visited[:-1].tolist()
 

@@ -223,11 +223,26 @@ def _check_pinned(trial: _Trial, process: LinearProcess) -> None:
     law = "pinned covariance is the conditional covariance of the Gaussian (X_t, X_T)"
     trial.equal(law, pinned.covariance.expanded(dim), q - gain @ cross.mT, 1e-6)
     at = pinned.sample(x, y, noise)
-    trial.equal("pinned.pull is pull at the sampled point", pinned.pull(x, y, noise), process.pull(times, at, y), 1e-6)
-    trial.equal("pinned.push is push at the sampled point", pinned.push(x, y, noise), process.push(times, at, x), 1e-6)
+    trial.equal(
+        "pinned.guiding_term is guiding_term at the sampled point",
+        pinned.guiding_term(x, y, noise),
+        process.guiding_term(times, at, y),
+        1e-6,
+    )
+    trial.equal(
+        "pinned.conditional_score is conditional_score at the sampled point",
+        pinned.conditional_score(x, y, noise),
+        process.conditional_score(times, at, x),
+        1e-6,
+    )
     for dtype in (torch.float32, torch.float64):
         ends = trial.states(dtype), trial.states(dtype), trial.states(dtype)
-        same = pinned.sample(*ends).dtype == pinned.pull(*ends).dtype == pinned.push(*ends).dtype == dtype
+        same = (
+            pinned.sample(*ends).dtype
+            == pinned.guiding_term(*ends).dtype
+            == pinned.conditional_score(*ends).dtype
+            == dtype
+        )
         trial.require(law="pinned keeps the dtype of the states", holds=same, found=f"it does not keep {dtype}")
 
 
@@ -237,11 +252,21 @@ def _check_gradients(trial: _Trial, process: LinearProcess) -> None:
     value = process.log_transition(times, at, process.horizon, y)
     trial.require(law="log_transition is (batch,)", holds=value.shape == (_ROWS,), found=f"shape {tuple(value.shape)}")
     (gradient,) = torch.autograd.grad(value.sum(), at)
-    trial.equal("pull is the gradient of log_transition in where it starts", process.pull(times, x, y), gradient)
+    trial.equal(
+        "guiding_term is the gradient of log_transition in where it starts", process.guiding_term(times, x, y), gradient
+    )
     (gradient,) = torch.autograd.grad(process.log_transition(0.0, y, times, at).sum(), at)
-    trial.equal("push is the gradient of log_transition in where it ends", process.push(times, x, y), gradient)
+    trial.equal(
+        "conditional_score is the gradient of log_transition in where it ends",
+        process.conditional_score(times, x, y),
+        gradient,
+    )
     single = x.float()
-    kept = process.pull(times, single, single).dtype == process.push(times, single, single).dtype == torch.float32
+    kept = (
+        process.guiding_term(times, single, single).dtype
+        == process.conditional_score(times, single, single).dtype
+        == torch.float32
+    )
     trial.require(law="pull and push keep the dtype of the states", holds=kept, found="float32 became another")
 
 

@@ -13,12 +13,12 @@ gradient needs no stored path.
 from sbridge.simulation.chains import Observer, propagate, simulate
 from sbridge.simulation.engine import Noise
 from sbridge.simulation.heun import RunningCost, endpoint
-from sbridge.simulation.options import Backprop, Detached, Gradient, ReversibleAdjoint
+from sbridge.simulation.options import Backprop, Detached, GradientMethod, ReversibleAdjoint
 
 __all__ = [
     "Backprop",
     "Detached",
-    "Gradient",
+    "GradientMethod",
     "Noise",
     "Observer",
     "ReversibleAdjoint",

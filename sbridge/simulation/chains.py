@@ -12,7 +12,7 @@ from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.processes.chain import Chain
 from sbridge.simulation.engine import Noise, check_control, euler, is_finite, noise_of_step, require_finite
-from sbridge.simulation.options import Backprop, Detached, Gradient, ReversibleAdjoint
+from sbridge.simulation.options import Backprop, Detached, GradientMethod, ReversibleAdjoint
 
 Observer = Callable[[int, Tensor, Tensor | None], None]
 """Called with ``(j, x_j, u_j)``; ``u_j`` is ``None`` at the last state, and always if the control is."""
@@ -59,7 +59,7 @@ def propagate(
 
 
 def simulate(
-    chain: Chain, control: Control | None, x0: Tensor, noise: Noise, gradient: Gradient = Detached()
+    chain: Chain, control: Control | None, x0: Tensor, noise: Noise, gradient: GradientMethod = Detached()
 ) -> tuple[Tensor, Tensor]:
     """The states ``(N + 1, batch, dim)`` in the order visited, and the control values ``(N, batch, dim)``.
 
@@ -112,7 +112,7 @@ class _ChainEquation:
         if self.control is None:
             self.observe(j, x, None)
             return self.chain.move(j, x)
-        u = self.control(self.chain.moments[j], x)
+        u = self.control(self.chain.step_times[j], x)
         if j == 0:
             check_control(u, x)
         self.observe(j, x, u)

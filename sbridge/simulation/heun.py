@@ -21,7 +21,7 @@ from sbridge.simulation.engine import (
     reversible_heun,
     reversible_heun_adjoint,
 )
-from sbridge.simulation.options import Detached, Gradient, ReversibleAdjoint
+from sbridge.simulation.options import Detached, GradientMethod, ReversibleAdjoint
 
 RunningCost = Callable[[Time, Tensor, Tensor], Tensor]
 """``(t, x, u) →`` cost per unit time, shape ``(batch,)``."""
@@ -33,7 +33,7 @@ def endpoint(
     x0: Tensor,
     times: Tensor,
     noise: Noise,
-    gradient: Gradient = ReversibleAdjoint(),
+    gradient: GradientMethod = ReversibleAdjoint(),
     running_cost: RunningCost | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The end ``X_T`` ``(batch, dim)`` and ``∫ cost(t, X, u) dt`` ``(batch,)`` by the reversible Heun scheme.

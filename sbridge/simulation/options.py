@@ -9,25 +9,25 @@ from torch import Tensor
 from sbridge.storage.registry import register
 
 
-class Gradient:
+class GradientMethod:
     """One of :class:`Detached`, :class:`Backprop` and :class:`ReversibleAdjoint`."""
 
 
 @register
 @dataclass(frozen=True)
-class Detached(Gradient):
+class Detached(GradientMethod):
     """No gradient."""
 
 
 @register
 @dataclass(frozen=True)
-class Backprop(Gradient):
+class Backprop(GradientMethod):
     """Ordinary backpropagation through every step; memory grows with the number of steps."""
 
 
 @register
 @dataclass(frozen=True, eq=False)
-class ReversibleAdjoint(Gradient):
+class ReversibleAdjoint(GradientMethod):
     """The gradient of :class:`Backprop` to rounding, from a path that is rebuilt backwards instead of stored.
 
     Control, drift and cost are evaluated again in the backward pass: they must be deterministic, and their

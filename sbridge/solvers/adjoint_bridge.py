@@ -266,8 +266,8 @@ def transition_gradient(problem: BridgeProblem, x0: Tensor, xT: Tensor) -> Tenso
     """``∇log R(X_T | X_0)`` with respect to the state at the density's end, shape ``(batch, dim)``."""
     reference = problem.linear_reference
     if outward(problem) is Direction.FORWARD:
-        return reference.push(reference.horizon, xT, x0)
-    return reference.pull(0.0, x0, xT)
+        return reference.conditional_score(reference.horizon, xT, x0)
+    return reference.guiding_term(0.0, x0, xT)
 
 
 def _spreading_back(problem: BridgeProblem) -> str | None:

@@ -195,7 +195,7 @@ class AdjointHalfBridge(HalfBridge):
         targets = adjoint_targets(chain, adjoint)
         if learning.base is not None:
             with torch.no_grad():
-                moments = enumerate(chain.moments)
+                moments = enumerate(chain.step_times)
                 targets = targets - torch.stack([learning.base(t, paths.x[j]) for j, t in moments])
         return {"x": paths.x[:-1], "target": targets}
 

@@ -28,7 +28,7 @@ from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, unknown_transition, unsampled_end
 from sbridge.processes import Direction, LinearProcess
-from sbridge.processes.base import Pinned, spread
+from sbridge.processes.base import Pinned, repeat_per_row
 from sbridge.processes.chain import check_growth
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.solutions import Bridge
@@ -79,12 +79,12 @@ class Regression:
         t, pinned = self.times(count, direction, generator)
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
         sigma = self.reference.scale(t)
-        gradient = pinned.pull if direction is Direction.FORWARD else pinned.push
+        gradient = pinned.guiding_term if direction is Direction.FORWARD else pinned.conditional_score
         signed = (noise, -noise)
         x = torch.cat([pinned.sample(x0, xT, zeta) for zeta in signed])
         target = torch.cat([sigma.T.to(x)(gradient(x0, xT, zeta)) for zeta in signed])
-        error = control(spread(t, count, 0).repeat(2), x) - target
-        weight = spread(self.weight(pinned, sigma, direction), count, 0).to(x).repeat(2)
+        error = control(repeat_per_row(t, count, 0).repeat(2), x) - target
+        weight = repeat_per_row(self.weight(pinned, sigma, direction), count, 0).to(x).repeat(2)
         return (weight.unsqueeze(-1) * error.square()).mean()
 
     def weight(self, pinned: Pinned, sigma: LinearMap, direction: Direction) -> Tensor:
@@ -112,8 +112,8 @@ class Regression:
 
     def target_square(self, pinned: Pinned, sigma: LinearMap, direction: Direction) -> Tensor:
         """The expected square, per coordinate, of the target at each time."""
-        shaking = pinned.shaking_ahead if direction is Direction.FORWARD else pinned.shaking_behind
-        steady = (sigma.T @ pinned.steady).mean_square(self.dim)
+        shaking = pinned.noise_gain_forward if direction is Direction.FORWARD else pinned.noise_gain_backward
+        steady = (sigma.T @ pinned.residual_gain).mean_square(self.dim)
         return steady * self.residual_square + (sigma.T @ shaking).mean_square(self.dim)
 
     @cached_property

@@ -56,7 +56,7 @@ class Costs:
         chain, total = paths.chain, torch.zeros((), dtype=torch.float64, device=paths.x.device)
         if self.running is not None:
             for k, width in enumerate(chain.root_durations):
-                cost = width * width * self.rate(chain.moments[k], paths.x[k]).double()
+                cost = width * width * self.rate(chain.step_times[k], paths.x[k]).double()
                 total = total + (cost if alive is None else cost * alive[k])
         return total + self.end(_stopped(paths.x, alive)).double()
 

@@ -12,7 +12,7 @@ from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, NotConvergedError
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
-from sbridge.objectives.control import action
+from sbridge.objectives.control import control_objective
 from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.processes import Chain
@@ -81,7 +81,7 @@ class MatchingSolver(ControlSolver):
         """New paths of the current control and their rows, if it is time."""
         if state.step % self.replay.updates == 0:
             paths, _ = self.sample(problem, state, state.control, self.replay.paths)
-            state.memory["objective"] = self.checked_objective(action(paths, problem.costs), state)
+            state.memory["objective"] = self.checked_objective(control_objective(paths, problem.costs), state)
             self.remember(state, paths.chain, *self.regression(problem, costs, paths, state))
 
     def checked_objective(self, actions: Tensor, state: ControlState) -> Tensor:

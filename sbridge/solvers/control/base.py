@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from sbridge.controls import AdditiveMLP, Control, NetworkControl, NetworkRecipe, SumControl, seeded_control
 from sbridge.errors import InvalidInputError, NonFiniteError
 from sbridge.measures import PathMeasure, Paths
-from sbridge.objectives.control import action
+from sbridge.objectives.control import control_objective
 from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.processes import StepRule, default_rule
 from sbridge.random import as_seed, derive, generator as generator_of
-from sbridge.simulation import Detached, Gradient
+from sbridge.simulation import Detached, GradientMethod
 from sbridge.solutions import ControlSolution
 from sbridge.solvers.base import Method
 from sbridge.solvers.control.door import check_steps
@@ -114,7 +114,7 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
                 "paths of the control that learning starts from are NaN or infinite: take more steps, "
                 "grid=TimeGrid.uniform(steps), or another start."
             )
-        spread = float(action(paths, problem.costs, alive).std())
+        spread = float(control_objective(paths, problem.costs, alive).std())
         volume = problem.process.horizon * problem.dim
         return {"input": size, "output": math.sqrt(2.0 * spread / volume) if spread > 0 else volume**-0.5}
 
@@ -141,7 +141,7 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
         state: ControlState,
         control: Control | None,
         n: int,
-        gradient: Gradient = Detached(),
+        gradient: GradientMethod = Detached(),
     ) -> tuple[Paths, Tensor | None]:
         """``n`` fresh paths of ``control``, and the mask of steps before their stopping time, if there is one."""
         measure, seed = self.measure(problem, control), as_seed(state.generator)

@@ -14,7 +14,7 @@ from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.processes.base import Time
 from sbridge.random import as_seed
-from sbridge.simulation import Backprop, Detached, Gradient, ReversibleAdjoint, endpoint
+from sbridge.simulation import Backprop, Detached, GradientMethod, ReversibleAdjoint, endpoint
 from sbridge.solvers.control.base import ControlSolver, ControlState
 from sbridge.storage.registry import register
 from sbridge.training import Info
@@ -32,7 +32,7 @@ class RelativeEntropy(ControlSolver):
             of continuous time than to that of the chain.
     """
 
-    gradient: Gradient = field(default_factory=Backprop)
+    gradient: GradientMethod = field(default_factory=Backprop)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from sbridge.controls import NetworkControl
 from sbridge.errors import InvalidInputError
 from sbridge.measures import Paths, effective_sample_size
 from sbridge.objectives.control import (
-    action,
+    control_objective,
     control_values,
     cross_entropy,
     log_variance,
@@ -111,4 +111,4 @@ class _WithOffset(nn.Module):
 
 
 def _objective(paths: Paths, problem: ControlProblem, alive: Tensor | None) -> float:
-    return float(action(paths, problem.costs, alive).mean())
+    return float(control_objective(paths, problem.costs, alive).mean())

@@ -21,8 +21,8 @@ _LEAST_BLOCK = 16
 
 @register
 @dataclass(frozen=True)
-class Limits:
-    """Limits on the work of an evaluation. Larger sets are subsampled without replacement with the evaluation's seed.
+class EvaluationBudget:
+    """EvaluationBudget on the work of an evaluation. Larger sets are subsampled without replacement with the evaluation's seed.
 
     With the defaults, 20 000 rows a side in 1000 dimensions take some minutes on one core and below 2 GB beyond the
     bridge's own needs.
@@ -49,7 +49,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """Scores rows against ``reference``, shape ``(m, dim)``.
 
     The standard error of a value at ``n`` and ``m`` rows comes from ``B`` disjoint blocks, each scored alone: their

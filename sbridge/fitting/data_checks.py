@@ -45,7 +45,7 @@ class Gap:
     share: float
 
 
-def warn_of_difficulties(
+def warn_if_hard(
     x0: Tensor | None, x1: Tensor | None, reference: Process, names: tuple[str, str] = ("x0", "x1")
 ) -> None:
     """Warns of heavy tails, distant parts, ends or columns of very different widths, and noise far wider than the data.

@@ -22,7 +22,7 @@ _LEAST_BLOCK = 16
 @register
 @dataclass(frozen=True)
 class EvaluationBudget:
-    """EvaluationBudget on the work of an evaluation. Larger sets are subsampled without replacement with the evaluation's seed.
+    """Limits on the work of an evaluation. Larger sets are subsampled without replacement with the evaluation's seed.
 
     With the defaults, 20 000 rows a side in 1000 dimensions take some minutes on one core and below 2 GB beyond the
     bridge's own needs.

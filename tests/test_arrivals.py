@@ -118,6 +118,6 @@ def test_a_grid_that_is_too_coarse_to_simulate_is_a_warning_and_the_fit_is_retur
     x0 = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     solver = sb.ScoreMatching(updates=2, network=sb.networks.MLP(8, 1), grid=sb.TimeGrid.uniform(2))
     process = sb.OrnsteinUhlenbeck(rate=20.0, sigma=1.0)
-    with pytest.warns(MarginalWarning, match="Take a finer grid"):
+    with pytest.warns(MarginalWarning, match="Use a finer grid"):
         bridge = sb.diffuse(x0, process=process, solver=solver, seed=0)
     assert bridge.velocity(0.5, x0).shape == x0.shape

@@ -374,7 +374,7 @@ def test_losses_that_do_not_see_a_hitting_time_refuse() -> None:
     paths = measure(problem, None, 10).sample(8, seed=0)
     with pytest.raises(UnsupportedError, match="biased with a stopping set: use LogVariance, Moment or CrossEntropy"):
         relative_entropy(paths, problem.costs)
-    with pytest.raises(UnsupportedError, match="hitting time moves: with a stopping set use LogVariance"):
+    with pytest.raises(UnsupportedError, match="stopping time moves: with a stopping set use LogVariance"):
         lean_adjoint(paths, problem.costs)
 
 

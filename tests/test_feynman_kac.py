@@ -169,7 +169,7 @@ def test_streaming_is_the_whole_sample():
 
 def test_bad_input_is_told():
     paths = brownian(steps=4).sample(8, seed=1)
-    with pytest.raises(InvalidInputError, match=r"state cost V must return one number a row, shape \(8,\)"):
+    with pytest.raises(InvalidInputError, match=r"state cost V must return one number per row, shape \(8,\)"):
         log_weights(paths, lambda t, x: x.square())
     with pytest.raises(InvalidInputError, match="returned float"):
         log_weights(paths, lambda t, x: 1.0)
@@ -177,7 +177,7 @@ def test_bad_input_is_told():
         feynman_kac(paths, lambda x: x, quadratic)
     with pytest.raises(NonFiniteError, match="NaN or infinite at t = 0"):
         log_weights(paths, lambda t, x: x[:, 0] / 0.0)
-    with pytest.raises(InvalidInputError, match="mass is created"):
+    with pytest.raises(InvalidInputError, match="creates mass"):
         kill(paths, lambda t, x: x[:, 0] - 5.0, seed=1)
     with pytest.raises(InvalidInputError, match="one number a row"):
         kill(paths, lambda t, x: x, seed=1)

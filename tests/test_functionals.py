@@ -354,9 +354,9 @@ def test_bad_input_is_told():
         row_elbo(measure, x, exact, exact.marginal(1.0), seed=1, s_min=0.7)
     with pytest.raises(InvalidInputError, match="at least two draws"):
         row_elbo(measure, x, exact, exact.marginal(1.0), seed=1, draws=1)
-    with pytest.raises(InvalidInputError, match="field J must return one number a row"):
+    with pytest.raises(InvalidInputError, match="field J must return one number per row"):
         action(paths, None, lambda t, x: x)
-    with pytest.raises(InvalidInputError, match="state cost V must return one number a row"):
+    with pytest.raises(InvalidInputError, match="state cost V must return one number per row"):
         action(paths, None, field, lambda t, x: x)
     with pytest.raises(InvalidInputError, match="killing rate V must return"):
         killed_log_ratio(paths, None, None, lambda t, x: x)

@@ -547,7 +547,7 @@ def test_importance_weights(dtype):
 
 
 def test_measures_that_do_not_fit_together():
-    with pytest.raises(InvalidInputError, match="dimension 2, its start law 3"):
+    with pytest.raises(InvalidInputError, match="dimension 2, its start distribution has 3"):
         measure(start=Samples(torch.zeros(2, 3)))
     p = measure()
     differing = {

@@ -70,5 +70,5 @@ def test_bad_input_is_told():
     exact = ExactScore(PROCESSES["vp"], mixture())
     with pytest.raises(InvalidInputError, match="every must be positive"):
         GapRecorder(exact, every=0)
-    with pytest.raises(InvalidInputError, match="watches ScoreMatching"):
+    with pytest.raises(InvalidInputError, match="needs ScoreMatching"):
         GapRecorder(exact)(type("S", (), {"step": 1, "flat": lambda self: {}})(), {})

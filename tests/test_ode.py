@@ -123,7 +123,7 @@ def test_refusals():
         flow(swirl, x, torch.tensor([0.0, 0.5, 0.4]), Heun())
     with pytest.raises(InvalidInputError, match="at least one step"):
         flow(swirl, x, torch.tensor([0.0]), Heun())
-    with pytest.raises(InvalidInputError, match="like its states"):
+    with pytest.raises(InvalidInputError, match="shape and dtype of its states"):
         flow(lambda t, y: y[:, :1], x, torch.tensor([0.0, 1.0]), Heun())
     with pytest.raises(InvalidInputError, match="rate must have shape"):
         flow_with_rate(lambda t, y: (y, y), x, torch.tensor([0.0, 1.0]), Heun())

@@ -108,7 +108,7 @@ def test_refusals():
     eye = torch.eye(DIM).double()
     with pytest.raises(UnsupportedError, match="GaussianMixture"):
         posterior(Density(lambda y: y[:, 0], DIM), eye, eye, x)
-    with pytest.raises(InvalidInputError, match="observation of a law"):
+    with pytest.raises(InvalidInputError, match="observation of a distribution"):
         posterior(DATA, eye[:2], eye, x)
     with pytest.raises(InvalidInputError, match="no density"):
         posterior(DATA, eye[[0, 0]], 0 * eye[:2, :2], x[:, :2])

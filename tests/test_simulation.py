@@ -477,7 +477,7 @@ def test_other_bad_arguments():
         with pytest.raises(InvalidInputError, match="0 … 7"):
             propagate(chain, None, x0, noise, stop=stop)
     for times in (GRID.times(1.0).flip(0), GRID.times(1.0)[:1]):
-        with pytest.raises(InvalidInputError, match="times must rise"):
+        with pytest.raises(InvalidInputError, match="times must increase"):
             endpoint(BrownianMotion(1.0), None, x0, times, noise, Detached())
     with pytest.raises(InvalidInputError, match="running cost"):
         endpoint(BrownianMotion(1.0), None, x0, GRID.times(1.0), noise, Detached(), lambda t, x, u: x)

@@ -23,7 +23,7 @@ def conditional_uvp(
     seed: Seed,
     draws: int = 1000,
 ) -> Tensor:
-    """``100 · BW²(N̂_x, N_x) / (½ tr Var)`` in percent for each row of ``x``; its mean is cBW²-UVP.
+    """Computes ``100 · BW²(N̂_x, N_x) / (½ tr Var)`` in percent for each row of ``x``; its mean is cBW²-UVP.
 
     ``N̂_x`` has the sample moments of ``draws`` far ends of ``measure`` given ``x``, ``N_x`` the exact ones (Gushchin
     et al. 2023, arXiv:2306.10161). The floor is the value of the exact measure with the same seed.
@@ -43,8 +43,8 @@ def conditional_uvp(
     (n, dim), (means, covariances) = x.shape, moments
     if means.shape != (n, dim) or covariances.shape != (n, dim, dim):
         raise InvalidInputError(
-            f"{n} rows of {dim} columns need conditional means and covariances of as many, got "
-            f"{tuple(means.shape)} and {tuple(covariances.shape)}."
+            f"{n} rows of {dim} columns need {n} conditional means and covariances, got {tuple(means.shape)} and "
+            f"{tuple(covariances.shape)}."
         )
     if draws < 2 or not variance > 0:
         raise InvalidInputError(f"at least two draws and a positive variance are needed, got {draws} and {variance:g}.")
@@ -58,7 +58,7 @@ def conditional_uvp(
 
 
 def marginal_uvp(y: Tensor, mean: Tensor, target: Tensor) -> float:
-    """``BW²-UVP = 100 · BW²(N̂_y, N) / (½ tr Var)`` in percent: rows ``y`` against the exact moments of their law.
+    """Computes ``BW²-UVP = 100 · BW²(N̂_y, N) / (½ tr Var)`` in percent for rows ``y``, from their exact moments.
 
     Args:
         y: rows, ``(n, dim)``, at least two.

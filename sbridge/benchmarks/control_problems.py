@@ -73,22 +73,22 @@ class WellDrift:
     strengths: Tensor
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """``−4 κ x (x² − 1)``."""
+        """Computes ``−4 κ x (x² − 1)``."""
         return -4.0 * self.strengths.to(x) * x * (x.square() - 1.0)
 
 
 def quadratic_ou_easy(steps: int = 50, dim: int = 20, dtype: torch.dtype = torch.float32) -> ControlBenchmark:
-    """``b = 0.2 x``, ``f = 0.2|x|²``, ``g = 0.1|x|²``, started at ``|x|² = 5``."""
+    """The problem ``b = 0.2 x``, ``f = 0.2|x|²``, ``g = 0.1|x|²``, started at ``|x|² = 5``."""
     return _quadratic("quadratic_ou_easy", (0.2, 0.2, 0.1), steps, dim, dtype)
 
 
 def quadratic_ou_hard(steps: int = 50, dim: int = 20, dtype: torch.dtype = torch.float32) -> ControlBenchmark:
-    """``b = x``, ``f = |x|²``, ``g = ½|x|²``, started at ``|x|² = 5``."""
+    """The problem ``b = x``, ``f = |x|²``, ``g = ½|x|²``, started at ``|x|² = 5``."""
     return _quadratic("quadratic_ou_hard", (1.0, 1.0, 0.5), steps, dim, dtype)
 
 
 def linear_ou(steps: int = 100, dim: int = 10, dtype: torch.dtype = torch.float32) -> ControlBenchmark:
-    """``b = −x``, ``f = 0``, ``g = Σ x_i``, started at zero; ``u*(t, x) = −e^{−(T − t)}`` in every coordinate."""
+    """Gives ``b = −x``, ``f = 0``, ``g = Σ x_i``, started at zero; ``u*(t, x) = −e^{−(T − t)}`` in every coordinate."""
     cost = Quadratic.linear(torch.ones(dim, dtype=torch.float64))
     start = torch.zeros(dim, dtype=torch.float64)
     return _linear_quadratic("linear_ou", OrnsteinUhlenbeck(1.0, 1.0), (None, cost), start, steps, dtype)
@@ -129,7 +129,7 @@ def double_well(steps: int = 200, dtype: torch.dtype = torch.float32) -> Control
 def killed_well(
     steps: int = 150, correction: BridgeCorrection | None = None, dtype: torch.dtype = torch.float32
 ) -> ControlBenchmark:
-    """``b = −4x(x² − 1)`` from −1, ``f = 1`` until ``x ≥ 0``: the optimal control leaves the well soon.
+    """The problem ``b = −4x(x² − 1)`` from −1, ``f = 1`` until ``x ≥ 0``: the optimal control leaves the well soon.
 
     The stopping time is seen at grid points, which makes it late by ``O(√Δ)``, or corrected for crossings between.
     """

@@ -55,11 +55,11 @@ class Target:
         return self.law.dim
 
     def energy(self, x: Tensor) -> Tensor:
-        """``E(x)``, shape ``(batch,)``."""
+        """Computes ``E(x)``, shape ``(batch,)``."""
         return -self.law.log_density(x)
 
     def sample(self, n: int, *, seed: Seed) -> Tensor:
-        """``n`` exact draws, float64.
+        """Draws ``n`` exact draws, float64.
 
         Raises:
             UnsupportedError: if there is no exact sampler.
@@ -95,7 +95,7 @@ class IsotropicMixture:
         return torch.softmax(self._exponents(x), 1)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` draws."""
+        """Draws ``n`` draws."""
         count, dim = self.means.shape
         which = torch.randint(count, (n,), generator=generator)
         noise = torch.randn(n, dim, generator=generator, dtype=torch.float64)
@@ -125,7 +125,7 @@ def forty_modes(seed: int = 0, log_normaliser: float = 0.0) -> Target:
 
 
 def funnel(dim: int = 10, sigma: float = 3.0) -> Target:
-    """``x_1 ~ N(0, σ²)``, ``x_i | x_1 ~ N(0, e^{x_1})`` (Neal 2003, Ann. Stat. 31, 705); ``Z = 1``.
+    """Computes ``x_1 ~ N(0, σ²)``, ``x_i | x_1 ~ N(0, e^{x_1})`` (Neal 2003, Ann. Stat. 31, 705); ``Z = 1``.
 
     Observables: whether the first coordinate is below −σ, and whether it is above σ.
     """
@@ -150,7 +150,7 @@ def funnel(dim: int = 10, sigma: float = 3.0) -> Target:
 
 
 def double_wells(dim: int = 5, wells: int = 5, separation: float = 4.0) -> Target:
-    """``E = Σ_{i ≤ w} (x_i² − δ)² + ½ Σ_{i > w} x_i²`` (Richter & Berner 2024, arXiv:2307.01198).
+    """Computes ``E = Σ_{i ≤ w} (x_i² − δ)² + ½ Σ_{i > w} x_i²`` (Richter & Berner 2024, arXiv:2307.01198).
 
     It has ``2^w`` modes. Observables: whether each of the first ``w`` coordinates is positive.
     """
@@ -172,7 +172,7 @@ def double_wells(dim: int = 5, wells: int = 5, separation: float = 4.0) -> Targe
 
 
 def many_well(pairs: int = 5) -> Target:
-    """``E = Σ (x_{2i−1}⁴ − 6 x_{2i−1}² − ½ x_{2i−1} + ½ x_{2i}²)``: wells of unequal weight (Noé et al. 2019).
+    """Computes ``E = Σ (x_{2i−1}⁴ − 6 x_{2i−1}² − ½ x_{2i−1} + ½ x_{2i}²)``: wells of unequal weight (Noé et al. 2019).
 
     Observables: whether each odd coordinate is positive.
     """

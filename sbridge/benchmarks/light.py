@@ -73,7 +73,7 @@ class LightRecipe:
 
 
 def _potential(logits: Tensor, centres: Tensor, s: Tensor, epsilon: float) -> MixturePotential:
-    """``g(y) = log v(y) + |y|²/2ε``."""
+    """Computes ``g(y) = log v(y) + |y|²/2ε``."""
     logits, centres, s = logits.double(), centres.double(), s.double()
     shifts = centres / (epsilon * s)
     constants = logits - 0.5 * (s.log() + centres * shifts).sum(1)

@@ -79,7 +79,7 @@ class MixturePair:
         return PathMeasure(self.reference, control, self.source, end_kernel=kernel)
 
     def sample(self, n: int, *, seed: Seed) -> tuple[Tensor, Tensor]:
-        """``n`` independent rows of either end, unpaired, in float32."""
+        """Draws ``n`` independent rows of either end, unpaired, in float32."""
         draws = generator(seed)
         x0, other = (self.source.sample(n, draws).float() for _ in range(2))
         return x0, self.truth.transport(other, seed=draws)
@@ -162,7 +162,7 @@ class GaussianPair:
         return Estimate(self.coupling.value, 0.0, 1)
 
     def sample(self, n: int, *, seed: Seed) -> tuple[Tensor, Tensor]:
-        """``n`` independent rows of either end, unpaired, in float32."""
+        """Draws ``n`` independent rows of either end, unpaired, in float32."""
         draws = generator(seed)
         return self.source.sample(n, draws).float(), self.target.sample(n, draws).float()
 

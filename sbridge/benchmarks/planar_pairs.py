@@ -27,12 +27,12 @@ _SOLVED = FortetSinkhorn(tolerance=1e-9)
 
 
 def ring() -> Law:
-    """``|y| ≈ 3 ± 0.3``, all directions alike."""
+    """Computes ``|y| ≈ 3 ± 0.3``, all directions alike."""
     return Density(lambda y: -0.5 * ((y.norm(dim=1) - 3.0) / 0.3).square(), 2)
 
 
 def bananas() -> Law:
-    """``y_2 = ±(0.8 + 0.3 y_1²)`` up to a deviation of 0.3, ``y_1`` with density ``∝ exp(−(y_1/1.8)⁴)``."""
+    """Computes ``y_2 = ±(0.8 + 0.3 y_1²)`` up to a deviation of 0.3, ``y_1`` with density ``∝ exp(−(y_1/1.8)⁴)``."""
 
     def log_density(y: Tensor) -> Tensor:
         along, bend = -(y[:, 0] / 1.8).pow(4), 0.8 + 0.3 * y[:, 0].square()
@@ -123,7 +123,7 @@ class PlanarPair:
         return Estimate(self.bridge.value, 0.0, self.bridge.grid.size)
 
     def sample(self, n: int, *, seed: Seed) -> tuple[Tensor, Tensor]:
-        """``n`` independent rows of either end, unpaired, in float32."""
+        """Draws ``n`` independent rows of either end, unpaired, in float32."""
         draws = generator(seed)
         x0 = self.source.sample(n, draws).float()
         masses = torch.from_numpy(self.bridge.log_end.reshape(-1)).exp().expand(1, -1)

@@ -1,4 +1,4 @@
-"""Controls: the one thing that every method of this field chooses."""
+"""Controls: the functions that all methods of this package choose or learn."""
 
 from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroControl
 from sbridge.controls.divergence import Divergence, ExactTrace, Hutchinson, ProbeLaw, Probes

@@ -16,27 +16,27 @@ Time = float | Tensor
 
 @runtime_checkable
 class Control(Protocol):
-    """Any callable or module ``(t, x) → (batch, dim)``; ``t`` is a float or a tensor ``()`` or ``(batch,)``."""
+    """A callable or module ``(t, x) → (batch, dim)``; ``t`` is a float or a tensor ``()`` or ``(batch,)``."""
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The control at time ``t`` and states ``x``."""
+        """Computes the control at time ``t`` and states ``x``."""
         ...
 
 
 @register
 @dataclass(frozen=True)
 class ZeroControl:
-    """``u = 0``: the reference process itself."""
+    """The zero control ``u = 0``, which gives the reference process."""
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """Zeros like ``x``."""
+        """Returns zeros like ``x``."""
         return torch.zeros_like(x)
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class ScaledControl:
-    """A control of the model's units, used in the units of the data: ``u(t, x) = ũ(t, (x − shift)/scale)``.
+    """A control of model units, used in data units: ``u(t, x) = ũ(t, (x − shift)/scale)``.
 
     Noise units do not change under a change of state units (see :mod:`sbridge.laws.scaling`).
     """
@@ -45,18 +45,18 @@ class ScaledControl:
     scaling: AffineScaling
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The inner control at the scaled state."""
+        """Computes the inner control at the scaled state."""
         return self.control(t, self.scaling.to_model(x))
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class SumControl:
-    """``u(t, x) = Σ_i u_i(t, x)``: a known control and what is learned on top of it."""
+    """The sum ``u(t, x) = Σ_i u_i(t, x)``: a known control and a learned correction."""
 
     terms: tuple[Control, ...]
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The sum at ``(t, x)``."""
+        """Computes the sum at ``(t, x)``."""
         first, *others = (control(t, x) for control in self.terms)
         return sum(others, first)

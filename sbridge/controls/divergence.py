@@ -16,27 +16,27 @@ from sbridge.storage.registry import register
 
 
 class Divergence(ABC):
-    """How a divergence is computed: a rule that makes :class:`Probes`."""
+    """A method to compute a divergence: it makes :class:`Probes`."""
 
     @abstractmethod
     def probes(self, like: Tensor, seed: Seed) -> Probes:
-        """Probes for states like ``like``, to be kept along the paths of those states."""
+        """Makes probes for states like ``like``, to be kept along the paths of those states."""
 
 
 @register
 @dataclass(frozen=True)
 class ExactTrace(Divergence):
-    """``Σ_i ∂_i v_i``: one reverse derivative per coordinate."""
+    """The exact divergence ``Σ_i ∂_i v_i``: one reverse derivative per coordinate."""
 
     def probes(self, like: Tensor, seed: Seed) -> Probes:
-        """The unit vectors; nothing is drawn."""
+        """Returns the unit vectors; draws nothing."""
         dim = like.shape[-1]
         return Probes(torch.eye(dim, dtype=like.dtype, device=like.device).unsqueeze(1), 1.0)
 
 
 @register
 class ProbeLaw(enum.Enum):
-    """What Hutchinson's probes are drawn from, and the variance of one, ``J`` being the derivative of the field."""
+    """Distribution of Hutchinson's probes, with the variance of one probe, ``J`` being the derivative of the field."""
 
     RADEMACHER = "rademacher"
     """Independent signs: ``½ Σ_{i≠j} (J + Jᵀ)_ij²``."""
@@ -47,7 +47,7 @@ class ProbeLaw(enum.Enum):
 @register
 @dataclass(frozen=True)
 class Hutchinson(Divergence):
-    """``ηᵀ (∂v/∂x) η`` with ``E ηηᵀ = I``: unbiased, one reverse derivative a probe (Hutchinson 1989).
+    """Hutchinson's estimate ``ηᵀ (∂v/∂x) η``, ``E ηηᵀ = I``: unbiased, one reverse derivative per probe (1989).
 
     Args:
         count: probes a row, whose estimates are averaged.
@@ -62,7 +62,7 @@ class Hutchinson(Divergence):
             raise InvalidInputError(f"the number of probes must be positive, got {self.count}.")
 
     def probes(self, like: Tensor, seed: Seed) -> Probes:
-        """Fresh probes, ``count`` for each row."""
+        """Draws new probes, ``count`` for each row."""
         g, shape = generator(seed, like.device), (self.count, *like.shape)
         if self.law is ProbeLaw.RADEMACHER:
             return Probes(rademacher(like, self.count, g), 1.0 / self.count)
@@ -71,7 +71,7 @@ class Hutchinson(Divergence):
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """``∇·v ≈ weight · Σ_p η_pᵀ (∂v/∂x) η_p``.
+    """Probe vectors for ``∇·v ≈ weight · Σ_p η_pᵀ (∂v/∂x) η_p``.
 
     Args:
         directions: ``η``, shape ``(count, batch | 1, dim)``.
@@ -82,7 +82,7 @@ class Probes:
     weight: float
 
     def __call__(self, field: Control, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``v(t, x)``, shape ``(batch, dim)``, and its divergence, shape ``(batch,)``.
+        """Computes ``v(t, x)``, shape ``(batch, dim)``, and its divergence, shape ``(batch,)``.
 
         Row ``i`` of the field may depend on row ``i`` of the states only. Both results are differentiable if the
         ambient grad mode is on.
@@ -96,8 +96,8 @@ class Probes:
             values = field(t, states)
             if not values.requires_grad:
                 raise UnsupportedError(
-                    "the divergence of a field takes its derivative, and torch cannot differentiate what this one "
-                    "returns. Compute it with torch from x, without detach() or no_grad()."
+                    "the divergence of a field needs its derivative, but torch cannot differentiate the values of this "
+                    "one. Compute them with torch from x, without detach() or no_grad()."
                 )
             total = probed_trace(values, states, self.directions, recorded=recorded)
         if not recorded:
@@ -106,7 +106,7 @@ class Probes:
 
 
 def probed_trace(values: Tensor, x: Tensor, directions: Tensor, *, recorded: bool) -> Tensor:
-    """``Σ_p η_pᵀ (∂v/∂x) η_p`` of values ``v`` that were computed from ``x``, shape ``(batch,)``.
+    """Computes ``Σ_p η_pᵀ (∂v/∂x) η_p`` for values ``v`` computed from ``x``, shape ``(batch,)``.
 
     Args:
         values: ``v(x)`` with its graph, shape ``(batch, dim)``.
@@ -125,7 +125,7 @@ def probed_trace(values: Tensor, x: Tensor, directions: Tensor, *, recorded: boo
 
 
 def rademacher(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Signs ±1 of shape ``(count, *like.shape)``, in the dtype and on the device of ``like``."""
+    """Draws signs ±1 of shape ``(count, *like.shape)``, in the dtype and on the device of ``like``."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InvalidInputError(f"the number of probes must be a positive integer, got {count!r}.")
     signs = torch.randint(0, 2, (count, *like.shape), generator=generator, device=generator.device)

@@ -1,4 +1,4 @@
-"""Network recipes and the control that a network makes."""
+"""Network recipes, and the control made of a network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class NetworkRecipe(Protocol):
     """Makes a network ``(features, x) → (batch, dim)``; ``features`` has shape ``(1 | batch, TIME_FEATURES)``."""
 
     def __call__(self, dim: int) -> nn.Module:
-        """A freshly initialised network for states of dimension ``dim``."""
+        """Makes a newly initialised network for states of dimension ``dim``."""
         ...
 
 
 def time_features(t: Time, horizon: float, like: Tensor) -> Tensor:
-    """Features of time that resolve both ends: shape ``(1, F)``, or ``(batch, F)`` for a batch of times.
+    """Computes features of time that resolve both ends: shape ``(1, F)``, or ``(batch, F)`` for a batch of times.
 
     With ``τ = t/T`` and ``δ = 10⁻³``: ``2τ − 1``, ``1 + 2 log(τ + δ)/log(1/δ)`` and the same of ``1 − τ``, and
     ``sin, cos(jπτ)``, ``j = 1 … 4``. The logarithms tell ``10⁻³`` from ``10⁻²`` as well as ``0.1`` from ``1``,
@@ -61,7 +61,7 @@ class MLP:
             raise InvalidInputError(f"width and depth must be positive, got {self.width} and {self.depth}.")
 
     def __call__(self, dim: int) -> nn.Module:
-        """The network."""
+        """Makes the network."""
         return _Perceptron(dim, self.width, self.depth, dim)
 
 
@@ -86,16 +86,16 @@ class ScaledMLP:
             raise InvalidInputError(f"factor, least and depth must be positive and most ≥ least, got {self}.")
 
     def width(self, dim: int) -> int:
-        """``factor · dim``, within the bounds."""
+        """Returns ``factor · dim``, within the bounds."""
         return min(max(self.factor * dim, self.least), self.most)
 
     def __call__(self, dim: int) -> nn.Module:
-        """The network."""
+        """Makes the network."""
         return MLP(self.width(dim), self.depth)(dim)
 
 
 class _Perceptron(nn.Module):
-    """The network of :class:`MLP`; time has a matrix of its own, so that one time for a whole batch costs one row."""
+    """The network of :class:`MLP`; time has its own matrix, so that one time for a whole batch costs one row."""
 
     def __init__(self, dim: int, width: int, depth: int, out: int) -> None:
         if depth > _MOST_LAYERS:
@@ -118,7 +118,7 @@ class _Perceptron(nn.Module):
 @register
 @dataclass(frozen=True)
 class FourierMLP:
-    """Recipe: an :class:`MLP` that sees ``sin(jωx_i)`` and ``cos(jωx_i)``, ``j = 1 … harmonics``, beside ``x_i``.
+    """Recipe: an :class:`MLP` with the inputs ``sin(jωx_i)``, ``cos(jωx_i)``, ``j = 1 … harmonics``, and ``x_i``.
 
     A plain network learns functions that bend within the range of the data, such as the pull towards several wells,
     after a long plateau only; these features hold them. They repeat beyond half a period ``π/ω``: fit ω to the data.
@@ -137,7 +137,7 @@ class FourierMLP:
             raise InvalidInputError(f"width, depth, harmonics and frequency must be positive, got {self}.")
 
     def __call__(self, dim: int) -> nn.Module:
-        """The network."""
+        """Makes the network."""
         return _FourierPerceptron(dim, self)
 
 
@@ -156,7 +156,7 @@ class _FourierPerceptron(nn.Module):
 @register
 @dataclass(frozen=True)
 class AdditiveMLP:
-    """Recipe: an :class:`MLP` plus waves of each coordinate by itself, with coefficients linear in time features.
+    """Recipe: an :class:`MLP` plus waves of each single coordinate, with coefficients linear in time features.
 
     ``MLP(t, x)_i + a_i(t) x_i + Σ_j b_ij(t) sin(jωx_i) + c_ij(t) cos(jωx_i)``, ``j = 1 … harmonics``: a generalised
     additive model (Hastie & Tibshirani 1986) beside the network, which has the rest. Coefficients enter linearly, so
@@ -178,7 +178,7 @@ class AdditiveMLP:
             raise InvalidInputError(f"width, depth, harmonics and frequency must be positive, got {self}.")
 
     def __call__(self, dim: int) -> nn.Module:
-        """The network."""
+        """Makes the network."""
         return _AdditivePerceptron(dim, self)
 
 
@@ -199,14 +199,14 @@ class _AdditivePerceptron(nn.Module):
 
 
 def _waves(x: Tensor, frequencies: list[float]) -> list[Tensor]:
-    """Sine and cosine of each multiple of ``x``."""
+    """Computes sine and cosine of each multiple of ``x``."""
     angles = [frequency * x for frequency in frequencies]
     return [wave for angle in angles for wave in (angle.sin(), angle.cos())]
 
 
 @register
 class NetworkControl(nn.Module):
-    """``u(t, x) = output_scale · network(features(t), x / input_scale)``.
+    """The control ``u(t, x) = output_scale · network(features(t), x / input_scale)``.
 
     Args:
         recipe: makes the network.
@@ -238,7 +238,7 @@ class NetworkControl(nn.Module):
         self.network = recipe(dim)
 
     def forward(self, t: Time, x: Tensor) -> Tensor:
-        """The control at ``(t, x)``; computed in the network's own dtype and returned in that of ``x``."""
+        """Computes the control at ``(t, x)`` in the network's own dtype; returns it in that of ``x``."""
         own = next(self.network.parameters())
         inside = x.to(own.dtype) / self.input_scale
         return self.output_scale * self.network(time_features(t, self.horizon, inside), inside).to(x.dtype)
@@ -252,7 +252,7 @@ def seeded_control(
     generator: torch.Generator,
     input_scale: float = 1.0,
 ) -> NetworkControl:
-    """A :class:`NetworkControl` whose initial weights come from ``generator``.
+    """Makes a :class:`NetworkControl` whose initial weights are drawn with ``generator``.
 
     PyTorch's layers draw their initial weights from the global state only; it is set for the moment of construction
     and then put back as it was.

@@ -1,4 +1,4 @@
-"""Couplings of the two ends, from which bridge matching starts."""
+"""Couplings of the two ends, used as the start of bridge matching."""
 
 from sbridge.couplings.entropic import EntropicCoupling, MinibatchCoupling
 from sbridge.couplings.simple import Coupling, IndependentCoupling, ReferenceCoupling

@@ -1,4 +1,4 @@
-"""The entropic plan of the data as a coupling: of rows chosen once, or of fresh rows every time."""
+"""The entropic plan of the data as a coupling: of fixed rows, or of new rows for every draw."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class EntropicCoupling:
         _check_rows(self.rows)
 
     def __call__(self, problem: BridgeProblem, generator: torch.Generator) -> PairSampler:
-        """Solves the plan, then draws sources uniformly and targets from their rows of the plan."""
+        """Solves the plan; the sampler draws sources uniformly and targets from their rows of the plan."""
         return _plan(problem, type(self).__name__, self.rows, self.sinkhorn, generator)
 
 
 @register
 @dataclass(frozen=True)
 class MinibatchCoupling:
-    """Plans between ``rows`` fresh draws of either end, one for every ``rows`` pairs, solved by Sinkhorn as needed.
+    """Plans between ``rows`` new draws of either end, one for every ``rows`` pairs, solved by Sinkhorn when needed.
 
     Every row of the data takes part sooner or later, where :class:`EntropicCoupling` keeps to those it drew first:
     the mean over such choices is what is drawn from here. Both ends of the pairs follow their laws; the dependence
@@ -74,7 +74,7 @@ class MinibatchCoupling:
         _check_rows(self.rows)
 
     def __call__(self, problem: BridgeProblem, generator: torch.Generator) -> PairSampler:
-        """Solves no plan yet, unless there is only one; a draw of ``n`` pairs solves ``⌈n/rows⌉`` of them."""
+        """Solves no plan yet, unless there is only one; a draw of ``n`` pairs solves ``⌈n/rows⌉`` plans."""
         name = type(self).__name__
         _linear(problem, name)
         if all(_takes_all(end, self.rows) for end in (problem.source, problem.target)):
@@ -90,7 +90,7 @@ class MinibatchCoupling:
 
 
 def _plan(problem: BridgeProblem, name: str, rows: int, options: Sinkhorn, generator: torch.Generator) -> PairSampler:
-    """Draws from the plan of some rows of either end; with a point every coupling is the product."""
+    """Draws from the plan of some rows of either end; if an end is a point, every coupling is the product."""
     reference = _linear(problem, name)
     if any(isinstance(end, Point) for end in (problem.source, problem.target)):
         return IndependentCoupling()(problem, generator)
@@ -110,7 +110,7 @@ def _points(end: Law, rows: int, generator: torch.Generator) -> Tensor:
 
 
 def _takes_all(end: Law, rows: int) -> bool:
-    """Whether all rows of ``end`` fit into one plan."""
+    """Returns whether all rows of ``end`` fit into one plan."""
     return isinstance(end, Samples) and end.weights is None and len(end.rows) <= rows
 
 

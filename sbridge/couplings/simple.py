@@ -20,31 +20,31 @@ PairSampler = Callable[[int, torch.Generator], Pairs]
 
 @runtime_checkable
 class Coupling(Protocol):
-    """A recipe for pairs ``(X_0, X_T)``: computed once for a problem, then drawn from."""
+    """A recipe for pairs ``(X_0, X_T)``: computed once for a problem, then sampled."""
 
     def __call__(self, problem: BridgeProblem, generator: torch.Generator) -> PairSampler:
-        """A function ``(n, generator) → (x0, xT)``, both of shape ``(n, dim)``."""
+        """Returns a function ``(n, generator) → (x0, xT)``, both of shape ``(n, dim)``."""
         ...
 
 
 @register
 @dataclass(frozen=True)
 class IndependentCoupling:
-    """``p_0 ⊗ p_T``: every source point with every target point.
+    """The independent coupling ``p_0 ⊗ p_T``: every source point with every target point.
 
     The static plan of infinite noise. As a start of IMF it is unbiased and far from the plan (Shi et al. 2023, Alg. 1);
     as the coupling of a single regression it gives a process with the right ends that is no Schrödinger bridge.
     """
 
     def __call__(self, problem: BridgeProblem, generator: torch.Generator) -> PairSampler:
-        """Draws either end on its own."""
+        """Returns a sampler that draws the ends independently."""
         return lambda n, g: (problem.source.sample(n, g), problem.target.sample(n, g))
 
 
 @register
 @dataclass(frozen=True)
 class ReferenceCoupling:
-    """``X_0 ~ p_0`` and ``X_T`` from the reference: the far marginal is *not* the target.
+    """The coupling of the reference, ``X_0 ~ p_0`` and ``X_T`` from R: the far marginal is *not* the target.
 
     Allowed because the stages of IMF start from the data of the other end in turn; it then runs iterative
     proportional fitting (Shi et al. 2023, Prop. 10).
@@ -54,7 +54,7 @@ class ReferenceCoupling:
     """
 
     def __call__(self, problem: BridgeProblem, generator: torch.Generator) -> PairSampler:
-        """Draws the source and one exact transition over the whole horizon."""
+        """Returns a sampler that draws the source and one exact transition over the whole horizon."""
         reference = problem.reference
         if not isinstance(reference, LinearProcess):
             raise UnsupportedError(unknown_transition("ReferenceCoupling", reference))

@@ -20,12 +20,12 @@ Sampler = Callable[[int, torch.Generator, torch.dtype], Tensor]
 
 
 def gaussian(n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``N(0, I)``."""
+    """Draws ``N(0, I)``."""
     return _normal(n, generator).to(dtype)
 
 
 def eight_gaussians(n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``5(cos kπ/4, sin kπ/4) + 0.1^¼ N``, ``k`` uniform on 0 … 7: covariance ``√0.1·I`` a component.
+    """Draws ``5(cos kπ/4, sin kπ/4) + 0.1^¼ N``, ``k`` uniform on 0 … 7: covariance ``√0.1·I`` a component.
 
     The benchmark of Tong et al. (2024), "Improving and generalizing flow-based generative models", whose code
     hands ``√0.1`` to a normal law as its covariance.
@@ -35,7 +35,7 @@ def eight_gaussians(n: int, generator: torch.Generator, dtype: torch.dtype = tor
 
 
 def two_moons(n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``3(p + s·(1, 1)) − 1``, ``s ~ U(0, 0.2)``, ``p`` on one of two half circles with ``θ ~ U(0, π)``.
+    """Draws ``3(p + s·(1, 1)) − 1``, ``s ~ U(0, 0.2)``, ``p`` on one of two half circles with ``θ ~ U(0, π)``.
 
     The half circles are ``(cos θ, sin θ)`` and ``(1 − cos θ, ½ − sin θ)``, each with probability ½. The other law of
     the benchmark of Tong et al. (2024), with ``θ`` random where its code spaces it evenly.
@@ -47,7 +47,7 @@ def two_moons(n: int, generator: torch.Generator, dtype: torch.dtype = torch.flo
 
 
 def noisy_moons(n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``2(p + 0.05 N) − (1, 0)``, ``p`` on the half circles of :func:`two_moons`."""
+    """Draws ``2(p + 0.05 N) − (1, 0)``, ``p`` on the half circles of :func:`two_moons`."""
     arc = _circle(math.pi * _uniform(n, generator))
     second = torch.rand(n, 1, generator=generator, device=generator.device) < 0.5
     points = torch.where(second, arc.new_tensor([1.0, 0.5]) - arc, arc)
@@ -55,21 +55,21 @@ def noisy_moons(n: int, generator: torch.Generator, dtype: torch.dtype = torch.f
 
 
 def s_curve(n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``1.5((sin θ, sign(θ)(cos θ − 1)) + 0.05 N)``, ``θ ~ U(−3π/2, 3π/2)``."""
+    """Draws ``1.5((sin θ, sign(θ)(cos θ − 1)) + 0.05 N)``, ``θ ~ U(−3π/2, 3π/2)``."""
     angle = 3.0 * math.pi * (_uniform(n, generator) - 0.5)
     curve = torch.stack([angle.sin(), angle.sign() * (angle.cos() - 1.0)], 1)
     return (1.5 * (curve + 0.05 * _normal(n, generator))).to(dtype)
 
 
 def circles(n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``3.5(r(cos θ, sin θ) + 0.05 N)``, ``r`` ½ or 1 with probability ½, ``θ ~ U(0, 2π)``."""
+    """Draws ``3.5(r(cos θ, sin θ) + 0.05 N)``, ``r`` ½ or 1 with probability ½, ``θ ~ U(0, 2π)``."""
     angle = 2.0 * math.pi * _uniform(n, generator)
     radius = 0.5 + 0.5 * torch.randint(2, (n, 1), generator=generator, device=generator.device).double()
     return (3.5 * (radius * _circle(angle) + 0.05 * _normal(n, generator))).to(dtype)
 
 
 def two_spirals(n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``±(θ/3)(−cos θ, sin θ) + 0.1 N``, ``θ = 3π√U(0, 1)``, either sign with probability ½."""
+    """Draws ``±(θ/3)(−cos θ, sin θ) + 0.1 N``, ``θ = 3π√U(0, 1)``, either sign with probability ½."""
     angle = 3.0 * math.pi * _uniform(n, generator).sqrt()
     sign = 2.0 * torch.randint(2, (n, 1), generator=generator, device=generator.device).double() - 1.0
     arm = torch.stack([-angle.cos(), angle.sin()], 1) * angle[:, None] / 3.0
@@ -77,7 +77,7 @@ def two_spirals(n: int, generator: torch.Generator, dtype: torch.dtype = torch.f
 
 
 def swiss_roll(n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``(θ/3)(cos θ, sin θ) + 0.1 N``, ``θ ~ U(3π/2, 9π/2)``: the roll seen along its axis."""
+    """Draws ``(θ/3)(cos θ, sin θ) + 0.1 N``, ``θ ~ U(3π/2, 9π/2)``: the roll seen along its axis."""
     angle = 1.5 * math.pi * (1.0 + 2.0 * _uniform(n, generator))
     return (_circle(angle) * angle[:, None] / 3.0 + 0.1 * _normal(n, generator)).to(dtype)
 

@@ -1,4 +1,4 @@
-"""Scores, the controls they are proportional to, and the other things networks are asked to predict.
+"""Conversions between scores, controls, and other quantities that networks predict.
 
 For a linear noising process ``X_t | X_0 ~ N(Φ X_0 + k, Q)`` with ``Q = L Lᵀ`` and noise ``ε`` in
 ``X_t = Φ X_0 + k + L ε``, conditional means given ``X_t = x`` are three names of one function::
@@ -29,17 +29,17 @@ from sbridge.storage.registry import register
 
 @runtime_checkable
 class Score(Protocol):
-    """Any callable or module ``(t, x) → (batch, dim)``: ``∇ log ρ_t(x)``, in inverse units of state."""
+    """A callable or module ``(t, x) → (batch, dim)``: ``∇ log ρ_t(x)``, in inverse units of state."""
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The score at time ``t`` and states ``x``."""
+        """Computes the score at time ``t`` and states ``x``."""
         ...
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class ScoreControl:
-    """The backward control ``û(t, x) = σ(t)ᵀ s(t, x)`` that a score is (Premkumar 2023, eq. (3.34)).
+    """The backward control ``û(t, x) = σ(t)ᵀ s(t, x)`` given by a score (Premkumar 2023, eq. (3.34)).
 
     Raises:
         InvalidInputError: when called, if the score returns another shape than its states.
@@ -49,35 +49,35 @@ class ScoreControl:
     score: Score
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The control, in noise units."""
+        """Computes the control, in noise units."""
         return self.process.scale(t).T.to(x)(checked_score(self.score, t, x))
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class ControlScore:
-    """The score that a backward control stands for, ``s = σ^{−ᵀ} û``, if the forward control is zero."""
+    """The score ``s = σ^{−ᵀ} û`` given by a backward control if the forward control is zero."""
 
     process: Process
     control: Control
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The score."""
+        """Computes the score."""
         return self.process.scale(t).T.inverse().to(x)(self.control(t, x))
 
 
 def noise_from_score(process: LinearProcess, t: Time, score: Tensor) -> Tensor:
-    """``E[ε | x] = −Lᵀ s``."""
+    """Computes ``E[ε | x] = −Lᵀ s``."""
     return -process.transition(0.0, t).root.T.to(score)(score)
 
 
 def score_from_noise(process: LinearProcess, t: Time, noise: Tensor) -> Tensor:
-    """``s = −L^{−ᵀ} ε``, ``t > 0``."""
+    """Computes ``s = −L^{−ᵀ} ε``, ``t > 0``."""
     return denoising_target(process, t, noise)
 
 
 def start_from_score(process: LinearProcess, t: Time, x: Tensor, score: Tensor) -> Tensor:
-    """``E[X_0 | X_t = x] = Φ⁻¹(x − k + Q s)``."""
+    """Computes ``E[X_0 | X_t = x] = Φ⁻¹(x − k + Q s)``."""
     law = process.transition(0.0, t)
     return law.map.inverse().to(x)(x - repeat_per_row(law.offset, len(x)).to(x) + law.covariance.to(x)(score))
 
@@ -88,7 +88,7 @@ def score_from_start(process: LinearProcess, t: Time, x: Tensor, start: Tensor) 
 
 
 def mean_field_drift(process: LinearProcess, t: Time, x: Tensor, start: Tensor) -> Tensor:
-    """The reverse drift through ``⟨X_0⟩ = E[X_0 | X_t = x]`` instead of the score (Cao et al. 2025, arXiv:2501.17054).
+    """Computes the reverse drift from ``E[X_0 | X_t = x]`` instead of the score (Cao et al. 2025, arXiv:2501.17054).
 
     ``−b(t, x) + σσᵀ Q⁻¹ (Φ⟨X_0⟩ + k − x)``, per unit of reversed time.
     """
@@ -97,19 +97,19 @@ def mean_field_drift(process: LinearProcess, t: Time, x: Tensor, start: Tensor) 
 
 
 def velocity_from_start(process: VariancePreserving, t: Time, x: Tensor, start: Tensor) -> Tensor:
-    """``w = α ε − √v x_0`` with ``α² + v = 1`` (Salimans & Ho 2022, arXiv:2202.00512, appendix D), ``t > 0``."""
+    """Gives ``w = α ε − √v x_0`` with ``α² + v = 1`` (Salimans & Ho 2022, arXiv:2202.00512, appendix D), ``t > 0``."""
     alpha, root = _preserving(process, t, x)
     return (alpha * x - start) / root
 
 
 def start_from_velocity(process: VariancePreserving, t: Time, x: Tensor, velocity: Tensor) -> Tensor:
-    """``x_0 = α x − √v w``."""
+    """Computes ``x_0 = α x − √v w``."""
     alpha, root = _preserving(process, t, x)
     return alpha * x - root * velocity
 
 
 def _preserving(process: VariancePreserving, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``α`` and ``√v``, one a row or one for all."""
+    """Returns ``α`` and ``√v``, one per row or one for all."""
     if not isinstance(process, VariancePreserving) or process.stationary_std != 1.0 or process.mean != 0.0:
         raise UnsupportedError(
             "v-prediction is defined for a VariancePreserving process with stationary_std 1 and mean 0, got "
@@ -120,7 +120,7 @@ def _preserving(process: VariancePreserving, t: Time, x: Tensor) -> tuple[Tensor
 
 
 def as_times(t: Time, x: Tensor) -> Tensor:
-    """``t`` as float64 of shape ``()`` or ``(batch,)``.
+    """Converts ``t`` to float64 of shape ``()`` or ``(batch,)``.
 
     Raises:
         InvalidInputError: for another shape.

@@ -1,4 +1,4 @@
-"""Denoising diffusion in discrete steps, as written by Ho et al. 2020 (arXiv:2006.11239) and Song et al. 2021 (DDIM).
+"""Denoising diffusion in discrete steps, as in Ho et al. 2020 (arXiv:2006.11239) and Song et al. 2021 (DDIM).
 
 A variance-preserving process seen at knots ``t_0 = 0 < t_1 < … < t_N`` is the chain
 ``x_k = √α_k x_{k−1} + √β_k ε`` with ``β_k = 1 − ᾱ(t_k)/ᾱ(t_{k−1})``: exactly, at any step size. (The usual
@@ -26,14 +26,14 @@ class StepVariance(enum.Enum):
     """The variance ``σ_k²`` of an ancestral step; Ho et al. 2020, §3.2."""
 
     FORWARD = "forward"
-    """``β_k``: right for data that are standard normal."""
+    """``β_k``: exact for standard normal data."""
     POSTERIOR = "posterior"
-    """``β̃_k = β_k (1 − ᾱ_{k−1})/(1 − ᾱ_k)``: right for data that are a point."""
+    """``β̃_k = β_k (1 − ᾱ_{k−1})/(1 − ᾱ_k)``: exact for data at a single point."""
 
 
 @dataclass(frozen=True, eq=False)
 class DiscreteNoise:
-    """``β_k``, ``ᾱ_k`` and what follows from them, in float64.
+    """The noise levels ``β_k``, ``ᾱ_k`` and derived quantities, in float64.
 
     Args:
         times: ``t_0 = 0 … t_N``, shape ``(N + 1,)``.
@@ -52,23 +52,23 @@ class DiscreteNoise:
         count = len(self.betas)
         if self.times.shape != (count + 1,) or self.variances.shape != (count + 1,) or self.betas.ndim != 1:
             raise InvalidInputError(
-                f"N betas go with N + 1 times and variances, got {tuple(self.betas.shape)}, {tuple(self.times.shape)} "
-                f"and {tuple(self.variances.shape)}."
+                f"N betas need N + 1 times and variances, got {tuple(self.betas.shape)}, {tuple(self.times.shape)} and "
+                f"{tuple(self.variances.shape)}."
             )
         if not bool(((self.betas > 0) & (self.betas < 1)).all()):
-            raise InvalidInputError("every beta must lie strictly between 0 and 1: use finer steps or a later start.")
+            raise InvalidInputError("every beta must be strictly between 0 and 1: use finer steps or a later start.")
 
     @classmethod
     def of(cls, process: VariancePreserving, grid: TimeGrid) -> DiscreteNoise:
-        """The chain of ``process`` at the knots of ``grid``.
+        """Makes the chain of ``process`` at the knots of ``grid``.
 
         Raises:
             UnsupportedError: unless it is variance preserving with ``stationary_std`` 1 and mean 0.
         """
         if not isinstance(process, VariancePreserving) or process.stationary_std != 1.0 or process.mean != 0.0:
             raise UnsupportedError(
-                "the discrete chain of Ho et al. belongs to a VariancePreserving process with stationary_std 1 and "
-                f"mean 0, got {process!r}; for other linear processes use AncestralSampler and DDIMSampler."
+                "the discrete chain of Ho et al. needs a VariancePreserving process with stationary_std 1 and mean 0, "
+                f"got {process!r}; for other linear processes use AncestralSampler and DDIMSampler."
             )
         times = grid.times(process.horizon)
         steps, whole = process.transition(times[:-1], times[1:]), process.transition(0.0, times)
@@ -85,7 +85,7 @@ class DiscreteNoise:
         return 1.0 - self.variances
 
     def step_variances(self, variance: StepVariance) -> Tensor:
-        """``σ_k²``, shape ``(N,)``."""
+        """Computes ``σ_k²``, shape ``(N,)``."""
         if variance is StepVariance.FORWARD:
             return self.betas
         return self.betas * self.variances[:-1] / self.variances[1:]
@@ -100,11 +100,11 @@ class DiscreteNoise:
         return shared / (self.variances[1:] if variance is StepVariance.FORWARD else self.variances[:-1])
 
     def noised(self, k: int, x_start: Tensor, noise: Tensor) -> Tensor:
-        """``x_k = √ᾱ_k x_0 + √(1 − ᾱ_k) ε``."""
+        """Computes ``x_k = √ᾱ_k x_0 + √(1 − ᾱ_k) ε``."""
         return self._root(self.alpha_bars, k) * x_start + self._root(self.variances, k) * noise
 
     def posterior_mean(self, k: int, x_start: Tensor, x: Tensor) -> Tensor:
-        """Mean of ``q(x_{k−1} | x_k, x_0)``; its variance is ``β̃_k`` (Ho et al. 2020, eq. (7)).
+        """Computes the mean of ``q(x_{k−1} | x_k, x_0)``; its variance is ``β̃_k`` (Ho et al. 2020, eq. (7)).
 
         ``(√ᾱ_{k−1} β_k x_0 + √α_k (1 − ᾱ_{k−1}) x_k)/(1 − ᾱ_k)``
         """
@@ -133,7 +133,7 @@ class DiscreteNoise:
 @register
 @dataclass(frozen=True)
 class DiscreteDenoising:
-    """The objective (4.16): ``E Σ_k w_k |ε − ε_θ(x_k, t_k)|²`` over the steps of a grid, one random step a row.
+    """The objective (4.16): ``E Σ_k w_k |ε − ε_θ(x_k, t_k)|²`` over the steps of a grid, one random step per row.
 
     The variational bound of Ho et al. 2020 without its terms at the two ends; as the steps shrink it becomes
     :class:`~sbridge.diffusion.objectives.Denoising` with likelihood weighting.
@@ -149,7 +149,7 @@ class DiscreteDenoising:
     def __call__(
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
     ) -> Tensor:
-        """The loss on fresh noise added to rows ``start`` of the data.
+        """Computes the loss for new noise added to rows ``start`` of the data.
 
         Raises:
             UnsupportedError: unless the process is variance preserving, as for :meth:`DiscreteNoise.of`.
@@ -163,7 +163,9 @@ class DiscreteDenoising:
         weights = chain.weights(self.variance)
         kept = torch.nonzero((chain.times[1:] >= s_min) & weights.isfinite()).flatten()
         if not len(kept):
-            raise InvalidInputError(f"no step of the grid lies between s_min = {s_min:g} and the horizon; refine it.")
+            raise InvalidInputError(
+                f"no step of the grid is between s_min = {s_min:g} and the horizon; refine the grid."
+            )
         chosen = kept[torch.randint(len(kept), (len(start),), generator=generator)]
         noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=generator.device).to(start)
         variances = chain.variances[chosen + 1].unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Exact scores of noised laws: Gaussians, Gaussian mixtures, and finite sets of points."""
+"""Exact scores of noised distributions: Gaussians, Gaussian mixtures, and finite sets of points."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sbridge.transport import Cloud
 @register
 @dataclass(frozen=True, eq=False)
 class ExactScore:
-    """``∇ log ρ_t`` for the law ``ρ_t`` of a linear process started in ``data``, in closed form.
+    """The score ``∇ log ρ_t`` of a linear process started in ``data``, in closed form.
 
     With ``X_t | X_0 ~ N(Φ X_0 + k, Q)``::
 
@@ -59,18 +59,18 @@ class ExactScore:
             )
         if self.process.dim not in (None, self.data.dim):
             raise InvalidInputError(
-                f"the process has dimension {self.process.dim}, the data {self.data.dim}; they must agree."
+                f"the process has dimension {self.process.dim}, the data have {self.data.dim}; they must agree."
             )
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """``∇ log ρ_t(x)``, shape ``(batch, dim)``."""
+        """Computes ``∇ log ρ_t(x)``, shape ``(batch, dim)``."""
         t, precise = self._checked(t, x)
         if self._points is not None:
             return self.process.conditional_score(t, precise, self._points.mean(t, precise)).to(x.dtype)
         return self._components(t, precise).score.to(x.dtype)
 
     def log_density(self, t: Time, x: Tensor) -> Tensor:
-        """``log ρ_t(x)``, shape ``(batch,)``."""
+        """Computes ``log ρ_t(x)``, shape ``(batch,)``."""
         t, precise = self._checked(t, x)
         if self._points is not None:
             return self._points.log_potential(t, precise).to(x.dtype)
@@ -89,7 +89,7 @@ class ExactScore:
         return torch.einsum("bk,bkd->bd", parts.weights, starts).to(x.dtype)
 
     def divergence(self, t: Time, x: Tensor) -> Tensor:
-        """``∇·∇ log ρ_t(x)``, shape ``(batch,)``."""
+        """Computes ``∇·∇ log ρ_t(x)``, shape ``(batch,)``."""
         t, precise = self._checked(t, x)
         if self._points is not None:
             return self._divergence_of_points(self._points, t, precise).to(x.dtype)
@@ -98,13 +98,15 @@ class ExactScore:
         return (laplacians - parts.score.square().sum(1)).to(x.dtype)
 
     def marginal(self, t: float) -> Gaussian | GaussianMixture:
-        """``ρ_t`` as a law.
+        """Returns ``ρ_t`` as a distribution.
 
         Raises:
             UnsupportedError: for samples, which would make a mixture of as many components.
         """
         if isinstance(self.data, Samples):
-            raise UnsupportedError("the marginal of samples is a kernel density; use log_density(t, x).")
+            raise UnsupportedError(
+                "the marginal of samples is a kernel density, which has no closed-form class; use log_density(t, x)."
+            )
         t = float(check_time(t, self.process.horizon))
         law, dim = self.process.transition(0.0, t), self.data.dim
         weights, means, covariances = self._mixture
@@ -121,7 +123,7 @@ class ExactScore:
         times = as_times(check_time(t, self.process.horizon), x)
         if self._points is not None and bool((times == 0).any()):
             raise InvalidInputError(
-                "the score of a set of points is infinite at t = 0, where the law has no density; ask for t > 0, "
+                "the score of a set of points is infinite at t = 0, where the distribution has no density; use t > 0, "
                 "for example the first knot of a time grid."
             )
         return (times if times.ndim else float(times)), x.double()
@@ -143,7 +145,7 @@ class ExactScore:
             return data.mean.new_ones(1), data.mean[None], data.covariance[None]
         if isinstance(data, GaussianMixture):
             return data.weights, data.means, data.covariances
-        raise UnsupportedError("samples are no mixture of Gaussians with covariances.")
+        raise UnsupportedError("samples are not a Gaussian mixture with covariances.")
 
     @cached_property
     def _axes(self) -> tuple[Tensor, Tensor]:
@@ -170,7 +172,7 @@ class ExactScore:
         return _Components(exponents, scores, variances.reciprocal().sum(-1), phi)
 
     def _divergence_of_points(self, points: FarEnd, t: Time, x: Tensor) -> Tensor:
-        """``−tr Q⁻¹ + tr Q⁻¹ Φ Cov(X_0 | x) Φᵀ Q⁻¹``."""
+        """Computes ``−tr Q⁻¹ + tr Q⁻¹ Φ Cov(X_0 | x) Φᵀ Q⁻¹``."""
         rows, found = points.cloud.rows.double(), torch.empty_like(x[:, 0])
         rows = rows - rows.mean(0)  # second moments keep their digits near zero
         for moment, index, view in points.views(t, x):
@@ -187,7 +189,7 @@ class ExactScore:
 
 @dataclass(frozen=True, eq=False)
 class _Components:
-    """A noised mixture at given points.
+    """A noised mixture evaluated at given points.
 
     Args:
         exponents: ``log w_k N_k(x)``, shape ``(batch, K)``.
@@ -203,7 +205,7 @@ class _Components:
 
     @cached_property
     def weights(self) -> Tensor:
-        """Posterior probabilities of the components, shape ``(batch, K)``."""
+        """Computes the posterior probabilities of the components, shape ``(batch, K)``."""
         return torch.softmax(self.exponents, 1)
 
     @cached_property
@@ -213,12 +215,12 @@ class _Components:
 
 
 def _turn(rows: Tensor, axes: Tensor) -> Tensor:
-    """``rows`` of shape ``(batch, K, dim)`` in the coordinates of ``axes``, shape ``(1 | batch, K, dim, dim)``."""
+    """Transforms ``rows`` ``(batch, K, dim)`` to the coordinates of ``axes``, shape ``(1 | batch, K, dim, dim)``."""
     if len(axes) == 1:
         return torch.einsum("bkd,kde->bke", rows, axes[0])
     return (rows.unsqueeze(2) @ axes).squeeze(2)
 
 
 def _trace(one: LinearMap, dim: int) -> Tensor:
-    """``tr A``, shape ``(...)``."""
+    """Computes ``tr A``, shape ``(...)``."""
     return one.expanded(dim).diagonal(dim1=-2, dim2=-1).sum(-1)

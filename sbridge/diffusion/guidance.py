@@ -1,4 +1,4 @@
-"""Sampling given a part of the state: the score of data that agree with an observation.
+"""Sampling conditional on a part of the state: the score of data that agree with an observation.
 
 State the unknown and the observed parts jointly, ``X_0 = (unknown, observed)``, and condition on ``y = A X_0 + r η``.
 The score of the conditioned, noised law is ``∇ log ρ_t(x) + ∇_x log p(y | X_t = x)``. For mixtures and points it is
@@ -26,7 +26,7 @@ from sbridge.storage.registry import register
 @register
 @dataclass(frozen=True, eq=False)
 class LinearObservation:
-    """``y = A X_0 + r η`` with standard normal ``η``.
+    """The observation ``y = A X_0 + r η`` with standard normal ``η``.
 
     Args:
         matrix: ``A``, shape ``(m, dim)``.
@@ -47,19 +47,19 @@ class LinearObservation:
 
     @classmethod
     def of_coordinates(cls, observed: Sequence[int], dim: int, noise_std: float = 0.0) -> LinearObservation:
-        """Some coordinates of a state of dimension ``dim``."""
+        """Observes some coordinates of a state of dimension ``dim``."""
         if not observed or len(set(observed)) < len(observed) or not all(0 <= i < dim for i in observed):
             raise InvalidInputError(f"observed must be different indices in 0 … {dim - 1}, got {list(observed)}.")
         return cls(torch.eye(dim, dtype=torch.float64)[list(observed)], noise_std)
 
     @property
     def noise(self) -> Tensor:
-        """``r² I``, shape ``(m, m)``."""
+        """Returns ``r² I``, shape ``(m, m)``."""
         return self.noise_std**2 * torch.eye(len(self.matrix)).to(self.matrix)
 
 
 def conditioned(data: Law, observation: LinearObservation, y: Tensor, unknown: Sequence[int] | None = None) -> Law:
-    """The law of ``X_0`` given one observation, exactly: its :class:`ExactScore` is the conditional score.
+    """Computes the exact distribution of ``X_0`` given one observation; its :class:`ExactScore` is conditional.
 
     Args:
         data: Gaussian, GaussianMixture or Samples; of samples the weights change.
@@ -78,24 +78,24 @@ def conditioned(data: Law, observation: LinearObservation, y: Tensor, unknown: S
 
 
 class StartCovariance(ABC):
-    """What is taken for ``A Cov(X_0 | X_t = x) Aᵀ``."""
+    """An approximation of ``A Cov(X_0 | X_t = x) Aᵀ``."""
 
     @abstractmethod
     def __call__(self, process: LinearProcess, t: Time, rows: Tensor, matrix: Tensor) -> Tensor:
-        """Shape ``(batch | 1, m, m)``, from ``rows = A ∂E[X_0 | x]/∂x`` of shape ``(batch, m, dim)``."""
+        """Computes it, shape ``(batch | 1, m, m)``, from ``rows = A ∂E[X_0 | x]/∂x`` of shape ``(batch, m, dim)``."""
 
 
 @register
 @dataclass(frozen=True)
 class TweedieCovariance(StartCovariance):
-    """``Cov(X_0 | x) = (∂E[X_0 | x]/∂x) Q Φ^{−ᵀ}``: Tweedie's second formula (Boys et al. 2023, arXiv:2310.06721).
+    """Tweedie's second formula ``Cov(X_0 | x) = (∂E[X_0 | x]/∂x) Q Φ^{−ᵀ}`` (Boys et al. 2023, arXiv:2310.06721).
 
     Exact for the true score; a network's derivative need not be symmetric, and eigenvalues below the rounding error
     are raised to it. If a network's are negative, give the observation noise or use :class:`IsotropicCovariance`.
     """
 
     def __call__(self, process: LinearProcess, t: Time, rows: Tensor, matrix: Tensor) -> Tensor:
-        """One matrix a row."""
+        """Computes one matrix per row."""
         law = process.transition(0.0, t)
         dim = matrix.shape[1]
         right = law.covariance.expanded(dim) @ law.map.inverse().T.expanded(dim)
@@ -109,7 +109,7 @@ class TweedieCovariance(StartCovariance):
 @register
 @dataclass(frozen=True)
 class IsotropicCovariance(StartCovariance):
-    """``(I/scale² + ΦᵀQ⁻¹Φ)⁻¹``: that of data ``N(·, scale² I)`` (Song et al. 2023, ΠGDM). Positive for any score.
+    """The covariance ``(I/scale² + ΦᵀQ⁻¹Φ)⁻¹`` of data ``N(·, scale² I)`` (Song et al. 2023, ΠGDM), always positive.
 
     Args:
         scale: standard deviation of the data, in units of state.
@@ -122,7 +122,7 @@ class IsotropicCovariance(StartCovariance):
             raise InvalidInputError(f"the scale of the data must be positive, got {self.scale}.")
 
     def __call__(self, process: LinearProcess, t: Time, rows: Tensor, matrix: Tensor) -> Tensor:
-        """One matrix for each time."""
+        """Computes one matrix for each time."""
         law, dim = process.transition(0.0, t), matrix.shape[1]
         information = (law.map.T @ law.precision @ law.map).expanded(dim)
         covariance = torch.linalg.inv(information + torch.eye(dim).to(information) / self.scale**2)
@@ -132,7 +132,7 @@ class IsotropicCovariance(StartCovariance):
 @register
 @dataclass(frozen=True, eq=False)
 class GuidedScore:
-    """``s(t, x) + ∇_x log N(y; A E[X_0 | x], C_t(x))`` with ``C_t`` held fixed: reconstruction guidance.
+    """Reconstruction guidance ``s(t, x) + ∇_x log N(y; A E[X_0 | x], C_t(x))`` with ``C_t`` held fixed.
 
     ``p(y | X_t = x)`` is taken for a Gaussian with the mean that Tweedie's formula gives and the covariance
     ``C_t = A Cov(X_0 | x) Aᵀ + r² I``. This is exact for Gaussian data under any linear process (with
@@ -160,7 +160,7 @@ class GuidedScore:
     def __post_init__(self) -> None:
         if not isinstance(self.process, LinearProcess):
             raise UnsupportedError(
-                f"guidance needs E[X_0 | x] in closed form, which a {type(self.process).__name__} has not; use a "
+                f"guidance needs E[X_0 | x] in closed form, which a {type(self.process).__name__} does not have; use a "
                 "LinearProcess such as VariancePreserving()."
             )
         if self.y.ndim != 2 or self.y.shape[1] != len(self.observation.matrix):
@@ -170,11 +170,12 @@ class GuidedScore:
             )
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The guided score, shape ``(batch, dim)``."""
+        """Computes the guided score, shape ``(batch, dim)``."""
         matrix = self.observation.matrix.to(x)
         if matrix.shape[1] != x.shape[1] or len(self.y) not in (1, len(x)):
             raise InvalidInputError(
-                f"the observation has matrix {tuple(matrix.shape)} and {len(self.y)} rows; states are {tuple(x.shape)}."
+                f"the observation has matrix {tuple(matrix.shape)} and {len(self.y)} rows, but states have shape "
+                f"{tuple(x.shape)}."
             )
         score, seen, rows = self._seen(t, x, matrix)
         spread = self.covariance(self.process, t, rows, matrix) + self.observation.noise.to(x)
@@ -182,13 +183,15 @@ class GuidedScore:
         return score + (rows.mT @ misfit).squeeze(-1)
 
     def _seen(self, t: Time, x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The score, ``A E[X_0 | x]`` and its derivative ``(batch, m, dim)``."""
+        """Computes the score, ``A E[X_0 | x]`` and its derivative ``(batch, m, dim)``."""
         recorded = torch.is_grad_enabled()
         with torch.enable_grad():
             states = x if recorded and x.requires_grad else x.detach().requires_grad_()
             score = checked_score(self.score, t, states)
             if not score.requires_grad:
-                raise UnsupportedError("guidance differentiates the score, and torch cannot differentiate this one.")
+                raise UnsupportedError(
+                    "guidance needs the derivative of the score, but torch cannot differentiate this one."
+                )
             seen = start_from_score(self.process, t, states, score) @ matrix.mT
             rows = [
                 torch.autograd.grad(one.sum(), states, retain_graph=True, create_graph=recorded)[0]

@@ -1,4 +1,4 @@
-"""The density that a bridge gives to states, through its probability flow."""
+"""The density of states under a bridge, through its probability flow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIGHT = DormandPrince(1e-6, 1e-6)
 
 @dataclass(frozen=True, eq=False)
 class LogLikelihood:
-    """Log densities.
+    """Log densities with their prior and volume parts.
 
     Args:
         values: ``log p(x)`` in nats, shape ``(batch,)``.
@@ -42,7 +42,7 @@ def log_likelihood(
     divergence: Divergence = ExactTrace(),
     seed: Seed = 0,
 ) -> LogLikelihood:
-    """``log p(x) = log π(x_T) + ∫_{s_min}^T ∇·v(t, x_t) dt`` along ``dx/dt = v``, from ``x`` at ``t = s_min``.
+    """Computes ``log p(x) = log π(x_T) + ∫_{s_min}^T ∇·v(t, x_t) dt`` along ``dx/dt = v``, from ``x`` at ``t = s_min``.
 
     ``v = b + ½σ(u − û)`` is the bridge's current velocity; for reverse diffusion it is ``b − ½σσᵀ s``, and with the
     true score and ``π = ρ_T`` the answer is ``log ρ_{s_min}(x)``; else it is the density of what the reversed flow
@@ -70,7 +70,7 @@ def log_likelihood(
             "Make the bridge with prior=end_distribution(process, data), or another Gaussian."
         )
     if not 0.0 <= s_min < bridge.horizon:
-        raise InvalidInputError(f"s_min must lie in [0, {bridge.horizon:g}), got {s_min:g}.")
+        raise InvalidInputError(f"s_min must be in [0, {bridge.horizon:g}), got {s_min:g}.")
     x = as_rows(x, "x", least=1)
     _check_differentiable(bridge, x)
     probes = divergence.probes(x, derive(as_seed(seed), "probes"))
@@ -83,17 +83,17 @@ def log_likelihood(
 
 @torch.enable_grad()
 def _check_differentiable(bridge: Bridge, x: Tensor) -> None:
-    """The drift alone would make the velocity differentiable, and the answer wrong without a word."""
+    """Raises UnsupportedError for a score without gradient, which the gradient of the drift would hide."""
     states = x[:1].detach().requires_grad_()
     for control in (bridge.forward.control, bridge.backward.control):
         if control is not None and not control(bridge.horizon * 0.5, states).requires_grad:
             raise UnsupportedError(
-                "a likelihood needs the divergence of the score, and torch cannot differentiate the score of this "
+                "a likelihood needs the divergence of the score, but torch cannot differentiate the score of this "
                 "bridge. Compute it with torch from x, without detach() or no_grad()."
             )
 
 
 def _log_density(law: Law, x: Tensor) -> Tensor:
-    """``log law(x)``, computed in the dtype of the law's own numbers."""
+    """Computes ``log law(x)`` in the dtype of the distribution's own numbers."""
     own = next(value.dtype for value in vars(law).values() if isinstance(value, Tensor))
     return law.log_density(x.to(own)).to(x)  # type: ignore[attr-defined]

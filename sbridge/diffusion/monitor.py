@@ -1,4 +1,4 @@
-"""Watching the action gap close during training."""
+"""Recorder of the action gap during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sbridge.training import Info, State
 
 @dataclass
 class GapRecorder:
-    """Training callback: the action gap by its two routes, every so many steps of :class:`ScoreMatching`.
+    """Training callback that measures the action gap in two ways, at intervals of steps of :class:`ScoreMatching`.
 
     ::
 
@@ -58,15 +58,15 @@ class GapRecorder:
         self.seed = as_seed(self.seed)
 
     def __call__(self, state: State, info: Info) -> None:
-        """Measures if it is time."""
+        """Measures the gap if it is due."""
         if not isinstance(state, ScoreMatchingState):
-            raise InvalidInputError(f"a GapRecorder watches ScoreMatching, not a {type(state).__name__}.")
+            raise InvalidInputError(f"a GapRecorder needs ScoreMatching, got a {type(state).__name__}.")
         if state.step == 1 or state.step % self.every == 0:
             self.rows.append({"step": state.step, **self.measure(state.score)})
 
     @torch.no_grad()
     def measure(self, score: Score) -> Info:
-        """``gap`` and ``excess`` of ``score``, with their standard errors."""
+        """Computes ``gap`` and ``excess`` of ``score``, with their standard errors."""
         one, other = self._bundles
         gap = Estimate.of(_pairs(0.5 * one.offset(score).square().sum(1) / one.density))
         # |d + e|² − |e|² with d = σᵀ(s_θ − s), e = σᵀ(s − ∇log p), without the difference of large numbers
@@ -81,7 +81,7 @@ class GapRecorder:
 
     @property
     def constant(self) -> float:
-        """``C``: by how much the denoising loss exceeds the gap."""
+        """The constant ``C`` by which the denoising loss exceeds the gap."""
         other = self._bundles[1]
         return float((0.5 * (other.target.square() - other.truth.square()).sum(1) / other.density).mean())
 
@@ -93,7 +93,7 @@ class GapRecorder:
 
 @dataclass(frozen=True, eq=False)
 class _Bundle:
-    """Noised rows with what does not change from step to step; scores times ``σᵀ``."""
+    """Noised rows with the quantities that stay fixed during training; scores times ``σᵀ``."""
 
     exact: ExactScore
     t: Tensor
@@ -114,15 +114,15 @@ class _Bundle:
 
     @property
     def surprise(self) -> Tensor:
-        """``σᵀ(∇log ρ − ∇log p)``, of mean zero given ``x``."""
+        """Computes ``σᵀ(∇log ρ − ∇log p)``, of mean zero given ``x``."""
         return self.truth - self.target
 
     def offset(self, score: Score) -> Tensor:
-        """``σᵀ(s_θ − ∇log ρ)``."""
+        """Computes ``σᵀ(s_θ − ∇log ρ)``."""
         return Likelihood().residual(self.exact.process, self.t, checked_score(score, self.t, self.x)) - self.truth
 
 
 def _pairs(values: Tensor) -> Tensor:
-    """Means over each noise and its opposite, which are independent of each other."""
+    """Averages over each noise and its opposite; the averages are independent of each other."""
     half = len(values) // 2
     return 0.5 * (values[:half] + values[half : 2 * half])

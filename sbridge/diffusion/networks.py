@@ -1,4 +1,4 @@
-"""A score as a network."""
+"""Scores given by networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sbridge.storage.registry import register
 
 @register
 class NetworkScore(nn.Module):
-    """``s(t, x) = −P⁻¹(x − m) + C F(features(t), z)``: the score of noised isotropic data, and what a network adds.
+    """The score ``s(t, x) = −P⁻¹(x − m) + C F(features(t), z)``: that of noised isotropic data plus a network.
 
     For data ``N(mean, scale² I)`` the marginal of ``X_t`` is ``N(m, P)`` with ``P = scale² ΦΦᵀ + Q``, and the denoising
     target ``∇ log p(x | x_0)`` has mean ``−P⁻¹(x − m)`` and covariance ``Q⁻¹ − P⁻¹ = C Cᵀ`` given ``x``. So the network
@@ -63,11 +63,11 @@ class NetworkScore(nn.Module):
         self.network = recipe(dim)
 
     def forward(self, t: Time, x: Tensor) -> Tensor:
-        """The score at ``(t, x)``; the network works in its own dtype, the answer is of that of ``x``."""
+        """Computes the score at ``(t, x)`` in the network's own dtype; returns it in that of ``x``."""
         if bool((torch.as_tensor(t) <= 0).any()):
             raise InvalidInputError(
-                "a network score is defined for t > 0: at t = 0 its target, the score of a point, is infinite. "
-                "Ask for the first knot of a time grid."
+                "a network score is defined for t > 0: at t = 0 its target, the score of a point, is infinite. Use the "
+                "first knot of a time grid."
             )
         law = self.process.transition(0.0, t)
         total, inner = self._maps(law)
@@ -79,7 +79,7 @@ class NetworkScore(nn.Module):
         return inner.to(x)(residual) - total.inverse().to(x)(x - start)
 
     def _maps(self, law: Transition) -> tuple[LinearMap, LinearMap]:
-        """``P`` and ``C``: ``Q⁻¹ − P⁻¹ = Q⁻¹ (scale² ΦΦᵀ) P⁻¹``, in which nothing cancels."""
+        """Computes ``P`` and ``C``: ``Q⁻¹ − P⁻¹ = Q⁻¹ (scale² ΦΦᵀ) P⁻¹``, without cancellation."""
         signal = law.map @ law.map.T * self.scale**2
         total = signal + law.covariance
         gap = law.precision @ signal @ total.inverse()
@@ -89,7 +89,7 @@ class NetworkScore(nn.Module):
 def seeded_score(
     recipe: NetworkRecipe, process: LinearProcess, mean: Tensor, scale: float, generator: torch.Generator
 ) -> NetworkScore:
-    """A :class:`NetworkScore` whose initial weights come from ``generator``, not from the global state."""
+    """Makes a :class:`NetworkScore` whose initial weights are drawn with ``generator``, not from the global state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(as_seed(generator))
         return NetworkScore(recipe, process, len(mean), mean, scale)

@@ -1,4 +1,4 @@
-"""What a score is trained on: options for the losses of :mod:`sbridge.objectives`, at random times or along paths.
+"""Objectives for training a score, from the losses of :mod:`sbridge.objectives`, at random times or along paths.
 
 All have the score ``∇ log ρ_s`` as their minimiser; they differ in variance, cost and in which times they stress.
 """
@@ -38,28 +38,28 @@ class ScoreObjective(Protocol):
     def __call__(
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
     ) -> Tensor:
-        """The loss, a scalar, on fresh noise added to rows ``start`` of the data; times run from ``s_min``."""
+        """Computes the scalar loss for new noise added to rows ``start`` of the data; times run from ``s_min``."""
         ...
 
 
 @runtime_checkable
 class Weighting(Protocol):
-    """What multiplies the square of the score's error at each time."""
+    """The weight of the squared error of the score at each time."""
 
     @property
     def times(self) -> Times:
-        """How times are drawn for it."""
+        """The distribution from which times are drawn."""
         ...
 
     def residual(self, process: LinearProcess, t: Time, error: Tensor) -> Tensor:
-        """The error, one row per time, in the units in which it is squared."""
+        """Converts the error, one row per time, to the units in which it is squared."""
         ...
 
 
 @register
 @dataclass(frozen=True)
 class Likelihood:
-    """``½ |σᵀ(s_θ − s)|²`` per unit of time: the loss is a path KL, and a bound on the likelihood.
+    """The weighting ``½ |σᵀ(s_θ − s)|²`` per unit of time: the loss is a path KL, and a bound on the likelihood.
 
     Song et al. 2021, arXiv:2101.09258, theorem 1; Premkumar 2023, eq. (3.37).
 
@@ -70,14 +70,14 @@ class Likelihood:
     times: Times = field(default_factory=NoiseTimes)
 
     def residual(self, process: LinearProcess, t: Time, error: Tensor) -> Tensor:
-        """``σᵀ error``."""
+        """Computes ``σᵀ error``."""
         return likelihood_units(process, t, error)
 
 
 @register
 @dataclass(frozen=True)
 class Simple:
-    """``½ |Lᵀ(s_θ − s)|² = ½ |ε_θ − ε|²``, every noise level alike (Ho et al. 2020, arXiv:2006.11239, eq. (14)).
+    """The weighting ``½ |Lᵀ(s_θ − s)|² = ½ |ε_θ − ε|²``, equal for all noise levels (Ho et al. 2020, eq. (14)).
 
     Args:
         times: how times are drawn; uniform by default.
@@ -86,7 +86,7 @@ class Simple:
     times: Times = field(default_factory=UniformTimes)
 
     def residual(self, process: LinearProcess, t: Time, error: Tensor) -> Tensor:
-        """``Lᵀ error``."""
+        """Computes ``Lᵀ error``."""
         return noise_units(process, t, error)
 
 
@@ -105,7 +105,7 @@ class Denoising:
     def __call__(
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
     ) -> Tensor:
-        """The loss at one random time per row."""
+        """Computes the loss at one random time per row."""
         t, density, x, noise = noised(process, self.weighting.times, start, s_min, generator)
         values = checked_score(score, t, x)
         return (denoising(process, t, values, noise, self.weighting.residual) / density).mean()
@@ -114,7 +114,7 @@ class Denoising:
 @register
 @dataclass(frozen=True)
 class Action:
-    """The action itself on simulated paths of the noising chain: ``KL(P ‖ P^û)`` with ``û = σᵀ s`` (eq. (3.36), ibid.).
+    """The action on simulated paths of the noising chain: ``KL(P ‖ P^û)`` with ``û = σᵀ s`` (eq. (3.36), ibid.).
 
     No target, no transition density and no derivative of the score is needed, only steps of the chain and the noise
     that would undo them (:func:`~sbridge.objectives.reversal.reversal_action`). The price is variance: the noise of
@@ -135,7 +135,7 @@ class Action:
     def __call__(
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
     ) -> Tensor:
-        """The loss on fresh paths; its mean is that of :class:`Implicit` up to ``O(Δ)`` and a constant."""
+        """Computes the loss on new paths; its mean is that of :class:`Implicit` up to ``O(Δ)`` and a constant."""
         check_start(process, s_min)
         measure = PathMeasure(process, None, Samples(start), grid=reverse_grid(self.steps, s_min / process.horizon))
         paths = measure.simulate(start[: self.paths], seed=generator)
@@ -145,7 +145,7 @@ class Action:
 @register
 @dataclass(frozen=True)
 class Implicit:
-    """Implicit score matching, ``½|σᵀs|² + ∇·(σσᵀ s)``: no target, a divergence instead (Hyvärinen 2005).
+    """Implicit score matching, ``½|σᵀs|² + ∇·(σσᵀ s)``, which needs a divergence but no target (Hyvärinen 2005).
 
     The divergence is Hutchinson's ``ηᵀ ∇(σσᵀ s · η)`` with one Rademacher probe a row.
 
@@ -158,6 +158,6 @@ class Implicit:
     def __call__(
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator
     ) -> Tensor:
-        """The loss at one random time per row; it differs from that of :class:`Denoising` by a constant."""
+        """Computes the loss at one random time per row; it differs from that of :class:`Denoising` by a constant."""
         t, density, x, _ = noised(process, self.times, start, s_min, generator)
         return (implicit(process, t, x, score, rademacher(x, 1, generator)) / density).mean()

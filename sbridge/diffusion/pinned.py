@@ -1,4 +1,4 @@
-"""The kernel that leads noised states back when the start is known, and what its mean over starts does.
+"""The kernel from a noised state to an earlier one when the start is known, and its average over starts.
 
 With the transition ``p(x_t | x_s)`` of a linear noising process, ``0 < s < t`` (Premkumar 2023, §4.1)::
 
@@ -23,7 +23,7 @@ from sbridge.random import Seed, as_seed, derive, generator
 
 
 def pinned_kernel(process: Process, s: float, t: float) -> Pinned:
-    """``q(x_s | x_0, x_t)``, a Gaussian: :class:`~sbridge.processes.Pinned` with the end at ``t``.
+    """Returns ``q(x_s | x_0, x_t)``, a Gaussian: :class:`~sbridge.processes.Pinned` with the end at ``t``.
 
     Raises:
         UnsupportedError: for a process that is not linear.
@@ -40,7 +40,7 @@ def pinned_kernel(process: Process, s: float, t: float) -> Pinned:
 
 
 def log_pinned_kernel(process: LinearProcess, s: float, t: float, x_start: Tensor, x: Tensor, x_t: Tensor) -> Tensor:
-    """``log q(x_s = x | x_0, x_t)``, shape ``(batch,)``, from the mean and covariance of the Gaussian."""
+    """Computes ``log q(x_s = x | x_0, x_t)``, shape ``(batch,)``, from the mean and covariance of the Gaussian."""
     law, dim = pinned_kernel(process, s, t), x.shape[1]
     white = law.root.inverse().to(x)(x - law.mean(x_start, x_t))
     constant = law.root.log_abs_det(dim).to(x) + 0.5 * dim * math.log(2.0 * math.pi)
@@ -48,7 +48,7 @@ def log_pinned_kernel(process: LinearProcess, s: float, t: float, x_start: Tenso
 
 
 def pinned_kl(process: LinearProcess, s: float, t: float, x_start: Tensor, predicted: Tensor) -> Tensor:
-    """``KL(q(x_s | x_0, x_t) ‖ q(x_s | x̂_0, x_t))``, shape ``(batch,)``: what a wrong start costs in one step.
+    """Computes ``KL(q(x_s | x_0, x_t) ‖ q(x_s | x̂_0, x_t))``, shape ``(batch,)``: the error of one step.
 
     ``½ |Γ^{−½} L (x_0 − x̂_0)|²`` with ``L = Φ(s, 0) − K Φ(t, 0)``: the two Gaussians share their covariance, and
     ``x_t`` drops out. Its mean over ``x_0 | x_t`` bounds the divergence of the mixtures (Premkumar 2023, eq. (4.7)).
@@ -59,10 +59,10 @@ def pinned_kl(process: LinearProcess, s: float, t: float, x_start: Tensor, predi
 
 
 def draw_start(exact: ExactScore, t: float, x: Tensor, *, seed: Seed) -> Tensor:
-    """One draw of ``X_0 | X_t = x`` per row, exactly: components of a mixture and their posteriors, or data points."""
+    """Draws ``X_0 | X_t = x`` exactly, once per row: components of a mixture and their posteriors, or data points."""
     law, dim = exact.process.transition(0.0, t), exact.data.dim
     if not t > 0:
-        raise InvalidInputError(f"the start given a later state needs t > 0, got {t:g}.")
+        raise InvalidInputError(f"the start given a later state is defined for t > 0, got {t:g}.")
     seen = posterior(
         exact.data, law.map.expanded(dim), law.covariance.expanded(dim), x.double() - law.offset.to(x.device)
     )
@@ -70,7 +70,7 @@ def draw_start(exact: ExactScore, t: float, x: Tensor, *, seed: Seed) -> Tensor:
 
 
 def draw_earlier(exact: ExactScore, s: float, t: float, x: Tensor, *, seed: Seed) -> Tensor:
-    """One draw of ``X_s | X_t = x`` per row by (4.5): a start from its posterior, then the pinned kernel.
+    """Draws ``X_s | X_t = x`` once per row by (4.5): a start from its posterior, then the pinned kernel.
 
     Exact for any two times: no step is small.
     """

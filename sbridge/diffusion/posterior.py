@@ -1,4 +1,4 @@
-"""A law seen through a linear observation with Gaussian noise: what is known then, in closed form."""
+"""The posterior of a distribution under a linear observation with Gaussian noise, in closed form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sbridge.random import Seed, generator
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """``X | y``, a mixture ``Σ_k w_k(y) N(μ_k(y), C_k)`` for every row of ``y``; in float64.
+    """The posterior ``X | y``, a mixture ``Σ_k w_k(y) N(μ_k(y), C_k)`` for every row of ``y``; in float64.
 
     Args:
         log_weights: ``log w_k``, shape ``(batch, K)``.
@@ -34,7 +34,7 @@ class Posterior:
         return torch.einsum("bk,bkd->bd", self.log_weights.exp(), self.means.expand(len(self.log_weights), -1, -1))
 
     def draw(self, seed: Seed) -> Tensor:
-        """One ``X`` for each row of ``y``."""
+        """Draws one ``X`` for each row of ``y``."""
         g, rows = generator(seed, self.means.device), len(self.log_weights)
         which = torch.multinomial(self.log_weights.exp(), 1, generator=g).squeeze(1)
         every = torch.arange(rows, device=which.device)
@@ -44,7 +44,7 @@ class Posterior:
         return means + (roots @ noise.unsqueeze(-1)).squeeze(-1)
 
     def law(self, row: int = 0, coordinates: Tensor | None = None) -> Law:
-        """``X | y`` for one row of ``y``, of some coordinates of ``X`` (all by default).
+        """Returns ``X | y`` for one row of ``y``, for some coordinates of ``X`` (all by default).
 
         Raises:
             InvalidInputError: if the law has no density there, as for coordinates that were observed without noise.
@@ -65,7 +65,7 @@ class Posterior:
 
 
 def posterior(law: Law, matrix: Tensor, noise: Tensor, y: Tensor) -> Posterior:
-    """``X | y`` for ``X ~ law`` and ``y = A X + η``, ``η ~ N(0, R)``.
+    """Computes ``X | y`` for ``X ~ law`` and ``y = A X + η``, ``η ~ N(0, R)``.
 
     Per component ``N(μ, Σ)``: gain ``G = ΣAᵀ(AΣAᵀ + R)⁻¹``, mean ``μ + G(y − Aμ)``, covariance
     ``(I − GA) Σ (I − GA)ᵀ + G R Gᵀ``, weight ``∝ w N(y; Aμ, AΣAᵀ + R)``.
@@ -85,15 +85,13 @@ def posterior(law: Law, matrix: Tensor, noise: Tensor, y: Tensor) -> Posterior:
     m, dim = matrix.shape
     if dim != law.dim or noise.shape != (m, m) or y.ndim != 2 or y.shape[1] != m:
         raise InvalidInputError(
-            f"an observation of a law in {law.dim} dimensions needs a matrix (m, {law.dim}), noise (m, m) and rows "
-            f"(batch, m), got {tuple(matrix.shape)}, {tuple(noise.shape)} and {tuple(y.shape)}."
+            f"an observation of a distribution in {law.dim} dimensions needs a matrix (m, {law.dim}), noise (m, m) and "
+            f"rows (batch, m), got {tuple(matrix.shape)}, {tuple(noise.shape)} and {tuple(y.shape)}."
         )
     spread = matrix @ covariances @ matrix.mT + noise
     root, failed = torch.linalg.cholesky_ex(spread)
     if bool(failed.any()):
-        raise InvalidInputError(
-            "the observation has no density under the law: give it noise, or drop coordinates that repeat others."
-        )
+        raise InvalidInputError("the observation has no density: add noise, or drop coordinates that repeat others.")
     gain = torch.cholesky_solve(matrix @ covariances, root).mT
     residual = precise.unsqueeze(1) - means @ matrix.mT
     white = torch.linalg.solve_triangular(root, residual.unsqueeze(-1), upper=False).squeeze(-1)
@@ -106,7 +104,7 @@ def posterior(law: Law, matrix: Tensor, noise: Tensor, y: Tensor) -> Posterior:
 
 
 def _parts(law: Law, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log weights ``(K,)``, means ``(K, dim)`` and covariances ``(K | 1, dim, dim)``."""
+    """Returns log weights ``(K,)``, means ``(K, dim)`` and covariances ``(K | 1, dim, dim)``."""
     if isinstance(law, Gaussian):
         parts = law.mean.new_zeros(1), law.mean[None], law.covariance[None]
     elif isinstance(law, GaussianMixture):

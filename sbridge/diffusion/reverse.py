@@ -14,11 +14,11 @@ from sbridge.solutions import Bridge
 from sbridge.time import TimeGrid
 
 START_TIME = 1e-3
-"""``s_min`` as a fraction of the horizon, below which scores are not asked for."""
+"""``s_min`` as a fraction of the horizon, below which scores are not evaluated."""
 
 
 def reverse_grid(steps: int, start_time: float = START_TIME) -> TimeGrid:
-    """``0``, then ``√τ`` in equal steps from ``start_time`` to 1: finer towards the data, where scores change fastest.
+    """Makes the grid ``0``, then ``√τ`` in equal steps from ``start_time`` to 1: finer near the data.
 
     Raises:
         InvalidInputError: unless ``steps ≥ 2`` and ``0 < start_time < 1``.
@@ -44,7 +44,7 @@ def reverse_diffusion(
     grid: TimeGrid = REVERSE_GRID,
     rule: StepRule | None = None,
 ) -> Bridge:
-    """The noising process and its reversal, ``dY = (−b + σσᵀ s) ds' + σ dB`` in ``s' = T − t``, as one :class:`Bridge`.
+    """Makes the :class:`Bridge` of a noising process and its reversal ``dY = (−b + σσᵀ s) ds' + σ dB``, ``s' = T − t``.
 
     Forward control zero, backward control ``û = σᵀ s``: Schrödinger's system with ``φ = 1`` and ``φ̂ = ρ`` (Premkumar
     2023, eq. (3.32)–(3.35); Anderson 1982). With the true score and ``prior = ρ_T`` both directions are one measure.
@@ -70,11 +70,11 @@ def end_distribution(process: Process, data: Law) -> Gaussian:
     """
     if not isinstance(process, LinearProcess):
         raise UnsupportedError(
-            f"the law at the end of a {type(process).__name__} has no closed form; pass prior=, for example Samples of "
-            "simulated ends."
+            f"the end distribution of a {type(process).__name__} has no closed form; pass prior=, for example Samples "
+            "of simulated ends."
         )
     if process.dim not in (None, data.dim):
-        raise InvalidInputError(f"the process has dimension {process.dim}, the data {data.dim}; they must agree.")
+        raise InvalidInputError(f"the process has dimension {process.dim}, the data have {data.dim}; they must agree.")
     mean, covariance = moments(data)
     law = process.transition(0.0, process.horizon)
     phi = law.map.expanded(data.dim).to(mean)
@@ -83,7 +83,7 @@ def end_distribution(process: Process, data: Law) -> Gaussian:
 
 
 def moments(data: Law) -> tuple[Tensor, Tensor]:
-    """Mean ``(dim,)`` and covariance ``(dim, dim)`` of a law given by points or Gaussians."""
+    """Returns mean ``(dim,)`` and covariance ``(dim, dim)`` of a distribution given by points or Gaussians."""
     if isinstance(data, Gaussian):
         return data.mean, data.covariance
     if isinstance(data, GaussianMixture):
@@ -93,7 +93,7 @@ def moments(data: Law) -> tuple[Tensor, Tensor]:
         weights = rows.new_full((len(rows),), 1.0 / len(rows)) if data.weights is None else data.weights.to(rows)
         within = rows.new_zeros(1, data.dim, data.dim)
     else:
-        raise UnsupportedError(f"a {type(data).__name__} shows no moments; draw Samples from it, or pass prior=.")
+        raise UnsupportedError(f"a {type(data).__name__} has no known moments; draw Samples from it, or pass prior=.")
     mean = weights @ rows
     offsets = rows - mean
     inside = (weights[: len(within), None, None] * within).sum(0) if len(within) == len(weights) else within[0]

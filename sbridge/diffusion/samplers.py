@@ -1,4 +1,4 @@
-"""Samplers: ways to run reverse diffusion down from ``t = T``, one protocol for all, to be compared at equal cost.
+"""Samplers of reverse diffusion, from ``t = T`` down, behind one protocol, so that their costs can be compared.
 
 All take a bridge of :func:`~sbridge.diffusion.reverse_diffusion` (those that need its velocity or its backward measure
 only take any bridge), a number of rows or states at ``t = T``, and a seed, and give rows at ``t = 0``. They step down
@@ -36,7 +36,7 @@ from sbridge.time import TimeGrid
 
 @dataclass(frozen=True, eq=False)
 class Sampled:
-    """Rows, and what they cost.
+    """Sampled rows, with their cost.
 
     Args:
         x: shape ``(n, dim)``.
@@ -48,61 +48,61 @@ class Sampled:
 
 
 class LastStep(ABC):
-    """How the last stretch, from ``s_min`` to 0, is treated, where the score grows without bound."""
+    """The treatment of the last interval, from ``s_min`` to 0, where the score diverges."""
 
     @abstractmethod
     def knots(self, knots: Tensor) -> Tensor:
-        """Which of the rising ``knots``, the first being 0, the sampler itself visits."""
+        """Returns the increasing ``knots``, the first being 0, that the sampler itself visits."""
 
     @abstractmethod
     def finish(self, bridge: Bridge, s: float, x: Tensor) -> Sampled:
-        """What becomes of states ``x`` at ``s``, the first of these knots."""
+        """Converts states ``x`` at ``s``, the first of these knots, to the result."""
 
 
 @register
 @dataclass(frozen=True)
 class Denoise(LastStep):
-    """``E[X_0 | X_{s_min}]`` by Tweedie's formula: one evaluation, and the noise of ``s_min`` is gone."""
+    """Tweedie's formula ``E[X_0 | X_{s_min}]``: one evaluation, which removes the noise of ``s_min``."""
 
     def knots(self, knots: Tensor) -> Tensor:
-        """All but 0."""
+        """Returns all knots except 0."""
         return knots[1:]
 
     def finish(self, bridge: Bridge, s: float, x: Tensor) -> Sampled:
-        """The conditional mean; UnsupportedError unless the noising process is linear."""
+        """Computes the conditional mean; raises UnsupportedError unless the noising process is linear."""
         return Sampled(denoised(bridge, s, x), 1)
 
 
 @register
 @dataclass(frozen=True)
 class StopEarly(LastStep):
-    """The states at ``s_min``, as they are: draws of the slightly noised law."""
+    """The states at ``s_min``, unchanged: draws of the slightly noised distribution."""
 
     def knots(self, knots: Tensor) -> Tensor:
-        """All but 0."""
+        """Returns all knots except 0."""
         return knots[1:]
 
     def finish(self, bridge: Bridge, s: float, x: Tensor) -> Sampled:
-        """``x``."""
+        """Returns ``x``."""
         return Sampled(x, 0)
 
 
 @register
 @dataclass(frozen=True)
 class StepToZero(LastStep):
-    """A last step like the others. Methods that evaluate the score at the end of a step then need it at ``t = 0``."""
+    """An ordinary last step to 0. Methods that evaluate the score at the end of a step then need it at ``t = 0``."""
 
     def knots(self, knots: Tensor) -> Tensor:
-        """All."""
+        """Returns all knots."""
         return knots
 
     def finish(self, bridge: Bridge, s: float, x: Tensor) -> Sampled:
-        """``x``."""
+        """Returns ``x``."""
         return Sampled(x, 0)
 
 
 def denoised(bridge: Bridge, s: float, x: Tensor) -> Tensor:
-    """``E[X_0 | X_s = x]`` under reverse diffusion, one evaluation of the score."""
+    """Computes ``E[X_0 | X_s = x]`` under reverse diffusion, with one evaluation of the score."""
     process, score = linear_reference(bridge, "the mean E[X_0 | X_s]"), score_of(bridge)
     with torch.no_grad():
         return start_from_score(process, s, x, checked_score(score, s, x))
@@ -119,13 +119,13 @@ class Sampler(ABC):
 
     @final
     def __call__(self, bridge: Bridge, start: int | Tensor, *, seed: Seed) -> Tensor:
-        """Rows at ``t = 0``, shape ``(n, dim)``; see :meth:`run`."""
+        """Returns rows at ``t = 0``, shape ``(n, dim)``; see :meth:`run`."""
         return self.run(bridge, start, seed=seed).x
 
     @final
     @torch.no_grad()
     def run(self, bridge: Bridge, start: int | Tensor, *, seed: Seed) -> Sampled:
-        """Rows at ``t = 0`` with the number of evaluations that a row took.
+        """Returns rows at ``t = 0`` with the number of evaluations per row.
 
         Args:
             bridge: reverse diffusion.
@@ -140,7 +140,7 @@ class Sampler(ABC):
         measure, seed = backward_measure(bridge), as_seed(seed)
         x = measure.starts(start, seed=seed) if isinstance(start, int) else as_rows(start, "start", least=1)
         if x.shape[1] != bridge.dim:
-            raise InvalidInputError(f"start has {x.shape[1]} columns, the bridge lives in {bridge.dim} dimensions.")
+            raise InvalidInputError(f"start has {x.shape[1]} columns, but the bridge has dimension {bridge.dim}.")
         grid = self.grid or measure.grid
         knots = self.last.knots(grid.times(bridge.horizon))
         if len(knots) < 2:
@@ -158,7 +158,7 @@ class Sampler(ABC):
 @register
 @dataclass(frozen=True)
 class StochasticSampler(Sampler):
-    """The reverse equation ``dY = (−b + σσᵀ s) ds + σ dB`` as a chain, one evaluation a step. Takes any bridge.
+    """The reverse equation ``dY = (−b + σσᵀ s) ds + σ dB`` as a chain, one evaluation per step, for any bridge.
 
     Args:
         rule: ``ExactTransition()`` (what ``None`` means for linear processes): the reference moves exactly and the
@@ -180,7 +180,7 @@ class StochasticSampler(Sampler):
 
 
 def generate(bridge: Bridge, start: int | Tensor, *, seed: Seed, sampler: Sampler = StochasticSampler()) -> Tensor:
-    """New rows of data from reverse diffusion, shape ``(n, dim)``: ``sampler(bridge, start, seed=seed)``.
+    """Generates new samples from reverse diffusion, shape ``(n, dim)``: ``sampler(bridge, start, seed=seed)``.
 
     By default the reverse chain down to the first knot ``s`` of its grid, then ``E[X_0 | X_s]``, so that no noise of a
     last step is left on the rows (``bridge.backward.transport`` takes an ordinary last step instead).
@@ -200,7 +200,7 @@ def generate(bridge: Bridge, start: int | Tensor, *, seed: Seed, sampler: Sample
 @register
 @dataclass(frozen=True)
 class FlowSampler(Sampler):
-    """The probability-flow equation ``dx/dt = b − ½σσᵀ s``, deterministic given its start. Takes any bridge.
+    """The probability-flow equation ``dx/dt = b − ½σσᵀ s``, deterministic given its start, for any bridge.
 
     Args:
         method: ``Euler()``, ``Heun()``, ``RungeKutta4()`` or ``DormandPrince()``; the last uses no knots but the ends.
@@ -219,7 +219,7 @@ class FlowSampler(Sampler):
 @register
 @dataclass(frozen=True)
 class AncestralSampler(Sampler):
-    """``x_{k−1} = Φ⁻¹(x_k − c + Q s) + noise``: the mean ``E[x_{k−1} | x_k]`` exactly, whatever the step size.
+    """Ancestral sampling ``x_{k−1} = Φ⁻¹(x_k − c + Q s) + noise``: the mean is exactly ``E[x_{k−1} | x_k]``.
 
     For a variance-preserving process it is DDPM's ancestral sampling (Ho et al. 2020, algorithm 2); here it is defined
     for every linear process. With ``StepVariance.FORWARD`` the noise has the covariance ``Q`` of the forward step, with
@@ -253,7 +253,7 @@ class AncestralSampler(Sampler):
 @register
 @dataclass(frozen=True)
 class DDIMSampler(Sampler):
-    """``x_s = Φ_s x̂_0 + k_s + L_s ε̂`` with the start and the noise that the score stands for (Song et al. 2021).
+    """DDIM steps ``x_s = Φ_s x̂_0 + k_s + L_s ε̂`` with the start and noise given by the score (Song et al. 2021).
 
     Euler's method for the probability flow, in the clock in which it is straight for data that are one point
     (arXiv:2010.02502, eq. (12)–(14)); first order, one evaluation a step, deterministic given its start.
@@ -272,8 +272,8 @@ class DDIMSampler(Sampler):
             values, law = checked_score(score, t, x), process.transition(0.0, s)
             if law.root.dense or law.map.dense:
                 raise UnsupportedError(
-                    "DDIM steps are those of the probability flow only where coordinates do not mix; for a process "
-                    "with matrix coefficients use FlowSampler(Heun())."
+                    "DDIM steps agree with the probability flow only where coordinates do not mix; for a process with "
+                    "matrix coefficients use FlowSampler(Heun())."
                 )
             start, noise = start_from_score(process, t, x, values), noise_from_score(process, t, values)
             x = law.mean(start) + law.root.to(x)(noise)
@@ -284,7 +284,7 @@ class DDIMSampler(Sampler):
 def langevin(
     process: LinearProcess, score: Score, t: float, x: Tensor, *, step_size: float, steps: int, seed: Seed
 ) -> Tensor:
-    """Langevin dynamics at the noise level of time ``t``: ``x ← x + ½h Q s(t, x) + √h L ξ``, ``steps`` times.
+    """Runs Langevin dynamics at the noise level of time ``t``: ``x ← x + ½h Q s(t, x) + √h L ξ``, ``steps`` times.
 
     ``Q = L Lᵀ`` is the covariance of the noise at ``t``, so the step size ``h`` has no unit, and fits every level:
     no feature of ``ρ_t`` is narrower than the noise. Leaves ``ρ_t`` invariant up to a bias of order ``h``.
@@ -355,7 +355,7 @@ class PredictorCorrector(Sampler):
 @register
 @dataclass(frozen=True)
 class AnnealedLangevin(Sampler):
-    """:func:`langevin` at falling noise levels, and nothing else (Song & Ermon 2019, arXiv:1907.05600, algorithm 1).
+    """Langevin steps (:func:`langevin`) at decreasing noise levels (Song & Ermon 2019, arXiv:1907.05600, algorithm 1).
 
     Needs many steps a level, since nothing else moves the states from one level to the next.
 
@@ -385,6 +385,6 @@ class AnnealedLangevin(Sampler):
 
 def _check_step(step_size: float, steps: int) -> None:
     if not 0.0 < step_size <= 2.0:
-        raise InvalidInputError(f"a Langevin step size must lie in (0, 2], got {step_size}; it has no unit.")
+        raise InvalidInputError(f"a Langevin step size must be in (0, 2], got {step_size}; it has no unit.")
     if steps < 0:
         raise InvalidInputError(f"the number of Langevin steps must not be negative, got {steps}.")

@@ -1,4 +1,4 @@
-"""Random times for training, so drawn that every noise level counts."""
+"""Random times for training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CELLS = 512
 
 @runtime_checkable
 class Times(Protocol):
-    """Draws times in ``[s_min, T]`` with their density."""
+    """A distribution of times in ``[s_min, T]`` with its density."""
 
     def draw(self, process: LinearProcess, s_min: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``n`` stratified times and the density that they have, float64, shape ``(n,)``."""
+        """Draws ``n`` stratified times; returns them with their density, float64, shape ``(n,)``."""
         ...
 
 
@@ -31,7 +31,7 @@ class UniformTimes:
     """Times uniform in ``[s_min, T]``."""
 
     def draw(self, process: LinearProcess, s_min: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Times and their density, ``1/(T − s_min)``."""
+        """Draws times; their density is ``1/(T − s_min)``."""
         check_start(process, s_min)
         span = process.horizon - s_min
         return s_min + span * _stratified(n, generator), torch.full((n,), 1.0 / span, dtype=torch.float64)
@@ -53,12 +53,12 @@ class NoiseTimes:
     data_scale: float = 0.0
 
     def draw(self, process: LinearProcess, s_min: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Times and their density."""
+        """Draws times; returns them with their density."""
         check_start(process, s_min)
         return _Table(process, s_min, self.data_scale).at(_stratified(n, generator))
 
     def quantiles(self, process: LinearProcess, s_min: float, steps: int) -> Tensor:
-        """Times from ``s_min`` to ``T`` between which lies the same mass each, float64, shape ``(steps + 1,)``."""
+        """Returns ``steps + 1`` times from ``s_min`` to ``T`` that bound intervals of equal probability, float64."""
         check_start(process, s_min)
         heights = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
         times, _ = _Table(process, s_min, self.data_scale).at(heights)
@@ -73,7 +73,7 @@ class _Table:
     data_scale: float
 
     def at(self, height: Tensor) -> tuple[Tensor, Tensor]:
-        """The times below which lies the mass ``height``, and the density there."""
+        """Returns the times whose cumulative probability is ``height``, and the density there."""
         cell = (torch.searchsorted(self.cumulative, height, right=True) - 1).clamp(0, _CELLS - 1)
         within = (height - self.cumulative[cell]) / self.masses[cell]
         widths = self.knots.diff()
@@ -102,10 +102,10 @@ class _Table:
 
 
 def check_start(process: LinearProcess, s_min: float) -> None:
-    """InvalidInputError unless ``0 < s_min < T``."""
+    """Raises InvalidInputError unless ``0 < s_min < T``."""
     if not 0.0 < s_min < process.horizon:
         raise InvalidInputError(
-            f"s_min must lie strictly between 0 and the horizon {process.horizon:g}, got {s_min:g}: at time 0 the "
+            f"s_min must be strictly between 0 and the horizon {process.horizon:g}, got {s_min:g}: at time 0 the "
             "denoising target is infinite. A thousandth of the horizon is a common choice."
         )
 
@@ -113,7 +113,7 @@ def check_start(process: LinearProcess, s_min: float) -> None:
 def noised(
     process: LinearProcess, times: Times, start: Tensor, s_min: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Times, their densities, noised rows and their noise: each of half the rows with some noise and its opposite.
+    """Draws times with densities, noised rows and noise; half of the rows get the opposite noise of the other half.
 
     At small times the target is almost the noise, whose share in the gradient cancels between the two. Rows are in
     random order, so sorted times do no harm.
@@ -129,6 +129,6 @@ def noised(
 
 
 def _stratified(n: int, generator: torch.Generator) -> Tensor:
-    """One uniform number in each of ``n`` equal cells of ``[0, 1]``, in order."""
+    """Draws one uniform number in each of ``n`` equal cells of ``[0, 1]``, in order."""
     cells = torch.arange(n, dtype=torch.float64)
     return (cells + torch.rand(n, generator=generator, dtype=torch.float64)) / n

@@ -42,7 +42,7 @@ class WeightedSamples:
 
 @torch.no_grad()
 def log_normaliser(solution: ControlSolution, n: int, *, seed: Seed) -> WeightedSamples:
-    """``log Z``, its lower bound and weighted samples, from ``n`` paths of a solved :func:`sampling_problem`.
+    """Computes ``log Z``, its lower bound and weighted samples, from ``n`` paths of a solved :func:`sampling_problem`.
 
     Args:
         solution: with any control; the better it is, the larger the effective sample size.

@@ -1,4 +1,4 @@
-"""Gaussian mixtures row by row."""
+"""Gaussian mixtures, one per row."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class ConditionalMixture:
 
     @property
     def weights(self) -> Tensor:
-        """``(n, K)``, rows with sum 1, float64."""
+        """Returns the weights ``(n, K)``, rows with sum 1, float64."""
         return torch.softmax(self.logits, 1)
 
     def mean(self) -> Tensor:
-        """``(n, dim)``."""
+        """Returns the means ``(n, dim)``."""
         return torch.einsum("nk,nkd->nd", self.weights, self.means).to(self.dtype)
 
     def covariance(self) -> Tensor:
-        """``(n, dim, dim)``: within the components and between them."""
+        """Returns the covariances ``(n, dim, dim)``: within the components and between them."""
         weights = self.weights
         centred = self.means - torch.einsum("nk,nkd->nd", weights, self.means).unsqueeze(1)
         full = self.covariances if self._dense else torch.diag_embed(self.covariances)
@@ -45,7 +45,7 @@ class ConditionalMixture:
         return (within + torch.einsum("nk,nkd,nke->nde", weights, centred, centred)).to(self.dtype)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """One draw a row: a component by one uniform number, then a point by one normal vector; ``(n, dim)``."""
+        """Draws once per row, ``(n, dim)``: a component by one uniform number, then a point by one normal vector."""
         device = self.means.device
         uniform = torch.rand(len(self.means), 1, dtype=torch.float64, generator=generator, device=generator.device)
         noise = torch.randn(
@@ -63,7 +63,7 @@ class ConditionalMixture:
         return drawn.to(self.dtype)
 
     def log_density(self, y: Tensor) -> Tensor:
-        """The log density of row ``i``'s mixture at ``y_i``, shape ``(n,)``."""
+        """Computes the log density of row ``i``'s mixture at ``y_i``, shape ``(n,)``."""
         root = LinearMap(self.covariances, self._dense).cholesky()
         gaps = y.to(self.means).unsqueeze(1) - self.means
         white = (root.inverse().values @ gaps.unsqueeze(-1)).squeeze(-1) if self._dense else gaps / root.values

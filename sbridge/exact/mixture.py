@@ -26,7 +26,7 @@ _CHUNK = 2**21  # numbers (rows × components × dim) that are looked at togethe
 @register
 @dataclass(frozen=True, eq=False)
 class MixturePotential:
-    """``e^{g(y)} = Σ_k exp(b_k + η_k·y − ½ yᵀ Λ_k y)``, and all that tilting a linear process by it gives.
+    """The potential ``e^{g(y)} = Σ_k exp(b_k + η_k·y − ½ yᵀ Λ_k y)``, and a linear process tilted by it.
 
     With ``Φ, k, Q`` of ``X_T | X_t = x ~ N(m, Q)``, ``m = Φx + k``, and ``M_k = (I + QΛ_k)⁻¹``::
 
@@ -73,14 +73,14 @@ class MixturePotential:
                 f"{tuple(self.logits.shape)}, {tuple(self.shifts.shape)} and {shape}."
             )
         if self.process.dim not in (None, dim):
-            raise InvalidInputError(f"the process has dimension {self.process.dim}, the potential {dim}.")
+            raise InvalidInputError(f"the process has dimension {self.process.dim}, the potential has {dim}.")
         if not all(bool(getattr(self, n).isfinite().all()) for n in ("logits", "shifts", "precisions")):
             raise InvalidInputError("the numbers of a mixture potential must be finite.")
         self._check_finite_tilt()
 
     @classmethod
     def of(cls, process: LinearProcess, mixture: GaussianMixture) -> MixturePotential:
-        """``e^g`` = the density ``Σ_k w_k N(·; μ_k, Σ_k)``."""
+        """Makes ``e^g`` the density ``Σ_k w_k N(·; μ_k, Σ_k)``."""
         means = mixture.means.double()
         roots = torch.linalg.cholesky(mixture.covariances.double())
         precisions = torch.cholesky_inverse(roots)
@@ -93,7 +93,7 @@ class MixturePotential:
     def low_rank(
         cls, process: LinearProcess, weights: Tensor, means: Tensor, diagonals: Tensor, factors: Tensor
     ) -> MixturePotential:
-        """The density of a mixture with ``Σ_k = diag(D_k) + U_k U_kᵀ``.
+        """Makes ``e^g`` the density of a mixture with ``Σ_k = diag(D_k) + U_k U_kᵀ``.
 
         Args:
             process: the reference.
@@ -112,32 +112,32 @@ class MixturePotential:
 
     @property
     def components(self) -> int:
-        """``K``."""
+        """The number of components ``K``."""
         return len(self.logits)
 
     def __call__(self, y: Tensor) -> Tensor:
-        """``g(y)``, shape ``(batch,)``."""
+        """Computes ``g(y)``, shape ``(batch,)``."""
         return self.log_potential(self.process.horizon, y)
 
     def log_normaliser(self, x: Tensor) -> Tensor:
-        """``log c(x) = log E_R[e^{g(X_T)} | X_0 = x]``, shape ``(batch,)``."""
+        """Computes ``log c(x) = log E_R[e^{g(X_T)} | X_0 = x]``, shape ``(batch,)``."""
         return self.log_potential(0.0, x)
 
     def log_potential(self, t: Time, x: Tensor) -> Tensor:
-        """``log φ(t, x)``, shape ``(batch,)``."""
+        """Computes ``log φ(t, x)``, shape ``(batch,)``."""
         return torch.cat([torch.logsumexp(part.exponents, 1) for part in self._parts(t, x)]).to(x)
 
     def gradient(self, t: Time, x: Tensor) -> Tensor:
-        """``∇_x log φ(t, x)``, shape ``(batch, dim)``."""
+        """Computes ``∇_x log φ(t, x)``, shape ``(batch, dim)``."""
         return torch.cat([part.gradient for part in self._parts(t, x)]).to(x)
 
     def far_mean(self, t: Time, x: Tensor) -> Tensor:
-        """``E[X_T | X_t = x]`` under the tilted process, shape ``(batch, dim)``."""
+        """Computes ``E[X_T | X_t = x]`` under the tilted process, shape ``(batch, dim)``."""
         weighted = ((torch.softmax(part.exponents, 1), part.means) for part in self._parts(t, x))
         return torch.cat([torch.einsum("nk,nkd->nd", *both) for both in weighted]).to(x)
 
     def conditional(self, x: Tensor, t: Time = 0.0) -> ConditionalMixture:
-        """The law of ``X_T`` given ``X_t = x`` under the tilted process for each row; at ``t = 0`` the plan."""
+        """Returns the distribution of ``X_T`` given ``X_t = x`` under the tilted process; at ``t = 0`` the plan."""
         parts = [part.far for part in self._parts(t, x)]
         covariances = parts[0].covariances
         if covariances.shape[0] > 1 and len(parts) > 1:
@@ -154,18 +154,18 @@ class MixturePotential:
         return LinearMap(self.precisions, dense=self.precisions.ndim == 3)
 
     def _check_finite_tilt(self) -> None:
-        """``I + LᵀΛL > 0`` with ``Q_T = LLᵀ``."""
+        """Checks ``I + LᵀΛL > 0`` with ``Q_T = LLᵀ``."""
         root = self._whole.root
         inner = root.T @ self._maps @ root + LinearMap(torch.ones(1, dtype=torch.float64))
         failed = torch.linalg.cholesky_ex(inner.values).info != 0 if inner.dense else (inner.values <= 0).any(-1)
         if bool(failed.any()):
             raise InvalidInputError(
                 f"components {failed.nonzero().flatten().tolist()[:10]} tilt the reference by more than its own "
-                "Gaussian tails: their precision Λ must exceed −Q_T⁻¹, else E[exp g(X_T)] is infinite."
+                "Gaussian tails: their precision Λ must exceed −Q_T⁻¹; otherwise E[exp g(X_T)] is infinite."
             )
 
     def _parts(self, t: Time, x: Tensor) -> Iterator[Tilt]:
-        """The rows of ``x`` in pieces of bounded size."""
+        """Yields the rows of ``x`` in pieces of bounded size."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise InvalidInputError(f"x must have shape (rows, {self.dim}), got {tuple(x.shape)}.")
         t = check_time(t, self.process.horizon)
@@ -180,7 +180,7 @@ class MixturePotential:
             yield (at or self._at(t if times is None else times[rows], x.device))(x[rows].double())
 
     def _at(self, t: Time, device: torch.device) -> Callable[[Tensor], Tilt]:
-        """What makes a tilt of rows."""
+        """Returns a function that makes the tilt of rows."""
         ahead = self.process.transition(t, self.process.horizon)
         if self._maps.dense and ahead.covariance.dim is None:
             return partial(SpectralPotentialAt, ahead, self._spectrum.to(device))
@@ -194,26 +194,26 @@ class MixturePotential:
 @register
 @dataclass(frozen=True, eq=False)
 class MixtureControl:
-    """``u*(t, x) = σᵀ ∇ log φ(t, x)``, regular on all of ``[0, T]``."""
+    """The control ``u*(t, x) = σᵀ ∇ log φ(t, x)``, regular on all of ``[0, T]``."""
 
     potential: MixturePotential
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The control at ``(t, x)``."""
+        """Computes the control at ``(t, x)``."""
         return self.potential.process.scale(t).T.to(x)(self.potential.gradient(t, x))
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class MixtureKernel:
-    """The plan ``π(y | x)`` of a mixture potential: the law of ``X_T`` given ``X_0 = x``."""
+    """The plan ``π(y | x)`` of a mixture potential: the distribution of ``X_T`` given ``X_0 = x``."""
 
     potential: MixturePotential
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """One far end per row."""
+        """Draws one far end per row."""
         return self.potential.conditional(x).sample(generator)
 
     def mean(self, x: Tensor) -> Tensor:
-        """Conditional mean per row."""
+        """Computes the conditional mean per row."""
         return self.potential.far_mean(0.0, x)

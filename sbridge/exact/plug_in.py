@@ -36,7 +36,7 @@ class FarEnd:
     direction: Direction
 
     def mean(self, t: Time, x: Tensor) -> Tensor:
-        """``E[far end | X_t = x]``, shape ``(batch, dim)``."""
+        """Computes ``E[far end | X_t = x]``, shape ``(batch, dim)``."""
         found = torch.empty_like(x)
         for _, rows, view in self.views(t, x):
             means = [part @ self.cloud.rows.to(part) for _, part, _ in view.blocks(x.dtype)]

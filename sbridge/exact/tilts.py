@@ -1,4 +1,4 @@
-"""A Gaussian-mixture potential brought back from ``T`` to an earlier time, at rows: by matrices, or by eigenvectors.
+"""A Gaussian-mixture potential moved from ``T`` to an earlier time and evaluated at rows, by matrices or eigenvectors.
 
 Notation of :class:`sbridge.exact.MixturePotential`.
 """
@@ -74,7 +74,7 @@ class DensePotentialAt:
 
     @cached_property
     def exponents(self) -> Tensor:
-        """Logarithms of the terms of φ, shape ``(batch, K)``."""
+        """The logarithms of the terms of φ, shape ``(batch, K)``."""
         slope = self.moved.shifts - 0.5 * self._tilts
         return self.moved.logits + (slope * self._ahead.unsqueeze(1)).sum(-1)
 
@@ -100,7 +100,7 @@ class DensePotentialAt:
         return self.moved.end_means + self._act(self.moved.shrink)
 
     def _act(self, maps: Tensor) -> Tensor:
-        """Every component's map on ``m``, shape ``(batch, K, dim)``."""
+        """Applies every component's map to ``m``, shape ``(batch, K, dim)``."""
         if not self.moved.dense:
             return maps * self._ahead.unsqueeze(1)
         if maps.ndim == 3:
@@ -110,7 +110,7 @@ class DensePotentialAt:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """``Λ_k = V_k diag(λ_k) V_kᵀ``: where ``Q`` is a multiple of the identity, it serves all times.
+    """The eigenvectors ``Λ_k = V_k diag(λ_k) V_kᵀ``, which serve all times where ``Q`` is a multiple of the identity.
 
     Args:
         values: ``λ``, shape ``(K, dim)``.
@@ -126,13 +126,13 @@ class Spectrum:
 
     @classmethod
     def of(cls, logits: Tensor, shifts: Tensor, precisions: Tensor) -> Spectrum:
-        """By eigenvalues of the precisions ``(K, dim, dim)``."""
+        """Decomposes the precisions ``(K, dim, dim)``."""
         values, vectors = torch.linalg.eigh(precisions)
         axes = vectors.mT.contiguous()
         return cls(values, axes.reshape(-1, axes.shape[2]), logits, _apply(LinearMap(axes, dense=True), shifts))
 
     def to(self, device: torch.device) -> Spectrum:
-        """The same on a device."""
+        """Returns the same on a device."""
         return Spectrum(*(part.to(device) for part in (self.values, self.axes, self.logits, self.shifts)))
 
 
@@ -161,7 +161,7 @@ class SpectralPotentialAt:
 
     @cached_property
     def exponents(self) -> Tensor:
-        """Logarithms of the terms of φ, shape ``(batch, K)``."""
+        """The logarithms of the terms of φ, shape ``(batch, K)``."""
         shifts, m = self.spectrum.shifts, self._places
         completed = 0.5 * (self._q * shifts.square() / self._stretched).sum(-1)
         logits = self.spectrum.logits - 0.5 * self._stretched.log().sum(-1) + completed
@@ -177,7 +177,7 @@ class SpectralPotentialAt:
 
     @property
     def far(self) -> ConditionalMixture:
-        """The law of the far end for each row."""
+        """Returns the distribution of the far end for each row."""
         axes = self._axes
         end_covariances = axes.mT @ ((self._q / self._stretched).unsqueeze(-1) * axes)
         single = end_covariances.ndim == 3
@@ -187,7 +187,7 @@ class SpectralPotentialAt:
 
     @property
     def means(self) -> Tensor:
-        """Of the terms of that law, ``M_k (m + Q η_k)``, shape ``(batch, K, dim)``."""
+        """Computes the component means of that distribution, ``M_k (m + Q η_k)``, shape ``(batch, K, dim)``."""
         means = (self._q * self.spectrum.shifts + self._places) / self._stretched
         return torch.einsum("bkd,kde->bke", means, self._axes)
 
@@ -201,12 +201,12 @@ Tilt = DensePotentialAt | SpectralPotentialAt
 
 
 def _over_components(one: LinearMap) -> LinearMap:
-    """A map for one time or for each row, with an axis for the components put in."""
+    """Inserts an axis for the components into a map for one time or for each row."""
     return LinearMap(one.values.unsqueeze(-3 if one.dense else -2), one.dense)
 
 
 def _apply(maps: LinearMap, vectors: Tensor) -> Tensor:
-    """Maps ``(..., K, …)`` on vectors ``(K, dim)``."""
+    """Applies maps ``(..., K, …)`` to vectors ``(K, dim)``."""
     return (maps.values @ vectors.unsqueeze(-1)).squeeze(-1) if maps.dense else maps.values * vectors
 
 

@@ -41,7 +41,7 @@ def action(
     probes: Tensor | None = None,
     start_time: float = 0.0,
 ) -> PathValues:
-    """``S[p, u, J]`` with ``p`` the law of ``paths``.
+    """Computes ``S[p, u, J]``, where ``p`` is the distribution of ``paths``.
 
     Args:
         paths: samples of ``p``, whatever control made them.
@@ -74,7 +74,7 @@ def constraint(
     probes: Tensor | None = None,
     start_time: float = 0.0,
 ) -> PathValues:
-    """``∫ [∂_t J + (b + σu)·∇J + ½ tr(σσᵀ∇²J)] dt + J(0, X_0) − J(T, X_T)``: of mean zero if ``u`` made the paths.
+    """Computes ``∫ [∂_t J + (b + σu)·∇J + ½ tr(σσᵀ∇²J)] dt + J(0, X_0) − J(T, X_T)``, of mean zero under ``u``.
 
     Arguments and errors as for :func:`action`.
     """
@@ -100,7 +100,7 @@ def action_difference(
     quadrature: Quadrature = Trapezoid(),
     start_time: float = 0.0,
 ) -> PathValues:
-    """``S[p, u, J] − S[p, u', J] = E ∫ ½|u|² − ½|u'|² + σ(u − u')·∇J dt``: all other terms of the action cancel.
+    """Gives ``S[p, u, J] − S[p, u', J] = E ∫ ½|u|² − ½|u'|² + σ(u − u')·∇J dt``: all other terms of the action cancel.
 
     Args:
         paths: samples of ``p``.
@@ -126,7 +126,7 @@ def action_gap(
     quadrature: Quadrature = Trapezoid(),
     start_time: float = 0.0,
 ) -> PathValues:
-    """``S[p*, u] − S[p*, u*] = ½ E_{p*} ∫ |u − u*|² dt`` (Premkumar 2023, eq. (3.36)).
+    """Computes ``S[p*, u] − S[p*, u*] = ½ E_{p*} ∫ |u − u*|² dt`` (Premkumar 2023, eq. (3.36)).
 
     Args:
         paths: samples of ``p*``.
@@ -150,7 +150,7 @@ def killed_log_ratio(
     *,
     quadrature: Quadrature = Trapezoid(),
 ) -> PathValues:
-    """``log dP/dQ`` when paths of ``Q`` are killed at rate ``V`` and those of ``P`` are not.
+    """Computes ``log dP/dQ`` when paths of ``Q`` are killed at rate ``V`` and those of ``P`` are not.
 
     Girsanov's log ratio plus ``∫ V dt`` (Premkumar 2023, eq. (3.19)). Under ``P`` its mean is the path KL,
     ``½ E ∫ |p − q|² + 2V dt``, and ``E e^{−log ratio}`` is the mass of ``Q`` that survives to ``T``, not 1; where
@@ -178,7 +178,7 @@ def _at_knot(paths: Paths, field: RowFunction, k: int) -> Tensor:
 def _derivatives(
     field: RowFunction, t: Time, x: Tensor, metric: LinearMap, probes: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``∂_t J``, ``∇J`` and ``tr(σσᵀ∇²J)`` at one time and many states."""
+    """Computes ``∂_t J``, ``∇J`` and ``tr(σσᵀ∇²J)`` at one time and many states."""
     with torch.enable_grad():
         # One time a row: then the derivative comes row by row.
         times = torch.full((len(x),), float(t), dtype=torch.float64, device=x.device, requires_grad=True)
@@ -192,7 +192,7 @@ def _derivatives(
 
 
 def _gradient(field: RowFunction, t: Time, x: Tensor) -> Tensor:
-    """``∇J(t, x)``, shape ``(batch, dim)``; differentiable where gradients are on."""
+    """Computes ``∇J(t, x)``, shape ``(batch, dim)``; differentiable where gradients are on."""
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         point = x if x.requires_grad else x.detach().requires_grad_()

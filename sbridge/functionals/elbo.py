@@ -46,7 +46,7 @@ def implicit_elbo(
     probes: Tensor | None = None,
     quadrature: Quadrature = Trapezoid(),
 ) -> PathValues:
-    """``log π(X_T) − ∫ ½|σᵀs_θ|² + ∇·(σσᵀs_θ − b) dt`` along each path.
+    """Computes ``log π(X_T) − ∫ ½|σᵀs_θ|² + ∇·(σσᵀs_θ − b) dt`` along each path.
 
     Its mean over paths from one ``x`` bounds ``log p_θ(x)``; over paths of data it bounds the mean log likelihood.
 
@@ -68,7 +68,7 @@ def implicit_elbo(
 def denoising_elbo(
     paths: Paths, score: ScoreFunction, prior: Law, *, s_min: float, quadrature: Quadrature = Trapezoid()
 ) -> PathValues:
-    """``log π(X_T) − ½∫ |σᵀ(s_θ − τ)|² − |σᵀτ|² dt + ∫ ∇·b dt`` with ``τ = ∇log p(X_t | X_0)``, along each path.
+    """Gives ``log π(X_T) − ½∫ |σᵀ(s_θ − τ)|² − |σᵀτ|² dt + ∫ ∇·b dt`` with ``τ = ∇log p(X_t | X_0)``, along each path.
 
     Bounds ``E log p_θ(X_{s_min})`` in the mean over paths from the data, not row by row.
 
@@ -93,7 +93,7 @@ def denoising_elbo(
 
 @dataclass(frozen=True, eq=False)
 class RowBounds:
-    """Bounds of single rows.
+    """Likelihood bounds of single rows.
 
     Args:
         values: means over the draws of each row, float64, shape ``(rows,)``.
@@ -107,7 +107,7 @@ class RowBounds:
 
     @property
     def average(self) -> Estimate:
-        """The mean over rows; its standard error is that of the draws, the rows being as they are."""
+        """Returns the mean over rows; its standard error is that of the draws, for fixed rows."""
         rows = len(self.values)
         error = float(self.standard_errors.square().sum().sqrt()) / rows
         return Estimate(float(self.values.mean()), error, rows)
@@ -124,7 +124,7 @@ def row_elbo(
     s_min: float = 0.0,
     quadrature: Quadrature = Trapezoid(),
 ) -> RowBounds:
-    """The bound on ``log p_θ(x)`` for each row, from ``draws`` noising paths that pass through it at ``s_min``.
+    """Bounds ``log p_θ(x)`` for each row, from ``draws`` noising paths that pass through it at ``s_min``.
 
     Args:
         measure: the noising process; its start law plays no part.
@@ -136,7 +136,7 @@ def row_elbo(
     """
     check_count(draws, "draws")
     if draws < 2:
-        raise InvalidInputError("a standard error takes at least two draws a row, got 1.")
+        raise InvalidInputError("a standard error needs at least two draws per row, got 1.")
     times = measure.grid.times(measure.process.horizon)
     kept = times[times > s_min + 1e-9 * measure.process.horizon]
     if len(kept) in (0, len(times)) or not bool(((times - s_min).abs() <= 1e-9 * measure.process.horizon).any()):
@@ -153,7 +153,7 @@ def row_elbo(
 
 
 def drift_divergence(paths: Paths, s_min: float, quadrature: Quadrature = Trapezoid()) -> PathValues:
-    """``∫ ∇·b(t, X_t) dt`` along each path, from ``s_min``."""
+    """Computes ``∫ ∇·b(t, X_t) dt`` along each path, from ``s_min``."""
     process = paths.chain.process
     return integrate(paths, lambda t, x: _divergence_of_drift(process, t, x), quadrature, s_min)
 
@@ -168,8 +168,8 @@ def _divergence_of_drift(process: Process, t: Time, x: Tensor) -> Tensor:
 def _end(paths: Paths, prior: Law) -> PathValues:
     if isinstance(prior, Density) or not hasattr(prior, "log_density"):
         raise InvalidInputError(
-            f"a bound on the likelihood needs a prior with a normalised density, which {type(prior).__name__} has not; "
-            "use a Gaussian or a GaussianMixture."
+            f"a bound on the likelihood needs a prior with a normalised density, which {type(prior).__name__} does not "
+            "have; use a Gaussian or a GaussianMixture."
         )
     end = paths.x[-1 if paths.chain.direction is Direction.FORWARD else 0]
     return PathValues.exact(prior.log_density(end.double()))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The balance of entropy along a diffusion.
+"""The entropy balance of a diffusion.
 
 For ``dX = b dt + σ dW`` with marginals ``ρ_t`` and differential entropy ``H``, from ``s_min`` to ``T`` (the average
 over ``ρ_T`` of the control problem that reverses the process, Premkumar 2023, §3.3; de Bruijn's if ``b = 0``)::
@@ -18,7 +18,7 @@ from sbridge.objectives.score_matching import ScoreFunction
 
 
 def entropy_change(paths: Paths, log_density: RowFunction, *, s_min: float) -> PathValues:
-    """``log ρ_{s_min}(X_{s_min}) − log ρ_T(X_T)``: in the mean, ``H(ρ_T) − H(ρ_{s_min})``, free of time steps.
+    """Computes ``log ρ_{s_min}(X_{s_min}) − log ρ_T(X_T)``, whose mean is ``H(ρ_T) − H(ρ_{s_min})`` without step error.
 
     Args:
         paths: of the process.
@@ -35,7 +35,7 @@ def entropy_change(paths: Paths, log_density: RowFunction, *, s_min: float) -> P
 def entropy_production(
     paths: Paths, true_score: ScoreFunction, *, s_min: float, quadrature: Quadrature = Trapezoid()
 ) -> PathValues:
-    """``∫ ½|σᵀ∇log ρ_t|² + ∇·b dt`` along each path.
+    """Computes ``∫ ½|σᵀ∇log ρ_t|² + ∇·b dt`` along each path.
 
     Args:
         paths, s_min: as for :func:`entropy_change`.

@@ -1,4 +1,4 @@
-"""Killed diffusion: Feynman–Kac weights on stored paths, and killing them in earnest.
+"""Killed diffusion: Feynman–Kac weights on stored paths, and explicit killing.
 
 ``φ(t, x) = E[e^{−∫_t^T V(r, X_r) dr} ψ(X_T) | X_t = x]`` solves ``∂_t φ + b·∇φ + ½ tr(σσᵀ∇²φ) = Vφ``, ``φ(T, ·) = ψ``
 (Kac 1949; Premkumar 2023, eq. (2.28)–(2.33)). Where ``V ≥ 0`` it is the rate at which paths are killed, and ``φ``
@@ -19,11 +19,11 @@ from sbridge.measures import Paths
 from sbridge.random import Seed, generator
 
 TerminalFunction = Callable[[Tensor], Tensor]
-"""``ψ(x) → (batch,)``."""
+"""A terminal function ``ψ(x) → (batch,)``."""
 
 
 def log_weights(paths: Paths, state_cost: RowFunction, quadrature: Quadrature = Trapezoid()) -> PathValues:
-    """``−∫ V(t, X_t) dt`` of each path: the logarithm of its Feynman–Kac weight.
+    """Computes ``−∫ V(t, X_t) dt`` of each path: the logarithm of its Feynman–Kac weight.
 
     Args:
         paths: of the process without killing.
@@ -41,7 +41,7 @@ def log_weights(paths: Paths, state_cost: RowFunction, quadrature: Quadrature = 
 def feynman_kac(
     paths: Paths, terminal: TerminalFunction, state_cost: RowFunction, quadrature: Quadrature = Trapezoid()
 ) -> PathValues:
-    """``e^{−∫V dt} ψ(X_T)`` of each path, whose mean from one start is ``φ(0, x)``.
+    """Computes ``e^{−∫V dt} ψ(X_T)`` of each path, whose mean from one start is ``φ(0, x)``.
 
     Args:
         paths, state_cost, quadrature: as for :func:`log_weights`.
@@ -58,7 +58,7 @@ def feynman_kac(
 
 @dataclass(frozen=True, eq=False)
 class Killing:
-    """What became of paths that were killed at a rate.
+    """The outcome of killing paths at a rate.
 
     Args:
         time: bridge time at which each path was killed, float64, shape ``(batch,)``; infinite if it was not.
@@ -70,12 +70,12 @@ class Killing:
 
     @property
     def survived(self) -> Tensor:
-        """Whether a path reached its end, bool, shape ``(batch,)``."""
+        """The paths that reached their end, bool, shape ``(batch,)``."""
         return self.alive[-1]
 
 
 def kill(paths: Paths, killing_rate: RowFunction, *, seed: Seed, quadrature: Quadrature = Trapezoid()) -> Killing:
-    """Kills stored paths at rate ``V ≥ 0``: each when ``∫V dt`` reaches a clock of its own, drawn from Exp(1).
+    """Kills stored paths at rate ``V ≥ 0``: each when ``∫V dt`` reaches its own clock, drawn from Exp(1).
 
     Given the path, it survives to ``t_k`` with probability ``exp(−∫_0^{t_k} V dt)``, the integral by ``quadrature``:
     the survivors have, in the mean, exactly the weight that :func:`log_weights` gives by the same rule. Between knots
@@ -119,7 +119,7 @@ def _nonnegative(rate: RowFunction, t: float, x: Tensor) -> Tensor:
     least = float(values.min())
     if least < 0.0:
         raise InvalidInputError(
-            f"the killing rate is {least:g} at t = {t:g}: where V < 0 mass is created, and no path can be killed less "
-            "than not at all. Use the weights of log_weights(paths, V) or feynman_kac(paths, psi, V) instead."
+            f"the killing rate is {least:g} at t = {t:g}: a negative rate creates mass, which killing cannot "
+            "represent. Use the weights of log_weights(paths, V) or feynman_kac(paths, psi, V) instead."
         )
     return values

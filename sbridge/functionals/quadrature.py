@@ -1,4 +1,4 @@
-"""Integrals over time along stored paths: a number for each path, at the step given and at twice that step."""
+"""Integrals over time along stored paths: a number for each path, at the given step and at twice that step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sbridge.simulation import simulate
 from sbridge.storage.registry import register
 
 RowFunction = Callable[[Time, Tensor], Tensor]
-"""``(t, x) → (batch,)``."""
+"""A function ``(t, x) → (batch,)``."""
 
 
 class Quadrature(ABC):
@@ -30,7 +30,7 @@ class Quadrature(ABC):
         """The weights of the earlier and the later end of an interval, in the direction of the paths."""
 
     def weights(self, spans: Tensor) -> Tensor:
-        """The weight of every knot for intervals of lengths ``spans``, shape ``(N + 1,)``."""
+        """Returns the weight of every knot for intervals of lengths ``spans``, shape ``(N + 1,)``."""
         weights = spans.new_zeros(len(spans) + 1)
         first, last = self.shares()
         weights[:-1] += first * spans
@@ -41,36 +41,36 @@ class Quadrature(ABC):
 @register
 @dataclass(frozen=True)
 class Trapezoid(Quadrature):
-    """Half of each end: error of order two in the step where the states have the law of the continuous process."""
+    """The trapezoidal rule: order two in the step if the states have the distribution of the continuous process."""
 
     def shares(self) -> tuple[float, float]:
-        """½ and ½."""
+        """The weights ½ and ½."""
         return 0.5, 0.5
 
 
 @register
 @dataclass(frozen=True)
 class LeftPoint(Quadrature):
-    """The value where the step starts: order one, exact for what a chain pays, no value needed where it ends."""
+    """The value at the start of each step: order one, exact for the costs of a chain, no value needed at the end."""
 
     def shares(self) -> tuple[float, float]:
-        """1 and 0."""
+        """The weights 1 and 0."""
         return 1.0, 0.0
 
 
 @register
 @dataclass(frozen=True)
 class RightPoint(Quadrature):
-    """The value where the step ends: order one, no value needed where the paths start."""
+    """The value at the end of each step: order one, needs no value at the start of the paths."""
 
     def shares(self) -> tuple[float, float]:
-        """0 and 1."""
+        """The weights 0 and 1."""
         return 0.0, 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class PathValues:
-    """One value of a functional for each path.
+    """Values of a functional, one for each path.
 
     Args:
         values: float64, shape ``(batch,)``.
@@ -82,7 +82,7 @@ class PathValues:
 
     @classmethod
     def exact(cls, values: Tensor) -> PathValues:
-        """Values without an error from time steps."""
+        """Wraps values without a time-step error."""
         values = values.detach().double()
         return cls(values, values)
 
@@ -93,34 +93,34 @@ class PathValues:
 
     @cached_property
     def allowance(self) -> float:
-        """``|R(Δ) − R(Δ/2)|``: how far the mean moves when the step is halved to that of the paths."""
+        """The change ``|R(Δ) − R(Δ/2)|`` of the mean when the step is halved to that of the paths."""
         return abs(float((self.coarse - self.values).mean()))
 
     def __add__(self, other: PathValues) -> PathValues:
-        """Path by path."""
+        """Adds path by path."""
         return PathValues(self.values + other.values, self.coarse + other.coarse)
 
     def __sub__(self, other: PathValues) -> PathValues:
-        """Path by path: what two functionals of the same paths share does not add to the error."""
+        """Subtracts path by path: common parts of two functionals of the same paths do not add to the error."""
         return self + -other
 
     def __neg__(self) -> PathValues:
-        """``−F``."""
+        """Computes ``−F``."""
         return PathValues(-self.values, -self.coarse)
 
     def __mul__(self, factor: float) -> PathValues:
-        """``factor · F``."""
+        """Computes ``factor · F``."""
         return PathValues(factor * self.values, factor * self.coarse)
 
     def __str__(self) -> str:
-        """Mean, standard error, and the change by halving the step."""
+        """Formats mean, standard error, and the change by halving the step."""
         return f"{self.estimate}, step halving {self.allowance:.2g}"
 
 
 def integrate(
     paths: Paths, integrand: RowFunction, quadrature: Quadrature = Trapezoid(), start_time: float = 0.0
 ) -> PathValues:
-    """``∫ f(t, X_t) dt`` along each path, over bridge times from ``start_time`` to ``T``.
+    """Computes ``∫ f(t, X_t) dt`` along each path, over bridge times from ``start_time`` to ``T``.
 
     Args:
         paths: of either direction.
@@ -149,7 +149,7 @@ def integrate(
 
 
 def knots_from(paths: Paths, start_time: float) -> Tensor:
-    """The indices, in the order visited, of the states at bridge times from ``start_time`` on."""
+    """Returns the indices, in the order visited, of the states at bridge times from ``start_time`` on."""
     times = paths.t
     near = (times - start_time).abs() <= 1e-9 * paths.chain.process.horizon
     found = torch.nonzero((times > start_time) | near).flatten()
@@ -164,7 +164,7 @@ def knots_from(paths: Paths, start_time: float) -> Tensor:
 def streamed(
     measure: PathMeasure, n: int, functional: Callable[[Paths], PathValues], *, seed: Seed, chunk: int = ROW_BLOCK
 ) -> PathValues:
-    """``functional`` of ``measure.sample(n, seed=seed)``, of which only ``chunk`` rows are kept at a time.
+    """Computes ``functional`` of ``measure.sample(n, seed=seed)``, keeping only ``chunk`` rows at a time.
 
     Args:
         measure: is simulated.
@@ -184,12 +184,12 @@ def streamed(
 
 
 def row_values(function: RowFunction, t: Time, x: Tensor, name: str) -> Tensor:
-    """``function(t, x)``; an error that says what is wrong unless it is a finite tensor ``(batch,)``."""
+    """Computes ``function(t, x)``; raises a descriptive error unless it is a finite tensor ``(batch,)``."""
     values = function(t, x)
     if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
         said = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise InvalidInputError(
-            f"{name} must return one number a row, shape ({len(x)},); it returned {said}. A sum over coordinates is "
+            f"{name} must return one number per row, shape ({len(x)},); it returned {said}. A sum over coordinates is "
             "x.square().sum(1)."
         )
     if not bool(torch.isfinite(values).all()):

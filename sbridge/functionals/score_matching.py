@@ -25,7 +25,7 @@ from sbridge.processes.base import LinearProcess, Time
 def explicit_score_matching(
     paths: Paths, score: ScoreFunction, true_score: ScoreFunction, *, s_min: float, quadrature: Quadrature = Trapezoid()
 ) -> PathValues:
-    """``½ ∫ |σᵀ(s_θ − ∇log ρ_t)(X_t)|² dt``.
+    """Computes ``½ ∫ |σᵀ(s_θ − ∇log ρ_t)(X_t)|² dt``.
 
     Args:
         paths: with the marginals ``ρ_t``: of the noising process, or of its exact reversal.
@@ -50,7 +50,7 @@ def implicit_score_matching(
     probes: Tensor | None = None,
     quadrature: Quadrature = Trapezoid(),
 ) -> PathValues:
-    """``∫ ½|σᵀs_θ|² + ∇·(σσᵀs_θ) dt`` along each path.
+    """Computes ``∫ ½|σᵀs_θ|² + ∇·(σσᵀs_θ) dt`` along each path.
 
     Args:
         paths, score, s_min, quadrature: as for :func:`explicit_score_matching`.
@@ -64,7 +64,7 @@ def implicit_score_matching(
 def implicit_constant(
     paths: Paths, true_score: ScoreFunction, *, s_min: float, quadrature: Quadrature = Trapezoid()
 ) -> PathValues:
-    """``½ ∫ |σᵀ∇log ρ_t|² dt``, so that explicit = implicit + this, in the mean."""
+    """Computes ``½ ∫ |σᵀ∇log ρ_t|² dt``, so that explicit = implicit + this, in the mean."""
 
     def integrand(t: Time, x: Tensor) -> Tensor:
         return losses.implicit_constant(linear_process(paths), t, checked_score(true_score, t, x))
@@ -75,7 +75,7 @@ def implicit_constant(
 def denoising_score_matching(
     paths: Paths, score: ScoreFunction, *, s_min: float, quadrature: Quadrature = Trapezoid()
 ) -> PathValues:
-    """``½ ∫ |σᵀ(s_θ − ∇log p(X_t | X_0))|² dt``.
+    """Computes ``½ ∫ |σᵀ(s_θ − ∇log p(X_t | X_0))|² dt``.
 
     Args:
         paths: of the noising process itself: forward, without control, from the data at ``t = 0``.
@@ -96,7 +96,7 @@ def denoising_score_matching(
 def denoising_constant(
     paths: Paths, true_score: ScoreFunction, *, s_min: float, quadrature: Quadrature = Trapezoid()
 ) -> PathValues:
-    """``C = ½ ∫ |σᵀ∇log p(X_t | X_0)|² − |σᵀ∇log ρ_t|² dt``, so that explicit = denoising − C, in the mean.
+    """Computes ``C = ½ ∫ |σᵀ∇log p(X_t | X_0)|² − |σᵀ∇log ρ_t|² dt``, so that explicit = denoising − C, in the mean.
 
     Arguments and errors as for :func:`denoising_score_matching`.
     """
@@ -111,13 +111,13 @@ def denoising_constant(
 
 
 def noise_at(paths: Paths, t: Time, x: Tensor) -> Tensor:
-    """``ε = L⁻¹(x − Φ X_0 − k)``: the noise that took the start of each path to ``x`` at time ``t``."""
+    """Computes ``ε = L⁻¹(x − Φ X_0 − k)``: the noise that leads from the start of each path to ``x`` at time ``t``."""
     law = linear_process(paths).transition(0.0, t)
     return law.root.inverse().to(x)(x - law.mean(paths.x[0]))
 
 
 def linear_process(paths: Paths) -> LinearProcess:
-    """The process of the paths; UnsupportedError unless it is linear."""
+    """Returns the process of the paths; raises UnsupportedError unless it is linear."""
     process = paths.chain.process
     if not isinstance(process, LinearProcess):
         raise UnsupportedError(
@@ -130,7 +130,7 @@ def _check_noising(paths: Paths, s_min: float) -> None:
     if not s_min > 0.0:
         raise InvalidInputError(
             f"s_min must be positive, got {s_min:g}: at time 0 the denoising target is infinite and the integral "
-            "diverges. Put a small time into the grid, such as a thousandth of the horizon, and begin there."
+            "diverges. Add a small time to the grid, such as a thousandth of the horizon, and start there."
         )
     if paths.chain.direction is not Direction.FORWARD or bool((paths.v != 0).any()):
         raise InvalidInputError(

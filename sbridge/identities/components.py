@@ -93,7 +93,7 @@ class Components:
         return Components(self.weights, factor * self.means, factor**2 * self.covariances)
 
     def expected(self, waves: Waves) -> float:
-        """``E waves(X)``: ``Σ w cos(kᵀμ + phase) e^{−½ kᵀΣk}``, the characteristic function."""
+        """Computes ``E waves(X)``: ``Σ w cos(kᵀμ + phase) e^{−½ kᵀΣk}``, the characteristic function."""
         k = waves.frequencies
         damping = torch.exp(-0.5 * torch.einsum("md,kde,me->km", k, self.covariances, k))
         return float(self.weights @ ((self.means @ k.mT + waves.phases).cos() * damping).mean(1))

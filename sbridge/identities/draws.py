@@ -72,7 +72,7 @@ RowValues = Callable[[Noised], Tensor]
 
 
 def noised(setting: Setting, n: int, resolution: float, *stream: str | int) -> Noised:
-    """``n`` rows with independent noise at stratified times.
+    """Draws ``n`` rows with independent noise at stratified times.
 
     Args:
         setting: where.
@@ -143,7 +143,7 @@ def _mean(
 def explicit(
     setting: Setting, score: Score, *stream: str | int, target: float = 0.5, exact: Score | None = None
 ) -> Estimate:
-    """``½ ∫ E|σᵀ(s − ∇log ρ_t)|² dt`` with the closed-form score, at random times: without steps in time.
+    """Computes ``½ ∫ E|σᵀ(s − ∇log ρ_t)|² dt`` with the closed-form score, at random times: without steps in time.
 
     Args:
         setting, stream, target: as for :func:`precise`.
@@ -189,7 +189,7 @@ def combined(*parts: Estimate) -> Estimate:
 
 
 def target_mean(setting: Setting, one: Noised) -> Tensor:
-    """``½ E|σᵀL^{−ᵀ}ε|² = ½ tr(σσᵀQ⁻¹)``."""
+    """Computes ``½ E|σᵀL^{−ᵀ}ε|² = ½ tr(σσᵀQ⁻¹)``."""
     root = setting.process.transition(0.0, one.t).root
     return 0.5 * setting.dim * (root.inverse() @ setting.process.scale(one.t)).mean_square(setting.dim)
 
@@ -264,7 +264,7 @@ class Remembered:
 
 
 def matched_grid(setting: Setting, steps: int, resolution: float | None = None) -> TimeGrid:
-    """``0``, then ``steps`` steps from ``s_min`` to ``T``, in each of which scores change alike."""
+    """Computes ``0``, then ``steps`` steps from ``s_min`` to ``T``, in each of which scores change alike."""
     resolution = resolved(setting) if resolution is None else resolution
     times = NoiseTimes(resolution * width(setting)).quantiles(setting.process, setting.s_min, steps)
     return TimeGrid((0.0, *(times[:-1] / setting.horizon).tolist(), 1.0))

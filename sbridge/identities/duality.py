@@ -181,7 +181,7 @@ def _clock(setting: Setting) -> Tensor:
 
 
 def _dual(tilt: Tilt, log_start: np.ndarray, log_end: np.ndarray, grid: Grid) -> float:
-    """``E_{p_T} g − E_{p_0} log c``."""
+    """Computes ``E_{p_T} g − E_{p_0} log c``."""
     end, start = (tilt.log_potential(t, grid.points) for t in (tilt.horizon, 0.0))
     return _mean(log_end, end, grid) - _mean(log_start, start, grid)
 

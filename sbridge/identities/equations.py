@@ -99,7 +99,7 @@ def chapman_kolmogorov(setting: Setting) -> Iterator[Outcome]:
 
 
 def _coordinate_density(law: Transition, i: int, x: Tensor, y: Tensor) -> Tensor:
-    """``log p(y_i | x_i)`` where map and covariance are multiples of the identity; the offset may be a vector."""
+    """Gives ``log p(y_i | x_i)`` where map and covariance are multiples of the identity; the offset may be a vector."""
     offset = law.offset if law.offset.numel() == 1 else law.offset[i]
     apart = (y - law.map.values * x - offset) / law.root.values
     return -0.5 * apart.square() - law.root.values.log() - 0.5 * math.log(2.0 * math.pi)
@@ -309,19 +309,19 @@ class Reversed(LinearProcess):
         return self.process.dim
 
     def linear(self, t: Time) -> LinearMap:
-        """``−A(T − t)``."""
+        """Computes ``−A(T − t)``."""
         return -self.process.linear(self.horizon - t)
 
     def offset(self, t: Time) -> Tensor:
-        """``−c(T − t)``."""
+        """Computes ``−c(T − t)``."""
         return -self.process.offset(self.horizon - t)
 
     def scale(self, t: Time) -> LinearMap:
-        """``σ(T − t)``."""
+        """Computes ``σ(T − t)``."""
         return self.process.scale(self.horizon - t)
 
     def transition(self, s: Time, t: Time) -> Transition:
-        """``Φ⁻¹, −Φ⁻¹k, Φ⁻¹QΦ^{−T}`` of the process from ``T − t`` to ``T − s``."""
+        """Computes ``Φ⁻¹, −Φ⁻¹k, Φ⁻¹QΦ^{−T}`` of the process from ``T − t`` to ``T − s``."""
         law = self.process.transition(self.horizon - t, self.horizon - s)
         back = law.map.inverse()
         return Transition(back, -back(law.offset.reshape(1, -1)).reshape(-1), back @ law.covariance @ back.T)
@@ -335,7 +335,7 @@ def _points(setting: Setting) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def _one_over(log_function: RowFunction) -> RowFunction:
-    """``f(t, x)`` over its own value at the rows: derivatives are those of ``f``, in units of ``f``."""
+    """Computes ``f(t, x)`` over its own value at the rows: derivatives are those of ``f``, in units of ``f``."""
 
     def ratio(t: Tensor, x: Tensor) -> Tensor:
         logs = log_function(t, x)
@@ -360,14 +360,14 @@ def _drift(setting: Setting, t: Tensor, x: Tensor) -> Tensor:
 
 
 def _growth(setting: Setting, t: Tensor, x: Tensor) -> Tensor:
-    """``∇·b``."""
+    """Computes ``∇·b``."""
     free = x.detach().requires_grad_()
     drift = setting.process.drift(t, free)
     return divergence(drift, free) if drift.requires_grad else torch.zeros_like(t)
 
 
 def _log_transition(process: LinearProcess, s: float, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """``log G``, differentiable in ``t``."""
+    """Computes ``log G``, differentiable in ``t``."""
     law, dim = process.transition(s, t), x.shape[1]
     root = torch.linalg.cholesky(law.covariance.expanded(dim))
     gap = (y - law.mean(x)).unsqueeze(-1)
@@ -377,7 +377,7 @@ def _log_transition(process: LinearProcess, s: float, x: Tensor, t: Tensor, y: T
 
 
 def _log_mehler(well: Well, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """``log G`` of Brownian motion killed at rate ``½k²|x|²``, symmetric in its ends."""
+    """Computes ``log G`` of Brownian motion killed at rate ``½k²|x|²``, symmetric in its ends."""
     angle, dim = well.k * well.sigma * t, x.shape[1]
     squares, product = x.square().sum(1) + y.square().sum(1), (x * y).sum(1)
     exponent = 0.5 * well.k / well.sigma * (squares / angle.tanh() - 2.0 * product / angle.sinh())
@@ -385,7 +385,7 @@ def _log_mehler(well: Well, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _log_survival(well: Well, t: Tensor, x: Tensor) -> Tensor:
-    """``log E[e^{−∫_t^T V} | X_t = x]``: Cameron & Martin's formula for what is left of the time."""
+    """Computes ``log E[e^{−∫_t^T V} | X_t = x]``: Cameron & Martin's formula for what is left of the time."""
     angle, dim = well.k * well.sigma * (well.horizon - t), x.shape[1]
     return -0.5 * dim * angle.cosh().log() - 0.5 * well.k / well.sigma * angle.tanh() * (x - well.centre).square().sum(
         1

@@ -61,7 +61,7 @@ def _has_equilibrium(setting: Setting) -> bool:
     applies=_has_equilibrium,
 )
 def drift_is_the_equilibrium_force(setting: Setting) -> Iterator[Outcome]:
-    """``p_eq`` from ``m = Φm + k`` and ``P = Φ²P + Q``."""
+    """Computes ``p_eq`` from ``m = Φm + k`` and ``P = Φ²P + Q``."""
     process, law = setting.process, setting.process.transition(0.0, setting.horizon)
     mean = law.offset / (1.0 - law.map.values)
     variance = law.covariance.values / (1.0 - law.map.values.square())

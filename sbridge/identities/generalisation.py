@@ -259,7 +259,7 @@ def _refined(coarse: Tensor, fine: Tensor, right: float, note: str) -> Outcome:
 
 
 def _log_kernels(process: LinearProcess, t: float, points: Tensor, x: Tensor) -> Tensor:
-    """``log p(x_i | x_0 = point_j)``, shape ``(rows, points)``."""
+    """Computes ``log p(x_i | x_0 = point_j)``, shape ``(rows, points)``."""
     rows, count = len(x), len(points)
     starts, ends = points.repeat(rows, 1), x.repeat_interleave(count, 0)
     return process.log_transition(0.0, starts, t, ends).reshape(rows, count)

@@ -83,7 +83,7 @@ def _by_weights(setting: Setting, network: Score, others: dict[str, Loss], expli
 
 
 def _by_size(setting: Setting, exact: Score, loss: Loss, stream: str) -> Estimate:
-    """``d/dθ`` of the loss of ``∇log ρ + θ · perturbation`` at ``θ = 1``, row by row."""
+    """Computes ``d/dθ`` of the loss of ``∇log ρ + θ · perturbation`` at ``θ = 1``, row by row."""
     field = Perturbed.sized(setting, GAP)
 
     def rows(one: Noised) -> Tensor:
@@ -100,7 +100,7 @@ def _by_size(setting: Setting, exact: Score, loss: Loss, stream: str) -> Estimat
 
 
 def _gradient(weights: list[Tensor], network: Score, loss: Loss, one: Noised) -> Tensor:
-    """``∇_θ`` of the mean loss, flat, float64."""
+    """Computes ``∇_θ`` of the mean loss, flat, float64."""
     with torch.enable_grad():
         mean = (one.weight * loss(one, network)).mean()
         found = torch.autograd.grad(mean, weights, materialize_grads=True)

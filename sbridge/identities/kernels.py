@@ -61,7 +61,7 @@ def pinned_kernel_is_bayes(setting: Setting) -> Iterator[Outcome]:
     right="0",
 )
 def pinned_kernel_flows_back(setting: Setting) -> Iterator[Outcome]:
-    """``∂_τ log q = −∇·β − β·∇log q + ½ tr(σσᵀ∇²log q) + ½|σᵀ∇log q|²`` in reversed time ``τ``."""
+    """Computes ``∂_τ log q = −∇·β − β·∇log q + ½ tr(σσᵀ∇²log q) + ½|σᵀ∇log q|²`` in reversed time ``τ``."""
     process, h = setting.process, 2e-3
     for s, t in spans(setting):
         x_start, x, x_t = (x[:POINTS] for x in trail(setting, (s, t), "pinned"))
@@ -205,21 +205,21 @@ def ddpm_objective_order(setting: Setting) -> Outcome:
 
 
 def _bayes(setting: Setting, s: float, t: float, x_start: Tensor, x_s: Tensor, x_t: Tensor) -> Tensor:
-    """``log p(x_t|x_s) + log p(x_s|x_0) − log p(x_t|x_0)``."""
+    """Computes ``log p(x_t|x_s) + log p(x_s|x_0) − log p(x_t|x_0)``."""
     process = setting.process
     there = process.log_transition(0.0, x_start, s, x_s) + process.log_transition(s, x_s, t, x_t)
     return there - process.log_transition(0.0, x_start, t, x_t)
 
 
 def _fresh(setting: Setting, x: Tensor, stream: str) -> Callable[[int], Tensor]:
-    """``k ↦`` standard normal noise like ``x``."""
+    """Computes ``k ↦`` standard normal noise like ``x``."""
     return lambda k: torch.randn(
         x.shape, generator=generator(setting.seed_of("kernels", "noise", stream, k)), dtype=torch.float64
     )
 
 
 def _discrete_objective(setting: Setting, steps: int, x: Tensor, noise_of: Callable[[int], Tensor]) -> Tensor:
-    """``Σ_k w_k |ε_k − ε_θ|²`` for each row, over steps that grow geometrically from ``s_min``."""
+    """Computes ``Σ_k w_k |ε_k − ε_θ|²`` for each row, over steps that grow geometrically from ``s_min``."""
     process = setting.process
     if not isinstance(process, VariancePreserving):
         raise UnsupportedError(f"a discrete chain needs a VariancePreserving process, got {type(process).__name__}.")
@@ -235,7 +235,7 @@ def _discrete_objective(setting: Setting, steps: int, x: Tensor, noise_of: Calla
 
 
 def _score_matching(setting: Setting, x: Tensor, noise_of: Callable[[int], Tensor]) -> Tensor:
-    """``½∫ |σᵀ(s_θ − ∇log p(x_s|x_0))|² ds`` from ``s_min`` for each row; nodes in the logarithm of time."""
+    """Computes ``½∫ |σᵀ(s_θ − ∇log p(x_s|x_0))|² ds`` from ``s_min`` for each row; nodes in the logarithm of time."""
     process, total = setting.process, x.new_zeros(len(x))
     places, weights = np.polynomial.legendre.leggauss(48)
     half = -0.5 * math.log(setting.start_time)

@@ -63,21 +63,21 @@ class Well:
         return BrownianMotion(self.sigma, self.horizon)
 
     def rate(self, t: Time, x: Tensor) -> Tensor:
-        """``V``."""
+        """Computes ``V``."""
         return 0.5 * self.k**2 * (x - self.centre).square().sum(1)
 
     def log_mass(self, x: Tensor) -> Tensor:
-        """``log φ(0, x)``."""
+        """Computes ``log φ(0, x)``."""
         angle, dim = self.k * self.sigma * self.horizon, x.shape[1]
         square = (x - self.centre).square().sum(1)
         return -0.5 * dim * math.log(math.cosh(angle)) - 0.5 * self.k / self.sigma * math.tanh(angle) * square
 
     def control(self, t: Time, x: Tensor) -> Tensor:
-        """``−(pull/σ)(x − c)``: not the optimal one."""
+        """Computes ``−(pull/σ)(x − c)``: not the optimal one."""
         return -self.pull / self.sigma * (x - self.centre)
 
     def mean_integral(self, x: Tensor) -> Tensor:
-        """``E ∫ |X − c|² dt`` from each ``x`` under the control: an Ornstein–Uhlenbeck process."""
+        """Computes ``E ∫ |X − c|² dt`` from each ``x`` under the control: an Ornstein–Uhlenbeck process."""
         twice, dim = 2.0 * self.pull, x.shape[1]
         share = -math.expm1(-twice * self.horizon) / twice
         steady = dim * self.sigma**2 / twice

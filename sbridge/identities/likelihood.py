@@ -42,7 +42,7 @@ class GaussianModel:
     share: float = _SHARE
 
     def moments(self, t: float) -> tuple[Tensor, Tensor]:
-        """``m_t`` and ``P_t``."""
+        """Computes ``m_t`` and ``P_t``."""
         mean, covariance = (one.double() for one in moments(self.setting.data))
         law = self.setting.process.transition(0.0, t)
         phi = law.map.expanded(self.setting.dim)
@@ -170,7 +170,7 @@ def entropy_balance(setting: Setting) -> Outcome:
 
 
 def _bulk(setting: Setting, score: Score, note: str, value: float, target: float = 0.6) -> Estimate:
-    """``∫ E∇·b − E[½|σᵀ(s − τ)|² − ½|σᵀτ|²] ds``: the bound on ``E log p`` but for its end, ``E log π(X_T)``."""
+    """Gives ``∫ E∇·b − E[½|σᵀ(s − τ)|² − ½|σᵀτ|²] ds``: the bound on ``E log p`` but for its end, ``E log π(X_T)``."""
     process = setting.process
 
     def rows(one: Noised) -> Tensor:
@@ -198,7 +198,7 @@ def _ends(setting: Setting, n: int, stream: str) -> tuple[Tensor, Tensor]:
 
 
 def _end_entropies(setting: Setting, stream: str) -> tuple[Estimate, Estimate]:
-    """``E log ρ(X)`` at ``s_min`` and at ``T``: independent estimates, quick enough for many draws."""
+    """Computes ``E log ρ(X)`` at ``s_min`` and at ``T``: independent estimates, quick enough for many draws."""
     points = len(setting.data.rows) if isinstance(setting.data, Samples) else 1
     n = max(setting.samples, min(20 * setting.samples, 100_000_000 // points))
     first, last = _ends(setting, n, stream)

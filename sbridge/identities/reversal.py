@@ -65,7 +65,7 @@ def ode_marginals(setting: Setting) -> Iterator[Outcome]:
     right="mean square 1; characteristic function of the state beside independent noise",
 )
 def two_times_of_the_sde(setting: Setting) -> Iterator[Outcome]:
-    """``L⁻¹(X_t − Φ X_s − k)`` is standard normal, and independent of ``X_s``."""
+    """Computes ``L⁻¹(X_t − Φ X_s − k)`` is standard normal, and independent of ``X_s``."""
     coarse, fine = exactly_reversed(setting)
     pairs = [_increments(setting, one) for one in (coarse, fine)]
     squares = [noise.square().mean(1) for _, noise in pairs]
@@ -275,7 +275,7 @@ def _log_density(setting: Setting, x: Tensor, t: float) -> Tensor:
 
 
 def _log_densities(setting: Setting, x: Tensor, t: float, note: str, allowance: float = 0.0) -> Outcome:
-    """``E log ρ_t`` over ``x`` against the same over many exact draws."""
+    """Computes ``E log ρ_t`` over ``x`` against the same over many exact draws."""
     left = Estimate.of(_log_density(setting, x, t))
     right = Estimate.of(_log_density(setting, noised(setting, t, "exact draws", multiple=4), t))
     error = math.hypot(left.standard_error, right.standard_error)

@@ -45,7 +45,7 @@ def times_seen(setting: Setting) -> tuple[float, ...]:
 
 
 def noised(setting: Setting, t: float, stream: str, multiple: int = 1) -> Tensor:
-    """``multiple · samples`` independent exact draws of ``X_t``, float64."""
+    """Computes ``multiple · samples`` independent exact draws of ``X_t``, float64."""
     g = generator(setting.seed_of("noised", stream))
     start = setting.data.sample(multiple * setting.samples, g).double()
     step = setting.process.transition(0.0, t)

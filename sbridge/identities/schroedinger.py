@@ -60,7 +60,7 @@ class Urn:
         return torch.softmax(-0.5 * torch.cdist(self.start, self.end).square(), 1).numpy()
 
     def log_probability(self, counts: np.ndarray) -> float:
-        """``log Π_k N_k! Π_l g_kl^{c_kl}/c_kl!``."""
+        """Computes ``log Π_k N_k! Π_l g_kl^{c_kl}/c_kl!``."""
         terms = counts * np.log(self.kernel) - gammaln(counts + 1.0)
         return float(terms.sum() + gammaln(counts.sum(1) + 1.0).sum())
 
@@ -221,7 +221,7 @@ def _quantiles(law: Law, grid: Grid, count: int) -> Tensor:
 
 
 def _table(process: LinearProcess, grid: Grid, s: float, t: float) -> np.ndarray:
-    """``R(y | x)`` times the cell volume for all pairs of cells, a row for each ``x``."""
+    """Computes ``R(y | x)`` times the cell volume for all pairs of cells, a row for each ``x``."""
     points = grid.points
     pairs = process.log_transition(s, points.repeat_interleave(grid.size, 0), t, points.repeat(grid.size, 1))
     return pairs.exp().reshape(grid.size, grid.size).numpy() * grid.volume

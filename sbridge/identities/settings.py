@@ -96,7 +96,7 @@ class Setting:
             yield "trained network", self.network
 
     def grid(self, refinement: int = 1) -> TimeGrid:
-        """``0``, then ``refinement · steps`` steps from ``s_min`` to ``T``, equal in :attr:`_clock`, nested."""
+        """Returns ``0``, then ``refinement · steps`` steps from ``s_min`` to ``T``, equal in :attr:`_clock`, nested."""
         fractions, clock = self._clock
         wanted = torch.linspace(0.0, 1.0, refinement * self.steps + 1, dtype=torch.float64)[1:-1]
         knots = np.interp(wanted.numpy(), clock.numpy(), fractions.numpy())

@@ -34,7 +34,7 @@ class Triple:
     multiplier: np.ndarray
 
     def moved(self, length: float, by: Triple) -> Triple:
-        """``z + h δ``."""
+        """Computes ``z + h δ``."""
         return Triple(self.p + length * by.p, self.u + length * by.u, self.multiplier + length * by.multiplier)
 
 
@@ -54,7 +54,7 @@ class World:
 
     @classmethod
     def of(cls, setting: Setting, fineness: float, nodes: int) -> World:
-        """``fineness`` cells in the deviation of the narrowest component, ``nodes`` times."""
+        """Computes ``fineness`` cells in the deviation of the narrowest component, ``nodes`` times."""
         bridge = solve_schroedinger(setting.process, setting.data, unreached(setting), spacious(setting, fineness))
         action = GridAction(setting.process, SpaceTime(bridge.grid, setting.horizon, nodes))
         times = [float(t) for t in action.space.times]
@@ -82,7 +82,7 @@ class World:
         return self.action.adjoint_form(z.p, z.u, z.multiplier)
 
     def change(self, at: Triple, along: Triple, length: float) -> float:
-        """``S(z + hδ) − S(z)``."""
+        """Computes ``S(z + hδ) − S(z)``."""
         return self.constraint_form(at.moved(length, along)) - self.constraint_form(at)
 
     def slope(self, at: Triple, along: Triple, lengths: tuple[float, ...]) -> float:

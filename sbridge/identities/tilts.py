@@ -56,7 +56,7 @@ class Tilt:
         return self.means.shape[1]
 
     def log_potential(self, t: Time, x: Tensor) -> Tensor:
-        """``log φ(t, x)``, shape ``(batch,)``; ``g`` at ``t = T``."""
+        """Computes ``log φ(t, x)``, shape ``(batch,)``; ``g`` at ``t = T``."""
         law = self.process.transition(t, self.horizon)
         spread = law.covariance.expanded(self._dim)
         spread = spread.reshape(-1, 1, self._dim, self._dim) + self.covariances
@@ -68,7 +68,7 @@ class Tilt:
         return torch.logsumexp(self.weights.log() - 0.5 * white.square().sum(-1) - volume, -1)
 
     def control(self, t: Time, x: Tensor) -> Tensor:
-        """``u = σᵀ∇log φ``, by automatic differentiation of the above."""
+        """Computes ``u = σᵀ∇log φ``, by automatic differentiation of the above."""
         with torch.enable_grad():
             free = x.detach().requires_grad_()
             slope = gradient(self.log_potential(t, free), free).detach()
@@ -101,11 +101,11 @@ class Derivatives:
         return cls(rate.detach(), slope.detach(), torch.stack(rows, 1))
 
     def along(self, drift: Tensor) -> Tensor:
-        """``b·∇f``."""
+        """Computes ``b·∇f``."""
         return (drift * self.slope).sum(1)
 
     def spread(self, process: LinearProcess, t: Tensor) -> Tensor:
-        """``½ tr(σσᵀ∇²f)``."""
+        """Computes ``½ tr(σσᵀ∇²f)``."""
         scale = process.scale(t)
         square = (scale @ scale.T).expanded(self.slope.shape[1])
         return 0.5 * torch.einsum("bij,bji->b", square, self.hessian)
@@ -118,7 +118,7 @@ def relative(residual: Tensor, *terms: Tensor) -> float:
 
 
 def _white(inverse: Tensor, gaps: Tensor) -> Tensor:
-    """``L_k⁻¹ d_bk``, one matrix a component."""
+    """Computes ``L_k⁻¹ d_bk``, one matrix a component."""
     return torch.einsum("kij,bkj->bki", inverse, gaps)
 
 

@@ -77,12 +77,12 @@ def trail(setting: Setting, times: tuple[float, ...], stream: str, multiple: int
 
 
 def gradient(values: Tensor, x: Tensor) -> Tensor:
-    """``∇`` of each row's value, itself differentiable."""
+    """Computes ``∇`` of each row's value, itself differentiable."""
     return torch.autograd.grad(values.sum(), x, create_graph=True)[0]
 
 
 def divergence(field: Tensor, x: Tensor) -> Tensor:
-    """``Σ_i ∂_i field_i`` of a field recorded from ``x``, zero where it does not depend on it."""
+    """Computes ``Σ_i ∂_i field_i`` of a field recorded from ``x``, zero where it does not depend on it."""
     parts = [
         torch.autograd.grad(one.sum(), x, retain_graph=True, materialize_grads=True, allow_unused=True)[0][:, i]
         for i, one in enumerate(field.unbind(1))
@@ -98,7 +98,7 @@ def direction(setting: Setting) -> Tensor:
 
 
 def wave(setting: Setting, x: Tensor, number: int = 1) -> Tensor:
-    """``cos(k·x/w + ¼π)`` with a fixed vector ``k`` of length 1 or 2 and the width ``w`` of the states."""
+    """Computes ``cos(k·x/w + ¼π)`` with a fixed vector ``k`` of length 1 or 2 and the width ``w`` of the states."""
     width = x.detach().var(0).mean().sqrt()
     return torch.cos(number * (x @ direction(setting)) / width + 0.25 * math.pi)
 

@@ -1,4 +1,4 @@
-"""Path measures: a reference, a control, a start and a direction; and how far two of them are apart."""
+"""Path measures: a reference, a control, a start and a direction; and distances between two of them."""
 
 from sbridge.measures.estimates import Estimate, ImportanceWeights, effective_sample_size, importance_weights
 from sbridge.measures.measure import EndKernel, PathMeasure, Paths, Times

@@ -14,7 +14,7 @@ from sbridge.errors import InvalidInputError, NonFiniteError
 
 @dataclass(frozen=True)
 class Estimate:
-    """A Monte Carlo mean.
+    """A Monte Carlo mean with its error.
 
     Args:
         value: the mean.
@@ -30,17 +30,17 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Tensor, effective_sample_size: float | None = None) -> Estimate:
-        """The mean of independent ``values``, shape ``(n,)``, ``n ≥ 2``."""
+        """Computes the mean of independent ``values``, shape ``(n,)``, ``n ≥ 2``."""
         if values.ndim != 1 or len(values) < 2:
             raise InvalidInputError(
-                f"a standard error takes at least two values of shape (n,), got shape {tuple(values.shape)}."
+                f"a standard error needs at least two values of shape (n,), got shape {tuple(values.shape)}."
             )
         values = values.detach().double()
         error = float(values.std()) / math.sqrt(len(values))
         return cls(float(values.mean()), error, len(values), effective_sample_size)
 
     def __str__(self) -> str:
-        """The value with its standard error."""
+        """Formats the value with its standard error."""
         size = "" if self.effective_sample_size is None else f", effective {self.effective_sample_size:.0f}"
         return f"{value_and_error(self.value, self.standard_error)} (s.e., n = {self.samples}{size})"
 
@@ -61,7 +61,7 @@ class ImportanceWeights:
 
 
 def importance_weights(log_weights: Tensor) -> ImportanceWeights:
-    """Normalised weights from logarithms of shape ``(n,)``, known up to a constant; ``−∞`` is weight zero.
+    """Normalises weights given by logarithms of shape ``(n,)`` up to a constant; ``−∞`` is weight zero.
 
     Raises:
         InvalidInputError: for another shape, or if every weight is zero.
@@ -70,7 +70,7 @@ def importance_weights(log_weights: Tensor) -> ImportanceWeights:
     if log_weights.ndim != 1 or len(log_weights) < 1:
         raise InvalidInputError(f"log weights must have shape (n,), got {tuple(log_weights.shape)}.")
     if bool((log_weights.isnan() | log_weights.isposinf()).any()):
-        raise NonFiniteError("log weights contain NaN or +inf: the simulation or the densities behind them broke down.")
+        raise NonFiniteError("log weights contain NaN or +inf: the simulation or the densities failed.")
     if bool(log_weights.isneginf().all()):
         raise InvalidInputError("every weight is zero: the two measures do not overlap on these samples.")
     values = torch.softmax(log_weights, 0)
@@ -80,5 +80,5 @@ def importance_weights(log_weights: Tensor) -> ImportanceWeights:
 
 
 def effective_sample_size(log_weights: Tensor) -> float:
-    """``(Σ w)² / Σ w²`` from logarithms (Kish); errors as in :func:`importance_weights`."""
+    """Computes ``(Σ w)² / Σ w²`` from logarithms (Kish); errors as in :func:`importance_weights`."""
     return importance_weights(log_weights).effective_sample_size

@@ -1,4 +1,4 @@
-"""A path measure and its paths."""
+"""Path measures and their paths."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _CHUNK_ROWS = 16 * ROW_BLOCK
 
 @runtime_checkable
 class EndKernel(Protocol):
-    """The exact law of the far end of a measure given the near one.
+    """The exact distribution of the far end of a measure given the near one.
 
     It may be given for a measure that moves between its ends like its process does, as every Schrödinger bridge:
     :meth:`PathMeasure.interpolate` relies on that. Files can keep it if its class is registered.
     """
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """One far end for each row of ``x``, shape ``(batch, dim)``."""
+        """Draws one far end for each row of ``x``, shape ``(batch, dim)``."""
         ...
 
     def mean(self, x: Tensor) -> Tensor:
-        """The conditional mean of the far end, shape ``(batch, dim)``."""
+        """Computes the conditional mean of the far end, shape ``(batch, dim)``."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Paths:
-    """Simulated paths with all that Girsanov's formula needs.
+    """Simulated paths with the quantities that Girsanov's formula needs.
 
     Args:
         x: states in the order visited, shape ``(N + 1, batch, dim)``; paths of a backward measure begin at ``T``.
@@ -65,14 +65,14 @@ class Paths:
 
     @property
     def t(self) -> Tensor:
-        """Bridge times of the states, float64, shape ``(N + 1,)``; falling if the measure runs backward."""
+        """Bridge times of the states, float64, shape ``(N + 1,)``; decreasing if the measure runs backward."""
         return self.chain.visited
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class PathMeasure:
-    """The law of ``dX = (b + σu) dt + σ dW``, forward from ``t = 0`` or backward from ``t = T``.
+    """The distribution of ``dX = (b + σu) dt + σ dW``, forward from ``t = 0`` or backward from ``t = T``.
 
     A backward measure follows ``dY = (−b + σû) ds + σ dB`` in ``s = T − t``; its control too is called with bridge
     time. All times are bridge times in ``[0, T]``, in the unit of the process. Dtype and device of results are
@@ -104,16 +104,19 @@ class PathMeasure:
 
     def __post_init__(self) -> None:
         if not isinstance(self.direction, Direction):
-            raise InvalidInputError(f"direction is Direction.FORWARD or Direction.BACKWARD, got {self.direction!r}.")
+            raise InvalidInputError(
+                f"direction must be Direction.FORWARD or Direction.BACKWARD, got {self.direction!r}."
+            )
         if self.control is not None and not callable(self.control):
             raise InvalidInputError(f"control must be a function (t, x) -> u, or None; got {self.control!r}.")
         if self.process.dim not in (None, self.start.dim):
             raise InvalidInputError(
-                f"the process has dimension {self.process.dim}, its start law {self.start.dim}; they must agree."
+                f"the process has dimension {self.process.dim}, its start distribution has {self.start.dim}; they must "
+                "agree."
             )
 
     def chain(self, like: Tensor, grid: TimeGrid | None = None) -> Chain:
-        """Its steps on ``grid`` (by default its own), in the dtype and on the device of ``like``.
+        """Returns its steps on ``grid`` (by default its own), in the dtype and on the device of ``like``.
 
         Raises:
             InvalidInputError: if the process grows so much over a step that no control could hold it.
@@ -126,12 +129,12 @@ class PathMeasure:
 
     @standard_modes()
     def starts(self, n: int, *, seed: Seed) -> Tensor:
-        """The start states of ``sample(n, seed=seed)``, shape ``(n, dim)``."""
+        """Draws the start states of ``sample(n, seed=seed)``, shape ``(n, dim)``."""
         check_count(n, "n")
         return self.start.sample(n, generator(derive(as_seed(seed), "start")))
 
     def sample(self, n: int, *, seed: Seed) -> Paths:
-        """``n`` paths from the start law, kept whole: :meth:`simulate` from :meth:`starts`."""
+        """Draws ``n`` whole paths from the start distribution: :meth:`simulate` from :meth:`starts`."""
         seed = as_seed(seed)
         return self.simulate(self.starts(n, seed=seed), seed=seed)
 
@@ -156,7 +159,7 @@ class PathMeasure:
 
     @standard_modes(gradients=False)
     def marginals(self, times: Times, n: int, *, seed: Seed, chunk: int | None = None) -> Tensor:
-        """States of ``n`` paths at ``times``, shape ``(len(times), n, dim)``, without keeping the paths.
+        """Returns the states of ``n`` paths at ``times``, shape ``(len(times), n, dim)``, without keeping the paths.
 
         At times on the grid these are states of ``sample(n, seed=seed)``; other times are put into the grid.
 
@@ -172,7 +175,7 @@ class PathMeasure:
 
     @standard_modes(gradients=False)
     def transport(self, x: Tensor, *, seed: Seed, chunk: int | None = None) -> Tensor:
-        """The far end for each row of ``x``: from the end kernel if there is one, else simulated.
+        """Draws the far end for each row of ``x``: from the end kernel if there is one, else simulated.
 
         Args:
             x: states at the near end, shape ``(batch, dim)``.
@@ -186,7 +189,7 @@ class PathMeasure:
 
     @standard_modes(gradients=False)
     def conditional_mean(self, x: Tensor, *, seed: Seed, draws: int = 64) -> Tensor:
-        """``E[far end | near end]`` for each row of ``x``: exact with an end kernel, else over ``draws`` transports."""
+        """Computes ``E[far end | near end]`` for each row of ``x``: exact with an end kernel, else a mean of draws."""
         x, seed = self._check_states(x), as_seed(seed)
         if self.end_kernel is not None:
             return self.end_kernel.mean(x)
@@ -198,7 +201,7 @@ class PathMeasure:
 
     @standard_modes(gradients=False)
     def interpolate(self, x: Tensor, t: float | Times, *, seed: Seed, chunk: int | None = None) -> Tensor:
-        """The states at time ``t`` of paths that start in the rows of ``x``, shape ``(batch, dim)``.
+        """Draws the states at time ``t`` of paths that start in the rows of ``x``, shape ``(batch, dim)``.
 
         With an end kernel and a linear process: the ends of :meth:`transport` for the same seed, then the pinned
         bridge, without time steps. Else: simulated on the grid with ``t`` put in, and stopped there.
@@ -242,7 +245,7 @@ class PathMeasure:
         return index if self.direction is Direction.FORWARD else grid.steps - index
 
     def _recorded(self, x: Tensor, fractions: list[float], seed: int, chunk: int | None) -> Tensor:
-        """The states at ``fractions`` of the horizon of simulated paths from the rows of ``x``."""
+        """Simulates paths from the rows of ``x`` and returns their states at ``fractions`` of the horizon."""
         grid = self.grid.including(fractions)
         chain = self.chain(x, grid)
         places: dict[int, list[int]] = {}
@@ -268,7 +271,7 @@ class PathMeasure:
 def _pinned_states(
     process: LinearProcess, x: Tensor, ends: tuple[float, float, Tensor], fractions: list[float], seed: int
 ) -> Tensor:
-    """States at ``fractions`` of the horizon given both ends of every path, one after the other from the near end on.
+    """Draws states at ``fractions`` of the horizon given both ends of every path, in order from the near end on.
 
     Args:
         process: the reference.
@@ -292,12 +295,12 @@ def _pinned_states(
 
 
 def noise_for(x: Tensor, steps: int, seed: int) -> NormalNoise:
-    """The noise that ``seed`` gives to paths from the rows of ``x``."""
+    """Makes the noise of ``seed`` for paths from the rows of ``x``."""
     return NormalNoise(derive(seed, "noise"), steps, *x.shape, dtype=x.dtype, device=x.device)
 
 
 def pieces(x: Tensor, steps: int, seed: int, chunk: int | None) -> Iterator[tuple[slice, NormalNoise]]:
-    """Chunks of the rows of ``x``, each with its part of the noise."""
+    """Yields chunks of the rows of ``x``, each with its part of the noise."""
     if chunk is None:
         chunk = min(_CHUNK_ROWS, max(_CHUNK_NUMBERS // x.shape[1], 1))
     check_count(chunk, "chunk")
@@ -309,12 +312,12 @@ def pieces(x: Tensor, steps: int, seed: int, chunk: int | None) -> Iterator[tupl
 
 
 def check_count(value: int, name: str) -> None:
-    """InvalidInputError unless ``value`` is a positive integer."""
+    """Raises InvalidInputError unless ``value`` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidInputError(f"{name} must be a positive integer, got {value!r}.")
 
 
 def _draw_ends(kernel: EndKernel, x: Tensor, seed: int) -> Tensor:
-    """Ends drawn block by block, each with its own generator, so that memory is bounded and rows are settled."""
+    """Draws ends block by block, each with its own generator: memory is bounded, and rows do not depend on chunks."""
     blocks = enumerate(x.split(ROW_BLOCK))
     return torch.cat([kernel.draw(rows, generator(derive(seed, "end", i), x.device)) for i, rows in blocks])

@@ -1,4 +1,4 @@
-"""How far two path measures are apart: log ratios along paths, and their means.
+"""Distances between two path measures: log ratios along paths, and their means.
 
 All of it is exact for the chains that are simulated, at any step size. The density of a path is the product of the
 Gaussian kernels of its steps; a control only moves their means.
@@ -25,7 +25,7 @@ from sbridge.simulation.engine import check_control
 
 
 def log_ratio(paths: Paths, control_p: Control | None, control_q: Control | None) -> Tensor:
-    """``log dP/dQ`` along ``paths`` for the measures that two controls make of their chain, shape ``(batch,)``.
+    """Returns ``log dP/dQ`` along ``paths`` for the measures that two controls make of their chain, shape ``(batch,)``.
 
     With ``p_j, q_j`` the two controls at the states of the paths and ``v_j`` the one that made them::
 
@@ -47,12 +47,12 @@ def log_ratio(paths: Paths, control_p: Control | None, control_q: Control | None
 
 
 def energy(paths: Paths) -> Estimate:
-    """``½ E Σ_j Δ_j |v_j|²``: the path KL of the measure that made ``paths`` to its reference from the same start."""
+    """Estimates ``½ E Σ_j Δ_j |v_j|²``: the path KL of the measure that made ``paths`` to its reference, same start."""
     return Estimate.of(energies(paths))
 
 
 def martingale(paths: Paths, control: Control | None) -> Tensor:
-    """``Σ_j √Δ_j p_j · ξ_j`` for a control at the states of the paths, shape ``(batch,)``: its mean is zero."""
+    """Computes ``Σ_j √Δ_j p_j · ξ_j`` for a control at the states of the paths, shape ``(batch,)``: of mean zero."""
     total, chain = torch.zeros((), dtype=torch.float64, device=paths.x.device), paths.chain
     for j, width in enumerate(chain.root_durations):
         total = (
@@ -62,14 +62,14 @@ def martingale(paths: Paths, control: Control | None) -> Tensor:
 
 
 def energies(paths: Paths) -> Tensor:
-    """``½ Σ_j Δ_j |v_j|²`` of each path, shape ``(batch,)``."""
+    """Computes ``½ Σ_j Δ_j |v_j|²`` of each path, shape ``(batch,)``."""
     spans = paths.chain.visited.diff().abs().to(paths.v)
     return 0.5 * torch.einsum("j,jbd->b", spans, paths.v.detach().square())
 
 
 @torch.no_grad()
 def path_kl(p: PathMeasure, q: PathMeasure, n: int, *, seed: Seed, chunk: int | None = None) -> Estimate:
-    """``KL(P ‖ Q) = KL(start_p ‖ start_q) + ½ E_P Σ_j Δ_j |p_j − q_j|²``, from ``n`` paths of ``p``.
+    """Computes ``KL(P ‖ Q) = KL(start_p ‖ start_q) + ½ E_P Σ_j Δ_j |p_j − q_j|²``, from ``n`` paths of ``p``.
 
     The part of the log ratio that is linear in the noise has mean zero and is left out. The effective sample size
     is that of the weights ``dQ/dP``: how many of the ``n`` paths would count if they had to stand for ``q``.
@@ -87,7 +87,7 @@ def path_kl(p: PathMeasure, q: PathMeasure, n: int, *, seed: Seed, chunk: int | 
     """
     _check_comparable(p, q)
     if p.direction is not q.direction:
-        raise InvalidInputError("path_kl compares measures of one direction; for two directions use jeffreys.")
+        raise InvalidInputError("path_kl compares measures of the same direction; for two directions use jeffreys.")
     seed = as_seed(seed)
     starts = p.starts(n, seed=seed)
     chain = p.chain(starts)
@@ -136,7 +136,7 @@ def kernel_log_ratio(paths: Paths, forward: PathMeasure, backward: PathMeasure) 
 
 @torch.no_grad()
 def jeffreys(forward: PathMeasure, backward: PathMeasure, n: int, *, seed: Seed, chunk: int | None = None) -> Estimate:
-    """``E_forward[ℓ] − E_backward[ℓ]`` with ``ℓ`` of :func:`kernel_log_ratio`, from ``n`` paths of each.
+    """Computes ``E_forward[ℓ] − E_backward[ℓ]`` with ``ℓ`` of :func:`kernel_log_ratio`, from ``n`` paths of each.
 
     If the paths of each measure end in the start law of the other, this is the Jeffreys divergence
     ``KL(forward ‖ backward) + KL(backward ‖ forward) ≥ 0``: zero exactly when the two are one measure read in two
@@ -162,7 +162,7 @@ def jeffreys(forward: PathMeasure, backward: PathMeasure, n: int, *, seed: Seed,
 
 
 def _stream_kernel_log_ratio(own: PathMeasure, opposite: PathMeasure, n: int, seed: int, chunk: int | None) -> Tensor:
-    """``ℓ`` along ``n`` paths of ``own``, which are not kept."""
+    """Computes ``ℓ`` along ``n`` paths of ``own``, without keeping them."""
     starts = own.starts(n, seed=seed)
     chain, other = own.chain(starts), opposite.chain(starts)
     total = starts.new_zeros(n, dtype=torch.float64)
@@ -187,14 +187,14 @@ def _stream_kernel_log_ratio(own: PathMeasure, opposite: PathMeasure, n: int, se
 
 
 def _kernel_gap(other: Chain, control: Control | None, j: int, x: Tensor, own_noise: Tensor, y: Tensor) -> Tensor:
-    """``½|ξ_other|² − ½|ξ_own|²`` for step ``j`` from ``x`` to ``y``, which the other chain takes back."""
+    """Computes ``½|ξ_other|² − ½|ξ_own|²`` for step ``j`` from ``x`` to ``y``, which the other chain takes back."""
     k = other.length - 1 - j
     other_noise = other.shift(k, y, x) - other.root_durations[k] * control_value(control, other.step_times[k], y)
     return 0.5 * ((other_noise - own_noise) * (other_noise + own_noise)).sum(1).double()
 
 
 def _log_det_gap(own: Chain, other: Chain) -> float:
-    """``Σ log|det L_other| − log|det L_own|``, in float64: it is a small difference of large sums."""
+    """Computes ``Σ log|det L_other| − log|det L_own|``, in float64: it is a small difference of large sums."""
     dim = own.like.shape[-1]
     precise = torch.empty(0, dtype=torch.float64, device=own.like.device)
     chains = [dataclasses.replace(chain, like=precise) for chain in (other, own)]
@@ -203,7 +203,7 @@ def _log_det_gap(own: Chain, other: Chain) -> float:
 
 
 def control_value(control: Control | None, t: Time, x: Tensor) -> Tensor:
-    """``u(t, x)``, zeros for ``None``; InvalidInputError unless it is a tensor like ``x``."""
+    """Computes ``u(t, x)``, zeros for ``None``; InvalidInputError unless it is a tensor like ``x``."""
     if control is None:
         return torch.zeros_like(x)
     u = control(t, x)
@@ -212,14 +212,14 @@ def control_value(control: Control | None, t: Time, x: Tensor) -> Tensor:
 
 
 def _start_log_ratio(p: Law, q: Law, x: Tensor) -> Tensor:
-    """``log p(x) − log q(x)``, shape ``(batch,)``; zero if the laws are the same."""
+    """Computes ``log p(x) − log q(x)``, shape ``(batch,)``; zero if the laws are the same."""
     if _same(p, q):
         return x.new_zeros(len(x))
     for law in (p, q):
         if isinstance(law, Density) or not hasattr(law, "log_density"):
             raise InvalidInputError(
-                f"the start laws differ and a {type(law).__name__} has no normalised density, so their KL is "
-                "not known. Start both measures from one law, or from Gaussian or GaussianMixture laws."
+                f"the start distributions differ and a {type(law).__name__} has no normalised density, so their KL is "
+                "unknown. Start both measures from one distribution, or from Gaussian or GaussianMixture ones."
             )
     return p.log_density(x) - q.log_density(x)  # type: ignore[attr-defined]
 
@@ -250,7 +250,7 @@ def _check_directions(forward: PathMeasure, backward: PathMeasure) -> None:
 
 
 def _same(a: object, b: object) -> bool:
-    """Equality of data: dataclasses field by field, tensors entry by entry."""
+    """Returns whether data are equal: dataclasses field by field, tensors entry by entry."""
     if a is b:
         return True
     if type(a) is not type(b):

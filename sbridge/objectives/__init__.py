@@ -1,4 +1,4 @@
-"""Differentiable losses: over one bundle of paths, whose ``v`` says how they were sampled, or over noised rows."""
+"""Differentiable losses: over one bundle of paths, whose ``v`` is the sampling control, or over noised rows."""
 
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, matching_loss, terminal_gradient
 from sbridge.objectives.control import (

@@ -15,7 +15,7 @@ from sbridge.processes import Chain
 
 
 def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Control | None = None) -> Tensor:
-    """The adjoint state ``a_k`` of each path, shape ``(N + 1, batch, dim)``, exact for the chain.
+    """Computes the adjoint state ``a_k`` of each path, shape ``(N + 1, batch, dim)``, exact for the chain.
 
     ``a_N = ∇g(x_N)``, ``a_k = a_{k+1} + ∇_x [(m_k(x) − x)·a_{k+1} + Δ f(t_k, x)]`` at ``x = x_k``, with ``m_k`` the
     mean of the *uncontrolled* step: one vector–Jacobian product a step, no graph across steps. In continuous time
@@ -34,7 +34,7 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Co
     """
     if costs.stopping is not None:
         raise UnsupportedError(
-            f"the adjoint state does not see how a hitting time moves: with a stopping set use {WITHOUT_GRADIENTS}."
+            f"the adjoint state ignores that a stopping time moves: with a stopping set use {WITHOUT_GRADIENTS}."
         )
     chain, states = paths.chain, paths.x.detach()
     adjoint = torch.empty_like(states)
@@ -54,12 +54,12 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Co
 
 
 def terminal_gradient(x: Tensor, costs: Costs) -> Tensor:
-    """``∇g(x)``, shape ``(batch, dim)``."""
+    """Computes ``∇g(x)``, shape ``(batch, dim)``."""
     return gradient(x, costs.end)
 
 
 def adjoint_targets(chain: Chain, adjoint: Tensor) -> Tensor:
-    """``−L_kᵀ a_{k+1}/√Δ_k``, what the control is regressed on, shape ``(N, batch, dim)``.
+    """Computes ``−L_kᵀ a_{k+1}/√Δ_k``, the regression target of the control, shape ``(N, batch, dim)``.
 
     With ``a_{k+1}`` the fixed point is the chain's exact optimum; ``a_k`` would be off by ``O(Δ)``.
     """
@@ -68,12 +68,12 @@ def adjoint_targets(chain: Chain, adjoint: Tensor) -> Tensor:
 
 
 def matching_loss(u: Tensor, targets: Tensor, spans: Tensor) -> Tensor:
-    """``Σ_k Δ_k |u_k − target_k|²``, mean over paths; ``u`` and targets ``(N, batch, dim)``, spans ``(N,)``."""
+    """Returns ``Σ_k Δ_k |u_k − target_k|²``, mean over paths; ``u`` and targets ``(N, batch, dim)``, spans ``(N,)``."""
     return torch.einsum("k,kb->", spans.to(u), (u - targets).square().sum(2)) / u.shape[1]
 
 
 def gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """``∇_x Σ function(x)``; zeros if it does not depend on ``x``."""
+    """Computes ``∇_x Σ function(x)``; zeros if it does not depend on ``x``."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = function(x).sum()

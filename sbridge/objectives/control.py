@@ -18,7 +18,7 @@ from sbridge.simulation.engine import check_control
 
 
 def control_values(control: Control, paths: Paths) -> Tensor:
-    """``u(t_k, x_k)`` at all states but the last, shape ``(N, batch, dim)``, in one call of the control.
+    """Computes ``u(t_k, x_k)`` at all states but the last, shape ``(N, batch, dim)``, in one call of the control.
 
     States are constants here: the gradient is that of the control's parameters.
     """
@@ -41,7 +41,7 @@ def log_weight(paths: Paths, costs: Costs, alive: Tensor | None = None) -> Tenso
 
 
 def residual(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:
-    """``Ỹ = Σ [Δ (½|u|² − u·v) − √Δ u·ξ − Δ f] − g = log dP*/dP^u + const``, shape ``(batch,)``, float64.
+    """Computes ``Ỹ = Σ [Δ (½|u|² − u·v) − √Δ u·ξ − Δ f] − g = log dP*/dP^u + const``, shape ``(batch,)``, float64.
 
     It is constant exactly when ``u`` is the control of ``P*``.
 
@@ -55,7 +55,7 @@ def residual(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None)
 
 
 def relative_entropy(paths: Paths, costs: Costs) -> Tensor:
-    """``E[Σ Δ (f + ½|u|²) + g]``, for paths simulated with their gradient: ``u = v`` (ibid.).
+    """Computes ``E[Σ Δ (f + ½|u|²) + g]``, for paths simulated with their gradient: ``u = v`` (ibid.).
 
     Raises:
         UnsupportedError: with a stopping set, whose hitting times the gradient does not see.
@@ -68,7 +68,7 @@ def relative_entropy(paths: Paths, costs: Costs) -> Tensor:
 
 
 def log_variance(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:
-    """``Var Ỹ``, unbiased, under the control that made the paths (ibid.).
+    """Computes ``Var Ỹ``, unbiased, under the control that made the paths (ibid.).
 
     With paths of ``u`` itself, taken as constants, its gradient is twice that of the relative entropy in expectation;
     it vanishes path by path at the optimum.
@@ -77,12 +77,12 @@ def log_variance(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = N
 
 
 def moment(paths: Paths, costs: Costs, u: Tensor, offset: Tensor, alive: Tensor | None = None) -> Tensor:
-    """``E (Ỹ + y_0)²``; the best ``y_0`` is ``−log E_R exp(−Σ Δ f − g)``, the value (ibid., moment loss)."""
+    """Computes ``E (Ỹ + y_0)²``; the best ``y_0`` is ``−log E_R exp(−Σ Δ f − g)``, the value (ibid., moment loss)."""
     return (residual(paths, costs, u, alive) + offset).square().mean()
 
 
 def cross_entropy(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:
-    """``Σ_i w_i [Σ Δ (½|u|² − u·v) − √Δ u·ξ]_i`` with the normalised weights ``w ∝ α`` (ibid.).
+    """Computes ``Σ_i w_i [Σ Δ (½|u|² − u·v) − √Δ u·ξ]_i`` with the normalised weights ``w ∝ α`` (ibid.).
 
     ``KL(P* ‖ P^u)`` up to a constant; convex in ``u``. The weights are normalised from their logarithms.
     """
@@ -91,14 +91,14 @@ def cross_entropy(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = 
 
 
 def _log_density(paths: Paths, u: Tensor, alive: Tensor | None) -> Tensor:
-    """``−log dP^u/dR`` along paths of ``v``, against the uncontrolled chain: ``Σ Δ (½|u|² − u·v) − √Δ u·ξ``."""
+    """Computes ``−log dP^u/dR`` along paths of ``v``, R the uncontrolled chain: ``Σ Δ (½|u|² − u·v) − √Δ u·ξ``."""
     v, spans = paths.v.detach(), _spans(paths)
     square = _sum((u * (0.5 * u - v)).sum(2), spans, alive)
     return square - _sum((u * paths.noise.detach()).sum(2), spans.sqrt(), alive)
 
 
 def _sum(values: Tensor, weights: Tensor, alive: Tensor | None) -> Tensor:
-    """``Σ_k weights_k values_k`` over the steps that count, in float64."""
+    """Computes ``Σ_k weights_k values_k`` over the steps that count, in float64."""
     weighted = values.double() * weights.unsqueeze(1)
     return (weighted if alive is None else weighted * alive[:-1]).sum(0)
 

@@ -33,7 +33,7 @@ from sbridge.processes import Chain
 
 @dataclass(frozen=True, eq=False)
 class StepsTaken:
-    """Steps of simulated paths, to be taken back: all of them ``(N, paths, dim)``, or one a row ``(batch, dim)``.
+    """Steps of simulated paths, to be reversed: all of them ``(N, paths, dim)``, or one per row ``(batch, dim)``.
 
     Attributes:
         x: where they ended, ``y`` above.
@@ -49,7 +49,7 @@ class StepsTaken:
 
     @classmethod
     def of(cls, paths: Paths, base: Control | None = None) -> StepsTaken:
-        """All steps of ``paths``; ``base`` is a part of ``û`` that is known, which joins ``h``."""
+        """Collects all steps of ``paths``; ``base`` is a known part of ``û``, added to ``h``."""
         chain = paths.chain
         back = replace(chain, direction=chain.direction.opposite)
         held, mirrored = torch.empty_like(paths.noise), torch.empty_like(paths.noise)
@@ -63,14 +63,14 @@ class StepsTaken:
         return cls(paths.x[1:], paths.noise, held, mirrored)
 
     def rows(self, steps: Tensor, paths: Tensor) -> StepsTaken:
-        """Step ``steps[i]`` of path ``paths[i]``, one a row."""
+        """Selects step ``steps[i]`` of path ``paths[i]``, one per row."""
         j, i = steps.to(self.x.device), paths.to(self.x.device)
         return StepsTaken(self.x[j, i], self.noise[j, i], self.held[j, i], self.mirrored[j, i])
 
 
 @dataclass(frozen=True, eq=False)
 class When:
-    """The steps that rows belong to.
+    """The step to which each row belongs.
 
     Attributes:
         t: times at which they ended, float64, shape ``(batch,)``.
@@ -84,14 +84,14 @@ class When:
 
     @classmethod
     def of(cls, chain: Chain, steps: Tensor) -> When:
-        """Of the steps ``steps`` of a chain."""
+        """Collects the times and roots of the steps ``steps`` of a chain."""
         times, device = chain.visited, chain.like.device
         width = (times[steps + 1] - times[steps]).abs().sqrt()
         return cls(times[steps + 1].to(device), chain.roots(steps), width.to(chain.like))
 
 
 def mean_matching(taken: StepsTaken, when: When, control: Control) -> Tensor:
-    """``½|û + h|² + û·ξ/√Δ``, averaged over ``ξ`` and ``−ξ``, shape ``(batch,)``.
+    """Computes ``½|û + h|² + û·ξ/√Δ``, averaged over ``ξ`` and ``−ξ``, shape ``(batch,)``.
 
     The mirrored row has the same law, since ``ξ`` is symmetric, and takes away the part of the noise that grows as
     ``Δ → 0``: what is left of ``û·ξ/√Δ`` is ``ξᵀ (∂û/∂x) L ξ/√Δ`` and higher terms, Hutchinson's estimate of the
@@ -104,7 +104,7 @@ def mean_matching(taken: StepsTaken, when: When, control: Control) -> Tensor:
 
 
 def likelihood(taken: StepsTaken, when: When, control: Control, probes: Probes) -> Tensor:
-    """``½|û + h|² + ∇·(L û)/√Δ``, shape ``(batch,)``, with the divergence by ``probes``."""
+    """Computes ``½|û + h|² + ∇·(L û)/√Δ``, shape ``(batch,)``, with the divergence by ``probes``."""
     with torch.enable_grad():
         x = taken.x.detach().requires_grad_()
         u = control(when.t, x)
@@ -113,7 +113,7 @@ def likelihood(taken: StepsTaken, when: When, control: Control, probes: Probes) 
 
 
 def terminal_adjoint(chain: Chain, x: Tensor, log_density: Callable[[Tensor], Tensor], other: Control) -> Tensor:
-    """``∇(−log p + log φ̂)`` at the far ends ``x`` of a chain's paths, shape ``(batch, dim)``.
+    """Computes ``∇(−log p + log φ̂)`` at the far ends ``x`` of a chain's paths, shape ``(batch, dim)``.
 
     The half-bridge towards the law ``p`` tilts the reference by ``p/φ̂`` at its far end; the gradient of ``log φ̂`` is
     that of the other direction's control there, ``√Δ L^{−ᵀ} û``, with the chain's last step.

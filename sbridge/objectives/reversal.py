@@ -1,4 +1,4 @@
-"""The action of a reversal on simulated paths: how far a backward measure is from the forward one read backwards."""
+"""The action of a reversal on simulated paths: the distance of a backward measure from the reversed forward one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sbridge.simulation.engine import check_control
 
 
 def reversal_action(paths: Paths, control: Control, first: int = 0) -> Tensor:
-    """``Σ_k ½|ξ'_k|² − ½|ξ_k|²`` for each path, shape ``(batch,)``: the backward control's part of the path KL.
+    """Computes ``Σ_k ½|ξ'_k|² − ½|ξ_k|²`` for each path, shape ``(batch,)``: the path KL of the backward control.
 
     ``ξ'_k`` is the noise with which the backward chain, under ``û``, steps from ``x_{k+1}`` back to ``x_k``. The mean
     over paths is ``KL(P ‖ P^û)`` up to what does not depend on ``û``, exactly for the chain at any step size (the

@@ -1,4 +1,4 @@
-"""Score matching, three ways: the loss of every row of a bundle ``(t, x)`` of noised states, differentiable.
+"""Three forms of score matching: the loss of every row of a bundle ``(t, x)`` of noised states, differentiable.
 
 With ``s = s_θ(t, x)``, ``a = σσᵀ`` and ``X_t = Φ X_0 + k + L ε`` of a linear noising process, per unit of time::
 
@@ -27,60 +27,60 @@ from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Process, Time
 
 ScoreFunction = Callable[[Time, Tensor], Tensor]
-"""``(t, x) → (batch, dim)``."""
+"""A score ``(t, x) → (batch, dim)``."""
 Units = Callable[[LinearProcess, Time, Tensor], Tensor]
-"""Takes the error of a score to the units in which it is squared."""
+"""A function that converts the error of a score to the units in which it is squared."""
 
 
 def likelihood_units(process: Process, t: Time, error: Tensor) -> Tensor:
-    """``σᵀ error``: the square is a rate of path KL."""
+    """Converts to ``σᵀ error``, whose square is a rate of path KL."""
     return process.scale(t).T.to(error)(error)
 
 
 def noise_units(process: LinearProcess, t: Time, error: Tensor) -> Tensor:
-    """``Lᵀ error``: the error of ``ε``, every noise level alike."""
+    """Converts to ``Lᵀ error``, the error of ``ε``, equal for all noise levels."""
     return process.transition(0.0, t).root.T.to(error)(error)
 
 
 def denoising_target(process: LinearProcess, t: Time, noise: Tensor) -> Tensor:
-    """``∇_x log p(x | x_0) = −Q⁻¹(x − m) = −L^{−ᵀ} ε``, without the difference ``x − m``; ``t > 0``."""
+    """Computes ``∇_x log p(x | x_0) = −Q⁻¹(x − m) = −L^{−ᵀ} ε``, without the difference ``x − m``; ``t > 0``."""
     return -process.transition(0.0, t).root.T.inverse().to(noise)(noise)
 
 
 def explicit(
     process: LinearProcess, t: Time, score: Tensor, true_score: Tensor, units: Units = likelihood_units
 ) -> Tensor:
-    """``½ |σᵀ(s − ∇log ρ_t)|²``."""
+    """Computes ``½ |σᵀ(s − ∇log ρ_t)|²``."""
     return 0.5 * units(process, t, score - true_score).square().sum(1)
 
 
 def denoising(process: LinearProcess, t: Time, score: Tensor, noise: Tensor, units: Units = likelihood_units) -> Tensor:
-    """``½ |σᵀ(s + L^{−ᵀ} ε)|²``."""
+    """Computes ``½ |σᵀ(s + L^{−ᵀ} ε)|²``."""
     return 0.5 * units(process, t, score - denoising_target(process, t, noise)).square().sum(1)
 
 
 def denoising_constant(process: LinearProcess, t: Time, noise: Tensor, true_score: Tensor) -> Tensor:
-    """``½ |σᵀ L^{−ᵀ} ε|² − ½ |σᵀ∇log ρ_t|²``: by what :func:`denoising` exceeds :func:`explicit` in the mean."""
+    """Computes ``½ |σᵀ L^{−ᵀ} ε|² − ½ |σᵀ∇log ρ_t|²``: :func:`denoising` minus :func:`explicit` in the mean."""
     target = likelihood_units(process, t, denoising_target(process, t, noise))
     return 0.5 * target.square().sum(1) - implicit_constant(process, t, true_score)
 
 
 def implicit(process: LinearProcess, t: Time, x: Tensor, score: ScoreFunction, probes: Tensor | None = None) -> Tensor:
-    """``½ |σᵀ s|² + ∇·(σσᵀ s)``, the divergence as in :func:`divergence`."""
+    """Computes ``½ |σᵀ s|² + ∇·(σσᵀ s)``, the divergence as in :func:`divergence`."""
     scale = process.scale(t).to(x)
     values, trace = divergence(lambda y: score(t, y), x, probes, scale @ scale.T)
     return 0.5 * scale.T(values).square().sum(1) + trace
 
 
 def implicit_constant(process: LinearProcess, t: Time, true_score: Tensor) -> Tensor:
-    """``½ |σᵀ∇log ρ_t|²``: by what :func:`explicit` exceeds :func:`implicit` in the mean."""
+    """Computes ``½ |σᵀ∇log ρ_t|²``, the mean difference of :func:`explicit` and :func:`implicit`."""
     return 0.5 * likelihood_units(process, t, true_score).square().sum(1)
 
 
 def divergence(
     field: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor | None = None, metric: LinearMap | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``f(x)``, shape ``(batch, dim)``, and ``∇·(a f)(x) = tr(a ∇f)``, shape ``(batch,)``.
+    """Computes ``f(x)``, shape ``(batch, dim)``, and ``∇·(a f)(x) = tr(a ∇f)``, shape ``(batch,)``.
 
     Exact from ``dim`` backward passes, or Hutchinson's ``mean_i η_iᵀ ∇(a f · η_i)`` (Hutchinson 1989), unbiased, whose
     variance for Rademacher probes is ``½ Σ_{i≠j} (J + Jᵀ)²_ij`` over the number of probes. Row ``i`` of the field may
@@ -115,12 +115,12 @@ def divergence(
 
 
 def checked_score(score: ScoreFunction, t: Time, x: Tensor) -> Tensor:
-    """``score(t, x)``; InvalidInputError unless it has the shape of ``x``."""
+    """Computes ``score(t, x)``; raises InvalidInputError unless it has the shape of ``x``."""
     values = score(t, x)
     if not isinstance(values, Tensor) or values.shape != x.shape:
         said = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise InvalidInputError(
-            f"a score must return the shape of its states, {tuple(x.shape)}; it returned {said}. A time of shape "
-            "(batch,) meets x as t.unsqueeze(-1)."
+            f"a score must return the shape of its states, {tuple(x.shape)}; it returned {said}. Combine a time of "
+            "shape (batch,) with x as t.unsqueeze(-1)."
         )
     return values

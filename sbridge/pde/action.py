@@ -57,15 +57,15 @@ class SpaceTime:
         return matrix - np.diag(matrix.sum(1))
 
     def time_derivative(self, field: np.ndarray) -> np.ndarray:
-        """``∂_t f``."""
+        """Computes ``∂_t f``."""
         return np.tensordot(self._time_derivative, self.check(field), (1, 0))
 
     def integrate(self, field: np.ndarray) -> float:
-        """``∫∫ f dx dt``."""
+        """Computes ``∫∫ f dx dt``."""
         return float(self.weights @ self.check(field).reshape(self.nodes, -1).sum(1)) * self.grid.volume
 
     def check(self, field: np.ndarray) -> np.ndarray:
-        """``field``; InvalidInputError unless it has the shape of a field here."""
+        """Computes ``field``; InvalidInputError unless it has the shape of a field here."""
         if field.shape != (self.nodes, *self.grid.shape):
             raise InvalidInputError(f"a field has shape {(self.nodes, *self.grid.shape)} here, got {field.shape}.")
         return field
@@ -88,12 +88,12 @@ class GridAction:
     state_cost: StateCost | None = None
 
     def constraint_form(self, p: np.ndarray, u: np.ndarray, multiplier: np.ndarray) -> float:
-        """``∫∫ p (½|u|² + V) + ∫∫ J (−∂_t p − ∇·((b + σu)p) + ½σσᵀ:∇²p)``, eq. (3.22): derivatives on ``p``."""
+        """Returns ``∫∫ p (½|u|² + V) + ∫∫ J (−∂_t p − ∇·((b + σu)p) + ½σσᵀ:∇²p)``, eq. (3.22): derivatives on ``p``."""
         residual = self.fokker_planck_residual(p, u)
         return self.space.integrate(p * self._running_cost(u) - multiplier * residual)
 
     def adjoint_form(self, p: np.ndarray, u: np.ndarray, multiplier: np.ndarray) -> float:
-        """``∫∫ p (½|u|² + V + ∂_t J + (b + σu)·∇J + ½σσᵀ:∇²J) + ∫p_0 J_0 − ∫p_T J_T``, eq. (3.21).
+        """Computes ``∫∫ p (½|u|² + V + ∂_t J + (b + σu)·∇J + ½σσᵀ:∇²J) + ∫p_0 J_0 − ∫p_T J_T``, eq. (3.21).
 
         Equal to :meth:`constraint_form`, with derivatives on ``J`` instead of ``p``.
         """
@@ -102,24 +102,24 @@ class GridAction:
         return self.space.integrate(p * (self._running_cost(u) + moved)) + float(boundary) * self.space.grid.volume
 
     def fokker_planck_residual(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """``∂_t p + ∇·((b + σu)p) − ½σσᵀ:∇²p``, eq. (3.23a)."""
+        """Computes ``∂_t p + ∇·((b + σu)p) − ½σσᵀ:∇²p``, eq. (3.23a)."""
         grid, drift = self.space.grid, self._drift + self._scaled(u)
         flow = sum(grid.difference(drift[a] * p, a) for a in range(grid.dim))
         return self.space.time_derivative(p) + flow - self._spread(p)
 
     def hjb_residual(self, multiplier: np.ndarray) -> np.ndarray:
-        """``∂_t J + b·∇J + ½σσᵀ:∇²J − ½|σᵀ∇J|² + V``, eq. (3.24)."""
+        """Computes ``∂_t J + b·∇J + ½σσᵀ:∇²J − ½|σᵀ∇J|² + V``, eq. (3.24)."""
         u = self.control_of(multiplier)
         moved = self.space.time_derivative(multiplier) + self._generator(multiplier, np.zeros_like(u))
         return moved - 0.5 * (u**2).sum(0) + self._cost
 
     def kolmogorov_residual(self, phi: np.ndarray) -> np.ndarray:
-        """``∂_t φ + b·∇φ + ½σσᵀ:∇²φ − Vφ``, eq. (3.26b)."""
+        """Computes ``∂_t φ + b·∇φ + ½σσᵀ:∇²φ − Vφ``, eq. (3.26b)."""
         zero = np.zeros((self.space.grid.dim, *phi.shape))
         return self.space.time_derivative(phi) + self._generator(phi, zero) - self._cost * phi
 
     def control_of(self, multiplier: np.ndarray) -> np.ndarray:
-        """``u = −σᵀ∇J``, eq. (3.23c)."""
+        """Computes ``u = −σᵀ∇J``, eq. (3.23c)."""
         return -np.einsum("tba,bt...->at...", self._scale, self.space.grid.gradient(multiplier))
 
     def _generator(self, field: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ class GridAction:
         return ((self._drift + self._scaled(u)) * gradient).sum(0) + self._spread(field)
 
     def _spread(self, field: np.ndarray) -> np.ndarray:
-        """``½σσᵀ:∇²f``."""
+        """Computes ``½σσᵀ:∇²f``."""
         grid, square = self.space.grid, self._scale @ np.swapaxes(self._scale, 1, 2)
         total = np.zeros_like(field)
         for a in range(grid.dim):

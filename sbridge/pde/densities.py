@@ -25,7 +25,7 @@ class SampleDensity(ABC):
 
     @abstractmethod
     def on(self, samples: Samples, grid: Grid) -> Field:
-        """``log`` of the density, up to a constant; InvalidInputError if the grid misses mass."""
+        """Computes ``log`` of the density, up to a constant; InvalidInputError if the grid misses mass."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class KernelDensity(SampleDensity):
     bandwidth: float | None = None
 
     def on(self, samples: Samples, grid: Grid) -> Field:
-        """``log Σ_i w_i Π_a N(x_a; X_ia, h_a²)``."""
+        """Computes ``log Σ_i w_i Π_a N(x_a; X_ia, h_a²)``."""
         rows, weights = _rows(samples)
         if self.bandwidth is None:
             mean = weights @ rows
@@ -73,7 +73,7 @@ class Histogram(SampleDensity):
     """The share of the points in every cell over its volume: zero where there are none."""
 
     def on(self, samples: Samples, grid: Grid) -> Field:
-        """``log`` of the shares; ``−∞`` in empty cells."""
+        """Computes ``log`` of the shares; ``−∞`` in empty cells."""
         rows, weights = _rows(samples)
         low, high = rows.min(0), rows.max(0)
         outside = float(weights @ ((rows < grid.low) | (rows > grid.high)).any(1))
@@ -85,7 +85,7 @@ class Histogram(SampleDensity):
 
 
 def log_density_on(law: Law, grid: Grid, estimate: SampleDensity = KernelDensity()) -> Field:
-    """``log p`` at the cell centres, normalised so that the cells hold mass 1.
+    """Computes ``log p`` at the cell centres, normalised so that the cells hold mass 1.
 
     Args:
         law: of the grid's dimension; an unnormalised :class:`Density` will do.
@@ -119,7 +119,7 @@ def log_density_on(law: Law, grid: Grid, estimate: SampleDensity = KernelDensity
 
 
 def density_on(law: Law, grid: Grid, estimate: SampleDensity = KernelDensity()) -> Field:
-    """``p`` at the cell centres; arguments and errors of :func:`log_density_on`."""
+    """Computes ``p`` at the cell centres; arguments and errors of :func:`log_density_on`."""
     return np.exp(log_density_on(law, grid, estimate))
 
 

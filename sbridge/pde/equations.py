@@ -43,7 +43,7 @@ class FokkerPlanckSolution:
         return self.density.reshape(len(self.times), -1).sum(1) * self.propagator.grid.volume
 
     def flux(self, k: int) -> tuple[np.ndarray, ...]:
-        """``J = b p − ½σ² ∇p`` at ``t_k``: for each axis at the faces across it, one longer than cells along it.
+        """Gives ``J = b p − ½σ² ∇p`` at ``t_k``: for each axis at the faces across it, one longer than cells along it.
 
         ``∂_t p = −∇·J − V p``; zero at the boundary.
         """
@@ -61,7 +61,7 @@ def fokker_planck(
     state_cost: StateCost | None = None,
     scheme: TimeScheme = L_STABLE,
 ) -> FokkerPlanckSolution:
-    """``∂_t p = −∇·((b + σu) p) + ½ ∇·(σσᵀ∇p) − V p`` from ``p(0)``: positive, and without V mass conserving.
+    """Computes ``∂_t p = −∇·((b + σu) p) + ½ ∇·(σσᵀ∇p) − V p`` from ``p(0)``: positive, and without V mass conserving.
 
     Second order in cell width and time step (first with ``IMPLICIT_EULER``).
 
@@ -121,7 +121,7 @@ def hamilton_jacobi_bellman(
     state_cost: StateCost | None = None,
     scheme: TimeScheme = L_STABLE,
 ) -> np.ndarray:
-    """``∂_t J + b·∇J + ½σσᵀ:∇²J − ½|σᵀ∇J|² + V = 0`` down from ``J(T) = g``, by the log transform ``J = −log φ``.
+    """Gives ``∂_t J + b·∇J + ½σσᵀ:∇²J − ½|σᵀ∇J|² + V = 0`` down from ``J(T) = g``, by the log transform ``J = −log φ``.
 
     ``J(t, x) = min_u E[∫_t^T (½|u|² + V) ds + g(X_T) | X_t = x]``, attained by ``u* = −σᵀ∇J``. The linear equation for
     ``φ`` is solved in logarithms, so costs of hundreds of nats do no harm (Premkumar 2023, eq. (3.24)–(3.26)).

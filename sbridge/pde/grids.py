@@ -106,11 +106,11 @@ class Grid:
         return torch.from_numpy(np.stack(np.meshgrid(*lines, indexing="ij"), -1).reshape(-1, self.dim))
 
     def integrate(self, field: Field) -> float:
-        """``∫ f dx`` by the midpoint rule."""
+        """Computes ``∫ f dx`` by the midpoint rule."""
         return float(self.check(field).sum()) * self.volume
 
     def check(self, field: Field) -> Field:
-        """``field`` itself; InvalidInputError unless it has the grid's shape."""
+        """Computes ``field`` itself; InvalidInputError unless it has the grid's shape."""
         if field.shape != self.shape:
             raise InvalidInputError(f"a field on this grid has shape {self.shape}, got {field.shape}.")
         return field
@@ -144,7 +144,7 @@ class Grid:
         return np.moveaxis(np.tensordot(matrix, field, (1, position)), 0, position)
 
     def gradient(self, field: np.ndarray) -> np.ndarray:
-        """``∇f``, with the components along a new first axis."""
+        """Computes ``∇f``, with the components along a new first axis."""
         return np.stack([self.difference(field, axis) for axis in range(self.dim)])
 
 
@@ -160,7 +160,7 @@ class Spline:
         return self.inner(points, extrapolate=True)
 
     def gradient(self, points: np.ndarray) -> np.ndarray:
-        """``∇f``, shape ``(n, dim)``; beyond the outermost cell centres that of the nearest point inside."""
+        """Computes ``∇f``, shape ``(n, dim)``; beyond the outermost cell centres that of the nearest point inside."""
         ends = [(line[0], line[-1]) for line in self.grid.centres]
         inside = np.clip(points, [a for a, _ in ends], [b for _, b in ends])
         units = np.eye(self.grid.dim, dtype=int)

@@ -11,7 +11,7 @@ from sbridge.pde.grids import Field, Grid
 
 
 def wavenumbers(grid: Grid) -> np.ndarray:
-    """``k`` of the modes ``e^{ikx}`` of a periodic field, as ``numpy.fft.rfft`` orders them."""
+    """Computes ``k`` of the modes ``e^{ikx}`` of a periodic field, as ``numpy.fft.rfft`` orders them."""
     _check_interval(grid)
     return 2.0 * math.pi * np.fft.rfftfreq(grid.cells[0], grid.widths[0])
 
@@ -43,7 +43,7 @@ def heat_spectral(grid: Grid, field: Field, sigma: float, duration: float, highe
 
 
 def heat_kernel(grid: Grid, field: Field, sigma: float, duration: float) -> Field:
-    """``∫ N(x − y; 0, σ²t) p(y) dy`` by the midpoint rule, on the line: nothing comes from outside the interval.
+    """Gives ``∫ N(x − y; 0, σ²t) p(y) dy`` by the midpoint rule, on the line: nothing comes from outside the interval.
 
     Raises:
         InvalidInputError: if ``duration`` is not positive, or the kernel is narrower than 1.2 cells.

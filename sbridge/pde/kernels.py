@@ -29,15 +29,15 @@ class LogKernel(ABC):
 
     @abstractmethod
     def backward(self, logs: Field) -> Field:
-        """``x ↦ log ∫ G(y | x) e^{f(y)} dy``."""
+        """Computes ``x ↦ log ∫ G(y | x) e^{f(y)} dy``."""
 
     @abstractmethod
     def forward(self, logs: Field) -> Field:
-        """``y ↦ log ∫ G(y | x) e^{f(x)} dx``."""
+        """Computes ``y ↦ log ∫ G(y | x) e^{f(x)} dx``."""
 
     @abstractmethod
     def table(self) -> np.ndarray:
-        """``log G(y | x)`` as a density in ``y``, shape ``(size, size)``: a row for each ``x``."""
+        """Computes ``log G(y | x)`` as a density in ``y``, shape ``(size, size)``: a row for each ``x``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,13 +176,13 @@ def resolved_in_start(law: Transition, grid: Grid) -> bool:
 
 
 def narrow_backward(law: Transition, grid: Grid, logs: Field) -> Field:
-    """``x ↦ log E e^{f(Φx + k + Lξ)}`` by Gauss–Hermite nodes on the spline of ``f``, for narrow transitions."""
+    """Gives ``x ↦ log E e^{f(Φx + k + Lξ)}`` by Gauss–Hermite nodes on the spline of ``f``, for narrow transitions."""
     phi, q, offset = *_matrix(law, grid), _offset(law, grid)
     return _over_noise(grid, logs, lambda shift: grid.points.numpy() @ phi.T + offset + shift, q)
 
 
 def narrow_forward(law: Transition, grid: Grid, logs: Field) -> Field:
-    """``y ↦ log E e^{f(Φ⁻¹(y − k − Lξ))} − log|Φ|``, likewise."""
+    """Computes ``y ↦ log E e^{f(Φ⁻¹(y − k − Lξ))} − log|Φ|``, likewise."""
     phi, q, offset = *_matrix(law, grid), _offset(law, grid)
     back = np.linalg.inv(phi)
     found = _over_noise(grid, logs, lambda shift: (grid.points.numpy() - offset - shift) @ back.T, q)
@@ -215,7 +215,7 @@ def _is_wide(covariance: np.ndarray, grid: Grid) -> bool:
 
 
 def _matrix(law: Transition, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """``Φ`` and ``Q``."""
+    """Computes ``Φ`` and ``Q``."""
     return law.map.expanded(grid.dim).numpy(), law.covariance.expanded(grid.dim).numpy()
 
 
@@ -224,7 +224,7 @@ def _offset(law: Transition, grid: Grid) -> np.ndarray:
 
 
 def _along(table: np.ndarray, logs: np.ndarray, axis: int) -> np.ndarray:
-    """``log Σ_k exp(table_ik + f_k…)`` over one axis of ``f``, exact in logarithms, in blocks of rows."""
+    """Computes ``log Σ_k exp(table_ik + f_k…)`` over one axis of ``f``, exact in logarithms, in blocks of rows."""
     moved = np.moveaxis(logs, axis, 0)
     flat = moved.reshape(len(moved), -1)
     found = np.empty((len(table), flat.shape[1]))

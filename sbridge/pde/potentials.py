@@ -41,11 +41,11 @@ class Reference(ABC):
 
     @abstractmethod
     def between(self, s: float, t: float) -> LogKernel:
-        """``G(t, y | s, x)``."""
+        """Computes ``G(t, y | s, x)``."""
 
     @abstractmethod
     def potentials(self, log_start: Field, log_end: Field) -> Potentials:
-        """``φ`` and ``φ̂`` at all times from ``log φ̂(0)`` and ``log φ(T)``."""
+        """Computes ``φ`` and ``φ̂`` at all times from ``log φ̂(0)`` and ``log φ(T)``."""
 
 
 class Potentials(ABC):
@@ -53,11 +53,11 @@ class Potentials(ABC):
 
     @abstractmethod
     def log_phi(self, t: float) -> Field:
-        """``log φ(t, x) = log ∫ G(T, y | t, x) φ(T, y) dy``."""
+        """Computes ``log φ(t, x) = log ∫ G(T, y | t, x) φ(T, y) dy``."""
 
     @abstractmethod
     def log_phi_hat(self, t: float) -> Field:
-        """``log φ̂(t, y) = log ∫ G(t, y | 0, x) φ̂(0, x) dx``."""
+        """Computes ``log φ̂(t, y) = log ∫ G(t, y | 0, x) φ̂(0, x) dx``."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,7 +109,7 @@ class Propagator:
         return density
 
     def backward(self, k: int, values: np.ndarray) -> np.ndarray:
-        """``φ(t_k)`` from ``φ(t_{k+1})``, by the transposed matrix: ``Σ p φ`` is the same before and after."""
+        """Computes ``φ(t_k)`` from ``φ(t_{k+1})``, by the transposed matrix: ``Σ p φ`` is the same before and after."""
         for step in reversed(self._steps[k]):
             values = step.run(values, transposed=1)
         return values
@@ -260,7 +260,7 @@ class Line:
         return -(np.append(self.lower, 0.0) + np.insert(self.upper, 0, 0.0))
 
     def flux(self, density: Field) -> np.ndarray:
-        """``J`` at all faces, the outer ones included, where it is zero; one longer along the axis."""
+        """Computes ``J`` at all faces, the outer ones included, where it is zero; one longer along the axis."""
         p = np.moveaxis(density, self.axis, -1)
         inner = self.left * p[..., :-1] - self.right * p[..., 1:]
         ends = [(0, 0)] * (inner.ndim - 1) + [(1, 1)]
@@ -336,7 +336,7 @@ def _padded(inner: np.ndarray) -> np.ndarray:
 
 
 def _bernoulli(z: np.ndarray) -> np.ndarray:
-    """``z/(e^z − 1)``, 1 at 0."""
+    """Computes ``z/(e^z − 1)``, 1 at 0."""
     flat = np.abs(z) < 1e-10
     with np.errstate(over="ignore"):
         return np.where(flat, 1.0 - 0.5 * z, z / np.where(flat, 1.0, np.expm1(z)))

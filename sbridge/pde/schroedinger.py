@@ -117,19 +117,19 @@ class GridSolution:
         return self.reference.potentials(self.log_phi_hat_start, self.log_phi_end)
 
     def density(self, t: float) -> Field:
-        """``p_t = φ(t) φ̂(t)``."""
+        """Computes ``p_t = φ(t) φ̂(t)``."""
         t = float(check_time(t, self.process.horizon))
         return np.exp(self.potentials.log_phi(t) + self.potentials.log_phi_hat(t))
 
     def control(self, t: Time, x: Tensor) -> Tensor:
-        """``u*(t, x) = σᵀ∇log φ``, shape ``(batch, dim)``, in noise units: a control like any other.
+        """Computes ``u*(t, x) = σᵀ∇log φ``, shape ``(batch, dim)``, in noise units: a control like any other.
 
         The gradient of a spline of degree 5 through ``log φ(t)``; outside the grid that of the nearest cell centre.
         """
         return self._gradient(self.potentials.log_phi, t, x)
 
     def backward_control(self, t: Time, x: Tensor) -> Tensor:
-        """``û*(t, x) = σᵀ∇log φ̂`` likewise, at bridge time ``t``."""
+        """Computes ``û*(t, x) = σᵀ∇log φ̂`` likewise, at bridge time ``t``."""
         return self._gradient(self.potentials.log_phi_hat, t, x)
 
     @cached_property
@@ -159,7 +159,7 @@ class GridSolution:
         return self._moments(self.reference.whole.forward, self.log_phi_hat_start, reached)
 
     def conditional_mean(self, x0: Tensor) -> Tensor:
-        """``E[X_T | X_0 = x0]`` per row, by interpolation; outside the grid continued."""
+        """Computes ``E[X_T | X_0 = x0]`` per row, by interpolation; outside the grid continued."""
         rows = self._rows(x0)
         columns = [self.grid.spline(mean)(rows) for mean in self.end_moments[0]]
         return torch.from_numpy(np.stack(columns, -1)).to(x0)
@@ -181,7 +181,7 @@ class GridSolution:
         return np.exp(table + after - before[:, None])
 
     def plan(self) -> np.ndarray:
-        """``π*(x, y)`` of the two ends as a density, shape ``(size, size)``."""
+        """Computes ``π*(x, y)`` of the two ends as a density, shape ``(size, size)``."""
         check_size(self.grid)
         joint = (
             self.log_phi_hat_start.reshape(-1)[:, None] + self.reference.whole.table() + self.log_phi_end.reshape(-1)

@@ -139,7 +139,7 @@ def score_field(
 def _score_panels(
     times: Sequence[float], horizon: float, states: Tensor, scores: tuple[Score, Score | None], ax: Axes | None
 ) -> Axes:
-    """``s`` against ``x`` over the range of the states."""
+    """Computes ``s`` against ``x`` over the range of the states."""
     host, inner = panels(ax, len(times), 0.8, per_row=_PER_ROW)
     learned, exact = scores
     for k, (t, rows, panel) in enumerate(zip(times, states, inner, strict=True)):

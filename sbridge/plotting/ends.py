@@ -28,12 +28,12 @@ def end_rows(bridge: Bridge, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def projection_of(bridge: Bridge, projection: Projection | None, seed: int) -> Projection:
-    """``projection``, or the plane of the bridge's two ends."""
+    """Computes ``projection``, or the plane of the bridge's two ends."""
     return projection or Projection.fit(*end_rows(bridge, 4000, seed))
 
 
 def states_at(bridge: Bridge, times: Sequence[float], n: int, seed: int) -> Tensor:
-    """``n`` states of the forward process at each of ``times``, shape ``(len(times), n, dim)``.
+    """Draws ``n`` states of the forward process at each of ``times``, shape ``(len(times), n, dim)``.
 
     Where the plan is known they are drawn from it and from pinned bridges, which takes no time steps; states at
     different times are then not states of one path.

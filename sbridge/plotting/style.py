@@ -51,7 +51,7 @@ class Clock:
         return cls(0.0, 0.0, horizon)
 
     def shown(self, t: float) -> float:
-        """``t`` of the bridge on the axis."""
+        """Computes ``t`` of the bridge on the axis."""
         return self.origin + t
 
     def label(self, t: float) -> str:
@@ -70,12 +70,12 @@ class Clock:
 
 
 def axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.6)) -> Axes:
-    """``ax``, or the axes of a new figure of ``size`` inches."""
+    """Computes ``ax``, or the axes of a new figure of ``size`` inches."""
     return Figure(figsize=size, layout="constrained").add_subplot() if ax is None else ax
 
 
 def panels(ax: Axes | None, count: int, shape: float, *, per_row: int) -> tuple[Axes, list[Axes]]:
-    """``count`` small multiples, each ``shape`` times as high as wide, inside one host axes; and the host.
+    """Computes ``count`` small multiples, each ``shape`` times as high as wide, inside one host axes; and the host.
 
     The panels are the host's ``child_axes``; a single panel is the host itself.
     """

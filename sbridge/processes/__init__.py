@@ -1,4 +1,4 @@
-"""Reference processes: what a bridge departs from as little as it can."""
+"""Reference processes, from which a bridge deviates as little as possible."""
 
 from sbridge.processes.base import LinearProcess, Pinned, Process, Transition
 from sbridge.processes.brownian import BrownianMotion

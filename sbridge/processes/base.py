@@ -25,7 +25,7 @@ Time = float | Tensor
 
 
 class Process(ABC):
-    """``dX = b(t, X) dt + σ(t) dW``; σ does not depend on the state.
+    """The process ``dX = b(t, X) dt + σ(t) dW``; σ does not depend on the state.
 
     Attributes:
         horizon: ``T > 0``.
@@ -36,20 +36,20 @@ class Process(ABC):
     @property
     @abstractmethod
     def dim(self) -> int | None:
-        """The dimension that its coefficients fix, or ``None`` when any will do."""
+        """The dimension fixed by its coefficients, or ``None`` if any dimension is allowed."""
 
     @abstractmethod
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        """``b(t, x)``, shape ``(batch, dim)``."""
+        """Computes ``b(t, x)``, shape ``(batch, dim)``."""
 
     @abstractmethod
     def scale(self, t: Time) -> LinearMap:
-        """``σ(t)`` in float64."""
+        """Returns ``σ(t)`` in float64."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transition:
-    """``X_t | X_s = x ~ N(Φ x + k, Q)``.
+    """The Gaussian transition ``X_t | X_s = x ~ N(Φ x + k, Q)``.
 
     Args:
         map: ``Φ(t, s)``.
@@ -66,7 +66,7 @@ class Transition:
         return self.map.to(x)(x) + repeat_per_row(self.offset, len(x)).to(x)
 
     def whitened(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """``Q^{−½} m(t | s, x)`` and ``Q^{−½} y`` of rows at ``s`` and ``t``, whose distances are those of the process.
+        """Computes ``Q^{−½} m(t | s, x)`` and ``Q^{−½} y`` for rows at ``s`` and ``t``, in units of the noise.
 
         Computed in float64, and returned in the dtype of the rows.
         """
@@ -86,7 +86,7 @@ class Transition:
 
 
 class LinearProcess(Process):
-    """``dX = (A(t) X + c(t)) dt + σ(t) dW``.
+    """The linear process ``dX = (A(t) X + c(t)) dt + σ(t) dW``.
 
     Subclasses say ``linear``, ``offset``, ``scale`` and ``transition``; the rest follows. Whatever depends on
     times of shape ``(batch,)`` has that leading dimension, whatever depends on single times has none.
@@ -94,15 +94,15 @@ class LinearProcess(Process):
 
     @abstractmethod
     def linear(self, t: Time) -> LinearMap:
-        """``A(t)``."""
+        """Computes ``A(t)``."""
 
     @abstractmethod
     def offset(self, t: Time) -> Tensor:
-        """``c(t)``, shape ``(..., 1 | dim)``."""
+        """Computes ``c(t)``, shape ``(..., 1 | dim)``."""
 
     @abstractmethod
     def transition(self, s: Time, t: Time) -> Transition:
-        """The law of ``X_t`` given ``X_s``, ``0 ≤ s ≤ t ≤ T``."""
+        """Returns the distribution of ``X_t`` given ``X_s``, ``0 ≤ s ≤ t ≤ T``."""
 
     @final
     def drift(self, t: Time, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class LinearProcess(Process):
 
     @final
     def pinned(self, t: Time, *, start: float = 0.0, end: float | None = None) -> Pinned:
-        """The law of ``X_t`` given the states at ``start`` and ``end``, by default both ends: ``start ≤ t ≤ end``."""
+        """Returns the distribution of ``X_t`` given the states at ``start`` and ``end``, by default both ends."""
         t, end = check_time(t, self.horizon), self.horizon if end is None else end
         return Pinned(self.transition(start, t), self.transition(t, end), self.transition(start, end))
 
@@ -131,7 +131,7 @@ class LinearProcess(Process):
 
     @final
     def log_transition(self, s: Time, x: Tensor, t: Time, y: Tensor) -> Tensor:
-        """``log R(X_t = y | X_s = x)``, shape ``(batch,)``, ``s < t``; computed in float64."""
+        """Computes ``log R(X_t = y | X_s = x)``, shape ``(batch,)``, ``s < t``, in float64."""
         law = self.transition(s, t)
         gap = y.double() - law.mean(x.double())
         whitened = law.root.inverse().to(gap)(gap)
@@ -142,7 +142,7 @@ class LinearProcess(Process):
 
 @dataclass(frozen=True, eq=False)
 class Pinned:
-    """``X_t | X_0, X_T`` of a linear process, in forms that lose no digits near either end or over a long horizon.
+    """The distribution ``X_t | X_0, X_T`` of a linear process, accurate near both ends and over long horizons.
 
     With ``Φ = Φ(T, t)``, ``Q = Q(T, t)``, ``Q_t = Q(t, 0)``, ``Q_T = Q(T, 0)`` and the residual
     ``r = X_T − m(T | 0, X_0)``::
@@ -207,7 +207,7 @@ class Pinned:
         return self.stay.to(x_start)(x_start) + self.gain.to(x_start)(x_end) + offset
 
     def sample(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
-        """``mean + Γ^½ noise``."""
+        """Computes ``mean + Γ^½ noise``."""
         return self.mean(x_start, x_end) + self.root.to(noise)(noise)
 
     @cached_property
@@ -226,7 +226,7 @@ class Pinned:
         return self.behind.precision @ self.root
 
     def _steady_part(self, x_start: Tensor, x_end: Tensor) -> Tensor:
-        """``Φᵀ Q_T⁻¹ r``; in float64, since ``m(T | 0, X_0)`` of a growing process leaves the range of float32."""
+        """Computes ``Φᵀ Q_T⁻¹ r`` in float64: ``m(T | 0, X_0)`` of a growing process leaves the range of float32."""
         residual = x_end.double() - self.whole.mean(x_start.double())
         return self.residual_gain.to(residual)(residual).to(x_start)
 
@@ -252,14 +252,14 @@ def repeat_per_row(values: Tensor, rows: int, single: int = 1) -> Tensor:
 
 
 def _applied(one: LinearMap, vector: Tensor) -> Tensor:
-    """``A v`` for one vector a time, ``(..., 1 | dim)``."""
+    """Computes ``A v`` for one vector per time, ``(..., 1 | dim)``."""
     if not one.dense:
         return one.values * vector
     return (one.values @ vector.expand(*vector.shape[:-1], one.values.shape[-1]).unsqueeze(-1)).squeeze(-1)
 
 
 def affine(matrix: Tensor, offset: Tensor, x: Tensor) -> Tensor:
-    """``A x + c`` row by row, in the dtype and on the device of ``x``.
+    """Computes ``A x + c`` row by row, in the dtype and on the device of ``x``.
 
     Args:
         matrix: ``A``, shape ``(dim, dim)``, or one for each row, ``(batch, dim, dim)``.
@@ -272,14 +272,14 @@ def affine(matrix: Tensor, offset: Tensor, x: Tensor) -> Tensor:
 
 
 def check_horizon(horizon: float | int) -> float:
-    """``horizon`` as a float; InvalidInputError unless positive and finite."""
+    """Returns ``horizon`` as a float; raises InvalidInputError unless it is positive and finite."""
     if not (isinstance(horizon, (int, float)) and math.isfinite(horizon) and horizon > 0):
         raise InvalidInputError(f"horizon must be a positive number, got {horizon!r}.")
     return float(horizon)
 
 
 def check_time(t: Time, horizon: float) -> Time:
-    """``t``, moved to an end that it misses by rounding; InvalidInputError unless it lies in ``[0, horizon]``."""
+    """Returns ``t``, rounded to an end of ``[0, horizon]``; raises InvalidInputError if it is outside."""
     low, high = (float(t.detach().min()), float(t.detach().max())) if isinstance(t, Tensor) else (t, t)
     if low >= 0.0 and high <= horizon:
         return t
@@ -292,5 +292,5 @@ def check_time(t: Time, horizon: float) -> Time:
 
 
 def as_time(t: Time) -> Tensor:
-    """``t`` in float64 on the CPU, where coefficients live, with a trailing axis: shape ``(..., 1)``."""
+    """Returns ``t`` in float64 on the CPU, like coefficients, with a trailing axis: shape ``(..., 1)``."""
     return torch.as_tensor(t, dtype=torch.float64, device="cpu").unsqueeze(-1)

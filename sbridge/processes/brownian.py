@@ -17,7 +17,7 @@ from sbridge.storage.registry import register
 @register
 @dataclass(frozen=True, eq=False)
 class BrownianMotion(LinearProcess):
-    """``dX = σ(t) dW``; ``X_t | X_s = x ~ N(x, ∫_s^t σσᵀ dr)``.
+    """Brownian motion ``dX = σ(t) dW``; ``X_t | X_s = x ~ N(x, ∫_s^t σσᵀ dr)``.
 
     The entropic constant of the cost ``½|x − y|²`` is ``ε = σ²T`` for a constant scalar σ.
 
@@ -50,19 +50,19 @@ class BrownianMotion(LinearProcess):
         return self._diffusion.probe.dim
 
     def linear(self, t: Time) -> LinearMap:
-        """``A = 0``."""
+        """Computes ``A = 0``."""
         return LinearMap(torch.zeros(*clock(t).shape, 1, dtype=torch.float64))
 
     def offset(self, t: Time) -> Tensor:
-        """``c = 0``."""
+        """Computes ``c = 0``."""
         return torch.zeros(*clock(t).shape, 1, dtype=torch.float64)
 
     def scale(self, t: Time) -> LinearMap:
-        """σ(t)."""
+        """Returns σ(t)."""
         return self._diffusion.at(clock(t))
 
     def transition(self, s: Time, t: Time) -> Transition:
-        """``Φ = 1``, ``k = 0``, ``Q = ∫_s^t σσᵀ dr``."""
+        """Computes ``Φ = 1``, ``k = 0``, ``Q = ∫_s^t σσᵀ dr``."""
         start, duration = interval(s, t, self.horizon)
         constant = self._diffusion.covariance
         if constant is None:

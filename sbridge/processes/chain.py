@@ -1,4 +1,4 @@
-"""The one step that every simulation and every path measure is made of.
+"""The discrete step used by every simulation and every path measure.
 
     forward    x_{k+1} = m_k(x_k) + L_k (√Δ_k u(t_k, x_k) + ξ_k)
     backward   x_k = m'_k(x_{k+1}) + L'_k (√Δ_k û(t_{k+1}, x_{k+1}) + ξ'_k)
@@ -28,27 +28,27 @@ from sbridge.storage.registry import register
 
 @register
 class Direction(Enum):
-    """Which way along bridge time a measure runs."""
+    """The direction of a measure along bridge time."""
 
     FORWARD = 1
     BACKWARD = -1
 
     @property
     def opposite(self) -> Direction:
-        """The other way."""
+        """The opposite direction."""
         return Direction(-self.value)
 
 
 class StepRule(ABC):
-    """How a process becomes a chain."""
+    """A rule that discretises a process to a chain."""
 
     @abstractmethod
     def steps(self, process: Process, times: Tensor, direction: Direction, like: Tensor) -> Steps:
-        """The steps between consecutive ``times`` (rising), in the dtype and on the device of ``like``."""
+        """Computes the steps between consecutive ``times`` (increasing), in the dtype and on the device of ``like``."""
 
 
 class Steps(ABC):
-    """Per-step means and roots; ``k`` counts intervals ``[t_k, t_{k+1}]`` in bridge time.
+    """Means and noise roots of steps; ``k`` counts intervals ``[t_k, t_{k+1}]`` in bridge time.
 
     Attributes:
         roots: ``L_k``, one for each interval along the first dimension.
@@ -58,7 +58,7 @@ class Steps(ABC):
 
     @abstractmethod
     def move(self, k: int, x: Tensor) -> Tensor:
-        """How far the uncontrolled step over interval ``k`` moves ``x`` in the mean, ``m_k(x) − x``."""
+        """Computes the mean displacement ``m_k(x) − x`` of the uncontrolled step over interval ``k``."""
 
 
 @register
@@ -67,7 +67,7 @@ class ExactTransition(StepRule):
     """Exact transition mean and covariance root of a linear process."""
 
     def steps(self, process: Process, times: Tensor, direction: Direction, like: Tensor) -> Steps:
-        """Raises UnsupportedError unless the process is linear."""
+        """Computes the steps; raises UnsupportedError unless the process is linear."""
         if not isinstance(process, LinearProcess):
             raise UnsupportedError(
                 f"ExactTransition needs a LinearProcess, got {type(process).__name__}; use EulerMaruyama()."
@@ -84,7 +84,7 @@ class ExactTransition(StepRule):
 
 
 def _aligned_root(law: Transition, sigma: LinearMap) -> LinearMap:
-    """``L = σ (σ⁻¹Qσ⁻ᵀ)^½`` with the Cholesky root: ``L Lᵀ = Q`` and ``L = √Δ σ (1 + O(Δ))``.
+    """Computes ``L = σ (σ⁻¹Qσ⁻ᵀ)^½`` with the Cholesky root: ``L Lᵀ = Q`` and ``L = √Δ σ (1 + O(Δ))``.
 
     A control moves the step by ``√Δ L u``, which has to be ``Δ σ u`` to first order. The Cholesky root of ``Q`` alone
     would do that for a triangular σ only (a diagonal σ gives the same root either way).
@@ -98,17 +98,17 @@ def _aligned_root(law: Transition, sigma: LinearMap) -> LinearMap:
 @register
 @dataclass(frozen=True)
 class EulerMaruyama(StepRule):
-    """``m = x ± Δ b(t_k, x)``, ``L = √Δ σ(t_k)``; ``b`` and ``σ`` at the interval's left end either way."""
+    """Euler–Maruyama steps ``m = x ± Δ b(t_k, x)``, ``L = √Δ σ(t_k)``; ``t_k`` is the left end in both directions."""
 
     def steps(self, process: Process, times: Tensor, direction: Direction, like: Tensor) -> Steps:
-        """Works for every process."""
+        """Computes the steps, for any process."""
         root = process.scale(times[:-1]) * times.diff().sqrt()
         return _EulerSteps(process, times.tolist(), direction.value, root.to(like))
 
 
 @dataclass(frozen=True, eq=False)
 class _AffineSteps(Steps):
-    """``m_k(x) − x = A_k x + c_k``: with ``A = Φ − 1`` from float64, nothing cancels in float32."""
+    """Affine steps ``m_k(x) − x = A_k x + c_k``: with ``A = Φ − 1`` from float64, nothing cancels in float32."""
 
     maps: list[LinearMap]
     offsets: tuple[Tensor, ...]
@@ -136,7 +136,7 @@ class _EulerSteps(Steps):
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A process on a grid, run one way: all that simulation and Girsanov sums need to know.
+    """A process on a grid in one direction: all that simulation and Girsanov sums need.
 
     Steps are numbered in the order in which they are run: step ``j`` of a forward chain is interval
     ``j``, of a backward chain interval ``N − 1 − j``.
@@ -172,7 +172,7 @@ class Chain:
 
     @cached_property
     def root_durations(self) -> list[float]:
-        """``√Δ`` of each step."""
+        """The root ``√Δ`` of each duration."""
         return self.visited.diff().abs().sqrt().tolist()
 
     @cached_property
@@ -180,7 +180,7 @@ class Chain:
         return self.rule.steps(self.process, self.times, self.direction, self.like)
 
     def interval(self, j: int) -> int:
-        """The interval that step ``j`` crosses."""
+        """Returns the interval that step ``j`` crosses."""
         return j if self.direction is Direction.FORWARD else self.length - 1 - j
 
     @cached_property
@@ -189,35 +189,35 @@ class Chain:
 
     @cached_property
     def _control_roots(self) -> list[LinearMap]:
-        """``√Δ_k L_k`` of each interval."""
+        """The maps ``√Δ_k L_k`` of each interval."""
         return (self._steps.roots * self.times.diff().sqrt().to(self.like)).unbind()
 
     def mean(self, j: int, x: Tensor) -> Tensor:
-        """Uncontrolled mean of step ``j`` from ``x``."""
+        """Computes the uncontrolled mean of step ``j`` from ``x``."""
         return x + self._steps.move(self.interval(j), x)
 
     def move(self, j: int, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """What step ``j`` adds to ``x``, noise apart: ``m_j(x) − x + √Δ_j L_j u``."""
+        """Computes what step ``j`` adds to ``x`` without noise: ``m_j(x) − x + √Δ_j L_j u``."""
         k = self.interval(j)
         move = self._steps.move(k, x)
         return move if u is None else self._control_roots[k].add(move, u)
 
     def root(self, j: int) -> LinearMap:
-        """Noise root of step ``j``."""
+        """Returns the noise root of step ``j``."""
         return self._roots[self.interval(j)]
 
     def roots(self, j: Tensor) -> LinearMap:
-        """Noise roots of the steps ``j``, one for each, on the chain's device."""
+        """Returns the noise roots of the steps ``j``, one for each, on the chain's device."""
         interval = j if self.direction is Direction.FORWARD else self.length - 1 - j
         roots = self._steps.roots
         return LinearMap(roots.values[interval.to(roots.values.device)], roots.dense)
 
     def push(self, j: int, x: Tensor, shift: Tensor) -> Tensor:
-        """``m_j(x) + L_j shift``, with ``shift = √Δ u + ξ``."""
+        """Computes ``m_j(x) + L_j shift``, with ``shift = √Δ u + ξ``."""
         return self.mean(j, x) + self.root(j)(shift)
 
     def shift(self, j: int, x: Tensor, y: Tensor) -> Tensor:
-        """The ``shift`` with ``push(j, x, shift) = y``."""
+        """Computes the ``shift`` with ``push(j, x, shift) = y``."""
         return self.root(j).inverse()(y - self.mean(j, x))
 
 
@@ -228,7 +228,7 @@ take few steps on purpose reach some hundreds, with poor rows; beyond this, rows
 
 
 def check_growth(process: Process, times: Tensor, direction: Direction) -> None:
-    """Whether a control that is constant over each step can hold a linear process on the grid ``times``.
+    """Checks that a control constant over each step can stabilise a linear process on the grid ``times``.
 
     Where the uncontrolled process grows by ``e^h`` over a step of length ``Δ`` (backward in time a process that reverts
     to its mean does), a control that keeps a stationary law is ``−2h x/(Δσ)``, and the step multiplies deviations by
@@ -252,12 +252,12 @@ def check_growth(process: Process, times: Tensor, direction: Direction) -> None:
     raise InvalidInputError(
         f"over the step from t = {float(times[worst]):.4g} to {float(times[worst + 1]):.4g}, one of {steps}, the "
         f"reference run {'forward' if forward else 'backward'} grows by a factor e^{most:.3g}. A control that is "
-        f"constant over the step cannot hold it: a factor e is stable at most, and e^{_FINE:g} is accurate. Take a "
-        f"finer grid, TimeGrid.uniform(n){needed}, or a shorter horizon. transport() and interpolate() of a solver in "
-        "closed form take no steps."
+        f"constant over the step cannot compensate this: a factor e is stable at most, and e^{_FINE:g} is accurate. "
+        f"Use a finer grid, TimeGrid.uniform(n){needed}, or a shorter horizon. transport() and interpolate() of a "
+        "solver in closed form use no steps."
     )
 
 
 def default_rule(process: Process) -> StepRule:
-    """Exact steps for linear processes, Euler–Maruyama for the others."""
+    """Returns exact steps for linear processes, Euler–Maruyama for others."""
     return ExactTransition() if isinstance(process, LinearProcess) else EulerMaruyama()

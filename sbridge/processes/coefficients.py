@@ -1,4 +1,4 @@
-"""Coefficients as users give them: brought to one form, checked, evaluated and integrated over time."""
+"""Coefficients given by users: converted to one form, checked, evaluated and integrated over time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BLOCK = 2**20  # numbers that the integrand may fill at a time
 
 
 def as_coefficient(value: Coefficient, name: str) -> float | Tensor:
-    """A number as ``float``; a vector ``(dim,)`` or matrix ``(dim, dim)`` as a float64 tensor of its own.
+    """Converts a number to ``float``, and a vector ``(dim,)`` or matrix ``(dim, dim)`` to its own float64 tensor.
 
     Raises:
         InvalidInputError: for anything else, or values that are not finite.
@@ -50,7 +50,7 @@ def as_coefficient(value: Coefficient, name: str) -> float | Tensor:
 
 
 def as_vector(value: Coefficient, name: str) -> float | Tensor:
-    """:func:`as_coefficient` without matrices."""
+    """Converts as :func:`as_coefficient`, without matrices."""
     vector = as_coefficient(value, name)
     if isinstance(vector, Tensor) and vector.ndim == 2:
         raise InvalidInputError(f"{name} must be a number or a vector (dim,), got shape {tuple(vector.shape)}.")
@@ -58,7 +58,7 @@ def as_vector(value: Coefficient, name: str) -> float | Tensor:
 
 
 def as_invertible(value: Coefficient, name: str) -> float | Tensor:
-    """:func:`as_coefficient`; positive if a number or vector, invertible if a matrix.
+    """Converts as :func:`as_coefficient`; positive if a number or vector, invertible if a matrix.
 
     Raises:
         InvalidInputError: if it is not, or if its square would be singular to rounding.
@@ -69,7 +69,7 @@ def as_invertible(value: Coefficient, name: str) -> float | Tensor:
 
 
 def as_scale(value: Scale, horizon: float) -> float | Tensor | ScaleFunction:
-    """σ: :func:`as_invertible`, or a function of time, tried at a few times of ``[0, horizon]``.
+    """Converts σ as :func:`as_invertible`, or accepts a function of time, tested at a few times of ``[0, horizon]``.
 
     Raises:
         InvalidInputError: if it is not invertible, or the function breaks the contract of :class:`Diffusion`.
@@ -86,7 +86,7 @@ def as_scale(value: Scale, horizon: float) -> float | Tensor | ScaleFunction:
 
 
 def common_dim(**maps: LinearMap) -> int | None:
-    """The dimension that the named coefficients fix, or ``None``; InvalidInputError if they disagree."""
+    """Returns the dimension of the named coefficients, or ``None``; raises InvalidInputError if they disagree."""
     dims = {name: one.dim for name, one in maps.items() if one.dim is not None}
     if len(set(dims.values())) > 1:
         said = ", ".join(f"{name}: {dim}" for name, dim in dims.items())
@@ -96,7 +96,7 @@ def common_dim(**maps: LinearMap) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class Diffusion:
-    """``σ``, constant or a function of time.
+    """The noise coefficient ``σ``, constant or a function of time.
 
     A function is called with times of shape ``(n,)`` in float64 and returns ``(n,)`` (scalar σ), ``(n, dim)``
     (diagonal) or ``(n, dim, dim)``.
@@ -109,21 +109,21 @@ class Diffusion:
 
     @cached_property
     def constant(self) -> LinearMap | None:
-        """σ, unless it depends on time."""
+        """The constant σ, or ``None`` if it depends on time."""
         return None if callable(self.sigma) else LinearMap.of(self.sigma)
 
     @cached_property
     def probe(self) -> LinearMap:
-        """σ(0)."""
+        """The value σ(0)."""
         return self.at(torch.zeros((), dtype=torch.float64))
 
     @cached_property
     def covariance(self) -> LinearMap | None:
-        """``σσᵀ``, unless it depends on time."""
+        """The constant ``σσᵀ``, or ``None`` if it depends on time."""
         return None if self.constant is None else self.constant @ self.constant.T
 
     def at(self, t: Tensor) -> LinearMap:
-        """σ at times of shape ``(...)``, with these leading dimensions."""
+        """Evaluates σ at times of shape ``(...)``, with these leading dimensions."""
         sigma = self.sigma
         if not callable(sigma):
             return over_times(LinearMap.of(sigma), t.shape)
@@ -145,18 +145,18 @@ class Diffusion:
         return found
 
     def covariance_at(self, t: Tensor) -> LinearMap:
-        """``σσᵀ`` at times of shape ``(...)``."""
+        """Evaluates ``σσᵀ`` at times of shape ``(...)``."""
         sigma = self.at(t)
         return sigma @ sigma.T
 
 
 def clock(t: Time) -> Tensor:
-    """``t`` as a float64 tensor of its own shape, on the CPU, where coefficients live."""
+    """Converts ``t`` to its own float64 tensor on the CPU, like coefficients."""
     return as_time(t).squeeze(-1)
 
 
 def interval(s: Time, t: Time, horizon: float) -> tuple[Tensor, Tensor]:
-    """``s`` and the duration ``t − s ≥ 0``, both of the broadcast shape of ``s`` and ``t``.
+    """Returns ``s`` and the duration ``t − s ≥ 0``, both of the broadcast shape of ``s`` and ``t``.
 
     Raises:
         InvalidInputError: unless ``0 ≤ s ≤ t ≤ horizon``, to rounding.
@@ -169,17 +169,17 @@ def interval(s: Time, t: Time, horizon: float) -> tuple[Tensor, Tensor]:
 
 
 def over_times(one: LinearMap, shape: torch.Size) -> LinearMap:
-    """``one``, a map without leading dimensions, repeated over ``shape`` (without copying)."""
+    """Repeats ``one``, a map without leading dimensions, over ``shape`` (without copying)."""
     return LinearMap(one.values.expand(*shape, *one.values.shape), one.dense)
 
 
 def identity(shape: torch.Size) -> LinearMap:
-    """The identity as a scalar map with leading dimensions ``shape``."""
+    """Returns the identity as a scalar map with leading dimensions ``shape``."""
     return LinearMap(torch.ones(*shape, 1, dtype=torch.float64))
 
 
 def relative_expm1(z: Tensor) -> Tensor:
-    """``(eᶻ − 1)/z``, with its limit 1 at ``z = 0``."""
+    """Computes ``(eᶻ − 1)/z``, with its limit 1 at ``z = 0``."""
     flat = z == 0
     return torch.where(flat, 1.0, torch.expm1(z) / torch.where(flat, 1.0, z))
 
@@ -187,7 +187,7 @@ def relative_expm1(z: Tensor) -> Tensor:
 def integrate(
     integrand: Callable[[Tensor, Tensor], LinearMap], start: Tensor, duration: Tensor, panels: int = 1
 ) -> LinearMap:
-    """``∫ f(r, t − r) dr`` over ``[s, t] = [start, start + duration]``, for each pair in the batch.
+    """Computes ``∫ f(r, t − r) dr`` over ``[s, t] = [start, start + duration]``, for each pair in the batch.
 
     Gauss–Legendre with :data:`NODES` nodes on each of ``panels`` equal panels: exact if ``f`` is a polynomial
     of degree ``2·NODES − 1``, of order ``2·NODES`` in the panel's length otherwise. The nodes are treated in
@@ -216,20 +216,20 @@ def integrate(
 
 
 def panels_for(rate: float, duration: Tensor) -> int:
-    """Enough panels for a factor ``e^{±2·rate·(t − r)}`` in the integrand: at most ``e^{±8}`` on each."""
+    """Returns enough panels for a factor ``e^{±2·rate·(t − r)}`` in the integrand: at most ``e^{±8}`` on each."""
     return max(1, math.ceil(rate * float(duration.detach().max()) / 4.0))
 
 
 @lru_cache(maxsize=16)
 def _gauss_legendre(panels: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]."""
+    """Returns nodes and weights on [0, 1]."""
     points, weights = np.polynomial.legendre.leggauss(NODES)
     nodes = (np.arange(panels)[:, None] + 0.5 * (points + 1.0)) / panels
     return owned(torch.from_numpy(nodes.reshape(-1))), owned(torch.from_numpy(np.tile(0.5 * weights / panels, panels)))
 
 
 def _check_values(found: LinearMap, name: str) -> None:
-    """The checks that cost next to nothing."""
+    """Performs the checks of values that cost almost nothing."""
     if not bool(torch.isfinite(found.values).all()):
         raise InvalidInputError(f"{name} must be finite, got {found.values.tolist()}.")
     if not found.dense and not bool((found.values > 0).all()):
@@ -252,6 +252,6 @@ def _check_invertible(found: LinearMap, name: str) -> None:
     outside = sizes[(sizes <= 1.0 / _LARGEST) | (sizes >= _LARGEST)]
     if len(outside):
         raise InvalidInputError(
-            f"{name} is {float(outside[0]):g}, out of the range {1.0 / _LARGEST:g} to {_LARGEST:g} in which its square "
-            "can be computed with: take one nearer to the width of the data, whose units may have to change."
+            f"{name} is {float(outside[0]):g}, outside the range {1.0 / _LARGEST:g} to {_LARGEST:g} in which its "
+            "square can be computed: use a value nearer to the width of the data, if necessary in other units."
         )

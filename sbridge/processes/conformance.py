@@ -1,4 +1,4 @@
-"""Checks that a process of your own keeps the laws that everything else relies on."""
+"""Checks that a user-defined process satisfies the laws that the package relies on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FRACTIONS = (0.13, 0.29, 0.5, 0.77, 0.94)  # of the horizon: one time a row
 
 
 def check_process(process: Process, dim: int, *, generator: torch.Generator) -> None:
-    """Raises if ``process`` breaks a law of :class:`Process` or :class:`LinearProcess`.
+    """Raises an error if ``process`` violates a law of :class:`Process` or :class:`LinearProcess`.
 
     For every process: a positive horizon; ``drift`` of the shape and dtype of its states, in float32 and
     float64; an invertible float64 ``scale``; times of shape ``(batch,)`` mean what single times mean. For a
@@ -64,10 +64,10 @@ class _Trial:
 
     def require(self, *, law: str, holds: bool, found: str) -> None:
         if not holds:
-            raise InvalidInputError(f"{type(self.process).__name__} breaks the law “{law}”: {found}.")
+            raise InvalidInputError(f"{type(self.process).__name__} violates the law “{law}”: {found}.")
 
     def equal(self, law: str, left: Tensor, right: Tensor, tolerance: float = _TOLERANCE) -> None:
-        """``left = right`` up to ``tolerance`` times the largest entry."""
+        """Checks ``left = right`` up to ``tolerance`` times the largest entry."""
         size = max(float(left.abs().max()), float(right.abs().max()))
         error = float((left - right).abs().max())
         self.require(
@@ -114,7 +114,7 @@ def _check_scale(trial: _Trial) -> None:
 
 
 def _check_map(trial: _Trial, name: str, value: LinearMap, t: object) -> None:
-    """Leading dimensions are those of the time, trailing ones fit the states, numbers are float64."""
+    """Checks that leading dimensions are those of the time, trailing ones fit the states, and numbers are float64."""
     leading = tuple(t.shape) if isinstance(t, Tensor) else ()
     shape, dim = tuple(value.values.shape), trial.dim
     tails = [(dim, dim)] if value.dense else [(1,), (dim,)]
@@ -185,7 +185,7 @@ def _check_semigroup(trial: _Trial, process: LinearProcess) -> None:
 
 
 def _check_small_times(trial: _Trial, process: LinearProcess) -> None:
-    """Halving Δ must quarter what is left over: the observed order is 2."""
+    """Checks that halving Δ quarters the remainder: the observed order is 2."""
     t = trial.times[:-1] * 0.97
     generator_map = process.linear(t).expanded(trial.dim)
     drift = process.offset(t).expand(len(t), trial.dim)
@@ -271,7 +271,7 @@ def _check_gradients(trial: _Trial, process: LinearProcess) -> None:
 
 
 def _dense(law: Transition, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Φ, k and Q in full."""
+    """Returns Φ, k and Q in full."""
     covariance = law.covariance.expanded(dim)
     return law.map.expanded(dim), law.offset.expand(*covariance.shape[:-1]), covariance
 

@@ -1,4 +1,4 @@
-"""A process from any drift."""
+"""A process with an arbitrary drift."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sbridge.storage.registry import register
 @register
 @dataclass(frozen=True, eq=False)
 class DriftProcess(Process):
-    """``dX = b(t, X) dt + σ(t) dW`` with a drift of your own.
+    """The process ``dX = b(t, X) dt + σ(t) dW`` with a user-defined drift.
 
     Args:
         drift_function: ``b``, called as ``b(t, x)`` with states ``x`` of shape ``(batch, dim)`` and a time:
@@ -57,20 +57,20 @@ class DriftProcess(Process):
 
     @property
     def dim(self) -> int | None:
-        """``dimension``, or that of σ."""
+        """The given ``dimension``, or that of σ."""
         return self._diffusion.probe.dim if self.dimension is None else self.dimension
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        """``b(t, x)``."""
+        """Computes ``b(t, x)``."""
         value = self.drift_function(t.to(x) if isinstance(t, Tensor) else t, x)
         if not isinstance(value, Tensor) or value.shape != x.shape or value.dtype != x.dtype:
             said = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise InvalidInputError(
-                f"drift_function must return the shape and dtype of its states, {tuple(x.shape)} {x.dtype}; "
-                f"it returned {said}. A time of shape (batch,) meets x as t.unsqueeze(-1)."
+                f"drift_function must return the shape and dtype of its states, {tuple(x.shape)} {x.dtype}; it "
+                f"returned {said}. Combine a time of shape (batch,) with x as t.unsqueeze(-1)."
             )
         return value
 
     def scale(self, t: Time) -> LinearMap:
-        """σ(t)."""
+        """Returns σ(t)."""
         return self._diffusion.at(clock(t))

@@ -36,7 +36,7 @@ TERMS = 20  # of the series on a step with ‖rate‖ h ≤ ½: the first one le
 @register
 @dataclass(frozen=True, eq=False)
 class OrnsteinUhlenbeck(LinearProcess):
-    """``dX = −rate (X − mean) dt + σ(t) dW`` (Uhlenbeck & Ornstein 1930, Phys. Rev. 36, 823).
+    """The process ``dX = −rate (X − mean) dt + σ(t) dW`` (Uhlenbeck & Ornstein 1930, Phys. Rev. 36, 823).
 
     ``X_t | X_s = x ~ N(mean + Φ (x − mean), Q)`` with ``Φ = e^{−rate (t−s)}`` and
     ``Q = ∫_s^t e^{−rate (t−r)} σσᵀ e^{−rateᵀ (t−r)} dr``. A scalar or diagonal rate β with constant σ has
@@ -77,7 +77,7 @@ class OrnsteinUhlenbeck(LinearProcess):
         self._check_resolved(covariance)
 
     def _check_resolved(self, covariance: LinearMap) -> None:
-        """A matrix that holds numbers of too different size holds the smaller ones no more."""
+        """Raises an error for a covariance whose entries differ so much in size that the smaller ones are lost."""
         if not covariance.dense:
             return
         sizes = covariance.values.diagonal().sqrt()
@@ -115,19 +115,19 @@ class OrnsteinUhlenbeck(LinearProcess):
         return common_dim(rate=self._rate, mean=self._mean, sigma=self._diffusion.probe)
 
     def linear(self, t: Time) -> LinearMap:
-        """``A = −rate``."""
+        """Computes ``A = −rate``."""
         return over_times(-self._rate, clock(t).shape)
 
     def offset(self, t: Time) -> Tensor:
-        """``c = rate · mean``."""
+        """Computes ``c = rate · mean``."""
         return self._pull_to_mean.expand(*clock(t).shape, -1)
 
     def scale(self, t: Time) -> LinearMap:
-        """σ(t)."""
+        """Returns σ(t)."""
         return self._diffusion.at(clock(t))
 
     def transition(self, s: Time, t: Time) -> Transition:
-        """``Φ = e^{−rate (t−s)}``, ``k = (1 − Φ) mean`` and Q as in the class's description."""
+        """Computes ``Φ = e^{−rate (t−s)}``, ``k = (1 − Φ) mean`` and Q as in the class's description."""
         start, duration = interval(s, t, self.horizon)
         if self._rate.dense:
             return self._dense_transition(start, duration)
@@ -142,7 +142,7 @@ class OrnsteinUhlenbeck(LinearProcess):
         return self._rate.values @ self._mean.values.expand(self._rate.values.shape[-1])
 
     def _covariance(self, start: Tensor, duration: Tensor) -> LinearMap:
-        """Q for a scalar or diagonal rate."""
+        """Computes Q for a scalar or diagonal rate."""
         rate, constant = self._rate.values, self._diffusion.covariance
         if constant is None:
 
@@ -186,7 +186,7 @@ class OrnsteinUhlenbeck(LinearProcess):
         return torch.stack(phi).flatten(1), torch.stack(offset), torch.stack(covariance).flatten(1)
 
     def _series(self, duration: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Φ, k and Q over ``duration``, for a constant σ (Q is zero otherwise)."""
+        """Computes Φ, k and Q over ``duration`` for a constant σ (Q is zero otherwise)."""
         dim = self._rate.values.shape[-1]
         longest = self._speed * float(duration.detach().max())
         doublings = max(0, math.ceil(math.log2(2.0 * longest))) if longest > 0 else 0

@@ -1,4 +1,4 @@
-"""A process in other units of state."""
+"""Processes in other units of state."""
 
 from __future__ import annotations
 
@@ -27,56 +27,56 @@ class RescaledProcess(Process):
 
     @property
     def horizon(self) -> float:  # type: ignore[override]
-        """That of the process."""
+        """The horizon of the process."""
         return self.process.horizon
 
     @property
     def dim(self) -> int | None:
-        """That of the process, or of the scaling."""
+        """The dimension of the process, or of the scaling."""
         return _dim(self.process, self.scaling)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        """``S⁻¹ b(t, m + S x)``."""
+        """Computes ``S⁻¹ b(t, m + S x)``."""
         return self.process.drift(t, self.scaling.to_data(x)) / self.scaling.scale.to(x)
 
     def scale(self, t: Time) -> LinearMap:
-        """``S⁻¹ σ(t)``."""
+        """Computes ``S⁻¹ σ(t)``."""
         return _shrink(self.scaling) @ self.process.scale(t)
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class RescaledLinearProcess(LinearProcess):
-    """The same for a linear process: ``Φ̃ = S⁻¹ΦS``, ``k̃ = S⁻¹(k + (Φ − 1) m)``, ``Q̃ = S⁻¹QS⁻ᵀ``."""
+    """The rescaled linear process: ``Φ̃ = S⁻¹ΦS``, ``k̃ = S⁻¹(k + (Φ − 1) m)``, ``Q̃ = S⁻¹QS⁻ᵀ``."""
 
     process: LinearProcess
     scaling: AffineScaling
 
     @property
     def horizon(self) -> float:  # type: ignore[override]
-        """That of the process."""
+        """The horizon of the process."""
         return self.process.horizon
 
     @property
     def dim(self) -> int | None:
-        """That of the process, or of the scaling."""
+        """The dimension of the process, or of the scaling."""
         return _dim(self.process, self.scaling)
 
     def linear(self, t: Time) -> LinearMap:
-        """``S⁻¹AS``."""
+        """Computes ``S⁻¹AS``."""
         return _conjugate(self.process.linear(t), self.scaling)
 
     def offset(self, t: Time) -> Tensor:
-        """``S⁻¹(c + A m)``."""
+        """Computes ``S⁻¹(c + A m)``."""
         shift = self.scaling.shift.double().cpu()
         return (self.process.offset(t) + _apply(self.process.linear(t), shift)) * _shrink(self.scaling).values
 
     def scale(self, t: Time) -> LinearMap:
-        """``S⁻¹ σ(t)``."""
+        """Computes ``S⁻¹ σ(t)``."""
         return _shrink(self.scaling) @ self.process.scale(t)
 
     def transition(self, s: Time, t: Time) -> Transition:
-        """As in the class's description."""
+        """Computes the transition as in the class's description."""
         law, shrink = self.process.transition(s, t), _shrink(self.scaling)
         shift = self.scaling.shift.double().cpu()
         moved = law.offset + (_apply(law.map, shift) - shift)
@@ -85,7 +85,7 @@ class RescaledLinearProcess(LinearProcess):
 
 @singledispatch
 def rescale(process: Process, scaling: AffineScaling) -> Process:
-    """The process of ``X̃ = (X − shift)/scale`` when ``X`` follows ``process``.
+    """Returns the process of ``X̃ = (X − shift)/scale`` when ``X`` follows ``process``.
 
     The control in noise units and the driving noise are the same for both (see :mod:`sbridge.laws.scaling`).
     The families of this package stay in their family; other linear processes stay linear.
@@ -128,17 +128,17 @@ def _(process: VarianceExploding, scaling: AffineScaling) -> Process:
 
 
 def _shrink(scaling: AffineScaling) -> LinearMap:
-    """``S⁻¹``."""
+    """Computes ``S⁻¹``."""
     return LinearMap(1.0 / scaling.scale.double().cpu())
 
 
 def _conjugate(one: LinearMap, scaling: AffineScaling) -> LinearMap:
-    """``S⁻¹ A S``; diagonal maps commute with ``S``."""
+    """Computes ``S⁻¹ A S``; diagonal maps commute with ``S``."""
     return _shrink(scaling) @ one @ LinearMap(scaling.scale.double().cpu()) if one.dense else one
 
 
 def _apply(one: LinearMap, vector: Tensor) -> Tensor:
-    """``A v`` for one vector ``(dim,)``, shape ``(..., dim)``."""
+    """Computes ``A v`` for one vector ``(dim,)``, shape ``(..., dim)``."""
     return one.values @ vector if one.dense else one.values * vector
 
 

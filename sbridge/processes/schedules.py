@@ -18,17 +18,17 @@ class Schedule(ABC):
 
     @abstractmethod
     def rate(self, t: Tensor, horizon: float) -> Tensor:
-        """``β(t)``, per unit time."""
+        """Computes ``β(t)``, per unit time."""
 
     @abstractmethod
     def integral(self, start: Tensor, duration: Tensor, horizon: float) -> Tensor:
-        """``∫_s^{s+Δ} β dr``, to full relative precision for short durations ``Δ`` too."""
+        """Computes ``∫_s^{s+Δ} β dr``, to full relative precision for short durations ``Δ`` too."""
 
 
 @register
 @dataclass(frozen=True)
 class LinearSchedule(Schedule):
-    """``β(t) = β_min + (β_max − β_min) t/T`` (Song et al. 2021, arXiv:2011.13456, eq. 32).
+    """The linear schedule ``β(t) = β_min + (β_max − β_min) t/T`` (Song et al. 2021, arXiv:2011.13456, eq. 32).
 
     Args:
         beta_min: β at the start, positive, per unit time.
@@ -43,18 +43,18 @@ class LinearSchedule(Schedule):
             check_positive(value, name)
 
     def rate(self, t: Tensor, horizon: float) -> Tensor:
-        """``β(t)``."""
+        """Computes ``β(t)``."""
         return self.beta_min + (self.beta_max - self.beta_min) * t / horizon
 
     def integral(self, start: Tensor, duration: Tensor, horizon: float) -> Tensor:
-        """``Δ β(s + Δ/2)``."""
+        """Computes ``Δ β(s + Δ/2)``."""
         return duration * self.rate(start + 0.5 * duration, horizon)
 
 
 @register
 @dataclass(frozen=True)
 class CosineSchedule(Schedule):
-    """``exp(−∫_0^t β) = cos²θ(t)/cos²θ(0)`` with ``θ = (π/2) (t/T + c)/(1 + c)``.
+    """The cosine schedule ``exp(−∫_0^t β) = cos²θ(t)/cos²θ(0)`` with ``θ = (π/2) (t/T + c)/(1 + c)``.
 
     Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. Then ``β = (π/(T(1+c))) tan θ``, infinite at ``t = T``.
     It is cut off at ``max_rate/T``: from the time where it gets there β is constant, and the transitions are
@@ -76,16 +76,18 @@ class CosineSchedule(Schedule):
             check_positive(value, name)
         lowest = math.pi / (1.0 + self.offset) * math.tan(self._angle(0.0))
         if self.max_rate <= lowest:
-            raise InvalidInputError(f"max_rate must exceed {lowest:.3g}, where β T starts, got {self.max_rate:g}.")
+            raise InvalidInputError(
+                f"max_rate must exceed {lowest:.3g}, the initial value of β T, got {self.max_rate:g}."
+            )
 
     def rate(self, t: Tensor, horizon: float) -> Tensor:
-        """``β(t)``."""
+        """Computes ``β(t)``."""
         end = self._cut
         angle = self._speed * ((t / horizon).clamp_max(end) + self.offset)
         return torch.where(t < end * horizon, 2.0 * self._speed * torch.tan(angle), self.max_rate) / horizon
 
     def integral(self, start: Tensor, duration: Tensor, horizon: float) -> Tensor:
-        """``−2 log (cos θ(t)/cos θ(s))`` before the cut-off, ``max_rate Δ/T`` after it."""
+        """Computes ``−2 log (cos θ(t)/cos θ(s))`` before the cut-off, ``max_rate Δ/T`` after it."""
         begin, length, end = start / horizon, duration / horizon, self._cut
         curved = torch.minimum(length, (end - begin).clamp_min(0.0))
         turn = self._speed * curved
@@ -101,7 +103,7 @@ class CosineSchedule(Schedule):
 
     @property
     def _cut(self) -> float:
-        """``t/T`` where β reaches ``max_rate/T``."""
+        """The fraction ``t/T`` at which β reaches ``max_rate/T``."""
         return math.atan(self.max_rate / (2.0 * self._speed)) / self._speed - self.offset
 
     def _angle(self, fraction: float) -> float:
@@ -109,6 +111,6 @@ class CosineSchedule(Schedule):
 
 
 def check_positive(value: float, name: str) -> None:
-    """InvalidInputError unless ``value`` is a positive, finite number."""
+    """Raises InvalidInputError unless ``value`` is a positive, finite number."""
     if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
         raise InvalidInputError(f"{name} must be a positive number, got {value!r}.")

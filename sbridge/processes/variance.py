@@ -27,7 +27,7 @@ from sbridge.storage.registry import register
 @register
 @dataclass(frozen=True, eq=False)
 class VariancePreserving(LinearProcess):
-    """``dX = −½ β(t) (X − mean) dt + κ √β(t) dW``; ``N(mean, κκᵀ)`` is stationary.
+    """The process ``dX = −½ β(t) (X − mean) dt + κ √β(t) dW``; ``N(mean, κκᵀ)`` is stationary.
 
     With ``B = ∫_s^t β``: ``X_t | X_s = x ~ N(mean + e^{−B/2} (x − mean), (1 − e^{−B}) κκᵀ)``.
     A scalar κ gives the static plan of a Brownian reference with ``ε = 2κ² sinh(½∫_0^T β)``.
@@ -70,19 +70,19 @@ class VariancePreserving(LinearProcess):
         return common_dim(stationary_std=self._std, mean=self._mean)
 
     def linear(self, t: Time) -> LinearMap:
-        """``A = −½ β(t)``."""
+        """Computes ``A = −½ β(t)``."""
         return LinearMap(-0.5 * self.schedule.rate(clock(t), self.horizon).unsqueeze(-1))
 
     def offset(self, t: Time) -> Tensor:
-        """``c = ½ β(t) mean``."""
+        """Computes ``c = ½ β(t) mean``."""
         return -self.linear(t).values * self._mean.values
 
     def scale(self, t: Time) -> LinearMap:
-        """``σ(t) = κ √β(t)``."""
+        """Computes ``σ(t) = κ √β(t)``."""
         return self._std * self.schedule.rate(clock(t), self.horizon).sqrt()
 
     def transition(self, s: Time, t: Time) -> Transition:
-        """``Φ = e^{−B/2}``, ``k = (1 − Φ) mean``, ``Q = (1 − e^{−B}) κκᵀ``."""
+        """Computes ``Φ = e^{−B/2}``, ``k = (1 − Φ) mean``, ``Q = (1 − e^{−B}) κκᵀ``."""
         half = 0.5 * self.schedule.integral(*interval(s, t, self.horizon), self.horizon)
         column = half.unsqueeze(-1)
         covariance = (self._std @ self._std.T) * -torch.expm1(-2.0 * half)
@@ -92,7 +92,7 @@ class VariancePreserving(LinearProcess):
 @register
 @dataclass(frozen=True, eq=False)
 class VarianceExploding(LinearProcess):
-    """``dX = σ(t) dW`` whose noise level ``s(t) = σ_min (σ_max/σ_min)^{t/T}`` grows geometrically.
+    """The process ``dX = σ(t) dW`` whose noise level ``s(t) = σ_min (σ_max/σ_min)^{t/T}`` grows geometrically.
 
     ``X_t | X_s = x ~ N(x, s(t)² − s(s)²)`` and ``σ(t) = s(t) √(2 log(σ_max/σ_min)/T)``, geometric too: from 0
     to ``t`` the noise gathered has standard deviation ``√(s(t)² − σ_min²)`` (Song et al. 2021, eq. 29, 30).
@@ -119,8 +119,8 @@ class VarianceExploding(LinearProcess):
         common_dim(sigma_min=self._low, sigma_max=self._high)
         if not bool((self._growth > 0).all()):
             raise InvalidInputError(
-                f"sigma_min must lie below sigma_max, got {self.sigma_min!r} and {self.sigma_max!r}; "
-                "for constant noise use BrownianMotion(sigma)."
+                f"sigma_min must be below sigma_max, got {self.sigma_min!r} and {self.sigma_max!r}; for constant noise "
+                "use BrownianMotion(sigma)."
             )
 
     @cached_property
@@ -142,24 +142,24 @@ class VarianceExploding(LinearProcess):
         return common_dim(sigma_min=self._low, sigma_max=self._high)
 
     def linear(self, t: Time) -> LinearMap:
-        """``A = 0``."""
+        """Computes ``A = 0``."""
         return LinearMap(torch.zeros(*clock(t).shape, 1, dtype=torch.float64))
 
     def offset(self, t: Time) -> Tensor:
-        """``c = 0``."""
+        """Computes ``c = 0``."""
         return torch.zeros(*clock(t).shape, 1, dtype=torch.float64)
 
     def scale(self, t: Time) -> LinearMap:
-        """``σ(t) = s(t) √(2 log(σ_max/σ_min)/T)``."""
+        """Computes ``σ(t) = s(t) √(2 log(σ_max/σ_min)/T)``."""
         return LinearMap(self._level(clock(t)) * (2.0 * self._growth).sqrt())
 
     def transition(self, s: Time, t: Time) -> Transition:
-        """``Φ = 1``, ``k = 0``, ``Q = s(t)² − s(s)²``."""
+        """Computes ``Φ = 1``, ``k = 0``, ``Q = s(t)² − s(s)²``."""
         start, duration = interval(s, t, self.horizon)
         gathered = self._level(start).square() * torch.expm1(2.0 * duration.unsqueeze(-1) * self._growth)
         zero = torch.zeros(*duration.shape, 1, dtype=torch.float64)
         return Transition(identity(duration.shape), zero, LinearMap(gathered))
 
     def _level(self, t: Tensor) -> Tensor:
-        """``s(t)``, shape ``(..., 1 | dim)``."""
+        """Computes ``s(t)``, shape ``(..., 1 | dim)``."""
         return self._low.values * torch.exp(t.unsqueeze(-1) * self._growth)

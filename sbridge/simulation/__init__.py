@@ -1,4 +1,4 @@
-"""Simulation on torchsde, integrated over step indices.
+"""Simulation with torchsde, integrated over step indices.
 
 A chain (``sbridge.processes.chain``) is handed to torchsde as an equation in *index time*: knots
 ``0, 1, …, N``, step 1, drift ``m_j(x) − x + L_j √Δ_j u``, diffusion 1, and a Brownian motion whose

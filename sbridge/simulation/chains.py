@@ -1,4 +1,4 @@
-"""Running a chain: step by step before an observer, or kept whole."""
+"""Simulation of a chain: step by step with an observer, or with whole paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sbridge.simulation.engine import Noise, check_control, euler, is_finite, no
 from sbridge.simulation.options import Backprop, Detached, GradientMethod, ReversibleAdjoint
 
 Observer = Callable[[int, Tensor, Tensor | None], None]
-"""Called with ``(j, x_j, u_j)``; ``u_j`` is ``None`` at the last state, and always if the control is."""
+"""A function called with ``(j, x_j, u_j)``; ``u_j`` is ``None`` at the last state, and without a control."""
 
 
 def propagate(
@@ -26,7 +26,7 @@ def propagate(
     observe: Observer | None = None,
     stop: int | None = None,
 ) -> Tensor:
-    """Run ``x_{j+1} = m_j(x_j) + L_j (√Δ_j u(t_j, x_j) + ξ_j)``; returns the last state ``(batch, dim)``.
+    """Runs ``x_{j+1} = m_j(x_j) + L_j (√Δ_j u(t_j, x_j) + ξ_j)``; returns the last state ``(batch, dim)``.
 
     Steps and times are in the chain's own direction. Whether operations are recorded for differentiation is
     up to the ambient grad mode. The control is called once a step, with ``t`` in bridge time as a float.
@@ -61,7 +61,7 @@ def propagate(
 def simulate(
     chain: Chain, control: Control | None, x0: Tensor, noise: Noise, gradient: GradientMethod = Detached()
 ) -> tuple[Tensor, Tensor]:
-    """The states ``(N + 1, batch, dim)`` in the order visited, and the control values ``(N, batch, dim)``.
+    """Returns the states ``(N + 1, batch, dim)`` in the order visited, and the control values ``(N, batch, dim)``.
 
     Steps, arguments and errors are those of :func:`propagate`.
 
@@ -85,7 +85,7 @@ def simulate(
 
 @dataclass
 class _ChainEquation:
-    """The chain as torchsde sees it. ``f`` is where states and control values are observed."""
+    """The chain as an equation for torchsde. ``f`` reports states and control values to the observer."""
 
     chain: Chain
     control: Control | None
@@ -131,12 +131,12 @@ def _run(
 
 
 def _ignore(j: int, x: Tensor, u: Tensor | None) -> None:
-    """An observer that looks away."""
+    """Ignores every state."""
 
 
 @torch.no_grad()
 def _locate(chain: Chain, control: Control | None, x0: Tensor, xi: Callable[[int], Tensor], steps: int) -> None:
-    """Run once more and raise where it begins; a step adds to the state, so NaN and infinity never leave it."""
+    """Repeats the run and raises where it becomes non-finite; NaN and infinity persist as steps add to the state."""
     visited = chain.visited.tolist()
 
     def observe(j: int, x: Tensor, u: Tensor | None) -> None:
@@ -171,7 +171,7 @@ class _Buffers:
 
 
 class _Lists:
-    """Keeps a path as separate tensors: writing into one would cost autograd a copy of it at every step."""
+    """Keeps a path as separate tensors: with in-place writing, autograd would copy it at every step."""
 
     def __init__(self) -> None:
         self._states: list[Tensor] = []

@@ -13,19 +13,19 @@ from sbridge.errors import InvalidInputError, NonFiniteError
 from sbridge.random import NormalNoise
 
 Noise = Tensor | NormalNoise
-"""Standard normal ``ξ``: a tensor ``(steps, batch, dim)``, or numbers drawn again when they are needed."""
+"""Standard normal ``ξ``: a tensor ``(steps, batch, dim)``, or noise drawn again when needed."""
 
 
 @runtime_checkable
 class IndexEquation(Protocol):
-    """A drift over one unit of index time; the diffusion is 1."""
+    """An equation with a drift over one unit of index time and diffusion 1."""
 
     def f(self, index: Tensor, x: Tensor, /) -> Tensor:
         """How far the step from knot ``index`` moves ``x``, noise apart."""
         ...
 
     def g(self, index: Tensor, x: Tensor, /) -> Tensor:
-        """Ones like ``x``."""
+        """Returns ones like ``x``."""
         ...
 
 
@@ -43,7 +43,7 @@ class Increments(torchsde.BaseBrownian):
         return_U: bool = False,  # noqa: FBT001, FBT002 - torchsde's flags
         return_A: bool = False,  # noqa: FBT001, FBT002
     ) -> Tensor:
-        """The increment over ``[ta, ta + 1]``."""
+        """Returns the increment over ``[ta, ta + 1]``."""
         return self._source(int(ta.item()))
 
     def __repr__(self) -> str:
@@ -51,32 +51,32 @@ class Increments(torchsde.BaseBrownian):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the states."""
+        """The dtype of the states."""
         return self._like.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the states."""
+        """The device of the states."""
         return self._like.device
 
     @property
     def shape(self) -> torch.Size:
-        """Of one increment."""
+        """The shape of one increment."""
         return self._like.shape
 
     @property
     def levy_area_approximation(self) -> str:
-        """No area is needed: the diffusion does not depend on the state."""
+        """``none``: the diffusion does not depend on the state, so no area is needed."""
         return "none"
 
 
 def euler(equation: IndexEquation, x0: Tensor, increment: Callable[[int], Tensor], steps: int) -> Tensor:
-    """``x_{k+1} = x_k + f(k, x_k) + increment(k)``, ``steps`` times; the last state."""
+    """Runs ``x_{k+1} = x_k + f(k, x_k) + increment(k)`` for ``steps`` steps; returns the last state."""
     return torchsde.sdeint(equation, x0, _ends(steps), bm=Increments(increment, x0), method="euler", dt=1)[-1]
 
 
 def reversible_heun(equation: IndexEquation, x0: Tensor, increment: Callable[[int], Tensor], steps: int) -> Tensor:
-    """The reversible Heun scheme (Kidger, Foster, Li & Lyons 2021, arXiv:2105.13493, Alg. 1); the last state."""
+    """Runs the reversible Heun scheme (Kidger, Foster, Li & Lyons 2021, arXiv:2105.13493, Alg. 1) to the last state."""
     brownian = Increments(increment, x0)
     return torchsde.sdeint(equation, x0, _ends(steps), bm=brownian, method="reversible_heun", dt=1)[-1]
 
@@ -88,7 +88,7 @@ def reversible_heun_adjoint(
     steps: int,
     parameters: tuple[Tensor, ...],
 ) -> Tensor:
-    """The same state, with a backward pass that rebuilds the path (ibid.)."""
+    """Computes the same state, with a backward pass that reconstructs the path (ibid.)."""
     return torchsde.sdeint_adjoint(
         equation,  # pyright: ignore[reportArgumentType] - a module is needed only where parameters are not named
         x0,
@@ -107,7 +107,7 @@ def _ends(steps: int) -> Tensor:
 
 
 def noise_of_step(noise: Noise, steps: int, x: Tensor) -> Callable[[int], Tensor]:
-    """``k ↦ ξ_k``; InvalidInputError unless states and noise fit."""
+    """Returns ``k ↦ ξ_k``; raises InvalidInputError unless states and noise fit."""
     if x.ndim != 2 or not x.is_floating_point():
         raise InvalidInputError(f"states must be floating point of shape (batch, dim), got {x.dtype} {tuple(x.shape)}.")
     shape = tuple(noise.shape) if isinstance(noise, Tensor) else (noise.steps, noise.batch, noise.dim)
@@ -120,7 +120,7 @@ def noise_of_step(noise: Noise, steps: int, x: Tensor) -> Callable[[int], Tensor
 
 
 def check_control(u: object, x: Tensor) -> None:
-    """InvalidInputError unless ``u`` is a tensor of the shape of ``x``, in no wider dtype."""
+    """Raises InvalidInputError unless ``u`` is a tensor of the shape of ``x``, in no wider dtype."""
     if isinstance(u, Tensor) and u.shape == x.shape and torch.promote_types(u.dtype, x.dtype) == x.dtype:
         return
     got = f"{u.dtype} {tuple(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
@@ -130,12 +130,12 @@ def check_control(u: object, x: Tensor) -> None:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no entry is NaN or infinite."""
+    """Returns whether no entry is NaN or infinite."""
     return bool(torch.isfinite(x).all())
 
 
 def require_finite(value: Tensor, name: str, step: int, t: float) -> None:
-    """NonFiniteError with step, time and number of rows unless all of ``value`` is finite."""
+    """Raises NonFiniteError with step, time and number of rows unless all of ``value`` is finite."""
     if is_finite(value):
         return
     rows = int((~torch.isfinite(value)).reshape(len(value), -1).any(1).sum())

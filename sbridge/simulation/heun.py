@@ -24,7 +24,7 @@ from sbridge.simulation.engine import (
 from sbridge.simulation.options import Detached, GradientMethod, ReversibleAdjoint
 
 RunningCost = Callable[[Time, Tensor, Tensor], Tensor]
-"""``(t, x, u) →`` cost per unit time, shape ``(batch,)``."""
+"""A cost ``(t, x, u) →`` per unit time, shape ``(batch,)``."""
 
 
 def endpoint(
@@ -36,7 +36,7 @@ def endpoint(
     gradient: GradientMethod = ReversibleAdjoint(),
     running_cost: RunningCost | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The end ``X_T`` ``(batch, dim)`` and ``∫ cost(t, X, u) dt`` ``(batch,)`` by the reversible Heun scheme.
+    """Computes ``X_T`` ``(batch, dim)`` and ``∫ cost(t, X, u) dt`` ``(batch,)`` by the reversible Heun scheme.
 
     In index time the drift at node ``k`` is ``½(Δ_{k−1} + Δ_k)(b + σu)(t_k, x)``, at the ends ``Δ_0`` and
     ``Δ_{N−1}``, and the noise over ``[k, k + 1]`` is ``√Δ_k σ(t_{k+½}) ξ_k``: trapezoids on any grid, so the
@@ -59,7 +59,7 @@ def endpoint(
     """
     steps = len(times) - 1
     if times.ndim != 1 or steps < 1 or not bool((times.diff() > 0).all()):
-        raise InvalidInputError(f"times must rise and have shape (steps + 1,), got shape {tuple(times.shape)}.")
+        raise InvalidInputError(f"times must increase and have shape (steps + 1,), got shape {tuple(times.shape)}.")
     xi = noise_of_step(noise, steps, x0)
     times = times.double().cpu()
     equation = _NodeEquation(process, control, running_cost, times, x0)
@@ -127,13 +127,13 @@ class _NodeEquation:
 
 
 def _parameters(value: object) -> tuple[Tensor, ...]:
-    """The tensors in ``value`` that want a gradient and can be seen from outside, each once."""
+    """Returns the visible tensors in ``value`` that require a gradient, each once."""
     found = {id(tensor): tensor for tensor in visible_tensors(value) if tensor.requires_grad}
     return tuple(found.values())
 
 
 def visible_tensors(value: object) -> Iterator[Tensor]:
-    """The tensors that ``value`` shows: itself, a module's parameters, what tuples and dataclasses hold."""
+    """Yields the tensors visible in ``value``: itself, a module's parameters, those in tuples and dataclasses."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, nn.Module):
@@ -147,7 +147,7 @@ def visible_tensors(value: object) -> Iterator[Tensor]:
 
 
 def _check_all_seen(equation: _NodeEquation, start: Tensor, parameters: tuple[Tensor, ...], steps: int) -> None:
-    """InvalidInputError if the equation, at either end of time, depends on a leaf that is not in ``parameters``.
+    """Raises InvalidInputError if the equation depends, at either end of time, on a leaf not in ``parameters``.
 
     The adjoint returns gradients for the tensors it is given, and silently none for others.
     """

@@ -14,34 +14,34 @@ from sbridge.errors import InvalidInputError, NonFiniteError, NotConvergedError
 from sbridge.storage.registry import register
 
 Velocity = Callable[[float, Tensor], Tensor]
-"""``(t, x) →`` velocity per unit of bridge time, shape ``(batch, dim)``."""
+"""A velocity ``(t, x) →`` per unit of bridge time, shape ``(batch, dim)``."""
 VelocityAndRate = Callable[[float, Tensor], tuple[Tensor, Tensor]]
-"""``(t, x) →`` velocity ``(batch, dim)`` and a rate ``(batch,)`` to be integrated along."""
+"""A function ``(t, x) →`` velocity ``(batch, dim)`` and a rate ``(batch,)`` to be integrated along the flow."""
 
 
 class ODEMethod(ABC):
-    """How an ordinary differential equation is integrated."""
+    """A method to integrate an ordinary differential equation."""
 
     @abstractmethod
     def settings(self, clock: Tensor) -> dict[str, object]:
-        """What torchdiffeq is told, for knots ``clock`` that rise."""
+        """Returns the arguments of torchdiffeq, for increasing knots ``clock``."""
 
 
 @dataclass(frozen=True)
 class _FixedSteps(ODEMethod):
     name: ClassVar[str]
     stages: ClassVar[int]
-    """Evaluations of the velocity a step."""
+    """Evaluations of the velocity per step."""
 
     def settings(self, clock: Tensor) -> dict[str, object]:
-        """One step from knot to knot."""
+        """Returns settings for one step from knot to knot."""
         return {"method": self.name, "options": {"grid_constructor": lambda func, y0, t: clock}}
 
 
 @register
 @dataclass(frozen=True)
 class Euler(_FixedSteps):
-    """Euler's method: order 1, one evaluation a step, at its start."""
+    """Euler's method: order 1, one evaluation per step, at its start."""
 
     name = "euler"
     stages = 1
@@ -50,7 +50,7 @@ class Euler(_FixedSteps):
 @register
 @dataclass(frozen=True)
 class Heun(_FixedSteps):
-    """Heun's method (explicit trapezoids): order 2, two evaluations a step, at its two ends."""
+    """Heun's method (explicit trapezoids): order 2, two evaluations per step, at its two ends."""
 
     name = "heun2"
     stages = 2
@@ -59,7 +59,7 @@ class Heun(_FixedSteps):
 @register
 @dataclass(frozen=True)
 class RungeKutta4(_FixedSteps):
-    """Kutta's 3/8 rule: order 4, four evaluations a step, the first and the last at its ends."""
+    """Kutta's 3/8 rule: order 4, four evaluations per step, the first and the last at its ends."""
 
     name = "rk4"
     stages = 4
@@ -95,7 +95,7 @@ class DormandPrince(ODEMethod):
             raise InvalidInputError(f"max_evaluations must be positive, got {self.max_evaluations}.")
 
     def settings(self, clock: Tensor) -> dict[str, object]:
-        """Steps end exactly at the last knot: torchdiffeq would step past it and interpolate."""
+        """Returns settings whose steps end exactly at the last knot: torchdiffeq would step past it and interpolate."""
         return {
             "method": "dopri5",
             "rtol": self.relative_tolerance,
@@ -106,7 +106,7 @@ class DormandPrince(ODEMethod):
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """Where an equation has carried its states.
+    """The states at the end of a flow.
 
     Args:
         x: the last states, shape ``(batch, dim)``.
@@ -120,7 +120,7 @@ class Flow:
 
 
 def flow(velocity: Velocity, x: Tensor, times: Tensor, method: ODEMethod) -> Flow:
-    """Solve ``dx/dt = velocity(t, x)`` from ``times[0]`` to ``times[-1]``.
+    """Solves ``dx/dt = velocity(t, x)`` from ``times[0]`` to ``times[-1]``.
 
     Operations are recorded for differentiation if the ambient grad mode is on.
 
@@ -142,7 +142,7 @@ def flow(velocity: Velocity, x: Tensor, times: Tensor, method: ODEMethod) -> Flo
 
 
 def flow_with_rate(field: VelocityAndRate, x: Tensor, times: Tensor, method: ODEMethod) -> Flow:
-    """:func:`flow`, and ``∫ rate(t, x_t) dt`` along it: negative for falling times if the rate is positive.
+    """Runs :func:`flow` and ``∫ rate(t, x_t) dt`` along it: negative for decreasing times if the rate is positive.
 
     The integral is one more coordinate of the equation, under the same control of the error.
     """
@@ -161,7 +161,7 @@ def flow_with_rate(field: VelocityAndRate, x: Tensor, times: Tensor, method: ODE
 
 
 class _Field:
-    """The velocity in a clock that rises, checked and counted."""
+    """The velocity in an increasing clock, checked and counted."""
 
     def __init__(self, velocity: Velocity, x: Tensor, times: Tensor, method: ODEMethod) -> None:
         _check_states(x)
@@ -172,8 +172,8 @@ class _Field:
         self.clock = self.sign * knots
         if knots.ndim != 1 or len(knots) < 2 or not bool((self.clock.diff() > 0).all()):
             raise InvalidInputError(
-                "times must have shape (steps + 1,) with at least one step and rise, or fall, strictly; got shape "
-                f"{tuple(times.shape)}."
+                "times must have shape (steps + 1,) with at least one step and increase, or decrease, strictly; got "
+                f"shape {tuple(times.shape)}."
             )
         self.first, self.last = float(self.clock[0]), float(self.clock[-1])
 
@@ -190,15 +190,15 @@ class _Field:
         value = self.velocity(t, x)
         if value.shape != x.shape or torch.promote_types(value.dtype, x.dtype) != x.dtype:
             raise InvalidInputError(
-                f"a velocity must be like its states, {x.dtype} {tuple(x.shape)}; got {value.dtype} "
-                f"{tuple(value.shape)}."
+                f"a velocity must have the shape and dtype of its states, {x.dtype} {tuple(x.shape)}; got "
+                f"{value.dtype} {tuple(value.shape)}."
             )
         self.require_finite(value, "velocity", t)
         return self.sign * value.to(x.dtype)
 
     @staticmethod
     def require_finite(value: Tensor, name: str, t: float) -> None:
-        """NonFiniteError with the time and the number of rows unless all of ``value`` is finite."""
+        """Raises NonFiniteError with the time and the number of rows unless all of ``value`` is finite."""
         bad = ~torch.isfinite(value).all(1)
         if bool(bad.any()):
             raise NonFiniteError(

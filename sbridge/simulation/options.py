@@ -1,4 +1,4 @@
-"""How a simulation is differentiated, as an object."""
+"""Options that select how a simulation is differentiated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimal transport: plans, distances, baseline maps, and our Sinkhorn solver.
+"""Optimal transport: plans, distances, baseline maps, and the package's Sinkhorn solver.
 
 The only room that knows POT, and the only one that turns the ε of a bridge into POT's regularisation.
 """

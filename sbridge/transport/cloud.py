@@ -1,4 +1,4 @@
-"""Weighted points seen through a Gaussian kernel: the one soft-nearest-neighbour sum of the package."""
+"""Weighted points under a Gaussian kernel: the only soft-nearest-neighbour sum of the package."""
 
 from __future__ import annotations
 
@@ -44,30 +44,30 @@ class Cloud:
         check_rows(self.rows, "rows", least=1)
         if self.logits.shape != self.rows.shape[:1]:
             raise InvalidInputError(
-                f"a cloud of {len(self.rows)} rows needs one logit a row, got shape {tuple(self.logits.shape)}."
+                f"a cloud of {len(self.rows)} rows needs one logit per row, got shape {tuple(self.logits.shape)}."
             )
 
     def log_normaliser(self, x: Tensor, variance: float | Tensor) -> Tensor:
-        """``log Σ_j exp(ℓ_j − |x−y_j|²/2v)``, shape ``(n,)``, float64."""
+        """Computes ``log Σ_j exp(ℓ_j − |x−y_j|²/2v)``, shape ``(n,)``, float64."""
         return torch.cat([log_sum for _, _, log_sum in self.chunks(x, variance)])
 
     def weights(self, x: Tensor, variance: float | Tensor) -> Tensor:
-        """All ``w_j(x_i)``, shape ``(n, m)``, of the dtype of ``x``."""
+        """Computes all ``w_j(x_i)``, shape ``(n, m)``, in the dtype of ``x``."""
         return torch.cat([part for _, part, _ in self.chunks(x, variance)])
 
     def mean(self, x: Tensor, variance: float | Tensor) -> Tensor:
-        """``Σ_j w_j(x) y_j``, shape ``(n, dim)``."""
+        """Computes ``Σ_j w_j(x) y_j``, shape ``(n, dim)``."""
         return torch.cat([part @ self.rows.to(part) for _, part, _ in self.chunks(x, variance)])
 
     def draw(self, x: Tensor, variance: float | Tensor, generator: torch.Generator) -> Tensor:
-        """One index ``j`` per row of ``x``, drawn with probabilities ``w_j(x)``; int64, shape ``(n,)``.
+        """Draws one index ``j`` per row of ``x`` with probabilities ``w_j(x)``; int64, shape ``(n,)``.
 
         One uniform number a row is drawn at once and inverted, so a row's index does not depend on blocks.
         """
         return draw_indices(self.chunks(x.detach(), variance), len(x), generator)
 
     def chunks(self, x: Tensor, variance: float | Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Blocks of rows of ``x``: their slice, their weights ``(block, m)``, their log normaliser (float64).
+        """Yields blocks of rows of ``x``: their slice, their weights ``(block, m)``, their log normaliser (float64).
 
         Args:
             x: rows ``(n, dim)``.
@@ -83,7 +83,7 @@ class Cloud:
             yield rows, part, log_sum - half_norm[rows]
 
     def tilts(self, slopes: Tensor, precisions: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """:meth:`chunks` for weights ``w_ij ∝ exp(ℓ_j + a_i·z_j − ½ p_i |z_j|²)``, ``z_j = y_j −`` :attr:`centre`.
+        """Yields, as :meth:`chunks`, weights ``∝ exp(ℓ_j + a_i·z_j − ½ p_i |z_j|²)``, ``z_j = y_j −`` :attr:`centre`.
 
         That of ``x_i`` at variance ``v`` has ``a = (x − centre)/v`` and ``p = 1/v``; here ``v`` may be infinite.
 
@@ -132,7 +132,7 @@ class Cloud:
 
 
 def draw_indices(blocks: Iterator[tuple[slice, Tensor, Tensor]], count: int, generator: torch.Generator) -> Tensor:
-    """One index a row, drawn with the weights of :meth:`Cloud.chunks`; int64, shape ``(count,)``.
+    """Draws one index per row with the weights of :meth:`Cloud.chunks`; int64, shape ``(count,)``.
 
     One uniform number a row is drawn at once and inverted, so a row's index does not depend on blocks.
     """

@@ -1,4 +1,4 @@
-"""Optimal-transport maps fitted to two samples: the baselines beside a bridge, for new rows too."""
+"""Optimal-transport maps fitted to two samples and applicable to new rows: the baselines of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sbridge.transport.sinkhorn import EntropicProblem, Sinkhorn, sinkhorn
 @register
 @dataclass(frozen=True, eq=False)
 class NearestRowMap:
-    """``T(x) = images_i`` with ``i`` the source row nearest to ``x``: piecewise constant.
+    """The piecewise constant map ``T(x) = images_i`` with ``i`` the source row nearest to ``x``.
 
     Args:
         rows: source rows ``(n, dim)``.
@@ -31,14 +31,14 @@ class NearestRowMap:
     holds_training_rows: ClassVar[bool] = True
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images of ``x``, shape ``(k, dim)``; a source row goes to its own image."""
+        """Returns images of ``x``, shape ``(k, dim)``; a source row goes to its own image."""
         return self.images.to(x)[nearest_rows(x, self.rows)]
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class BarycentricMap:
-    """``T(x) = E[y | x] = Σ_j w_j(x) y_j`` under the entropic plan, extended to any ``x`` by its potential.
+    """The map ``T(x) = E[y | x] = Σ_j w_j(x) y_j`` under the entropic plan, extended to any ``x`` by its potential.
 
     Conditional means scatter less than the target: the image of the source is too narrow by construction.
 
@@ -51,25 +51,25 @@ class BarycentricMap:
     epsilon: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images of ``x``, shape ``(k, dim)``."""
+        """Returns images of ``x``, shape ``(k, dim)``."""
         return self.cloud.mean(x, self.epsilon)
 
 
 @register
 @dataclass(frozen=True, eq=False)
 class AffineMap:
-    """``T(x) = M x + shift``; ``matrix`` ``(dim, dim)``, ``shift`` ``(dim,)``, float64."""
+    """The affine map ``T(x) = M x + shift``; ``matrix`` ``(dim, dim)``, ``shift`` ``(dim,)``, float64."""
 
     matrix: Tensor
     shift: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images of ``x``, shape ``(k, dim)``."""
+        """Returns images of ``x``, shape ``(k, dim)``."""
         return (x.double() @ self.matrix.to(x.device).mT + self.shift.to(x.device)).to(x.dtype)
 
 
 def exact_map(x0: Tensor, x1: Tensor) -> NearestRowMap:
-    """The exact plan from ``x0`` to ``x1`` as a map: a source row goes to the barycentre of its targets.
+    """Computes the exact plan from ``x0`` to ``x1`` as a map: a source row goes to the barycentre of its targets.
 
     With as many rows on both sides that is an assignment. A new row takes the image of the nearest source
     row, so the map is piecewise constant. Cost and errors of :func:`~sbridge.transport.exact_plan`.
@@ -78,14 +78,14 @@ def exact_map(x0: Tensor, x1: Tensor) -> NearestRowMap:
 
 
 def exact_maps(x0: Tensor, x1: Tensor) -> tuple[NearestRowMap, NearestRowMap]:
-    """:func:`exact_map` from ``x0`` to ``x1`` and from ``x1`` to ``x0``, of one plan."""
+    """Computes :func:`exact_map` from ``x0`` to ``x1`` and from ``x1`` to ``x0``, from one plan."""
     plan = exact_plan(x0, x1)
     there = NearestRowMap(x0, (plan @ x1) / plan.sum(1, keepdim=True))
     return there, NearestRowMap(x1, (plan.mT @ x0) / plan.sum(0).unsqueeze(1))
 
 
 def entropic_map(x0: Tensor, x1: Tensor, epsilon: float, options: Sinkhorn | None = None) -> BarycentricMap:
-    """The barycentric map of the entropic plan from ``x0`` to ``x1`` (Pooladian & Niles-Weed 2021).
+    """Computes the barycentric map of the entropic plan from ``x0`` to ``x1`` (Pooladian & Niles-Weed 2021).
 
     Raises:
         NotConvergedError: if Sinkhorn does not meet its tolerance.
@@ -96,13 +96,13 @@ def entropic_map(x0: Tensor, x1: Tensor, epsilon: float, options: Sinkhorn | Non
 def entropic_maps(
     x0: Tensor, x1: Tensor, epsilon: float, options: Sinkhorn | None = None
 ) -> tuple[BarycentricMap, BarycentricMap]:
-    """:func:`entropic_map` from ``x0`` to ``x1`` and from ``x1`` to ``x0``, of one plan."""
+    """Computes :func:`entropic_map` from ``x0`` to ``x1`` and from ``x1`` to ``x0``, from one plan."""
     found = sinkhorn(EntropicProblem(x0, x1, epsilon), options)
     return BarycentricMap(found.forward, epsilon), BarycentricMap(found.backward, epsilon)
 
 
 def gaussian_map(x0: Tensor, x1: Tensor) -> AffineMap:
-    """The optimal map between the Gaussians with the moments of ``x0`` and ``x1`` (Knott & Smith 1984).
+    """Computes the optimal map between the Gaussians with the moments of ``x0`` and ``x1`` (Knott & Smith 1984).
 
     ``T(x) = m_1 + M(x − m_0)``, ``M = A^{−½}(A^½BA^½)^½A^{−½}``, ``A`` and ``B`` the sample covariances.
 
@@ -118,7 +118,7 @@ def gaussian_map(x0: Tensor, x1: Tensor) -> AffineMap:
     if float(spectrum[0]) <= 1e-12 * float(spectrum[-1]):
         raise InvalidInputError(
             f"the covariance of the {len(x0)} source rows in {x0.shape[1]} dimensions is singular, so there is no "
-            "Gaussian map: drop constant or dependent columns, or give more rows than columns."
+            "Gaussian map: drop constant or dependent columns, or use more rows than columns."
         )
     import ot  # takes seconds, with scikit-learn and pandas: not before it is needed
 
@@ -127,7 +127,7 @@ def gaussian_map(x0: Tensor, x1: Tensor) -> AffineMap:
 
 
 def nearest_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Index of the row nearest to each row of ``x``; int64, shape ``(k,)``. Blocks of 4 MB."""
+    """Returns the index of the row nearest to each row of ``x``; int64, shape ``(k,)``. Blocks of 4 MB."""
     check_pair(x, rows)
     points, others, _ = common_units(x, rows)
     half_norms = 0.5 * others.square().sum(1)

@@ -17,7 +17,7 @@ _POT_WARM_ITERATIONS = 5
 
 
 def epsilon_of(sigma: float, horizon: float) -> float:
-    """``ε = σ²T``: the entropic constant of a Brownian reference of scale σ on [0, T], for the cost ``½|x−y|²``.
+    """Returns ``ε = σ²T``: the entropic constant of a Brownian reference of scale σ on [0, T] for ``½|x−y|²``.
 
     Raises:
         InvalidInputError: unless both are positive and finite.
@@ -28,7 +28,7 @@ def epsilon_of(sigma: float, horizon: float) -> float:
 
 
 def regularisation(epsilon: float) -> float:
-    """``reg = 2ε``: what POT calls ``reg`` for the cost ``|x−y|²`` where ours is ``½|x−y|²``.
+    """Returns ``reg = 2ε``: POT's ``reg`` for the cost ``|x−y|²``, where ours is ``½|x−y|²``.
 
     Raises:
         InvalidInputError: unless ``epsilon`` is positive and finite.
@@ -38,7 +38,7 @@ def regularisation(epsilon: float) -> float:
 
 
 def exact_plan(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
-    """The plan ``π`` that minimises ``Σ π_ij |x_i−y_j|²`` with row sums ``a`` and column sums ``b``.
+    """Computes the plan ``π`` that minimises ``Σ π_ij |x_i−y_j|²`` with row sums ``a`` and column sums ``b``.
 
     By the network simplex of Bonneel et al. (2011), in float64, on centred rows and with costs of mean 1: the simplex
     stops at absolute tolerances, which would be wrong for small numbers and large offsets. Time grows a little faster
@@ -59,12 +59,12 @@ def exact_plan(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None =
 
 
 def exact_cost(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
-    """``W2² = min_π Σ π_ij |x_i−y_j|²``, a tensor of shape (); arguments and errors of :func:`exact_plan`."""
+    """Computes ``W2² = min_π Σ π_ij |x_i−y_j|²``, a tensor of shape (); arguments and errors of :func:`exact_plan`."""
     return _simplex(x, y, a, b)[1].to(x.dtype)
 
 
 def sliced_cost(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    """Mean over unit ``directions`` ``θ`` of ``W2²`` between the projections ``x·θ`` and ``y·θ``; shape ().
+    """Averages ``W2²`` between the projections ``x·θ`` and ``y·θ`` over unit ``directions`` ``θ``; shape ().
 
     Each is exact, by sorting (Bonneel et al. 2015). Memory: a few times ``8·(n+m)·16`` bytes.
 
@@ -89,7 +89,7 @@ def sliced_cost(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
 def entropic_plan(
     x: Tensor, y: Tensor, epsilon: float, *, tolerance: float = 1e-6, max_iterations: int = 100_000
 ) -> Tensor:
-    """The plan of ``min_π E_π ½|x−y|² + ε KL(π ‖ a⊗b)`` with uniform ``a``, ``b``, by POT's log-domain Sinkhorn.
+    """Computes the plan of ``min_π E_π ½|x−y|² + ε KL(π ‖ a⊗b)``, uniform ``a``, ``b``, by POT's log-domain Sinkhorn.
 
     An independent reference for small sets; :func:`sbridge.transport.sinkhorn` solves the same problem some
     hundred times faster. ε falls by halves from the largest cost, each level starting where the last ended.
@@ -136,8 +136,8 @@ def entropic_plan(
         if done >= max_iterations:
             raise NotConvergedError(
                 f"POT's Sinkhorn reached an L1 marginal error of {error:.3g} at ε = {level * unit * unit:.3g} after "
-                f"{done} iterations; {tolerance:.3g} at ε = {given:.3g} was asked for. Raise max_iterations, epsilon "
-                "or the tolerance, or use sbridge.transport.sinkhorn."
+                f"{done} iterations; the tolerance is {tolerance:.3g} at ε = {given:.3g}. Raise max_iterations, "
+                "epsilon or the tolerance, or use sbridge.transport.sinkhorn."
             )
         level = max(0.5 * level, epsilon)
 
@@ -148,16 +148,16 @@ def check_pair(x: Tensor, y: Tensor) -> None:
     check_rows(y, "y", least=1)
     if x.shape[1] != y.shape[1]:
         raise InvalidInputError(
-            f"x has {x.shape[1]} columns and y has {y.shape[1]}: both must live in the same dimension."
+            f"x has {x.shape[1]} columns and y has {y.shape[1]}: both must have the same dimension."
         )
     if x.dtype != y.dtype or x.device != y.device:
         raise InvalidInputError(
-            f"x is {x.dtype} on {x.device}, y is {y.dtype} on {y.device}: use y.to(x) so that they agree."
+            f"x is {x.dtype} on {x.device}, y is {y.dtype} on {y.device}: convert one with y.to(x)."
         )
 
 
 def weights_of(rows: Tensor, weights: Tensor | None, name: str) -> Tensor:
-    """Weights of ``rows`` as float64 ``(n,)`` with sum exactly 1 up to rounding; uniform for ``None``."""
+    """Returns weights of ``rows`` as float64 ``(n,)`` with sum 1 up to rounding; uniform for ``None``."""
     if weights is None:
         return torch.full((len(rows),), 1.0 / len(rows), dtype=torch.float64, device=rows.device)
     weights = weights.to(rows.device, torch.float64)

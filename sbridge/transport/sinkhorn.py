@@ -37,13 +37,13 @@ the final ε), ``iterations``."""
 
 _LARGEST_RELAXATION = 1.99
 _LARGEST_CHANGE = 40.0
-"""Of a log scaling in one batch: keeps ``K``'s products inside float32; the next batch goes on from there."""
+"""Largest change of a log scaling in one batch: keeps ``K``'s products inside float32; the next batch continues."""
 _SMALLEST_SHARE, _WORKABLE_SHARE = 1e-6, 3e-5
 """ε over the lower quartile of the cost. 400 rows in the plane take 6500 iterations at 3e-5, where a row shares its
 mass among 1.2 others; at 3e-6, 20 000 do not suffice."""
 _THINNED = 500
 _UNMEASURED = 2.0
-"""No L1 error between probabilities is larger."""
+"""The largest possible L1 error between probabilities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,27 +73,27 @@ class EntropicProblem:
 
     @cached_property
     def source_weights(self) -> Tensor:
-        """``a`` in float64."""
+        """The weights ``a`` in float64."""
         return weights_of(self.x, self.a, "a")
 
     @cached_property
     def target_weights(self) -> Tensor:
-        """``b`` in float64."""
+        """The weights ``b`` in float64."""
         return weights_of(self.y, self.b, "b")
 
     def target_cloud(self, g: Tensor, epsilon: float) -> Cloud:
-        """The target rows with logits ``g/ε + log b``."""
+        """Returns the target rows with logits ``g/ε + log b``."""
         return Cloud(self.y, g / epsilon + self.target_weights.log())
 
     def source_cloud(self, f: Tensor, epsilon: float) -> Cloud:
-        """The source rows with logits ``f/ε + log a``."""
+        """Returns the source rows with logits ``f/ε + log a``."""
         return Cloud(self.x, f / epsilon + self.source_weights.log())
 
 
 @register
 @dataclass(frozen=True)
 class Sinkhorn:
-    """How the problem is solved.
+    """Options of the Sinkhorn iteration.
 
     Args:
         tolerance: largest L1 error of the row sums after a column update; float32 reaches about 1e-5.
@@ -140,16 +140,16 @@ class SinkhornSolution:
 
     @cached_property
     def forward(self) -> Cloud:
-        """Its weights at variance ε are the law of ``y`` given any ``x``, a row of the data or not."""
+        """The cloud whose weights at variance ε are the distribution of ``y`` given ``x``, a row of the data or not."""
         return self.problem.target_cloud(self.g, self.problem.epsilon)
 
     @cached_property
     def backward(self) -> Cloud:
-        """Its weights at variance ε are the law of ``x`` given any ``y``."""
+        """The cloud whose weights at variance ε are the distribution of ``x`` given any ``y``."""
         return self.problem.source_cloud(self.f, self.problem.epsilon)
 
     def plan(self) -> Tensor:
-        """``π``, shape ``(n, m)``, of the dtype of the rows."""
+        """Computes ``π``, shape ``(n, m)``, of the dtype of the rows."""
         x = self.problem.x
         return self.forward.weights(x, self.problem.epsilon) * self.problem.source_weights[:, None].to(x)
 
@@ -160,7 +160,7 @@ class SinkhornSolution:
 
 
 def sinkhorn_init(problem: EntropicProblem, options: Sinkhorn | None = None) -> SinkhornState:
-    """The state before the first step: ``g = 0``, ε a bound on the cost (or the problem's ε, if larger).
+    """Makes the state before the first step: ``g = 0``, ε a bound on the cost (or the problem's ε, if larger).
 
     Raises:
         InvalidInputError: if ε is so small beside the cost that the plan degenerates.
@@ -182,13 +182,13 @@ def sinkhorn_init(problem: EntropicProblem, options: Sinkhorn | None = None) -> 
 
 
 def sinkhorn_converged(problem: EntropicProblem, state: SinkhornState, options: Sinkhorn | None = None) -> bool:
-    """Whether ``state`` has reached the final ε and an error within the tolerance."""
+    """Returns whether ``state`` has reached the final ε and an error within the tolerance."""
     options = options or Sinkhorn()
     return float(state["epsilon"]) == problem.epsilon and float(state["error"]) <= options.tolerance
 
 
 def sinkhorn_step(problem: EntropicProblem, state: SinkhornState, options: Sinkhorn | None = None) -> SinkhornState:
-    """One log-domain pass and one batch of iterations; the state that went in is left as it was.
+    """Runs one log-domain pass and one batch of iterations; the given state is not changed.
 
     A state is all there is: stored and taken up again, it leads to the same bits on the CPU at an equal number
     of threads. Memory: the state holds ``8(n + m)`` bytes, a step one n × m array of the rows' dtype and blocks of
@@ -200,10 +200,9 @@ def sinkhorn_step(problem: EntropicProblem, state: SinkhornState, options: Sinkh
     options = options or Sinkhorn()
     if int(state["iterations"]) >= options.max_iterations:
         raise NotConvergedError(
-            f"Sinkhorn's L1 marginal error is {float(state['error']):.3g} at ε = {float(state['epsilon']):.3g} "
-            f"after {state['iterations']} iterations; {options.tolerance:.3g} at ε = {problem.epsilon:.3g} was "
-            "asked for. Raise max_iterations, use a larger σ (ε = σ²T), or accept a larger tolerance; below 1e-5 "
-            "use float64 rows."
+            f"Sinkhorn's L1 marginal error is {float(state['error']):.3g} at ε = {float(state['epsilon']):.3g} after "
+            f"{state['iterations']} iterations; the tolerance is {options.tolerance:.3g} at ε = {problem.epsilon:.3g}. "
+            "Raise max_iterations, use a larger σ (ε = σ²T), or accept a larger tolerance; below 1e-5 use float64 rows."
         )
     epsilon = float(state["epsilon"])
     final = epsilon == problem.epsilon
@@ -227,7 +226,7 @@ def sinkhorn_step(problem: EntropicProblem, state: SinkhornState, options: Sinkh
 
 
 def sinkhorn_finish(problem: EntropicProblem, state: SinkhornState) -> SinkhornSolution:
-    """The solution that ``state`` holds, converged or not: look at its ``error``."""
+    """Returns the solution of ``state``, converged or not: check its ``error``."""
     f: Tensor = state["f"]  # type: ignore[assignment]
     # The exact column update that the error was measured after; over-relaxed potentials are not handed out.
     g = -problem.epsilon * problem.source_cloud(f, problem.epsilon).log_normaliser(problem.y, problem.epsilon)
@@ -238,7 +237,7 @@ def sinkhorn_finish(problem: EntropicProblem, state: SinkhornState) -> SinkhornS
 
 
 def sinkhorn(problem: EntropicProblem, options: Sinkhorn | None = None) -> SinkhornSolution:
-    """The entropic plan of ``problem``.
+    """Computes the entropic plan of ``problem``.
 
     Raises:
         NotConvergedError: when the tolerance is not met within ``max_iterations``.
@@ -250,7 +249,7 @@ def sinkhorn(problem: EntropicProblem, options: Sinkhorn | None = None) -> Sinkh
 
 
 def _check_epsilon(problem: EntropicProblem) -> None:
-    """The quartile, not the mean: parts of the data that are far from each other set no scale.
+    """Raises InvalidInputError for ε too small relative to the lower quartile of the cost; the mean may be too large.
 
     Neither does the distance between the means, on which the plan does not depend.
     """
@@ -261,9 +260,9 @@ def _check_epsilon(problem: EntropicProblem) -> None:
     factor = _WORKABLE_SHARE * cost / problem.epsilon
     raise InvalidInputError(
         f"ε is {problem.epsilon / cost:.2g} of the lower quartile of the cost ½|x−y|² of centred rows: the plan "
-        "degenerates to a matching, and Sinkhorn's iteration would not end. The smallest workable ε is about "
-        f"{_WORKABLE_SHARE:g} of it, {factor:.3g} times this one: multiply σ by {math.sqrt(factor):.3g} (ε = σ²T), or "
-        "take exact transport, sbridge.transport.exact_plan(x, y)."
+        "degenerates to a matching, and Sinkhorn's iteration would practically not converge. The smallest workable ε "
+        f"is about {_WORKABLE_SHARE:g} of it, {factor:.3g} times this one: multiply σ by {math.sqrt(factor):.3g} (ε = "
+        "σ²T), or use exact transport, sbridge.transport.exact_plan(x, y)."
     )
 
 
@@ -285,19 +284,19 @@ class _Batch:
         self.log_u, self.log_v = torch.zeros_like(self.a), torch.zeros_like(self.b)
 
     def update_columns(self, omega: float) -> None:
-        """``v ← v ρ^{−ω}``, ``ρ`` the column sums of the plan over ``b``."""
+        """Updates ``v ← v ρ^{−ω}``, ``ρ`` the column sums of the plan over ``b``."""
         self.log_v = _relaxed(self.log_v, self._log_column_ratio(), self.b, omega)
 
     def update_rows(self, omega: float) -> None:
-        """``u ← u ρ^{−ω}``, ``ρ`` the row sums of the plan over ``a``."""
+        """Updates ``u ← u ρ^{−ω}``, ``ρ`` the row sums of the plan over ``a``."""
         self.log_u = _relaxed(self.log_u, self._log_row_ratio(), self.a, omega)
 
     def resume(self, f: Tensor) -> None:
-        """Goes on from an over-relaxed ``f``, which the exact row update would slow down."""
+        """Continues from an over-relaxed ``f``, which the exact row update would slow down."""
         self.log_u = _bounded((f - self.f) / self.epsilon)
 
     def error(self) -> float:
-        """``Σ_i |row sum_i − a_i|`` after an exact column update; the scalings stay as they are."""
+        """Computes ``Σ_i |row sum_i − a_i|`` after an exact column update; the scalings are not changed."""
         kept = self.log_v
         self.update_columns(1.0)
         ratio, self.log_v = self._log_row_ratio(), kept
@@ -317,7 +316,7 @@ def _log(sums: Tensor) -> Tensor:
 
 
 def _relaxed(log_scaling: Tensor, log_ratio: Tensor, weights: Tensor, omega: float) -> Tensor:
-    """``log scaling − ω log ρ`` where that gains enough, ``log scaling − log ρ`` otherwise.
+    """Computes ``log scaling − ω log ρ`` where that gains enough, ``log scaling − log ρ`` otherwise.
 
     The gain of the dual, over ε, is ``Σ w (−ω log ρ + ρ − ρ^{1−ω})``; for small ``log ρ`` it is ``ω(2−ω)`` times
     that of ω = 1. Half of that share is asked for, so the dual rises at every update and the iteration converges.
@@ -338,7 +337,7 @@ def _gain(log_ratio: Tensor, weights: Tensor, omega: float) -> float:
 
 
 def _relaxation(omega: float, rate: float) -> float:
-    """The ω that suits the rate seen, ``2/(1+√(1−η))`` with ``η = (λ+ω−1)²/(λω²)`` (Young 1954); never smaller.
+    """Returns ``ω = 2/(1+√(1−η))`` for the observed rate, ``η = (λ+ω−1)²/(λω²)`` (Young 1954); never smaller.
 
     ``λ`` is the factor of the error per iteration at ω, ``η`` that of plain Sinkhorn.
     """

@@ -1,4 +1,4 @@
-"""Optimal control on a line to any number of digits: the chain by dynamic programming, its limit by eigenfunctions.
+"""Optimal control in one dimension to high precision: the chain by dynamic programming, its limit by eigenfunctions.
 
 With :class:`CoordinateControl` these are the exact answers of separable problems in any dimension.
 """

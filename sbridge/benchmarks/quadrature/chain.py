@@ -1,4 +1,4 @@
-"""Dynamic programming for a chain on a line."""
+"""Dynamic programming for a chain in one dimension."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOST = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class LineSolution:
-    """What dynamic programming finds.
+    """Result of dynamic programming.
 
     Args:
         tilted: ``−log E[e^{−ΣΔf − g}]`` over the uncontrolled chain: what ``−log E α`` estimates.
@@ -54,7 +54,7 @@ class LineSolution:
 
 @dataclass(frozen=True, eq=False)
 class ChainOnLine:
-    """The chain that a grid and a step rule make of a :class:`LineProblem`.
+    """The chain of a :class:`LineProblem` on a grid with a step rule.
 
     ``φ_k = e^{−Δf} E φ_{k+1}`` gives the tilted value; ``V_k(x) = min_w Δf + ½w² + E V_{k+1}(m(x) + L(w + ξ))`` with
     ``w = √Δ u`` the optimum, by Newton's method. Expectations are Gauss–Legendre sums on panels of 2.5 standard
@@ -71,7 +71,7 @@ class ChainOnLine:
     rule: StepRule = field(default_factory=EulerMaruyama)
 
     def solve(self) -> LineSolution:
-        """Backward for the values, forward for the law.
+        """Computes the values backward, then the distribution forward.
 
         Raises:
             InvalidInputError: if the optimal law leaves the interval.
@@ -121,7 +121,7 @@ class ChainOnLine:
         beyond = (nodes < bellman.problem.low) | (nodes > bellman.problem.high)
         if float(masses[:, beyond].sum(1).max()) > _LOST:
             raise InvalidInputError(
-                f"the optimal law has mass {float(masses[:, beyond].sum(1).max()):.2g} outside "
+                f"the optimal distribution has mass {float(masses[:, beyond].sum(1).max()):.2g} outside "
                 f"[{bellman.problem.low:g}, {bellman.problem.high:g}]; choose a wider interval."
             )
         return masses
@@ -129,7 +129,7 @@ class ChainOnLine:
 
 @dataclass(frozen=True, eq=False)
 class _Bellman:
-    """Nodes and weights of integrals over the next state, and the places at which values are wanted."""
+    """Nodes and weights of integrals over the next state, and the points at which values are needed."""
 
     problem: LineProblem
     nodes: Tensor
@@ -142,16 +142,16 @@ class _Bellman:
     stop: Tensor = field(init=False)
 
     def ending(self, values: Tensor, ended: Tensor) -> Tensor:
-        """Values at the nodes, with those of ended paths put in."""
+        """Returns values at the nodes, with those of ended paths inserted."""
         return torch.where(self.problem.stopped(self.nodes), ended, values)
 
     def kernel(self, aim: Tensor, deviation: float) -> Tensor:
-        """``w_j N(y_j; aim_i, L²)``, shape ``(len(aim), nodes)``."""
+        """Computes ``w_j N(y_j; aim_i, L²)``, shape ``(len(aim), nodes)``."""
         z = (self.nodes - aim.unsqueeze(1)) / deviation
         return (-0.5 * z.square()).exp() * (self.weights / (deviation * math.sqrt(2.0 * math.pi)))
 
     def crossing(self, x: Tensor, deviation: float) -> Tensor:
-        """The probability that a path ends between its steps, of shape ``(len(x), nodes)`` or a zero."""
+        """Computes the probability that a path ends between its steps, of shape ``(len(x), nodes)`` or a zero."""
         barrier = self.problem.barrier
         if barrier is None or not barrier.between_knots:
             return torch.zeros((), dtype=torch.float64)
@@ -167,11 +167,11 @@ class _Step:
         self.crossing = bellman.crossing(bellman.places, deviation)
 
     def expect(self, aim: Tensor, values: Tensor, ended: Tensor) -> Tensor:
-        """``E[value]`` after the step, for a mean ``aim`` at each place."""
+        """Computes ``E[value]`` after the step, for a mean ``aim`` at each point."""
         return (self.bellman.kernel(aim, self.deviation) * self._mixed(values, ended)).sum(1)
 
     def steer(self, value: Tensor, w: Tensor) -> Tensor:
-        """The minimising ``w``, from a guess."""
+        """Computes the minimising ``w``, from a guess."""
         mixed = self._mixed(value, self.bellman.stop)
         for _ in range(_NEWTON):
             aim = self.mean + self.deviation * w
@@ -193,7 +193,7 @@ class _Step:
 
 
 def _panels(problem: LineProblem, narrowest: float, widest: float) -> tuple[Tensor, Tensor]:
-    """Gauss–Legendre nodes and weights on the padded interval."""
+    """Returns Gauss–Legendre nodes and weights on the padded interval."""
     cuts = [problem.low - _PAD * widest, problem.high + _PAD * widest]
     if problem.barrier is not None:
         cuts.insert(1, problem.barrier.position)

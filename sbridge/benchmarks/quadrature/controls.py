@@ -1,4 +1,4 @@
-"""Controls from tables and from coordinates."""
+"""Controls from tables and from separate coordinates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sbridge.storage.registry import register
 @register
 @dataclass(frozen=True, eq=False)
 class TabulatedControl:
-    """A control on a line from its values on a uniform grid, by cubic interpolation; constant between knots of time.
+    """A one-dimensional control, interpolated cubically from a uniform grid; constant between knots of time.
 
     Args:
         times: knots ``t_0 < … < t_{K−1}``, float64; a value holds from its knot to the next.
@@ -30,7 +30,7 @@ class TabulatedControl:
     values: Tensor
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """``u(t, x)``, shape ``(batch, 1)``."""
+        """Computes ``u(t, x)``, shape ``(batch, 1)``."""
         moment = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         # A time that went through float32 still belongs to its knot.
         knot = (torch.searchsorted(self.times, moment * (1.0 + 1e-6) + 1e-12, right=True) - 1).clamp_min(0)
@@ -40,7 +40,7 @@ class TabulatedControl:
 
 
 def interpolate(table: Tensor, rows: Tensor, place: Tensor) -> Tensor:
-    """Cubic interpolation in rows of a table at fractional columns, constant beyond the ends.
+    """Interpolates cubically in rows of a table at fractional columns, constant beyond the ends.
 
     Args:
         table: shape ``(K, columns)``, at least four columns.
@@ -68,7 +68,7 @@ def interpolate(table: Tensor, rows: Tensor, place: Tensor) -> Tensor:
 @register
 @dataclass(frozen=True, eq=False)
 class CoordinateControl:
-    """The control of a separable problem: coordinate ``i`` is steered by ``parts[columns[i]]``.
+    """The control of a separable problem: coordinate ``i`` is controlled by ``parts[columns[i]]``.
 
     Args:
         parts: controls on a line, ``(t, (batch, 1)) → (batch, 1)``.
@@ -79,7 +79,7 @@ class CoordinateControl:
     columns: tuple[int, ...]
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """Shape ``(batch, dim)``."""
+        """Computes the control, shape ``(batch, dim)``."""
         found = torch.empty_like(x)
         for index, part in enumerate(self.parts):
             mine = [i for i, column in enumerate(self.columns) if column == index]

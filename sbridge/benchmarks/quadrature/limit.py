@@ -1,4 +1,4 @@
-"""The limit of infinitely many steps, for a diffusion on a line with coefficients that do not change in time."""
+"""The continuous-time limit for a diffusion in one dimension with time-independent coefficients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DEPTH = 25.0  # e^{−25} of the largest weight: beyond, quotients of eigenfunc
 
 @dataclass(frozen=True, eq=False)
 class LimitOnLine:
-    """The exact answer of a :class:`LineProblem` in continuous time, from the eigenfunctions of its generator.
+    """The exact solution of a :class:`LineProblem` in continuous time, from the eigenfunctions of its generator.
 
     With ``ρ = exp(∫b/σ²)`` the function ``ψ = ρφ`` of ``∂_t φ + bφ' + ½σ²φ'' = fφ`` solves ``∂_t ψ = Hψ`` for the
     symmetric ``H = −½σ²∂² + W``, ``W = b²/2σ² + ½b' + f``, with zero at both ends of the interval (a barrier adds what
@@ -55,19 +55,19 @@ class LimitOnLine:
             )
         if float(self._log_weight.max()) > _DEPTH:
             raise InvalidInputError(
-                "the drift leads away from the start over so long a way that e^(∫b/σ²) leaves no digits there; choose "
-                "a narrower interval."
+                "the drift points away from the start over such a distance that e^(∫b/σ²) has no accurate digits "
+                "there; choose a narrower interval."
             )
 
     @property
     def value(self) -> float:
-        """``−log φ(0, x_0)``: the least cost."""
+        """The least cost ``−log φ(0, x_0)``."""
         start = torch.tensor([self.problem.start], dtype=torch.float64)
         return -math.log(float(self.potential(0.0, start)))
 
     @cached_property
     def energy(self) -> float:
-        """``E∫u*² dt``."""
+        """The energy ``E∫u*² dt``."""
         points, weights = np.polynomial.legendre.leggauss(_QUADRATURE)
         horizon = self.problem.process.horizon
         total = 0.0
@@ -79,16 +79,16 @@ class LimitOnLine:
 
     @property
     def points(self) -> Tensor:
-        """Where :meth:`density` is given, shape ``(cells − 1,)``."""
+        """The points at which :meth:`density` is given, shape ``(cells − 1,)``."""
         return self._inner
 
     def potential(self, t: float, x: Tensor) -> Tensor:
-        """``φ(t, x) = E[e^{−∫f − g} | X_t = x]`` at points ``(n,)``."""
+        """Computes ``φ(t, x) = E[e^{−∫f − g} | X_t = x]`` at points ``(n,)``."""
         psi, _ = self._series(t, x)
         return psi / self._weight(x).exp() + self._paid
 
     def density(self, t: float) -> Tensor:
-        """The density at :attr:`points` of the optimal law of paths that have not ended, for ``0 < t ≤ T``."""
+        """Computes the density at :attr:`points` of the optimal distribution of running paths, for ``0 < t ≤ T``."""
         start = torch.tensor([self.problem.start], dtype=torch.float64)
         source = (self._sines @ self._modes(start)[0][0]) * (2.0 / self.cells)
         levels, vectors = self._eigen
@@ -110,11 +110,11 @@ class LimitOnLine:
 
     @cached_property
     def _reach(self) -> Tensor:
-        """The points at which quotients of sums of eigenfunctions have digits."""
+        """The points at which quotients of sums of eigenfunctions are accurate."""
         return self._log_weight > self._log_weight.max() - _DEPTH
 
     def _control(self, t: float) -> Tensor:
-        """``u*(t, ·)`` at these points."""
+        """Computes ``u*(t, ·)`` at these points."""
         x, sigma = self._inner[self._reach], self._sigma
         psi, slope = self._series(t, x)
         rho = self._log_weight[self._reach].exp()
@@ -152,7 +152,7 @@ class LimitOnLine:
         return self.problem.process.drift(t, x.unsqueeze(1)).squeeze(1)
 
     def _weight(self, x: Tensor) -> Tensor:
-        """``log ρ(x) = ∫ b/σ²`` from the start."""
+        """Computes ``log ρ(x) = ∫ b/σ²`` from the start."""
         points, weights = (torch.from_numpy(one) for one in np.polynomial.legendre.leggauss(_QUADRATURE))
         half = 0.5 * (x - self.problem.start)
         between = self.problem.start + half.unsqueeze(1) * (1.0 + points)
@@ -182,13 +182,13 @@ class LimitOnLine:
         return (math.pi * i.unsqueeze(1) * i / self.cells).sin()
 
     def _modes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``sin(nπ(x − a)/(b − a))`` and its derivative, shape ``(points, modes)``."""
+        """Computes ``sin(nπ(x − a)/(b − a))`` and its derivative, shape ``(points, modes)``."""
         wave = math.pi * torch.arange(1, self.cells, dtype=torch.float64) / (self._ends[1] - self._ends[0])
         angle = (x - self._ends[0]).unsqueeze(1) * wave
         return angle.sin(), angle.cos() * wave
 
     def _series(self, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``ψ(t, x)``, less what is paid at a barrier, and its derivative."""
+        """Computes ``ψ(t, x)``, less what is paid at a barrier, and its derivative."""
         left = self.problem.process.horizon - t
         levels, vectors = self._eigen
         rho = self._log_weight.exp()

@@ -1,4 +1,4 @@
-"""A control problem on a line."""
+"""A control problem in one dimension."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sbridge.processes.base import Time
 
 @dataclass(frozen=True)
 class Barrier:
-    """Paths end where ``x ≥ position``.
+    """A barrier: paths end where ``x ≥ position``.
 
     Args:
         position: in units of state.
@@ -29,7 +29,7 @@ class Barrier:
 
 @dataclass(frozen=True, eq=False)
 class LineProblem:
-    """``min_u E[∫ f + ½u² dt + g(X_T)]`` for a one-dimensional process from one point, to be solved on an interval.
+    """The problem ``min_u E[∫ f + ½u² dt + g(X_T)]`` for a one-dimensional process from one point, on an interval.
 
     Args:
         process: the uncontrolled process.
@@ -65,15 +65,15 @@ class LineProblem:
             )
 
     def running_at(self, t: float, x: Tensor) -> Tensor:
-        """``f(t, ·)`` at points of shape ``(n,)``."""
+        """Computes ``f(t, ·)`` at points of shape ``(n,)``."""
         return torch.zeros_like(x) if self.running is None else _finite(self.running(t, x.unsqueeze(1)), "running cost")
 
     def terminal_at(self, x: Tensor) -> Tensor:
-        """``g`` at points of shape ``(n,)``."""
+        """Computes ``g`` at points of shape ``(n,)``."""
         return torch.zeros_like(x) if self.terminal is None else _finite(self.terminal(x.unsqueeze(1)), "terminal cost")
 
     def stopped(self, x: Tensor) -> Tensor:
-        """Whether points lie beyond the barrier."""
+        """Returns whether points are beyond the barrier."""
         return torch.zeros_like(x, dtype=torch.bool) if self.barrier is None else x >= self.barrier.position
 
 

@@ -18,7 +18,7 @@ from sbridge.storage.registry import register
 
 @dataclass(frozen=True, eq=False)
 class LinearQuadratic(ABC):
-    """What both forms share.
+    """Common part of the linear–quadratic problems for a chain and in continuous time.
 
     Args:
         process: the uncontrolled process.
@@ -49,20 +49,20 @@ class LinearQuadratic(ABC):
 
     @abstractmethod
     def gain(self, t: Time) -> Tensor:
-        """``G`` with ``u* = G z`` at one time or at times ``(batch,)``, float64, shape ``(..., dim, dim + 1)``."""
+        """Computes ``G`` with ``u* = G z`` at times ``()`` or ``(batch,)``, float64, shape ``(..., dim, dim + 1)``."""
 
     @abstractmethod
     def _solve(self, running: Tensor, terminal: Tensor) -> tuple[Tensor, Tensor]:
-        """``F(0)`` and ``κ(0)`` for costs in homogeneous form, differentiable in them."""
+        """Computes ``F(0)`` and ``κ(0)`` for costs in homogeneous form, differentiable in them."""
 
     @cached_property
     def value_function(self) -> Quadratic:
-        """The optimal objective as a function of the start, ``V(0, ·)``."""
+        """Returns the optimal objective as a function of the start, ``V(0, ·)``."""
         return Quadratic.of(*self._solve(self.running.homogeneous, self.terminal.homogeneous))
 
     @cached_property
     def energy_function(self) -> Quadratic:
-        """``E Σ Δ|u*|²`` (in the limit ``E∫|u*|² dt``) as a function of the start.
+        """Returns ``E Σ Δ|u*|²`` (in the limit ``E∫|u*|² dt``) as a function of the start.
 
         With costs ``λf`` and ``λg`` the derivative of the value at ``λ = 1`` is the part of the value that is not
         control energy (envelope theorem); hence ``2 (V − ∂_λ V)``.
@@ -84,18 +84,18 @@ class LinearQuadratic(ABC):
 @register
 @dataclass(frozen=True, eq=False)
 class RiccatiControl:
-    """``u*(t, x)`` of a :class:`Riccati` or :class:`ChainRiccati` problem."""
+    """The control ``u*(t, x)`` of a :class:`Riccati` or :class:`ChainRiccati` problem."""
 
     solution: LinearQuadratic
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """``G(t) (x, 1)``, shape ``(batch, dim)``."""
+        """Computes ``G(t) (x, 1)``, shape ``(batch, dim)``."""
         gain = self.solution.gain(t).to(x)
         return affine(gain[..., :-1], gain[..., -1], x)
 
 
 def unbounded() -> NonFiniteError:
-    """The error for a value that is not finite."""
+    """Makes the error for a value that is not finite."""
     return NonFiniteError(
         "the value of this linear–quadratic problem is infinite: a cost falls so fast that no finite control energy "
         "holds the state. Make the costs bounded below, or the horizon shorter."

@@ -1,4 +1,4 @@
-"""The recursion of the problem for a chain."""
+"""The Riccati recursion of the linear–quadratic problem for a chain."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ChainRiccati(LinearQuadratic):
     rule: StepRule = field(default_factory=EulerMaruyama)
 
     def gain(self, t: Time) -> Tensor:
-        """The gain of the last knot at or before ``t``, to rounding of a float32."""
+        """Returns the gain of the last knot at or before ``t``, to rounding of a float32."""
         times = torch.as_tensor(check_time(t, self.process.horizon), dtype=torch.float64).cpu()
         knots = self.grid.times(self.process.horizon)[:-1]
         index = torch.searchsorted(knots, times * (1.0 + 1e-6) + 1e-12, right=True) - 1
@@ -61,7 +61,7 @@ class ChainRiccati(LinearQuadratic):
 
     @cached_property
     def _steps(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """``Δ_k``, ``M_k`` and ``L_k`` in homogeneous form."""
+        """Computes ``Δ_k``, ``M_k`` and ``L_k`` in homogeneous form."""
         dim, times = self.dim, self.grid.times(self.process.horizon)
         basis = torch.cat([torch.eye(dim, dtype=torch.float64), torch.zeros(1, dim, dtype=torch.float64)])
         steps = self.rule.steps(self.process, times, Direction.FORWARD, basis)
@@ -77,7 +77,7 @@ class ChainRiccati(LinearQuadratic):
         return times.diff(), maps, roots
 
     def _recurse(self, running: Tensor, terminal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``F_0``, both ``κ_0``, and all gains."""
+        """Computes ``F_0``, both ``κ_0``, and all gains."""
         spans, maps, roots = self._steps
         f, optimum, tilted, gains = terminal, terminal.new_zeros(()), terminal.new_zeros(()), []
         for span, m, root in zip(spans.flip(0), maps[::-1], roots[::-1], strict=True):

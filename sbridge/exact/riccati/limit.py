@@ -1,4 +1,4 @@
-"""The Riccati equation of the problem in continuous time."""
+"""The Riccati equation of the linear–quadratic problem in continuous time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Riccati(LinearQuadratic):
     _gains: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def gain(self, t: Time) -> Tensor:
-        """``−2 σᵀ F(t)``."""
+        """Computes ``−2 σᵀ F(t)``."""
         times = torch.as_tensor(check_time(t, self.process.horizon), dtype=torch.float64)
         if times.ndim == 0:
             return self._gain_at(float(times))
@@ -46,7 +46,7 @@ class Riccati(LinearQuadratic):
         return torch.stack([self._gain_at(float(moment)) for moment in moments])[index.cpu()]
 
     def value_at(self, t: float) -> Quadratic:
-        """``V(t, ·)``."""
+        """Computes ``V(t, ·)``."""
         return Quadratic.of(*self._value_at(t))
 
     def _gain_at(self, t: float) -> Tensor:
@@ -56,7 +56,7 @@ class Riccati(LinearQuadratic):
         return self._gains[t]
 
     def _value_at(self, t: float) -> tuple[Tensor, Tensor]:
-        """``F`` and ``κ`` at any time: one step from the next knot."""
+        """Computes ``F`` and ``κ`` at any time: one step from the next knot."""
         knots, values, constants = self._table
         k = min(int(torch.searchsorted(knots, t, right=True)), len(knots) - 1)
         here = torch.tensor([t, float(knots[k])], dtype=torch.float64)
@@ -76,19 +76,19 @@ class Riccati(LinearQuadratic):
                 return table
             steps, before = 2 * steps, first
         raise NotConvergedError(
-            f"the Riccati equation did not settle with {_MOST_STEPS} steps: its coefficients vary too fast in time."
+            f"the Riccati equation did not converge with {_MOST_STEPS} steps: its coefficients vary too fast in time."
         )
 
     @property
     def _first_steps(self) -> int:
-        """So many that the flow over a step grows by no more than about ``e^4``: then ``U`` is well conditioned."""
+        """Number of steps over which the flow grows by at most about ``e^4``: then ``U`` is well conditioned."""
         times = torch.linspace(0.0, self.process.horizon, 33, dtype=torch.float64)
         size = torch.linalg.matrix_norm(self._hamiltonian(times, self.running.homogeneous)).max()
         return 2 ** max(3, math.ceil(math.log2(1.0 + float(size) * self.process.horizon / _GROWTH)))
 
     @cached_property
     def _unit(self) -> float:
-        """The unit of ``W`` in which both off-diagonal blocks of the Hamiltonian matrix are of one size."""
+        """The unit of ``W`` in which both off-diagonal blocks of the Hamiltonian matrix have the same size."""
         sigma = self.process.scale(0.5 * self.process.horizon).expanded(self.dim)
         cost = float(torch.linalg.matrix_norm(self.running.homogeneous))
         return math.sqrt(cost / (2.0 * float(torch.linalg.matrix_norm(sigma @ sigma.mT)))) if cost > 0 else 1.0
@@ -108,7 +108,7 @@ class Riccati(LinearQuadratic):
         return knots, torch.stack(values[::-1]), torch.stack(constants[::-1])
 
     def _flow(self, knots: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
-        """The Hamiltonian flow back over every interval, and ``∫tr A``."""
+        """Computes the Hamiltonian flow back over every interval, and ``∫tr A``."""
         left, span = knots[:-1], knots.diff()
         nodes = [left + span * (0.5 + shift * math.sqrt(0.15)) for shift in (-1.0, 0.0, 1.0)]
         one, two, three = (self._hamiltonian(node, running) for node in nodes)
@@ -129,7 +129,7 @@ class Riccati(LinearQuadratic):
         return flow * unit.unsqueeze(1) / unit, span * (5.0 * traces[0] + 8.0 * traces[1] + 5.0 * traces[2]) / 18.0
 
     def _hamiltonian(self, times: Tensor, running: Tensor) -> Tensor:
-        """``[[A, −2a], [−P, −Aᵀ]]`` with ``W`` in its unit, shape ``(n, 2 dim + 2, 2 dim + 2)``."""
+        """Computes ``[[A, −2a], [−P, −Aᵀ]]`` with ``W`` in its unit, shape ``(n, 2 dim + 2, 2 dim + 2)``."""
         n, dim = len(times), self.dim
         a = torch.zeros(n, dim + 1, dim + 1, dtype=torch.float64)
         a[:, :-1, :-1] = self.process.linear(times).expanded(dim)
@@ -143,7 +143,7 @@ class Riccati(LinearQuadratic):
 
 
 def _pull_back(flow: Tensor, trace: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """``F`` one step earlier, and what ``κ`` gains."""
+    """Moves ``F`` one step back, and returns the increase of ``κ``."""
     size = len(value)
     u = flow[:size, :size] + flow[:size, size:] @ value
     w = flow[size:, :size] + flow[size:, size:] @ value

@@ -16,12 +16,12 @@ from sbridge.processes.base import Time
 from sbridge.random import generator
 
 RunningCost = Callable[[Time, Tensor], Tensor]
-"""``f(t, x) → (batch,)`` per unit time."""
+"""A running cost ``f(t, x) → (batch,)`` per unit time."""
 TerminalCost = Callable[[Tensor], Tensor]
-"""``g(x) → (batch,)``."""
+"""A terminal cost ``g(x) → (batch,)``."""
 
 WITHOUT_GRADIENTS = "LogVariance, Moment or CrossEntropy"
-"""The solvers that ask no gradient of a cost and allow a stopping set."""
+"""The solvers that need no gradient of a cost and allow a stopping set."""
 _SCATTER = 8
 
 
@@ -34,19 +34,19 @@ class Costs:
     stopping: StoppingSet | None = None
 
     def rate(self, t: Time, x: Tensor) -> Tensor:
-        """``f(t, x)``, shape ``(batch,)``; NonFiniteError or InvalidInputError if it is not that."""
+        """Computes ``f(t, x)``, shape ``(batch,)``; raises NonFiniteError or InvalidInputError for other values."""
         if self.running is None:
             return x.new_zeros(len(x))
         return checked(self.running(t, x), x, "running cost", f"t = {float(t):g}")
 
     def end(self, x: Tensor) -> Tensor:
-        """``g(x)``, shape ``(batch,)``; errors likewise."""
+        """Computes ``g(x)``, shape ``(batch,)``; raises the same errors."""
         if self.terminal is None:
             return x.new_zeros(len(x))
         return checked(self.terminal(x), x, "terminal cost", "the end")
 
     def along(self, paths: Paths, alive: Tensor | None = None) -> Tensor:
-        """``Σ_k Δ_k f(t_k, x_k) + g(x_N)`` for each path, shape ``(batch,)``, summed in float64.
+        """Computes ``Σ_k Δ_k f(t_k, x_k) + g(x_N)`` for each path, shape ``(batch,)``, summed in float64.
 
         Args:
             paths: any.
@@ -61,11 +61,11 @@ class Costs:
         return total + self.end(_stopped(paths.x, alive)).double()
 
     def refusal(self, x: Tensor, moments: tuple[float, ...]) -> str | None:
-        """Why losses that differentiate the costs cannot be used (tried at states ``x``), or ``None``."""
+        """Explains why losses that differentiate the costs (tested at ``x``) cannot be used, or returns ``None``."""
         if self.stopping is not None:
             return (
-                "Gradients through a path do not see that its stopping time moves, so they are biased with a stopping "
-                f"set: use {WITHOUT_GRADIENTS}."
+                "Gradients along a path ignore that its stopping time moves, so they are biased with a stopping set: "
+                f"use {WITHOUT_GRADIENTS}."
             )
         running = self.running
         parts = [] if running is None else [("running cost", partial(running, t)) for t in moments]
@@ -81,7 +81,7 @@ class Costs:
 
 
 def hides_gradient(function: TerminalCost, x: Tensor) -> bool:
-    """Whether a function ``(batch, dim) → (batch,)`` depends on its states in a way that torch cannot differentiate.
+    """Returns whether a function ``(batch, dim) → (batch,)`` depends on its states without a gradient in torch.
 
     Tried at states scattered about ``x``, so that a step function is not taken for a constant.
     """
@@ -101,7 +101,7 @@ def _stopped(x: Tensor, alive: Tensor | None) -> Tensor:
 
 
 def checked(value: object, x: Tensor, name: str, where: str) -> Tensor:
-    """``value`` of the function called ``name`` at states ``x``: one finite number a row.
+    """Checks the ``value`` of the function called ``name`` at states ``x``: one finite number per row.
 
     Raises:
         InvalidInputError: if it has another shape.
@@ -117,6 +117,7 @@ def checked(value: object, x: Tensor, name: str, where: str) -> Tensor:
         rows = int((~torch.isfinite(value)).sum())
         raise NonFiniteError(
             f"the {name} is NaN or infinite at {where} in {rows} of {len(x)} rows (largest |x| = "
-            f"{float(x.detach().abs().max()):.3g}). Check it at such states; use smaller steps if the states are wrong."
+            f"{float(x.detach().abs().max()):.3g}). Check it at such states; use smaller steps if the states "
+            "themselves are wrong."
         )
     return value

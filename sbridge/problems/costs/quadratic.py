@@ -44,17 +44,17 @@ class Quadratic:
             raise InvalidInputError("the coefficients of a quadratic cost must be finite.")
         if not torch.allclose(self.matrix, self.matrix.mT, rtol=1e-6):
             raise InvalidInputError(
-                "the matrix of a quadratic cost must be symmetric: take ½(M + Mᵀ), the cost is the same."
+                "the matrix of a quadratic cost must be symmetric: use ½(M + Mᵀ), which gives the same cost."
             )
 
     @classmethod
     def isotropic(cls, factor: float, dim: int) -> Quadratic:
-        """``factor · |x|²``."""
+        """Returns ``factor · |x|²``."""
         return cls(factor * torch.eye(dim, dtype=torch.float64))
 
     @classmethod
     def linear(cls, vector: Tensor) -> Quadratic:
-        """``vᵀ x``."""
+        """Returns ``vᵀ x``."""
         return cls(vector.new_zeros(len(vector), len(vector)), vector)
 
     @property
@@ -63,16 +63,16 @@ class Quadratic:
         return self.matrix.shape[0]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``q(x)``, shape ``(batch,)``."""
+        """Computes ``q(x)``, shape ``(batch,)``."""
         value = ((x @ self.matrix.to(x)) * x).sum(1) + self.constant
         return value if self.vector is None else value + x @ self.vector.to(x)
 
     def running(self, t: Time, x: Tensor) -> Tensor:
-        """``q(x)`` at any time."""
+        """Computes ``q(x)`` at any time."""
         return self(x)
 
     def expectation(self, mean: Tensor, covariance: Tensor) -> float:
-        """``E q(X)`` for mean ``(dim,)`` and covariance ``(dim, dim)`` of ``X``."""
+        """Computes ``E q(X)`` for mean ``(dim,)`` and covariance ``(dim, dim)`` of ``X``."""
         spread_out = (self.matrix.double() * covariance.double()).sum()
         return float(self.__call__(mean.double().unsqueeze(0)) + spread_out)
 
@@ -88,7 +88,7 @@ class Quadratic:
 
     @classmethod
     def of(cls, homogeneous: Tensor, constant: Tensor) -> Quadratic:
-        """The inverse of :attr:`homogeneous`, with a further constant."""
+        """Inverts :attr:`homogeneous`, with a further constant."""
         inner = homogeneous[:-1, :-1]
         rest = float(homogeneous[-1, -1] + constant)
         return cls(0.5 * (inner + inner.mT).detach(), (2.0 * homogeneous[:-1, -1]).detach(), rest)

@@ -14,13 +14,13 @@ from sbridge.random import generator
 from sbridge.storage.registry import register
 
 Level = Callable[[Tensor], Tensor]
-"""``x (batch, dim) → (batch,)``: negative outside, zero on the boundary, positive inside."""
+"""A level function ``x (batch, dim) → (batch,)``: negative outside, zero on the boundary, positive inside."""
 
 
 @register
 @dataclass(frozen=True)
 class BridgeCorrection:
-    """Also counts hits between two grid points, with the probability that a Brownian bridge has them.
+    """A correction that counts hits between grid points, with their Brownian-bridge probability.
 
     Between levels ``l, l' < 0`` at the ends of a step the level, taken as linear in ``x`` there, is a Brownian bridge
     of variance ``|Lᵀ∇l|²`` and crosses zero with probability ``exp(−2 l l'/|Lᵀ∇l|²)`` (Baldi 1995). The law of that
@@ -29,7 +29,7 @@ class BridgeCorrection:
     """
 
     def hits(self, paths: Paths, level: Level, levels: Tensor, seed: int) -> Tensor:
-        """For each step whether it is hit in between, shape ``(N, batch)``, given levels ``(N + 1, batch)``."""
+        """Draws for each step whether it is hit in between, shape ``(N, batch)``, given levels ``(N + 1, batch)``."""
         chain, found = paths.chain, torch.empty_like(levels[1:], dtype=torch.bool)
         uniform = torch.rand(found.shape, generator=generator(seed, levels.device), device=levels.device)
         for k in range(chain.length):
@@ -44,7 +44,7 @@ class BridgeCorrection:
 @register
 @dataclass(frozen=True, eq=False)
 class StoppingSet:
-    """A path ends when it first enters ``{inside ≥ 0}``: later costs, control and noise do not count.
+    """A set in which paths end: after the first entry into ``{inside ≥ 0}`` costs, control and noise do not count.
 
     Args:
         inside: signed level ``x (batch, dim) → (batch,)`` in any unit, like a signed distance near the boundary.
@@ -55,7 +55,7 @@ class StoppingSet:
     correction: BridgeCorrection | None = None
 
     def alive(self, paths: Paths, seed: int) -> Tensor:
-        """Whether a path has not been stopped by the time of each state, shape ``(N + 1, batch)``.
+        """Returns whether a path is not yet stopped at the time of each state, shape ``(N + 1, batch)``.
 
         Args:
             paths: as they were simulated, beyond the hitting time too.
@@ -74,7 +74,7 @@ class StoppingSet:
             return hit.cumsum(0) == 0
 
     def level(self, x: Tensor) -> Tensor:
-        """The checked level at states ``x``."""
+        """Computes and checks the level at states ``x``."""
         value: object = self.inside(x)
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -91,6 +91,6 @@ def _gradient(level: Level, x: Tensor) -> Tensor:
         if not value.requires_grad:
             raise InvalidInputError(
                 "the Brownian-bridge correction needs a stopping level that is differentiable in x; write it in torch "
-                "functions, such as lambda x: x[:, 0], or leave the correction out."
+                "functions, such as lambda x: x[:, 0], or omit the correction."
             )
         return torch.autograd.grad(value.sum(), x)[0]

@@ -125,7 +125,7 @@ def forty_modes(seed: int = 0, log_normaliser: float = 0.0) -> Target:
 
 
 def funnel(dim: int = 10, sigma: float = 3.0) -> Target:
-    """Computes ``x_1 ~ N(0, σ²)``, ``x_i | x_1 ~ N(0, e^{x_1})`` (Neal 2003, Ann. Stat. 31, 705); ``Z = 1``.
+    """The funnel ``x_1 ~ N(0, σ²)``, ``x_i | x_1 ~ N(0, e^{x_1})`` (Neal 2003, Ann. Stat. 31, 705); ``Z = 1``.
 
     Observables: whether the first coordinate is below −σ, and whether it is above σ.
     """

@@ -1,4 +1,4 @@
-"""The action is the score-matching loss: its gap by five routes, for fixed perturbations and for trained networks.
+"""The action is the score-matching loss: its gap by five routes, for fixed perturbations and trained networks.
 
 All of it along the reversal of the noising process from ``s_min`` to ``T``; a score ``s`` is judged against the true
 ``∇log ρ_t``, which is a closed form for Gaussian mixtures and for sets of points alike.
@@ -54,7 +54,7 @@ _TILT = 0.1
     right="closed-form scores at random times",
 )
 def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
-    """The gap of the action is explicit score matching."""
+    """Compares the gap of the action with explicit score matching."""
     setting, few = with_few_points(setting)
     exact, measure = Remembered(setting.exact), noising(setting, 40)
 
@@ -83,7 +83,7 @@ def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]
     right="closed-form scores at random times",
 )
 def path_kl_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
-    """The pathwise KL is explicit score matching."""
+    """Compares the path KL with explicit score matching."""
     setting, few = with_few_points(setting)
     exact, measure = Remembered(setting.exact), noising(setting, 80)
     for note, score in judged(setting, exact=exact):
@@ -113,7 +113,7 @@ def path_kl_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     right="closed-form scores, other draws",
 )
 def denoising_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
-    """Denoising score matching less C is explicit score matching."""
+    """Compares denoising score matching minus C with explicit score matching."""
     process, exact = setting.process, Remembered(setting.exact)
 
     def excess(one: Noised, score: Score) -> Tensor:
@@ -145,7 +145,7 @@ def denoising_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     right="the two squares, that of the target from the transition's covariance",
 )
 def denoising_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome:
-    """C is what denoising score matching costs the true score."""
+    """Compares C with the denoising loss of the true score."""
     process, exact = setting.process, setting.exact
 
     def loss(one: Noised) -> Tensor:
@@ -167,7 +167,7 @@ def denoising_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcom
     right="closed-form scores, other draws",
 )
 def implicit_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
-    """Implicit score matching differs from explicit by what does not depend on θ."""
+    """Compares implicit and explicit score matching, which differ by a constant independent of θ."""
     setting, few = with_few_points(setting, GRADIENT_POINTS)
     process, exact = setting.process, Remembered(setting.exact)
     for note, score in judged(setting, exact=exact):
@@ -190,7 +190,7 @@ def implicit_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     right="closed-form scores, other draws",
 )
 def implicit_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome:
-    """The constant between implicit and explicit score matching."""
+    """Computes the constant between implicit and explicit score matching by two routes."""
     process, exact = setting.process, setting.exact
 
     def loss(one: Noised) -> Tensor:
@@ -213,7 +213,7 @@ def implicit_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome
     right="1",
 )
 def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
-    """Girsanov's exponential has mean one, at any step size."""
+    """Checks that Girsanov's exponential has mean one, at any step size."""
     setting, few = with_few_points(setting)
     process, exact = setting.process, Remembered(setting.exact)
     best = Remembered(ScoreControl(process, exact))
@@ -247,7 +247,7 @@ def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
 
 @dataclass(frozen=True, eq=False)
 class _Shrunk:
-    """``∇log ρ + share · (s − ∇log ρ)``."""
+    """The score ``∇log ρ + share · (s − ∇log ρ)``."""
 
     exact: Score
     score: Score

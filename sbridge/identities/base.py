@@ -1,4 +1,4 @@
-"""What a checked identity is: a statement, two routes to its two sides, and a verdict in standard errors."""
+"""Checked identities: a statement, two routes to its two sides, and a verdict in standard errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APART = 10.0
 
 
 class Kind(Enum):
-    """What an identity states about its left and its right side."""
+    """The statement of an identity about its left and its right side."""
 
     EQUALITY = "="
     """``|left − right| ≤ 3 s.e. + allowance``."""
@@ -83,12 +83,12 @@ class Check:
 
     @property
     def standard_errors(self) -> float:
-        """``(left − right)/s.e.``: by how many standard errors the sides differ; NaN for deterministic routes."""
+        """The difference ``(left − right)/s.e.`` in standard errors; NaN for deterministic routes."""
         return self.deviation / self.outcome.standard_error if self.outcome.standard_error > 0 else math.nan
 
     @property
     def holds(self) -> bool:
-        """The verdict."""
+        """Whether the identity holds."""
         kind, o = self.identity.kind, self.outcome
         if kind is Kind.INEQUALITY:
             return self.deviation <= SIGMAS * o.standard_error + o.allowance
@@ -97,7 +97,7 @@ class Check:
         return abs(self.deviation) <= SIGMAS * o.standard_error + o.allowance
 
     def to_json(self) -> Json:
-        """All of it as plain data."""
+        """Returns the check as plain data."""
         i, o = self.identity, self.outcome
         return {
             "name": i.name,
@@ -125,7 +125,7 @@ Body = Callable[[Setting], Outcome | Iterable[Outcome]]
 
 @dataclass(frozen=True)
 class Identity:
-    """One statement of the theory and the function that computes both its sides.
+    """A statement of the theory and the function that computes both its sides.
 
     Args:
         name: of the function.
@@ -149,7 +149,7 @@ class Identity:
     body: Body = field(repr=False)
 
     def __call__(self, setting: Setting) -> list[Check]:
-        """Its checks in ``setting``: one, or one per outcome."""
+        """Computes its checks in ``setting``: one, or one per outcome."""
         try:
             found = self.body(setting)
         except SbridgeError as error:
@@ -171,7 +171,7 @@ def identity(
     right: str,
     applies: Callable[[Setting], bool] = lambda setting: True,
 ) -> Callable[[Body], Body]:
-    """Decorator: puts a function ``setting → Outcome(s)`` into the collection that :func:`run` runs.
+    """Decorator that adds a function ``setting → Outcome(s)`` to the identities that :func:`run` checks.
 
     Raises:
         InvalidInputError: if the name is taken, or the group is none of :data:`GROUPS`.
@@ -190,12 +190,12 @@ def identity(
 
 
 def identities() -> tuple[Identity, ...]:
-    """All of them, in the order of their groups."""
+    """Returns all identities, in the order of their groups."""
     return tuple(sorted(_IDENTITIES.values(), key=lambda one: GROUPS.index(one.group)))
 
 
 def chosen(only: Iterable[str]) -> tuple[Identity, ...]:
-    """The identities whose name or group is among ``only``; all if it is empty.
+    """Returns the identities whose name or group is among ``only``; all if it is empty.
 
     Raises:
         UnknownNameError: for a name that is neither.
@@ -206,7 +206,7 @@ def chosen(only: Iterable[str]) -> tuple[Identity, ...]:
 
 
 def confirmed(one: Identity, setting: Setting) -> list[Check]:
-    """The checks of ``one`` in ``setting``; those that miss by chance or by fault are made again.
+    """Returns the checks of ``one`` in ``setting``; failed checks are repeated, since they may fail by chance.
 
     Of true equalities one row in 370 deviates by more than three standard errors. A row that does is judged by a
     repetition with independent draws, four times as many: a second miss by chance has odds of 1 to 137 000, while what
@@ -227,12 +227,12 @@ def confirmed(one: Identity, setting: Setting) -> list[Check]:
 
 
 def planned(settings: Iterable[Setting], only: Iterable[str] = ()) -> list[tuple[Setting, Identity]]:
-    """Every chosen identity in every setting that it applies to, setting after setting."""
+    """Returns every chosen identity in every setting that it applies to, setting after setting."""
     these = chosen(only)
     return [(setting, one) for setting in settings for one in these if one.applies(setting)]
 
 
 def run(settings: Iterable[Setting], only: Iterable[str] = ()) -> Iterator[Check]:
-    """The checks of all that is :func:`planned`, one after the other, each made once."""
+    """Runs all :func:`planned` checks in order, each once."""
     for setting, one in planned(settings, only):
         yield from one(setting)

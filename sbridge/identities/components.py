@@ -1,4 +1,4 @@
-"""Laws of a linear process as weighted Gaussian components: exact means, with neither score nor simulation."""
+"""Distributions of a linear process as weighted Gaussian components: exact means, without score or simulation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sbridge.random import derive, generator
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """``Σ_i w_i N(μ_i, Σ_i)``; points are components of covariance zero.
+    """The distribution ``Σ_i w_i N(μ_i, Σ_i)``; points are components of covariance zero.
 
     Args:
         weights: shape ``(K,)``.
@@ -30,7 +30,7 @@ class Components:
 
     @classmethod
     def of(cls, law: Law) -> Components:
-        """A mixture, a Gaussian or a set of points, in float64.
+        """Converts a mixture, a Gaussian or a set of points, in float64.
 
         Raises:
             UnsupportedError: for another kind of law.
@@ -62,12 +62,12 @@ class Components:
         return self.weights @ self.means
 
     def moved(self, step: Transition) -> Components:
-        """The law after ``step``: ``N(Φμ + k, ΦΣΦᵀ + Q)`` each."""
+        """Returns the distribution after ``step``: ``N(Φμ + k, ΦΣΦᵀ + Q)`` each."""
         phi, q = step.map.expanded(self.dim), step.covariance.expanded(self.dim)
         return Components(self.weights, step.mean(self.means), phi @ self.covariances @ phi.mT + q)
 
     def given(self, step: Transition, y: Tensor) -> Components:
-        """The law of the state before ``step`` that led to ``y``, shape ``(dim,)``: Bayes' formula.
+        """Returns the distribution of the state before ``step`` that led to ``y``, shape ``(dim,)``, by Bayes' formula.
 
         ``∝ w_i N(x; μ_i, Σ_i) N(y; Φx + k, Q)``, each again a Gaussian: with the gain ``G = ΣΦᵀ(ΦΣΦᵀ + Q)⁻¹`` it has
         mean ``μ + G(y − Φμ − k)`` and covariance ``(I − GΦ)Σ``.
@@ -82,14 +82,14 @@ class Components:
         return Components(torch.softmax(exponents, 0), means, self.covariances - gain @ phi @ self.covariances)
 
     def beside_noise(self) -> Components:
-        """The law of the state beside independent standard normal noise of its dimension."""
+        """Returns the joint distribution of the state and independent standard normal noise of its dimension."""
         covariances = self.covariances.new_zeros(len(self.covariances), 2 * self.dim, 2 * self.dim)
         covariances[:, : self.dim, : self.dim] = self.covariances
         covariances[:, self.dim :, self.dim :] = torch.eye(self.dim, dtype=torch.float64)
         return Components(self.weights, torch.cat([self.means, torch.zeros_like(self.means)], 1), covariances)
 
     def rescaled(self, factor: float) -> Components:
-        """The law of ``factor · X``."""
+        """Returns the distribution of ``factor · X``."""
         return Components(self.weights, factor * self.means, factor**2 * self.covariances)
 
     def expected(self, waves: Waves) -> float:
@@ -101,7 +101,7 @@ class Components:
 
 @dataclass(frozen=True, eq=False)
 class Waves:
-    """The test function ``x ↦`` mean of ``cos(kᵀx + phase)`` over some wave vectors ``k``, of several lengths.
+    """The test function ``x ↦`` mean of ``cos(kᵀx + phase)`` over some wave vectors ``k`` of several lengths.
 
     Args:
         frequencies: ``k``, shape ``(M, dim)``.
@@ -113,7 +113,7 @@ class Waves:
 
     @classmethod
     def drawn(cls, dim: int, width: float, count: int = 12) -> Waves:
-        """Fixed directions at random, lengths from ``½/width`` to ``2/width``."""
+        """Draws fixed random directions, with lengths from ``½/width`` to ``2/width``."""
         g = generator(derive(20_261, "waves", dim))
         directions = torch.randn(count, dim, generator=g, dtype=torch.float64)
         lengths = torch.linspace(0.5, 2.0, count, dtype=torch.float64) / width
@@ -121,5 +121,5 @@ class Waves:
         return cls(lengths[:, None] * directions / directions.norm(dim=1, keepdim=True), phases)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The mean over the waves, shape ``(batch,)``."""
+        """Computes the mean over the waves, shape ``(batch,)``."""
         return (x.double() @ self.frequencies.mT + self.phases).cos().mean(1)

@@ -1,4 +1,4 @@
-"""Draws for both sides of an identity: noised rows at random times, and as many as a standard error asks for."""
+"""Draws for both sides of an identity: noised rows at random times, as many as the standard error needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BINS = 8
 
 @dataclass(frozen=True, eq=False)
 class Noised:
-    """Data noised up to one random time a row.
+    """Data noised to one random time per row.
 
     Args:
         t: times in ``[s_min, T]``, float64, rising, shape ``(n,)``.
@@ -59,12 +59,12 @@ class Noised:
 
     @cached_property
     def x(self) -> Tensor:
-        """States ``Φ X_0 + k + L ε``."""
+        """The states ``Φ X_0 + k + L ε``."""
         return self.mean + self.spread
 
     @cached_property
     def opposite(self) -> Noised:
-        """The same starts at the same times with the opposite noise."""
+        """Returns the same starts at the same times with the opposite noise."""
         return replace(self, spread=-self.spread, noise=-self.noise)
 
 
@@ -98,7 +98,7 @@ def precise(
     controls: RowValues | None = None,
     beside: float | None = None,
 ) -> Estimate:
-    """The mean of ``values`` over noised rows, of as many as its standard error needs.
+    """Estimates the mean of ``values`` over noised rows, as many as its standard error needs.
 
     A first bundle of ``setting.samples`` rows tells the variance, and is kept if it is enough; if it is not, a second
     one that is large enough is drawn afresh.
@@ -143,7 +143,7 @@ def _mean(
 def explicit(
     setting: Setting, score: Score, *stream: str | int, target: float = 0.5, exact: Score | None = None
 ) -> Estimate:
-    """Computes ``½ ∫ E|σᵀ(s − ∇log ρ_t)|² dt`` with the closed-form score, at random times: without steps in time.
+    """Estimates ``½ ∫ E|σᵀ(s − ∇log ρ_t)|² dt`` with the closed-form score at random times, without time steps.
 
     Args:
         setting, stream, target: as for :func:`precise`.
@@ -161,12 +161,12 @@ def explicit(
 
 
 def resolved(setting: Setting) -> float:
-    """The resolution at which all of a setting's scores vary slowly from knot to knot."""
+    """Returns the resolution at which all scores of a setting vary slowly from knot to knot."""
     return 0.03 if isinstance(setting.data, Samples) else 0.2
 
 
 def enough(setting: Setting, run: Callable[[int, str], PathValues]) -> PathValues:
-    """Path values whose mean has a standard error of .8 of the wanted one, if tenfold ``samples`` suffice for that.
+    """Returns path values whose mean has .8 of the wanted standard error, if ten times ``samples`` suffice.
 
     Args:
         setting: where.
@@ -183,7 +183,7 @@ def enough(setting: Setting, run: Callable[[int, str], PathValues]) -> PathValue
 
 
 def combined(*parts: Estimate) -> Estimate:
-    """The sum of independent estimates."""
+    """Adds independent estimates."""
     error = sum(part.standard_error**2 for part in parts) ** 0.5
     return Estimate(sum(part.value for part in parts), error, min(part.samples for part in parts))
 
@@ -195,7 +195,7 @@ def target_mean(setting: Setting, one: Noised) -> Tensor:
 
 
 def chi_squares(setting: Setting) -> RowValues:
-    """Control variates: ``½|σᵀL^{−ᵀ}ε|²`` less its mean, apart for eight ranges of time."""
+    """Returns control variates: ``½|σᵀL^{−ᵀ}ε|²`` minus its mean, separately for eight ranges of time."""
 
     def controls(one: Noised) -> Tensor:
         target = losses.denoising_target(setting.process, one.t, one.noise)
@@ -208,19 +208,19 @@ def chi_squares(setting: Setting) -> RowValues:
 
 
 def trace_probes(setting: Setting, one: Noised) -> Tensor | None:
-    """Hutchinson's probes where an exact trace would take long: many dimensions, or many points to sum over."""
+    """Returns Hutchinson's probes where an exact trace would be slow: many dimensions, or many points to sum over."""
     few = setting.dim <= (1 if isinstance(setting.data, Samples) else _EXACT_TRACE)
     return None if few else rademacher(one.x, 1, one.generator)
 
 
 def width(setting: Setting) -> float:
-    """The standard deviation of the data, root mean square over coordinates."""
+    """Returns the standard deviation of the data, root mean square over coordinates."""
     _, covariance = moments(setting.data)
     return float(covariance.diagonal().mean().sqrt())
 
 
 def judged(setting: Setting, gap: float = GAP, exact: Score | None = None) -> Iterator[tuple[str, Score]]:
-    """The fixed perturbation, sized for ``gap`` nats, and the trained network if there is one.
+    """Yields the fixed perturbation, sized for ``gap`` nats, and the trained network if there is one.
 
     Args:
         setting: where.
@@ -240,7 +240,7 @@ def judged(setting: Setting, gap: float = GAP, exact: Score | None = None) -> It
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """A score or a control that is asked once for a time and states, and answers from memory the next times.
+    """A score or control that is evaluated once for a time and states, and cached.
 
     It keeps the states last seen at each time; of calls with a time for each row, the last one.
     """
@@ -250,7 +250,7 @@ class Remembered:
     _last: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The value at ``(t, x)``."""
+        """Returns the value at ``(t, x)``."""
         if isinstance(t, Tensor):
             if x.requires_grad or t.requires_grad:
                 return self.function(t, x)
@@ -264,19 +264,19 @@ class Remembered:
 
 
 def matched_grid(setting: Setting, steps: int, resolution: float | None = None) -> TimeGrid:
-    """Computes ``0``, then ``steps`` steps from ``s_min`` to ``T``, in each of which scores change alike."""
+    """Makes a grid of ``0``, then ``steps`` steps from ``s_min`` to ``T``, in each of which scores change equally."""
     resolution = resolved(setting) if resolution is None else resolution
     times = NoiseTimes(resolution * width(setting)).quantiles(setting.process, setting.s_min, steps)
     return TimeGrid((0.0, *(times[:-1] / setting.horizon).tolist(), 1.0))
 
 
 def noising(setting: Setting, steps: int, resolution: float | None = None) -> PathMeasure:
-    """The noising process from the data, exact at the knots of :func:`matched_grid`."""
+    """Returns the noising process from the data, exact at the knots of :func:`matched_grid`."""
     return PathMeasure(setting.process, None, setting.data, grid=matched_grid(setting, steps, resolution))
 
 
 def with_few_points(setting: Setting, most: int = _PATH_POINTS) -> tuple[Setting, str]:
-    """``setting`` with at most so many of its points, float64, for what takes long with many; and a word on that."""
+    """Limits the points of ``setting`` to ``most``, in float64, where many are slow; also returns a note on that."""
     data = setting.data
     if not isinstance(data, Samples):
         return setting, ""
@@ -287,7 +287,7 @@ def with_few_points(setting: Setting, most: int = _PATH_POINTS) -> tuple[Setting
 
 
 def read_backwards(paths: Paths, every: int = 1) -> Paths:
-    """Noising paths from ``s_min`` on as paths of the reversed chain without a control, at every so many knots.
+    """Converts noising paths from ``s_min`` on to paths of the reversed chain without a control, at every n-th knot.
 
     Their noise is what that chain would have had to draw: under the law of the noising process it has the drift of
     the exact reversal, under Girsanov's formula it needs no other.

@@ -1,4 +1,4 @@
-"""Duality of the Schrödinger problem: what a control loses is a divergence, and so is what a potential falls short."""
+"""Duality of the Schrödinger problem: the excess of a control and the gap of a potential are divergences."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _line(setting: Setting) -> bool:
     applies=lambda setting: setting.exact_data,
 )
 def gap_of_a_control_is_a_divergence(setting: Setting) -> Iterator[Outcome]:
-    """For a linear control and for half of the tilted end's own."""
+    """Checks a linear control and half of the control of the tilted end."""
     tilt = Tilt.of(setting)
     for note, control in _controls(setting, tilt).items():
         yield _second_order([_sides(setting, tilt, control, note, every) for every in (1, 2, 4)], note)
@@ -59,7 +59,7 @@ def gap_of_a_control_is_a_divergence(setting: Setting) -> Iterator[Outcome]:
     applies=_line,
 )
 def duality_identity(setting: Setting) -> Iterator[Outcome]:
-    """The end law ``q`` of the control is not ``p_T``."""
+    """Checks controls whose end distribution ``q`` is not ``p_T``."""
     tilt, grid = Tilt.of(setting), spacious(setting, _FINENESS)
     start, end = (log_density_on(law, grid) for law in (setting.data, unreached(setting)))
     dual, wanted = _dual(tilt, start, end, grid), _mean(end, tilt.log_potential(tilt.horizon, grid.points), grid)
@@ -82,7 +82,7 @@ def duality_identity(setting: Setting) -> Iterator[Outcome]:
     applies=_line,
 )
 def dual_value_is_below_the_value(setting: Setting) -> Outcome:
-    """For a tilt that is not the optimal one."""
+    """Checks a tilt that is not the optimal one."""
     tilt, target, grid = Tilt.of(setting), unreached(setting), spacious(setting, _FINENESS)
     bridge = solve_schroedinger(setting.process, setting.data, target, grid)
     return Outcome(_dual(tilt, bridge.log_start, bridge.log_end, grid), bridge.value)
@@ -98,7 +98,7 @@ def dual_value_is_below_the_value(setting: Setting) -> Outcome:
     applies=_line,
 )
 def dual_gap_is_a_divergence(setting: Setting) -> Outcome:
-    """The bridge is solved on a grid, the tilted reference is a closed form."""
+    """Compares a bridge solved on a grid with the tilted reference in closed form."""
     tilt, target, grid = Tilt.of(setting), unreached(setting), spacious(setting, _FINENESS)
     values, left = [], math.nan
     for count in _KNOTS:
@@ -117,7 +117,7 @@ def dual_gap_is_a_divergence(setting: Setting) -> Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Along each path, shape ``(batch,)``.
+    """Both sides along each path, shape ``(batch,)``.
 
     Attributes:
         left: ``½∫|u|² dt + log c(X_0) − g(X_T)``, and ``∫ σᵀ∇log φ · dW``, which has mean zero.
@@ -141,7 +141,7 @@ def _controls(setting: Setting, tilt: Tilt) -> dict[str, Control]:
 
 
 def _sides(setting: Setting, tilt: Tilt, control: Control, stream: str, every: int) -> Sides:
-    """On a grid that is coarser the larger ``every``, from the same noise."""
+    """Computes both sides on a grid that is coarser the larger ``every``, from the same noise."""
     start = setting.data.sample(setting.samples, generator(setting.seed_of("gap", stream))).double()
     noise = NormalNoise(setting.seed_of("gap", stream, "noise"), _STEPS, *start.shape, dtype=torch.float64).stored()
     knots = _clock(setting)
@@ -161,7 +161,7 @@ def _sides(setting: Setting, tilt: Tilt, control: Control, stream: str, every: i
 
 
 def _second_order(sides: list[Sides], note: str) -> Outcome:
-    """From a step, twice and four times it, between which the gap of the sides falls by a factor of four."""
+    """Extrapolates from steps Δ, 2Δ and 4Δ, between which the gap of the sides falls by a factor of four."""
     better, coarser = ((4.0 * a - b) / 3.0 for a, b in pairwise([one.left - one.right for one in sides]))
     gap, value = Estimate.of(better), float((2.0 * sides[0].right - sides[1].right).mean())
     allowance = abs(float((better - coarser).mean()))
@@ -169,7 +169,7 @@ def _second_order(sides: list[Sides], note: str) -> Outcome:
 
 
 def _clock(setting: Setting) -> Tensor:
-    """Knots between which noise replaces equal parts of what is there, mixed with equal ones."""
+    """Returns knots between which noise replaces equal parts of the state, mixed with equally spaced ones."""
     fine = torch.linspace(0.0, setting.horizon, 1025, dtype=torch.float64)
     step = setting.process.transition(0.0, fine[1:])
     width = setting.spread * step.map.mean_square(setting.dim) + step.root.mean_square(setting.dim)

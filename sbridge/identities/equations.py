@@ -1,4 +1,4 @@
-"""Evolution equations of densities, expectations and values: closed forms differentiated, quadrature, grids, paths."""
+"""Evolution equations of densities, expectations and values: differentiated closed forms, quadrature, grids, paths."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _is_line(setting: Setting) -> bool:
     applies=_has_density,
 )
 def fokker_planck_residual(setting: Setting) -> Iterator[Outcome]:
-    """At three times."""
+    """Computes the residual at three times."""
     for note, t, x in _points(setting):
         seen = Derivatives.of(_one_over(setting.exact.log_density), t, x)
         spread, flow = seen.spread(setting.process, t), seen.along(_drift(setting, t, x))
@@ -64,7 +64,7 @@ def fokker_planck_residual(setting: Setting) -> Iterator[Outcome]:
     applies=_has_density,
 )
 def backward_kolmogorov_residual(setting: Setting) -> Iterator[Outcome]:
-    """At three times."""
+    """Computes the residual at three times."""
     tilt = Tilt.of(setting)
     for note, t, x in _points(setting):
         seen = Derivatives.of(_one_over(tilt.log_potential), t, x)
@@ -82,7 +82,7 @@ def backward_kolmogorov_residual(setting: Setting) -> Iterator[Outcome]:
     applies=is_scalar,
 )
 def chapman_kolmogorov(setting: Setting) -> Iterator[Outcome]:
-    """From ``T/5`` through ``T/2`` to ``4T/5``."""
+    """Compares the transition from ``T/5`` to ``4T/5`` with its composition through ``T/2``."""
     s, r, t = (share * setting.horizon for share in (0.2, 0.5, 0.8))
     x, _, y = (states[:POINTS] for states in trail(setting, (s, r, t), "chapman")[1:])
     process = setting.process
@@ -114,7 +114,7 @@ def _coordinate_density(law: Transition, i: int, x: Tensor, y: Tensor) -> Tensor
     right="2",
 )
 def killed_grid_solution_converges(setting: Setting) -> Outcome:
-    """A quadratic well, whose φ is a product over coordinates."""
+    """Measures the order for a quadratic well, whose φ is a product over coordinates."""
     well = Well.of(setting)
     reach = 8.0 * well.sigma * math.sqrt(well.horizon)
     errors = []
@@ -143,7 +143,7 @@ def killed_grid_solution_converges(setting: Setting) -> Outcome:
     applies=_is_line,
 )
 def feynman_kac_is_the_grid_solution(setting: Setting) -> Outcome:
-    """A rate of both signs, and an end function of both signs."""
+    """Compares both for a rate of both signs and an end function of both signs."""
     centre, width = middle(setting, 0.0)
     wide, far = middle(setting, 1.0)[1], float(setting.process.transition(0.0, setting.horizon).map.values)
 
@@ -182,7 +182,7 @@ def feynman_kac_is_the_grid_solution(setting: Setting) -> Outcome:
     right="0",
 )
 def killed_kernel_equations(setting: Setting) -> Iterator[Outcome]:
-    """Forward in where it ends, backward in where it starts."""
+    """Checks the forward equation in the end and the backward equation in the start."""
     well = Well.of(setting)
     brown = well.process
     x, y = (states[:POINTS] - well.centre for states in trail(setting, (0.5 * setting.horizon,), "killed"))
@@ -208,7 +208,7 @@ def killed_kernel_equations(setting: Setting) -> Iterator[Outcome]:
     applies=_has_density,
 )
 def hjb_residual(setting: Setting) -> Iterator[Outcome]:
-    """For a tilted end with ``V = 0``, for the density read backwards with ``V = ∇·f``, and for a killing well."""
+    """Computes residuals for a tilted end (``V = 0``), the reversed density (``V = ∇·f``), and a killing well."""
     tilt, well, process = Tilt.of(setting), Well.of(setting), setting.process
     for note, t, x in _points(setting):
         seen = Derivatives.of(lambda t, x: -tilt.log_potential(t, x), t, x)
@@ -232,7 +232,7 @@ def hjb_residual(setting: Setting) -> Iterator[Outcome]:
     applies=_has_density,
 )
 def density_read_backwards_is_a_potential(setting: Setting) -> Iterator[Outcome]:
-    """With drift ``b = −f`` and killing rate ``V = ∇·f``."""
+    """Computes the residual with drift ``b = −f`` and killing rate ``V = ∇·f``."""
     for note, s, x in _points(setting):
         t = setting.horizon - s
         seen = Derivatives.of(_one_over(lambda t, x: setting.exact.log_density(setting.horizon - t, x)), t, x)
@@ -251,7 +251,7 @@ def density_read_backwards_is_a_potential(setting: Setting) -> Iterator[Outcome]
     applies=_is_line,
 )
 def schroedinger_system_of_reverse_diffusion(setting: Setting) -> Iterator[Outcome]:
-    """The iteration is not told the solution. ``V`` depends on time alone and scales ``φ`` by a constant."""
+    """Solves the system without knowing the solution. ``V`` depends on time alone and scales ``φ`` by a constant."""
     reverse = Reversed(setting.process)
     grid = spacious(setting, 5.0)
     bridge = solve_schroedinger(reverse, setting.exact.marginal(setting.horizon), setting.data, grid)
@@ -277,7 +277,7 @@ def schroedinger_system_of_reverse_diffusion(setting: Setting) -> Iterator[Outco
     applies=_has_density,
 )
 def doob_transition_residual(setting: Setting) -> Iterator[Outcome]:
-    """From ``T/5`` to three later times."""
+    """Computes the residual from ``T/5`` to three later times."""
     tilt, process, s = Tilt.of(setting), setting.process, 0.2 * setting.horizon
     for share in (0.3, 0.5, 0.9):
         moment = share * setting.horizon
@@ -298,14 +298,14 @@ def doob_transition_residual(setting: Setting) -> Iterator[Outcome]:
 
 
 class Reversed(LinearProcess):
-    """``dX = −f(T − t, X) dt + g(T − t) dW`` for a linear process ``dX = f dt + g dW``: its drift turned round."""
+    """The process ``dX = −f(T − t, X) dt + g(T − t) dW`` for a linear ``dX = f dt + g dW``: reversed drift."""
 
     def __init__(self, process: LinearProcess) -> None:
         self.process, self.horizon = process, process.horizon
 
     @property
     def dim(self) -> int | None:
-        """As the process."""
+        """The dimension of the process."""
         return self.process.dim
 
     def linear(self, t: Time) -> LinearMap:

@@ -1,4 +1,4 @@
-"""What the score is in physics: the force of an equilibrium, and the flux of an experiment."""
+"""The score in physics: the force of an equilibrium, and the mean displacement of an experiment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GROUP = "reversal"
     right="0",
 )
 def equilibrium_force_keeps_the_law(setting: Setting) -> Iterator[Outcome]:
-    """The generator of Langevin's equation has mean zero under its equilibrium."""
+    """Checks that the generator of Langevin's equation has mean zero under its equilibrium."""
     t = 0.1 * setting.horizon
     x, scale = trail(setting, (t,), "equilibrium", 32)[1], setting.process.scale(t)
     a = scale @ scale.T
@@ -61,7 +61,7 @@ def _has_equilibrium(setting: Setting) -> bool:
     applies=_has_equilibrium,
 )
 def drift_is_the_equilibrium_force(setting: Setting) -> Iterator[Outcome]:
-    """Computes ``p_eq`` from ``m = Φm + k`` and ``P = Φ²P + Q``."""
+    """Computes ``p_eq`` from ``m = Φm + k`` and ``P = Φ²P + Q`` and compares its force with the drift."""
     process, law = setting.process, setting.process.transition(0.0, setting.horizon)
     mean = law.offset / (1.0 - law.map.values)
     variance = law.covariance.values / (1.0 - law.map.values.square())
@@ -83,7 +83,7 @@ def drift_is_the_equilibrium_force(setting: Setting) -> Iterator[Outcome]:
     right="log density of the noised law, differentiated",
 )
 def noise_and_average(setting: Setting) -> Iterator[Outcome]:
-    """At two points, along the score there."""
+    """Compares both sides at two points, along the score there."""
     rows = trail(setting, (), "flux", 32)[0]
     v = float(rows.var(0).mean())
     noised = ExactScore(BrownianMotion(math.sqrt(v)), setting.data)

@@ -1,4 +1,4 @@
-"""The probability flow: DDIM as its discretisation, and the log-likelihood it gives."""
+"""The probability flow: DDIM as its discretisation, and its log likelihood."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GROUP = "reversal"
     applies=is_scalar,
 )
 def ddim_is_an_euler_step(setting: Setting) -> Iterator[Outcome]:
-    """For every scalar linear process, with ``α = Φ`` and ``v = Q``."""
+    """Compares both steps for every scalar linear process, with ``α = Φ`` and ``v = Q``."""
     process = setting.process
     for s, t in spans(setting):
         x = trail(setting, (t,), "ddim")[1][:POINTS]
@@ -62,7 +62,7 @@ def ddim_is_an_euler_step(setting: Setting) -> Iterator[Outcome]:
     applies=is_scalar,
 )
 def ddim_order(setting: Setting) -> Outcome:
-    """From ``T/2`` to ``T/10`` in 100 and 200 steps; the median, since a flow tears some points apart."""
+    """Measures the order from ``T/2`` to ``T/10`` in 100 and 200 steps, by the median: some points separate quickly."""
     s, t = spans(setting)[0]
     x, bridge = trail(setting, (t,), "ddim")[1][:POINTS], bridge_until(setting, t)
     exact = flow(bridge.velocity, x, torch.tensor([t, s], dtype=torch.float64), DormandPrince(1e-9, 1e-9)).x
@@ -87,7 +87,7 @@ def _has_density(setting: Setting) -> bool:
     applies=_has_density,
 )
 def flow_likelihood_is_exact(setting: Setting) -> Outcome:
-    """The prior is the mixture at ``T``."""
+    """Checks the likelihood with the mixture at ``T`` as prior."""
     x = trail(setting, (), "likelihood")[0][:POINTS]
     found = log_likelihood(bridge_until(setting, setting.horizon), x, method=DormandPrince(1e-9, 1e-9))
     exact = setting.exact.log_density(0.0, x)
@@ -104,7 +104,7 @@ def flow_likelihood_is_exact(setting: Setting) -> Outcome:
     applies=lambda setting: _has_density(setting) and setting.dim > 1,
 )
 def hutchinson_likelihood_is_unbiased(setting: Setting) -> Outcome:
-    """The sides share their points."""
+    """Compares both sides at the same points."""
     x = trail(setting, (), "hutchinson")[0]
     found = log_likelihood(
         bridge_until(setting, setting.horizon),

@@ -1,4 +1,4 @@
-"""What exact reversal returns, and what a trained network does: points come back as they are, support is preserved.
+"""Results of exact reversal and of a trained network: data points return exactly, support is preserved.
 
 The reversal of an empirical law is exact and useless: driven by the score of the data points it ends on data points,
 since the law that it reverses has no others (Cao et al. 2025, arXiv:2501.17054; Scarvelis et al. 2023,
@@ -52,7 +52,7 @@ _EXACT = "donot_use_mm_for_euclid_dist"  # matrix products lose half of the digi
     right="Gaussian conditioning of the noising process on both ends",
 )
 def dirac_start(setting: Setting) -> Iterator[Outcome]:
-    """From one end ``x_T``, at ``T/2`` and ``T/10``."""
+    """Checks paths from one end ``x_T``, at ``T/2`` and ``T/10``."""
     process, horizon, draws = setting.process, setting.horizon, generator(setting.seed_of("dirac"))
     point = setting.data.sample(1, draws).double()
     whole = process.transition(0.0, horizon)
@@ -81,7 +81,7 @@ def dirac_start(setting: Setting) -> Iterator[Outcome]:
     right="all of them",
 )
 def empirical_start(setting: Setting) -> Outcome:
-    """The last step returns ``E[X_0 | X_s]`` at an ``s`` whose noise is a tenth of that distance."""
+    """Checks ends after the last step ``E[X_0 | X_s]`` at an ``s`` whose noise is a tenth of that distance."""
     memory = Memory.of(setting)
     near = memory.distances(memory.ends(setting)) <= memory.radius
     return Outcome(float(near.double().mean()), 1.0, note=f"{len(memory.points)} points, {len(near)} ends")
@@ -96,7 +96,7 @@ def empirical_start(setting: Setting) -> Outcome:
     right="share of these among the points",
 )
 def empirical_law_returns(setting: Setting) -> Outcome:
-    """With the lower half of the points; the time step is halved for the allowance."""
+    """Checks the lower half of the points; the time step is halved for the allowance."""
     memory = Memory.of(setting)
     lower = memory.points[:, 0] < memory.points[:, 0].median()
     coarse, fine = (lower[memory.nearest(memory.ends(setting, k, rows=_MANY_ROWS))].double() for k in (1, 2))
@@ -112,7 +112,7 @@ def empirical_law_returns(setting: Setting) -> Outcome:
     right="10⁻³",
 )
 def support_containment(setting: Setting) -> Outcome:
-    """Where :func:`empirical_start` counts ends, this looks at the worst."""
+    """Checks the worst end, where :func:`empirical_start` counts ends."""
     memory = Memory.of(setting)
     worst = float(memory.distances(memory.ends(setting)).max())
     return Outcome(worst / memory.spread, memory.radius / memory.spread, note=f"{_ROWS} ends")
@@ -127,7 +127,7 @@ def support_containment(setting: Setting) -> Outcome:
     right="0",
 )
 def last_step(setting: Setting) -> Iterator[Outcome]:
-    """At ``s_min`` and ``T/10``, in float64."""
+    """Checks the formula at ``s_min`` and ``T/10``, in float64."""
     memory, process = Memory.of(setting), setting.process
     for t, when in ((setting.s_min, "s_min"), (0.1 * setting.horizon, "T/10")):
         step, draws = process.transition(0.0, t), generator(setting.seed_of("last step"))
@@ -156,7 +156,7 @@ def last_step(setting: Setting) -> Iterator[Outcome]:
     ),
 )
 def trained_network(setting: Setting) -> Outcome:
-    """The network of the setting, or a small one trained on a few points here."""
+    """Checks the network of the setting, or a small one trained on a few points here."""
     memory = Memory.of(setting) if setting.network is None else Memory.whole(setting)
     near = (memory.distances(_generated(setting, memory)) <= memory.radius).double()
     share = float(near.mean())
@@ -166,7 +166,7 @@ def trained_network(setting: Setting) -> Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """A few data points, and how near to one of them counts as on it.
+    """A few data points, and the distance within which a sample counts as equal to one of them.
 
     Attributes:
         points: shape ``(n, dim)``, float64.
@@ -180,12 +180,12 @@ class Memory:
 
     @classmethod
     def of(cls, setting: Setting) -> Memory:
-        """Points drawn from the data of the setting, without repeats."""
+        """Draws points from the data of the setting, without repeats."""
         return cls._from(setting.data.sample(_POINTS, generator(setting.seed_of("points"))))
 
     @classmethod
     def whole(cls, setting: Setting) -> Memory:
-        """All rows of the data, which are samples."""
+        """Takes all rows of the data, which are samples."""
         if not isinstance(setting.data, Samples):
             raise UnsupportedError(f"a {type(setting.data).__name__} has no rows to fall on.")
         return cls._from(setting.data.rows)
@@ -199,15 +199,15 @@ class Memory:
         return cls(points, spread, min(_NEAR * spread, 0.01 * float(between.median())))
 
     def distances(self, rows: Tensor) -> Tensor:
-        """From each row to the nearest point."""
+        """Computes distances from each row to the nearest point."""
         return torch.cdist(rows.double(), self.points, compute_mode=_EXACT).amin(1)
 
     def nearest(self, rows: Tensor) -> Tensor:
-        """The index of the nearest point for each row."""
+        """Returns the index of the nearest point for each row."""
         return torch.cdist(rows.double(), self.points, compute_mode=_EXACT).argmin(1)
 
     def ends(self, setting: Setting, refinement: int = 1, rows: int = _ROWS) -> Tensor:
-        """Ends of the exact reversal of these points, from exact draws of ``X_T``."""
+        """Simulates ends of the exact reversal of these points, from exact draws of ``X_T``."""
         law = Samples(self.points)
         s_min = _time_of_noise(setting.process, self.radius / 10.0)
         inner = replace(setting, data=law, start_time=s_min / setting.horizon, network=None)
@@ -219,7 +219,7 @@ class Memory:
 
 
 def _back_to(setting: Setting, point: Tensor, end: Tensor, t: float) -> tuple[Tensor, Tensor]:
-    """States at ``t`` of reverse paths from ``end``, driven by the score of ``point``, in steps of two sizes.
+    """Simulates states at ``t`` of reverse paths from ``end`` with the score of ``point``, with two step sizes.
 
     A long step takes the noise of the two short ones in it. A chain's bias is of first order, so that of the short
     steps is as large as the change from the long ones: the change has to be known better than either mean.
@@ -248,12 +248,12 @@ def _back_to(setting: Setting, point: Tensor, end: Tensor, t: float) -> tuple[Te
 
 
 def _between(fraction: float, steps: int) -> TimeGrid:
-    """One step from 0 to ``fraction``, then geometric steps to 1; those of half as many are among their knots."""
+    """Makes a grid with one step from 0 to ``fraction``, then geometric steps to 1; nested when ``steps`` doubles."""
     return TimeGrid((0.0, *(fraction ** (1.0 - k / steps) for k in range(steps)), 1.0))
 
 
 def _refined(coarse: Tensor, fine: Tensor, right: float, note: str) -> Outcome:
-    """The finer mean against ``right``; the change from the coarser one is the allowance for time steps."""
+    """Compares the finer mean with ``right``; its change from the coarser one is the allowance for time steps."""
     first, last = Estimate.of(coarse), Estimate.of(fine)
     return Outcome(last.value, right, last.standard_error, abs(last.value - first.value), note)
 
@@ -266,7 +266,7 @@ def _log_kernels(process: LinearProcess, t: float, points: Tensor, x: Tensor) ->
 
 
 def _time_of_noise(process: LinearProcess, size: float) -> float:
-    """The time at which noise seen from the start, ``√Q/Φ``, has reached ``size``; half the horizon at the latest."""
+    """Returns the time at which the noise ``√Q/Φ`` has reached ``size``; at most half the horizon."""
     low, high = 1e-14 * process.horizon, 0.5 * process.horizon
     for _ in range(60):
         middle = math.sqrt(low * high)

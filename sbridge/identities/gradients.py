@@ -1,4 +1,4 @@
-"""The three score-matching losses have one gradient: what training follows does not depend on which is chosen."""
+"""The three score-matching losses have the same gradient in expectation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Loss = Callable[[Noised, Score], Tensor]
     right="derivative of the explicit loss, other draws",
 )
 def gradients_agree(setting: Setting) -> Iterator[Outcome]:
-    """All three losses pull θ the same way."""
+    """Compares the gradients of all three losses."""
     setting, few = with_few_points(setting, GRADIENT_POINTS)
     exact = Remembered(setting.exact)
 
@@ -64,7 +64,7 @@ def gradients_agree(setting: Setting) -> Iterator[Outcome]:
 
 
 def _by_weights(setting: Setting, network: Score, others: dict[str, Loss], explicit: Loss) -> Iterator[Outcome]:
-    """Along the gradient that the explicit loss has on draws of its own; for networks whose weights can be found."""
+    """Compares derivatives along the gradient of the explicit loss on separate draws, for networks with weights."""
     network(setting.horizon, torch.zeros(1, setting.dim, dtype=torch.float64))  # one that is trained when it is asked
     network = copy.deepcopy(network)
     weights = [one.requires_grad_() for module in _modules(network) for one in module.parameters()]
@@ -108,7 +108,7 @@ def _gradient(weights: list[Tensor], network: Score, loss: Loss, one: Noised) ->
 
 
 def _modules(thing: object) -> Iterator[nn.Module]:
-    """The modules that a score is made of: itself, or what its attributes hold."""
+    """Yields the modules of a score: itself, or those in its attributes."""
     if isinstance(thing, nn.Module):
         yield thing
     elif dataclasses.is_dataclass(thing):

@@ -1,4 +1,4 @@
-"""The kernels of the reverse process, and what discrete steps make of the score-matching objective."""
+"""Kernels of the reverse process, and the score-matching objective in discrete steps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GROUP = "reversal"
     right="0",
 )
 def pinned_kernel_is_bayes(setting: Setting) -> Iterator[Outcome]:
-    """At points of the noising process."""
+    """Compares log densities at points of the noising process."""
     for s, t in spans(setting):
         x_start, x_s, x_t = (x[:POINTS] for x in trail(setting, (s, t), "pinned"))
         gap = log_pinned_kernel(setting.process, s, t, x_start, x_s, x_t) - _bayes(setting, s, t, x_start, x_s, x_t)
@@ -61,7 +61,7 @@ def pinned_kernel_is_bayes(setting: Setting) -> Iterator[Outcome]:
     right="0",
 )
 def pinned_kernel_flows_back(setting: Setting) -> Iterator[Outcome]:
-    """Computes ``∂_τ log q = −∇·β − β·∇log q + ½ tr(σσᵀ∇²log q) + ½|σᵀ∇log q|²`` in reversed time ``τ``."""
+    """Checks ``∂_τ log q = −∇·β − β·∇log q + ½ tr(σσᵀ∇²log q) + ½|σᵀ∇log q|²`` in reversed time ``τ``."""
     process, h = setting.process, 2e-3
     for s, t in spans(setting):
         x_start, x, x_t = (x[:POINTS] for x in trail(setting, (s, t), "pinned"))
@@ -97,7 +97,7 @@ def pinned_kernel_flows_back(setting: Setting) -> Iterator[Outcome]:
     right="mean square 1 of the noising's own noise between them; mean log density of exact draws",
 )
 def averaged_kernels_reverse(setting: Setting) -> Iterator[Outcome]:
-    """The law of ``X_s`` and its joint law with ``X_t``."""
+    """Checks the distribution of ``X_s`` and its joint distribution with ``X_t``."""
     for s, t in spans(setting):
         x_t = trail(setting, (t,), "averaged", 8)[1]
         x_s = draw_earlier(setting.exact, s, t, x_t, seed=setting.seed_of("earlier", str(s)))
@@ -119,7 +119,7 @@ def averaged_kernels_reverse(setting: Setting) -> Iterator[Outcome]:
     right="E ½|Γ^{−½}L(x_0 − x̂_0)|²",
 )
 def kernel_bound(setting: Setting) -> Iterator[Outcome]:
-    """The model is one pinned kernel to a predicted start; the truth is their mean over the posterior."""
+    """Compares one pinned kernel to a predicted start with the posterior mean of pinned kernels."""
     process, exact = setting.process, setting.exact
     for s, t in spans(setting):
         x_start, x_s, x_t = trail(setting, (s, t), "bound")
@@ -143,7 +143,7 @@ def kernel_bound(setting: Setting) -> Iterator[Outcome]:
     right="the same with Φ⁻¹(x_t − c + Qs) of the sampler for x_s",
 )
 def ancestral_mean_is_exact(setting: Setting) -> Iterator[Outcome]:
-    """In the weak form, for waves ``ψ``; the two sides share ``x_t``."""
+    """Checks the weak form for waves ``ψ``; the two sides share ``x_t``."""
     for s, t in spans(setting):
         _, x_s, x_t = trail(setting, (s, t), "ancestral", 4)
         step = AncestralSampler(grid=TimeGrid((0.0, s / t, 1.0)), last=StopEarly())
@@ -170,7 +170,7 @@ def _is_ddpm(setting: Setting) -> bool:
     applies=_is_ddpm,
 )
 def ddpm_objective_is_score_matching(setting: Setting) -> Outcome:
-    """For the perturbed score, with fresh noise at every time; the discrete side is extrapolated to β = 0."""
+    """Checks the perturbed score with new noise at every time, extrapolated to β = 0."""
     x, other = (trail(setting, (), f"objective {i}", 2)[0] for i in (1, 2))
     coarse, fine = (
         _discrete_objective(setting, n, x, _fresh(setting, x, str(n))) for n in (setting.steps, 2 * setting.steps)
@@ -193,7 +193,7 @@ def ddpm_objective_is_score_matching(setting: Setting) -> Outcome:
     applies=_is_ddpm,
 )
 def ddpm_objective_order(setting: Setting) -> Outcome:
-    """The same draws at all times make both sides smooth functions of the step, whose orders are extrapolated."""
+    """Extrapolates the order of both sides, which are smooth in the step because all times share their draws."""
     x = trail(setting, (), "order")[0][:250]
     noise = _fresh(setting, x, "order")(0)
     exact = float(_score_matching(setting, x, lambda k: noise).mean())
@@ -212,7 +212,7 @@ def _bayes(setting: Setting, s: float, t: float, x_start: Tensor, x_s: Tensor, x
 
 
 def _fresh(setting: Setting, x: Tensor, stream: str) -> Callable[[int], Tensor]:
-    """Computes ``k ↦`` standard normal noise like ``x``."""
+    """Returns ``k ↦`` standard normal noise like ``x``."""
     return lambda k: torch.randn(
         x.shape, generator=generator(setting.seed_of("kernels", "noise", stream, k)), dtype=torch.float64
     )

@@ -1,4 +1,4 @@
-"""Killed diffusion: path KL with killing, the mass that survives, and Feynman–Kac by weights and by death.
+"""Killed diffusion: path KL with killing, the surviving mass, and Feynman–Kac by weights and by killing.
 
 In a quadratic well, ``V = ½k²|x − c|²``, under Brownian noise everything is a closed form (Cameron & Martin 1945)::
 
@@ -32,7 +32,7 @@ _STEPS = 128
 
 @dataclass(frozen=True, eq=False)
 class Well:
-    """Brownian motion from the data that is killed the farther it is from their mean.
+    """Brownian motion from the data, killed at a rate that grows with the distance from their mean.
 
     Args:
         sigma: σ, such that noise over the horizon is as wide as the data.
@@ -50,7 +50,7 @@ class Well:
 
     @classmethod
     def of(cls, setting: Setting, strength: float = 1.0) -> Well:
-        """The well of a setting, and a control of the given part of the strength that is optimal at ``T → ∞``."""
+        """Makes the well of a setting, with a control of the given part of the strength optimal at ``T → ∞``."""
         mean, _ = moments(setting.data)
         sigma = width(setting) / math.sqrt(setting.horizon)
         depth = min(1.0, math.sqrt(2.0 / setting.dim))
@@ -59,11 +59,11 @@ class Well:
 
     @property
     def process(self) -> BrownianMotion:
-        """Without killing."""
+        """Returns the process without killing."""
         return BrownianMotion(self.sigma, self.horizon)
 
     def rate(self, t: Time, x: Tensor) -> Tensor:
-        """Computes ``V``."""
+        """Computes the killing rate ``V``."""
         return 0.5 * self.k**2 * (x - self.centre).square().sum(1)
 
     def log_mass(self, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Well:
     right="moments of an Ornstein–Uhlenbeck process in closed form",
 )
 def killing_adds_to_the_path_kl(setting: Setting) -> Outcome:
-    """Path KL with killing."""
+    """Checks the path KL with killing."""
     well = Well.of(setting)
     fine, coarse, coarser = _ratios(setting, well)
     start = fine.starts
@@ -114,7 +114,7 @@ def killing_adds_to_the_path_kl(setting: Setting) -> Outcome:
     right="closed form",
 )
 def killed_ratio_has_the_mean_of_the_surviving_mass(setting: Setting) -> Outcome:
-    """Not one, but what is left of the killed process."""
+    """Checks that the mean is not one but the surviving mass."""
     well = Well.of(setting, 0.4)
     fine, coarse, _ = _ratios(setting, well)
     mass = well.log_mass(fine.starts).exp()
@@ -133,7 +133,7 @@ def killed_ratio_has_the_mean_of_the_surviving_mass(setting: Setting) -> Outcome
     right="Girsanov's log ratio with killing along simulated paths",
 )
 def free_energy_bounds_the_killed_path_kl(setting: Setting) -> Outcome:
-    """The log transform solves the control problem."""
+    """Checks the bound given by the log transform of the control problem."""
     well = Well.of(setting)
     fine, coarse, _ = _ratios(setting, well)
     least = -well.log_mass(fine.starts)
@@ -152,7 +152,7 @@ def free_energy_bounds_the_killed_path_kl(setting: Setting) -> Outcome:
     right="closed form",
 )
 def feynman_kac_is_the_closed_form(setting: Setting) -> Iterator[Outcome]:
-    """Weights and deaths count the same mass."""
+    """Compares weights and killing with the closed form."""
     well = Well.of(setting)
     measure = PathMeasure(well.process, None, setting.data, grid=TimeGrid.uniform(_STEPS // 2))
     paths = measure.sample(setting.samples, seed=setting.seed_of("weights"))
@@ -175,7 +175,7 @@ class _Ratios:
 
 
 def _ratios(setting: Setting, well: Well) -> tuple[_Ratios, _Ratios, _Ratios]:
-    """Log ratios with killing of the controlled paths, at a step, twice and four times it, from the same noise."""
+    """Returns log ratios with killing along controlled paths, at steps Δ, 2Δ and 4Δ, from the same noise."""
     n, process = 2 * setting.samples, well.process
     start = PathMeasure(process, None, setting.data).starts(n, seed=setting.seed_of("killed")).double()
     seed = derive(setting.seed_of("killed"), "noise")

@@ -1,4 +1,4 @@
-"""Likelihood, entropy and divergences of path laws: bounds, when they are equalities, and what refines them."""
+"""Likelihood, entropy and divergences of path measures: bounds, when they are equalities, and refinements."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHARE = 0.6
 
 @dataclass(frozen=True, eq=False)
 class GaussianModel:
-    """A reverse diffusion with a wrong score of which all laws are Gaussian: ``s = −share · P_t⁻¹(x − m_t)``.
+    """A reverse diffusion with a wrong score and Gaussian marginals: ``s = −share · P_t⁻¹(x − m_t)``.
 
     ``N(m_t, P_t)`` has the moments of the noised data; the prior is ``N(m_T, P_T)``. The generated law at ``s_min``
     follows from two ordinary differential equations.
@@ -49,7 +49,7 @@ class GaussianModel:
         return law.mean(mean[None])[0], phi @ covariance @ phi.mT + law.covariance.expanded(self.setting.dim)
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The score at a single time."""
+        """Computes the score at a single time."""
         mean, covariance = self.moments(float(t))
         return -self.share * torch.linalg.solve(covariance, (x - mean).mT).mT
 
@@ -60,7 +60,7 @@ class GaussianModel:
 
     @cached_property
     def generated(self) -> Gaussian:
-        """The law that the model generates at ``s_min``, integrated in ``log t``, where its rates are even."""
+        """Computes the distribution generated at ``s_min``, integrated in ``log t``, where its rates are even."""
         dim, horizon = self.setting.dim, self.setting.horizon
 
         def rate(log_t: float, flat: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ class GaussianModel:
         return Gaussian(state[:, 0].clone(), 0.5 * (state[:, 1:] + state[:, 1:].mT))
 
     def _reverse_rates(self, t: float, mean: Tensor, covariance: Tensor) -> Tensor:
-        """Rates of mean and covariance in reversed time, side by side: of drift ``−(Ax + c) + σσᵀs`` and noise σ."""
+        """Returns rates of mean and covariance in reversed time, for drift ``−(Ax + c) + σσᵀs`` and noise σ."""
         process, dim = self.setting.process, self.setting.dim
         linear, scale = process.linear(t).expanded(dim), process.scale(t).expanded(dim)
         spread, (centre, width) = scale @ scale.mT, self.moments(t)
@@ -94,7 +94,7 @@ class GaussianModel:
     right="log p_θ of a Gaussian model from its moment equations; E log ρ ≥ E log p_θ for other scores",
 )
 def elbo_is_below_the_log_likelihood(setting: Setting) -> Iterator[Outcome]:
-    """The bound on the likelihood is one."""
+    """Checks that the bound on the likelihood holds."""
     model = GaussianModel(setting)
     paths = noising(setting, 80).sample(setting.samples, seed=setting.seed_of("bound"))
     bound = denoising_elbo(paths, model, model.prior, s_min=setting.s_min)
@@ -117,7 +117,7 @@ def elbo_is_below_the_log_likelihood(setting: Setting) -> Iterator[Outcome]:
     right="log ρ in closed form",
 )
 def elbo_of_the_true_score_is_the_log_likelihood(setting: Setting) -> Outcome:
-    """With the true score and the true prior nothing is lost."""
+    """Checks that the bound is exact for the true score and the true prior."""
     density, end = _end_entropies(setting, "elbo")
     left = combined(_bulk(setting, setting.exact, "elbo", density.value), end)
     return Outcome(left.value, density.value, combined(left, density).standard_error)
@@ -132,7 +132,7 @@ def elbo_of_the_true_score_is_the_log_likelihood(setting: Setting) -> Outcome:
     right="explicit score matching at random times, closed-form densities at T",
 )
 def path_kl_bounds_the_likelihood(setting: Setting) -> Outcome:
-    """What the path KL says about generated samples."""
+    """Checks the bound of the path KL on generated samples."""
     model, exact = GaussianModel(setting), setting.exact
     first, last = _ends(setting, 4 * setting.samples, "bound")
     start = Estimate.of(exact.log_density(setting.s_min, first) - model.generated.log_density(first))
@@ -156,7 +156,7 @@ def path_kl_bounds_the_likelihood(setting: Setting) -> Outcome:
     right="closed-form scores at random times",
 )
 def entropy_balance(setting: Setting) -> Outcome:
-    """Entropy changes by what the score and the drift make."""
+    """Checks that entropy changes by the terms of score and drift."""
     process, exact = setting.process, setting.exact
 
     def rows(one: Noised) -> Tensor:
@@ -189,7 +189,7 @@ def _drift_divergence(setting: Setting, t: Tensor) -> Tensor:
 
 
 def _ends(setting: Setting, n: int, stream: str) -> tuple[Tensor, Tensor]:
-    """States at ``s_min`` and, independent of them, at ``T``."""
+    """Draws states at ``s_min`` and, independently, at ``T``."""
     g, found = generator(setting.seed_of("ends", stream)), []
     for t in (setting.s_min, setting.horizon):
         law, start = setting.process.transition(0.0, t), setting.data.sample(n, g).double()
@@ -215,7 +215,7 @@ def _end_entropies(setting: Setting, stream: str) -> tuple[Estimate, Estimate]:
     right="the same on the finer one; at last ½ E∫|u|² dt along exact paths",
 )
 def static_kl_is_below_pathwise_kl(setting: Setting) -> Iterator[Outcome]:
-    """Static ≤ pathwise, growing with the partition."""
+    """Checks static ≤ pathwise, increasing with the partition."""
     drifting, free = _mean_reverting(setting)
     values = {n: partition_kl(setting, drifting, free, n) for n in (1, 2, 4, 8, 16)}
     for n in (1, 2, 4, 8):
@@ -234,7 +234,7 @@ def static_kl_is_below_pathwise_kl(setting: Setting) -> Iterator[Outcome]:
     right="½ E∫|u|² dt along exact paths",
 )
 def partitions_tend_to_the_pathwise_kl(setting: Setting) -> Outcome:
-    """The limit of (A.5)."""
+    """Checks the limit of (A.5)."""
     drifting, free = _mean_reverting(setting)
     fine, coarse = (partition_kl(setting, drifting, free, n) for n in (64, 32))
     path = _pathwise(setting, drifting, 64)
@@ -242,7 +242,7 @@ def partitions_tend_to_the_pathwise_kl(setting: Setting) -> Outcome:
 
 
 def _mean_reverting(setting: Setting) -> tuple[OrnsteinUhlenbeck, BrownianMotion]:
-    """Two processes with the noise of the setting: one drawn to the mean of the data, one without drift."""
+    """Returns two processes with the noise of the setting: one reverts to the mean of the data, one has no drift."""
 
     def sigma(t: Tensor) -> Tensor:
         scale = setting.process.scale(t)
@@ -254,7 +254,7 @@ def _mean_reverting(setting: Setting) -> tuple[OrnsteinUhlenbeck, BrownianMotion
 
 
 def _squares(intervals: int) -> TimeGrid:
-    """Fractions ``(k/n)²``: finer towards 0, where noise is least, and nested when ``n`` doubles."""
+    """Returns the fractions ``(k/n)²``: finer towards 0, where noise is least, and nested when ``n`` doubles."""
     return TimeGrid(tuple((k / intervals) ** 2 for k in range(intervals + 1)))
 
 
@@ -269,7 +269,7 @@ def _pathwise(setting: Setting, drifting: OrnsteinUhlenbeck, steps: int) -> Path
 
 
 def partition_kl(setting: Setting, p: LinearProcess, q: LinearProcess, intervals: int) -> float:
-    """KL of the joint laws of two linear processes at the ends of intervals, from one start."""
+    """Computes the KL of the joint distributions of two linear processes at the ends of intervals, from one start."""
     dim = setting.dim
     times = _squares(intervals).times(setting.horizon).tolist()
     mean, covariance = (one.double() for one in moments(setting.data))

@@ -39,7 +39,7 @@ def _is_line(setting: Setting) -> bool:
     right="characteristic function of the noised data; mean log density of exact draws",
 )
 def reverse_sde_marginals(setting: Setting) -> Iterator[Outcome]:
-    """At ``T/2``, ``T/10`` and ``s_min``."""
+    """Compares the marginals at ``T/2``, ``T/10`` and ``s_min``."""
     return _marginals(setting, *exactly_reversed(setting))
 
 
@@ -52,7 +52,7 @@ def reverse_sde_marginals(setting: Setting) -> Iterator[Outcome]:
     right="characteristic function of the noised data; mean log density of exact draws",
 )
 def ode_marginals(setting: Setting) -> Iterator[Outcome]:
-    """At ``T/2``, ``T/10`` and ``s_min``."""
+    """Compares the marginals at ``T/2``, ``T/10`` and ``s_min``."""
     return _marginals(setting, *flowed(setting))
 
 
@@ -65,7 +65,7 @@ def ode_marginals(setting: Setting) -> Iterator[Outcome]:
     right="mean square 1; characteristic function of the state beside independent noise",
 )
 def two_times_of_the_sde(setting: Setting) -> Iterator[Outcome]:
-    """Computes ``L⁻¹(X_t − Φ X_s − k)`` is standard normal, and independent of ``X_s``."""
+    """Checks that ``L⁻¹(X_t − Φ X_s − k)`` is standard normal and independent of ``X_s``."""
     coarse, fine = exactly_reversed(setting)
     pairs = [_increments(setting, one) for one in (coarse, fine)]
     squares = [noise.square().mean(1) for _, noise in pairs]
@@ -85,7 +85,7 @@ def two_times_of_the_sde(setting: Setting) -> Iterator[Outcome]:
     right="1, as for the noising process",
 )
 def two_times_of_the_ode(setting: Setting) -> Outcome:
-    """Same marginals, no noise in between."""
+    """Checks that the flow has the same marginals but no noise between two times."""
     _, noise = _increments(setting, flowed(setting)[1])
     found = Estimate.of(noise.square().mean(1))
     return Outcome(found.value, 1.0, found.standard_error, note="mean square of increments, T/10 → T/2")
@@ -100,7 +100,7 @@ def two_times_of_the_ode(setting: Setting) -> Outcome:
     right="the same of exact draws",
 )
 def naive_reversal(setting: Setting) -> Iterator[Outcome]:
-    """With drift ``−b`` and with drift ``+b``."""
+    """Runs paths back without the score, with drift ``−b`` and with drift ``+b``."""
     start, process = noised(setting, setting.horizon, "start"), setting.process
 
     def forward_drift(t: Time, x: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def naive_reversal(setting: Setting) -> Iterator[Outcome]:
     applies=_is_line,
 )
 def backward_heat_amplifies(setting: Setting) -> Iterator[Outcome]:
-    """A ripple on a Gaussian as wide as the noised law, a ten thousandth of its mean height, is run back with it.
+    """Runs a Gaussian as wide as the noised distribution back, with a ripple of a ten thousandth of its mean height.
 
     With σ = 1, for as long as the kernel needs to become 1.25 cells wide; ``k`` goes up to half the grid's highest.
     """
@@ -151,7 +151,7 @@ def backward_heat_amplifies(setting: Setting) -> Iterator[Outcome]:
     right="Bayes' formula for the noising process",
 )
 def past_is_future(setting: Setting) -> Iterator[Outcome]:
-    """From two states ``y`` at ``T/2`` back to ``T/10``."""
+    """Runs paths from two states ``y`` at ``T/2`` back to ``T/10``."""
     control, (t, s) = ScoreControl(setting.process, setting.exact), times_seen(setting)[1:3]
     before = Components.of(setting.data).moved(setting.process.transition(0.0, s))
     for place, y in enumerate(noised(setting, t, "y")[:2]):
@@ -173,7 +173,7 @@ def past_is_future(setting: Setting) -> Iterator[Outcome]:
     right="0",
 )
 def score_form_is_mean_field_form(setting: Setting) -> Iterator[Outcome]:
-    """At three times, at points of the noised law."""
+    """Compares both forms at three times, at points of the noised distribution."""
     process, data = setting.process, Components.of(setting.data)
     for t in times_seen(setting)[1:]:
         x = noised(setting, t, "points")[:32].requires_grad_()
@@ -195,7 +195,7 @@ def score_form_is_mean_field_form(setting: Setting) -> Iterator[Outcome]:
     right="mean of log ρ_T at their starts",
 )
 def pathwise_value(setting: Setting) -> Outcome:
-    """The two sides share their paths, so the error is that of their difference."""
+    """Compares both sides on the same paths, so the error is that of their difference."""
     coarse, fine = (_pathwise_gap(setting, back) for back in exactly_reversed(setting))
     start = float(setting.exact.log_density(setting.horizon, exactly_reversed(setting)[1].states[0]).mean())
     found = Estimate.of(2.0 * fine - coarse)  # the error of either is of first order in the step
@@ -212,7 +212,7 @@ def pathwise_value(setting: Setting) -> Outcome:
     right="½: Itô integrals of a smooth control",
 )
 def pathwise_variance(setting: Setting) -> Outcome:
-    """The standard deviation of the two sides' difference falls like the root of the step."""
+    """Checks that the deviation of the two sides' difference falls like the root of the step."""
     coarse, fine = (float(_pathwise_gap(setting, back).std()) for back in exactly_reversed(setting))
     return Outcome(math.log2(coarse / fine), 0.5, allowance=0.25, note=f"standard deviation {fine:.3g} nat at last")
 
@@ -231,7 +231,7 @@ def _has_equilibrium(setting: Setting) -> bool:
     applies=_has_equilibrium,
 )
 def equilibrium_is_left(setting: Setting) -> Iterator[Outcome]:
-    """Reverse dynamics begun in the equilibrium, such as ``N(0, I)``, at ``T/2``, end elsewhere."""
+    """Runs reverse dynamics from the equilibrium at ``T/2``: they end in another distribution."""
     law = _equilibrium(setting)
     if law is None:
         return
@@ -244,7 +244,7 @@ def equilibrium_is_left(setting: Setting) -> Iterator[Outcome]:
 
 
 def _equilibrium(setting: Setting) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviations of the law that every transition keeps, if there is one with independent axes."""
+    """Returns mean and deviations of the stationary distribution, if there is one with independent axes."""
     whole, half = (setting.process.transition(0.0, f * setting.horizon) for f in (1.0, 0.5))
     if whole.map.dense or whole.covariance.dense:
         return None
@@ -275,7 +275,7 @@ def _log_density(setting: Setting, x: Tensor, t: float) -> Tensor:
 
 
 def _log_densities(setting: Setting, x: Tensor, t: float, note: str, allowance: float = 0.0) -> Outcome:
-    """Computes ``E log ρ_t`` over ``x`` against the same over many exact draws."""
+    """Compares ``E log ρ_t`` over ``x`` with the same over many exact draws."""
     left = Estimate.of(_log_density(setting, x, t))
     right = Estimate.of(_log_density(setting, noised(setting, t, "exact draws", multiple=4), t))
     error = math.hypot(left.standard_error, right.standard_error)
@@ -283,7 +283,7 @@ def _log_densities(setting: Setting, x: Tensor, t: float, note: str, allowance: 
 
 
 def _unlikely(setting: Setting, left: Tensor, right: Tensor, note: str) -> Outcome:
-    """The shares of two sets of points whose ``log ρ`` at ``s_min`` is below its 5 % quantile: bounded, in any law."""
+    """Compares the shares of two point sets whose ``log ρ`` at ``s_min`` is below its 5 % quantile."""
     t = setting.s_min
     level = setting.exact.log_density(t, noised(setting, t, "exact draws", multiple=4)).quantile(0.05)
     shares = [Estimate.of((setting.exact.log_density(t, x) < level).double()) for x in (left, right)]
@@ -292,13 +292,13 @@ def _unlikely(setting: Setting, left: Tensor, right: Tensor, note: str) -> Outco
 
 
 def _against(values: list[Tensor], expected: float, note: str) -> Outcome:
-    """A mean over paths of the fine grid against an exact number; the coarse grid tells what steps may cost."""
+    """Compares a mean over paths of the fine grid with an exact number; the coarse grid gives the step error."""
     coarse, fine = (Estimate.of(one) for one in values)
     return Outcome(fine.value, expected, fine.standard_error, abs(coarse.value - fine.value), note)
 
 
 def _increments(setting: Setting, back: Reversal) -> tuple[Tensor, Tensor]:
-    """States at ``T/10``, and the standard normal noise that would lead from there to the states at ``T/2``."""
+    """Returns states at ``T/10``, and the standard normal noise that leads from there to the states at ``T/2``."""
     (t, s), (y, x) = back.times[1:3], back.states[1:3]
     step = setting.process.transition(s, t)
     return x, step.root.inverse()(y - step.mean(x))

@@ -1,4 +1,4 @@
-"""Simulations of the reverse process that several identities look at."""
+"""Simulations of the reverse process that several identities share."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Reversal:
 
 
 def times_seen(setting: Setting) -> tuple[float, ...]:
-    """The times that are looked at, falling, from ``T`` to ``s_min``."""
+    """Returns the observed times, decreasing, from ``T`` to ``s_min``."""
     fractions = (*(f for f in _FRACTIONS if f > setting.start_time), setting.start_time)
     return tuple(f * setting.horizon for f in fractions)
 
 
 def noised(setting: Setting, t: float, stream: str, multiple: int = 1) -> Tensor:
-    """Computes ``multiple · samples`` independent exact draws of ``X_t``, float64."""
+    """Draws ``multiple · samples`` independent exact states ``X_t``, float64."""
     g = generator(setting.seed_of("noised", stream))
     start = setting.data.sample(multiple * setting.samples, g).double()
     step = setting.process.transition(0.0, t)
@@ -55,7 +55,7 @@ def noised(setting: Setting, t: float, stream: str, multiple: int = 1) -> Tensor
 def run_back(
     setting: Setting, control: Control | None, start: Tensor, stream: str, *, first: int = 0
 ) -> tuple[Reversal, Reversal]:
-    """The process with backward control ``control`` from the rows of ``start``, on a grid and with its steps halved.
+    """Runs the process with backward control ``control`` from the rows of ``start``, on a grid and with halved steps.
 
     Both are driven by the same Brownian motion, so that their difference is what the steps cost. A block of rows is
     treated after the other.
@@ -113,7 +113,7 @@ class _Run:
         self.seen.append(self.x)
 
     def step(self, j: int, noise: Tensor) -> None:
-        """Moves on; the energy is summed by trapezia, the Itô integral by left ends."""
+        """Performs a step; the energy is summed by trapezoids, the Itô integral by left ends."""
         u, width = self._control(j), self.chain.root_durations[j]
         self.work = self.work + 0.25 * (self.span + width**2) * u.square().sum(1) + width * (u * noise).sum(1)
         self.x = self.chain.push(j, self.x, width * u + noise)
@@ -132,14 +132,14 @@ class _Run:
 
 @lru_cache(maxsize=2)
 def exactly_reversed(setting: Setting) -> tuple[Reversal, Reversal]:
-    """The reverse SDE with the true score, from exact draws of ``X_T``."""
+    """Simulates the reverse SDE with the true score, from exact draws of ``X_T``."""
     control = ScoreControl(setting.process, setting.exact)
     return run_back(setting, control, noised(setting, setting.horizon, "start"), "exact")
 
 
 @lru_cache(maxsize=2)
 def flowed(setting: Setting) -> tuple[Reversal, Reversal]:
-    """The probability-flow ODE with the true score, from exact draws of ``X_T``: Runge–Kutta, steps/4 and /2."""
+    """Solves the probability-flow ODE with the true score, from exact draws of ``X_T``: Runge–Kutta, steps/4 and /2."""
     return _flow(setting, 4), _flow(setting, 2)
 
 

@@ -37,7 +37,7 @@ def _line(setting: Setting) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Urn:
-    """Particles in a few cells that the process scatters over other cells.
+    """Particles in a few cells, which the process scatters over other cells.
 
     Attributes:
         start, end: whitened places of the cells, shape ``(cells, dim)``: half their squared distance is the cost.
@@ -48,7 +48,7 @@ class Urn:
 
     @classmethod
     def of(cls, setting: Setting) -> Urn:
-        """Cells are data rows, and states that they reach at ``T``."""
+        """Makes cells of data rows, and of states that they reach at ``T``."""
         x, y = (states[:_CELLS] for states in trail(setting, (setting.horizon,), "urn"))
         law = setting.process.transition(0.0, setting.horizon)
         whiten = law.root.inverse()
@@ -65,7 +65,7 @@ class Urn:
         return float(terms.sum() + gammaln(counts.sum(1) + 1.0).sum())
 
     def most_probable(self, particles: int) -> np.ndarray:
-        """The integers ``c_kl`` of largest probability among those with equal row and column sums.
+        """Finds the integers ``c_kl`` of largest probability among those with equal row and column sums.
 
         Particles are exchanged round squares of cells as long as that helps: the logarithm of the probability is
         concave along every exchange. Steps are halved from a quarter of a cell to one particle.
@@ -109,7 +109,7 @@ _SQUARES = [  # rows k < l, columns m ≠ n
     right="1",
 )
 def urn_probability_is_exponential_in_the_divergence(setting: Setting) -> Outcome:
-    """For a transport that is not the expected one."""
+    """Checks a transport that is not the expected one."""
     urn = Urn.of(setting)
     shape = np.arange(1, _CELLS**2 + 1).reshape(_CELLS, _CELLS)
     sizes, left = (1, 4, 16), []
@@ -132,7 +132,7 @@ def urn_probability_is_exponential_in_the_divergence(setting: Setting) -> Outcom
     right="mean cost of the entropic plan, by sbridge's solver and by POT",
 )
 def most_probable_transport_is_sinkhorns(setting: Setting) -> Iterator[Outcome]:
-    """Equal occupations; the allowance is what four times as many particles change, and one particle a cell."""
+    """Checks equal occupations; the allowance covers four times as many particles, and one particle per cell."""
     urn = Urn.of(setting)
     cost = 0.5 * torch.cdist(urn.start, urn.end).square().numpy()
     few, many = (float((urn.most_probable(n) * cost).sum()) / n for n in (2**16, 2**18))
@@ -157,7 +157,7 @@ def most_probable_transport_is_sinkhorns(setting: Setting) -> Iterator[Outcome]:
     applies=_line,
 )
 def static_value_is_dynamic_value(setting: Setting) -> Outcome:
-    """From the data to another law than the noising process reaches."""
+    """Solves from the data to a distribution that the noising process does not reach."""
     target, law = unreached(setting), setting.process.transition(0.0, setting.horizon)
     grid = spacious(setting, _FINENESS)
     energies = [
@@ -188,7 +188,7 @@ def static_value_is_dynamic_value(setting: Setting) -> Outcome:
     applies=_line,
 )
 def path_fitting_is_sinkhorns_iteration(setting: Setting) -> Iterator[Outcome]:
-    """Three time steps, four half-steps. The chain never sees the potentials, the potentials never see the chain."""
+    """Runs three time steps and four half-steps; chain and potentials are computed independently."""
     target, grid = unreached(setting), spacious(setting, 1.6)
     kernel = resolved_kernel(setting.process.transition(0.0, setting.horizon), grid)
     start, end = (log_density_on(law, grid) for law in (setting.data, target))
@@ -211,7 +211,7 @@ def path_fitting_is_sinkhorns_iteration(setting: Setting) -> Iterator[Outcome]:
 
 
 def _quantiles(law: Law, grid: Grid, count: int) -> Tensor:
-    """Points with shares ``(i + ½)/count`` of a mixture below them, shape ``(count, 1)``."""
+    """Returns points with shares ``(i + ½)/count`` of a mixture below them, shape ``(count, 1)``."""
     parts = Components.of(law)
     line = np.linspace(grid.low[0], grid.high[0], 100_001)
     below = np.zeros_like(line)
@@ -228,7 +228,7 @@ def _table(process: LinearProcess, grid: Grid, s: float, t: float) -> np.ndarray
 
 
 def _reversed_chain(kernels: list[np.ndarray], start: np.ndarray) -> list[np.ndarray]:
-    """The kernels of the same chain run from its other end: ``B(x | y) = K(y | x) m(x)/m'(y)``."""
+    """Returns the kernels of the chain run from its other end: ``B(x | y) = K(y | x) m(x)/m'(y)``."""
     found = []
     for kernel in kernels:
         joint = start[:, None] * kernel

@@ -1,4 +1,4 @@
-"""Bridges with a known answer: ``sbridge benchmark bridge``, or ``python -m sbridge.benchmarks.bridge``.
+"""Bridges with a known solution: ``sbridge benchmark bridge``, or ``python -m sbridge.benchmarks.bridge``.
 
 Pairs: mixture potentials in any dimension (:class:`~sbridge.benchmarks.pairs.MixturePair`), Gaussian ends under a
 Brownian and under a turning reference, and shapes in the plane solved on a grid
@@ -53,14 +53,14 @@ SOLVERS: dict[str, tuple[Solver, Solver]] = {
     "sinkhorn": (SinkhornBridge(max_rows=4096), SinkhornBridge(max_rows=500)),
     "gaussian": (GaussianBridge(), GaussianBridge()),
 }
-"""By name: as the table runs it everywhere, and for a quick run."""
+"""Solvers by name: with the options of the full table, and of a quick run."""
 LIGHT = "light"
 _LIGHT = LightRecipe(), LightRecipe(steps=200)
 _MAPS: dict[str, Baseline] = {baseline.name: baseline for baseline in STANDARD_BASELINES}
 METHODS = (*SOLVERS, LIGHT, *_MAPS)
 """The names of all methods."""
 STEPS = IMF().grid
-"""On which networks are simulated; other solvers know their ends in closed form."""
+"""The grid on which networks are simulated; other solvers know their ends in closed form."""
 
 
 _FREE = ("perfect draws", f"true drift, {STEPS.steps} steps", "no control", "independent coupling")
@@ -76,7 +76,7 @@ PAIRS: dict[str, Callable[[int, float, int], Pair]] = {
     "turning": lambda dim, epsilon, seed: GaussianPair(turning_reference(dim, epsilon, seed), dim, seed),
     **{name: lambda dim, epsilon, seed, name=name: PlanarPair(name, epsilon, seed) for name in TARGETS},
 }
-"""By name, from dimension, ε and seed; those in the plane have no other dimension."""
+"""Pairs by name, from dimension, ε and seed; planar pairs have no other dimension."""
 
 
 @dataclass(frozen=True)
@@ -112,22 +112,22 @@ class Settings:
 
     @classmethod
     def hurried(cls) -> Settings:
-        """A quick run over two pairs, in about a minute."""
+        """Returns the settings of a quick run over two pairs, in about a minute."""
         return cls(("mixture", "ring"), METHODS, (2,), (1.0,), (1.0,), (0,), quick=True)
 
     @property
     def rows(self) -> int:
-        """Training rows a side."""
+        """The number of training rows of either end."""
         return 2000 if self.quick else 100_000
 
     @property
     def map_rows(self) -> int:
-        """Training rows of the transport maps, which need memory in their square."""
+        """The number of training rows of the transport maps, whose memory grows with its square."""
         return 300 if self.quick else 4000
 
     @property
     def effort(self) -> Effort:
-        """Of the scores."""
+        """The effort of the scores."""
         return Effort(20, 200, 100) if self.quick else Effort()
 
 
@@ -141,11 +141,11 @@ class Cell:
     seed: int
 
     def __str__(self) -> str:
-        """As the table shows it."""
+        """Formats the cell as in the table."""
         return f"{self.pair} d={self.dim} ε={self.epsilon:g} seed {self.seed}"
 
     def make(self) -> Pair:
-        """The pair itself."""
+        """Makes the pair."""
         return PAIRS[self.pair](self.dim, self.epsilon, self.seed)
 
 
@@ -170,7 +170,7 @@ class Row:
     failure: str | None = None
 
     def __str__(self) -> str:
-        """One line, below :data:`HEADING`."""
+        """Formats one line, below :data:`HEADING`."""
         if self.scores is None:
             return f"  {self.method:<24}{self.failure}"
         s, excess = self.scores, self.scores.excess
@@ -186,12 +186,12 @@ class Row:
         return f"  {self.method:<24}" + " ".join(cells).rstrip()
 
     def to_json(self) -> Json:
-        """As it stands in files."""
+        """Returns the row as stored in files."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Row:
-        """The opposite of :meth:`to_json`."""
+        """Reads what :meth:`to_json` wrote."""
         scores = None if document["scores"] is None else Scores.from_json(document["scores"])
         return cls(**document | {"cell": Cell(**document["cell"]), "scores": scores})
 
@@ -204,7 +204,7 @@ HEADING = (
 
 
 def cells(settings: Settings) -> list[Cell]:
-    """The pairs to be run."""
+    """Returns the pairs to be run."""
     found = []
     for name in settings.pairs:
         dims = (2,) if name in TARGETS else settings.dims
@@ -232,7 +232,7 @@ def rows(settings: Settings, done: Collection[Row] = ()) -> Iterator[Row]:
 
 
 def run_alone(cell: Cell, method: str, settings: Settings = Settings()) -> Row:
-    """:func:`run` in a fresh process."""
+    """Runs :func:`run` in a new process."""
     task = json.dumps({**dataclasses.asdict(cell), "method": method, "quick": settings.quick})
     try:
         document = json.loads(in_fresh_process("sbridge.benchmarks.bridge", [_ONE_ROW, task]))
@@ -242,7 +242,7 @@ def run_alone(cell: Cell, method: str, settings: Settings = Settings()) -> Row:
 
 
 def run(cell: Cell, method: str, settings: Settings) -> Row:
-    """One method on one pair, in this process."""
+    """Runs one method on one pair in this process."""
     pair = cell.make()
     x0, x1 = pair.sample(settings.rows, seed=derive(pair.seed, "train"))
     try:
@@ -268,7 +268,7 @@ def run(cell: Cell, method: str, settings: Settings) -> Row:
 
 
 def main(settings: Settings) -> None:
-    """Prints the rows as they come."""
+    """Prints the rows as they finish."""
     last = None
     for row in rows(Settings.hurried() if settings.quick else settings):
         if row.cell != last:
@@ -278,7 +278,7 @@ def main(settings: Settings) -> None:
 
 
 def _unfitted(cell: Cell, settings: Settings) -> Iterator[Row]:
-    """Floors and trivial rows."""
+    """Yields floors and trivial rows."""
     pair = cell.make()
     judge = Judge(pair, settings.effort)
     stepped = replace(pair.truth, end_kernel=None, grid=STEPS)

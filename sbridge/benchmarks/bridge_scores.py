@@ -1,4 +1,4 @@
-"""How a bridge is scored against a known one."""
+"""Scores of a bridge relative to a known one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STARTS = 10_000
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is drawn.
+    """Numbers of draws.
 
     Args:
         conditions: source rows at which conditional laws are judged.
@@ -37,7 +37,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one line of the table shows.
+    """The numbers in one line of the table.
 
     Args:
         conditional: cBW²-UVP in %.
@@ -63,13 +63,13 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """What all methods on one pair share: conditions, exact moments, seeds, and the scores of perfect draws."""
+    """Common data of all methods on one pair: conditions, exact moments, seeds, and the scores of perfect draws."""
 
     pair: Pair
     effort: Effort
 
     def scores(self, measure: PathMeasure, *, path: bool = True) -> Scores:
-        """The scores of a forward measure; divergences only if its control is to be judged."""
+        """Computes the scores of a forward measure; divergences only if its control is to be judged."""
         values = self._conditional(measure)
         starts = self.pair.source.sample(_STARTS, generator(derive(self.pair.seed, "starts"))).float()
         ends = measure.transport(starts, seed=derive(self.pair.seed, "ends"))
@@ -103,36 +103,36 @@ class Judge:
 
 @dataclass(frozen=True, eq=False)
 class IndependentKernel:
-    """A target row for any source row."""
+    """A plan that draws a target row independently of the source row."""
 
     rows: Tensor
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows at random."""
+        """Draws rows at random."""
         return self.rows[torch.randint(len(self.rows), (len(x),), generator=generator)]
 
     def mean(self, x: Tensor) -> Tensor:
-        """The mean row."""
+        """Returns the mean row."""
         return self.rows.mean(0).expand_as(x)
 
 
 @dataclass(frozen=True, eq=False)
 class MapKernel:
-    """A transport map as a plan: all of a row's mass goes to one point."""
+    """A transport map as a plan: the mass of a row goes to one point."""
 
     map: Map
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The images."""
+        """Returns the images."""
         return self.map(x)
 
     def mean(self, x: Tensor) -> Tensor:
-        """The images."""
+        """Returns the images."""
         return self.map(x)
 
 
 def shown(value: Estimate | None) -> str:
-    """A divergence with its error, in at most 16 characters."""
+    """Formats a divergence with its error, in at most 16 characters."""
     if value is None:
         return ""
     size = max(abs(value.value), 1e-12)

@@ -1,4 +1,4 @@
-"""Control solvers against exact answers: ``sbridge benchmark control``, or ``python -m sbridge.benchmarks.control``.
+"""Control solvers and exact answers: ``sbridge benchmark control``, or ``python -m sbridge.benchmarks.control``.
 
 Every row is one solver on one problem, from a network whose output is zero unless its name says where it starts, with
 one set of options per solver. Problems with known optima (:mod:`sbridge.benchmarks.control_problems`) show the
@@ -51,11 +51,11 @@ from sbridge.solvers import (
 from sbridge.time import TimeGrid
 
 QUICK = 40
-"""Rows of a quick run take this many times fewer updates and paths: they show that everything works, no more."""
+"""Factor by which a quick run has fewer updates and paths: it shows that everything works, no more."""
 _PATHS = 16_384
 
 _PROBE = 20
-"""Updates that are timed to see how many fit into a budget: whole rounds of adjoint matching's replay."""
+"""Number of updates that are timed to find how many fit into a budget: whole rounds of adjoint matching's replay."""
 
 SOLVERS: dict[str, ControlSolver] = {
     "AdjointMatching": AdjointMatching(),
@@ -94,7 +94,7 @@ PROBLEMS: dict[str, tuple[Callable[[], ControlBenchmark], tuple[str, ...], tuple
     "double_well": (problems.double_well, ("AdjointMatching", "RelativeEntropy", "LogVariance"), ()),
     "killed_well": (problems.killed_well, ("LogVariance", "Moment", "CrossEntropy"), ()),
 }
-"""Problems with the solvers that suit them, and those that are compared at an equal budget too."""
+"""Problems with suitable solvers, and those that are compared at an equal budget too."""
 TARGETS: dict[str, tuple[Callable[[], Target], float, tuple[str, ...]]] = {
     "nine modes": (
         densities.nine_modes,
@@ -136,7 +136,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Case:
-    """A row to be measured: ``solver`` is a name of the tables; ``budget`` in seconds, 0: the default updates."""
+    """A row to be measured: ``solver`` is a name in the tables; ``budget`` in seconds, 0: the default updates."""
 
     problem: str
     solver: str
@@ -144,12 +144,12 @@ class Case:
 
     @property
     def label(self) -> str:
-        """How the row is called."""
+        """The name of the row."""
         return f"{self.solver}, {self.budget:g} s" if self.budget else self.solver
 
 
 def rows(settings: Settings, done: Collection[Row] = ()) -> Iterator[Row]:
-    """The rows, each fit in a process of its own, so that its memory is its own.
+    """Yields the rows, each fitted in its own process, to measure its memory.
 
     Args:
         settings: which.
@@ -165,7 +165,7 @@ def rows(settings: Settings, done: Collection[Row] = ()) -> Iterator[Row]:
 
 
 def plan(settings: Settings) -> list[Case]:
-    """The rows to be measured."""
+    """Returns the rows to be measured."""
     known = [*PROBLEMS, *TARGETS]
     check_known("benchmark problem", settings.only, known)
     names, cases = settings.only or known, []
@@ -180,7 +180,7 @@ def plan(settings: Settings) -> list[Case]:
 
 
 def run(case: Case, seed: int = 0, divisor: int = 1) -> Row:
-    """One fit, in this process.
+    """Runs one fit in this process.
 
     Args:
         case: of the plan.
@@ -246,7 +246,7 @@ def _density_row(case: Case, seed: int, divisor: int) -> Row:
 
 
 def steered(target: Target, sigma: float, *, reversal: bool) -> ControlProblem:
-    """Sampling from ``target`` as a control problem: see :data:`TARGETS`."""
+    """Makes a control problem of sampling from ``target``: see :data:`TARGETS`."""
     centre = torch.zeros(target.dim)
     if not reversal:
         return sampling_problem(target.law, BrownianMotion(sigma), Point(centre))
@@ -255,7 +255,7 @@ def steered(target: Target, sigma: float, *, reversal: bool) -> ControlProblem:
 
 
 def kolmogorov_smirnov(x: Tensor, y: Tensor) -> float:
-    """The largest distance between the distribution functions of a column of ``x`` and the same column of ``y``.
+    """Computes the largest distance of the distribution functions of a column of ``x`` and the same column of ``y``.
 
     Both ``(n, dim)``. For equal laws about ``1.4 √(2/n)`` in one column out of twenty.
     """
@@ -266,7 +266,7 @@ def kolmogorov_smirnov(x: Tensor, y: Tensor) -> float:
 
 
 def updates_within(problem: ControlProblem, options: ControlSolver, budget: float, seed: int) -> int:
-    """How many updates fit into ``budget`` seconds of CPU time, from the time that a few of them take, at least one.
+    """Returns how many updates fit into ``budget`` CPU seconds, from the time of a few, at least one.
 
     Known before training, so that the learning rate falls over the whole of it.
     """
@@ -285,7 +285,7 @@ def updates_within(problem: ControlProblem, options: ControlSolver, budget: floa
 def _fit(
     problem: ControlProblem, options: ControlSolver, budget: float, seed: int, divisor: int
 ) -> tuple[ControlSolution, int, float]:
-    """The solution, its updates, and the CPU seconds of training."""
+    """Returns the solution, its updates, and the CPU seconds of training."""
     updates = updates_within(problem, options, budget / divisor, seed) if budget else options.updates // divisor
     options, begun = dataclasses.replace(options, updates=max(1, updates)), time.process_time()
     solution = solve(problem, options, seed=seed)
@@ -301,7 +301,7 @@ def _apart(case: Case, seed: int, divisor: int) -> Row:
 
 
 def main(settings: Settings) -> None:
-    """Prints the rows as they come."""
+    """Prints the rows as they finish."""
     for row in rows(settings):
         say(str(row))
 

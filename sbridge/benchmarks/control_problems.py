@@ -1,4 +1,4 @@
-"""Control problems whose optimum is known to all digits, in continuous time and for the chain of their grid.
+"""Control problems with precisely known optimum, in continuous time and for the chain of their grid.
 
 The problems are those of Nüsken & Richter 2021 (arXiv:2005.05409) and Domingo-Enrich et al. 2023 (arXiv:2312.02027),
 with ``σ = 1`` and ``T = 1``, stepped by Euler–Maruyama.
@@ -24,7 +24,7 @@ from sbridge.time import TimeGrid
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is known of a control problem.
+    """Known values of a control problem.
 
     Args:
         limit: the least cost in continuous time.
@@ -47,7 +47,7 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class ControlBenchmark:
-    """A problem, the chain on which it is to be solved, and the answer.
+    """A problem, the chain on which it is to be solved, and the solution.
 
     Args:
         name: in tables.
@@ -68,7 +68,7 @@ class ControlBenchmark:
 @register
 @dataclass(frozen=True, eq=False)
 class WellDrift:
-    """``b = −∇ Σ_i κ_i (x_i² − 1)²``; ``strengths`` κ is of shape ``(dim,)``."""
+    """The drift ``b = −∇ Σ_i κ_i (x_i² − 1)²``; ``strengths`` κ is of shape ``(dim,)``."""
 
     strengths: Tensor
 
@@ -148,7 +148,7 @@ def killed_well(
 
 @dataclass(frozen=True, eq=False)
 class _WellCost:
-    """``Σ_i ν_i (x_i² − 1)²``."""
+    """The cost ``Σ_i ν_i (x_i² − 1)²``."""
 
     weights: Tensor
 

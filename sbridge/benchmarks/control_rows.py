@@ -1,4 +1,4 @@
-"""Lines of the control tables: what they hold, how seeds are put together, how they are kept."""
+"""Lines of the control tables: contents, averaging over seeds, storage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sbridge.storage.registry import Json
 
 @dataclass(frozen=True)
 class Row:
-    """One solver on one problem.
+    """The results of one solver on one problem.
 
     Args:
         problem, solver: names.
@@ -40,11 +40,11 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, tuple[int, ...]]:
-        """What tells rows apart."""
+        """The key that distinguishes rows."""
         return self.problem, self.solver, self.seeds
 
     def __str__(self) -> str:
-        """One line."""
+        """Formats one line."""
         head = f"{self.problem:<18}{self.solver:<34}"
         if self.failure is not None:
             return head + self.failure
@@ -59,12 +59,12 @@ class Row:
         return f"{name} {_shown(value)}" + (f" [{'; '.join(known)}]" if known else "")
 
     def to_json(self) -> Json:
-        """As it stands in files."""
+        """Returns the row as stored in files."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Row:
-        """The opposite of :meth:`to_json`."""
+        """Reads what :meth:`to_json` wrote."""
         numbers = {
             name: Estimate(**value) if isinstance(value, dict) else float(value)
             for name, value in document["numbers"].items()
@@ -73,7 +73,7 @@ class Row:
 
 
 def merged(rows: Sequence[Row]) -> Row:
-    """One row for all seeds: each number is the mean over the fits, with the standard error of that mean.
+    """Averages the rows of all seeds: each number is the mean over the fits, with its standard error.
 
     It covers both the training and the Monte Carlo error of the numbers. If a fit failed, the row says so.
     """

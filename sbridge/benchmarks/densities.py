@@ -1,4 +1,4 @@
-"""Unnormalised densities with known normalisers, to measure samplers on."""
+"""Unnormalised densities with known normalisers, for measuring samplers."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class Target:
         return self.sampler(n, generator(seed))
 
     def mean_observables(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Means of the observables over rows, with normalised weights ``(n,)`` if given; shape ``(M,)``, float64."""
+        """Averages the observables over rows, with normalised weights ``(n,)`` if given; shape ``(M,)``, float64."""
         values = self.observables(x).double()
         return values.mean(0) if weights is None else weights.double() @ values
 
 
 @dataclass(frozen=True, eq=False)
 class IsotropicMixture:
-    """``log Σ_k N(x; μ_k, v I) / K``, and which component a point belongs to.
+    """The log density ``log Σ_k N(x; μ_k, v I) / K``, with responsibilities.
 
     Args:
         means: ``(K, dim)``.
@@ -87,11 +87,11 @@ class IsotropicMixture:
     variance: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The log density, shape ``(batch,)``."""
+        """Computes the log density, shape ``(batch,)``."""
         return torch.logsumexp(self._exponents(x), 1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """Posterior probabilities of the components, ``(batch, K)``: under the mixture their mean is ``1/K``."""
+        """Computes posterior probabilities of components, ``(batch, K)``: under the mixture their mean is ``1/K``."""
         return torch.softmax(self._exponents(x), 1)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -224,7 +224,7 @@ def challenger() -> Target:
 
 
 def targets() -> tuple[Target, ...]:
-    """Those of the benchmark."""
+    """Returns the targets of the benchmark."""
     return nine_modes(), forty_modes(), funnel(), double_wells(), many_well(), challenger()
 
 

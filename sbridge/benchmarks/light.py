@@ -1,4 +1,4 @@
-"""The published recipe for Gaussian-mixture potentials, after its description (Korotin et al. 2024, arXiv:2310.01174).
+"""The published recipe for Gaussian-mixture potentials (Korotin et al. 2024, arXiv:2310.01174).
 
 ``v(y) = Σ_k α_k N(y; r_k, ε S_k)`` with diagonal ``S_k``, so that ``π(y|x) ∝ v(y) e^{x·y/ε}``; Adam descends the
 minibatch mean of ``log Z(x) − log v(y)``, ``Z(x) = Σ_k α_k exp((r_k·x + ½ xᵀS_k x)/ε)``. What is learned are
@@ -19,12 +19,12 @@ from sbridge.processes import BrownianMotion
 from sbridge.random import Seed, generator
 
 LEARNING_RATES = {0.1: 1e-3, 1.0: 3e-3, 10.0: 6e-2}
-"""By ε."""
+"""Learning rates by ε."""
 
 
 @dataclass(frozen=True)
 class LightRecipe:
-    """Its hyperparameters.
+    """Hyperparameters of the recipe.
 
     Args:
         potentials: components.
@@ -41,13 +41,13 @@ class LightRecipe:
     spread: float = 1.0
 
     def rate(self, epsilon: float) -> float:
-        """The learning rate for ε."""
+        """Returns the learning rate for ε."""
         if self.learning_rate is not None:
             return self.learning_rate
         return LEARNING_RATES[min(LEARNING_RATES, key=lambda known: abs(math.log(known / epsilon)))]
 
     def fit(self, x0: Tensor, x1: Tensor, epsilon: float, *, seed: Seed) -> MixturePotential:
-        """The potential for rows of both ends, Brownian reference with ``σ² = ε`` and ``T = 1``.
+        """Fits the potential for rows of both ends, with a Brownian reference of ``σ² = ε`` and ``T = 1``.
 
         Raises:
             InvalidInputError: if there are fewer target rows than components.

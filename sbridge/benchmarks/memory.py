@@ -1,4 +1,4 @@
-"""Peak memory, of this process and of fresh ones."""
+"""Peak memory of this process and of new ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sbridge.errors import NotConvergedError
 
 
 def peak_memory() -> float:
-    """Peak resident size of this process in MiB."""
+    """Returns the peak resident size of this process in MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count what the parent had when it started this process
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -22,7 +22,7 @@ def peak_memory() -> float:
 
 
 def in_fresh_process(module: str, arguments: Sequence[str], *, threads: int | None = None) -> str:
-    """What ``python -m MODULE ARGUMENTS …`` writes on standard output.
+    """Returns what ``python -m MODULE ARGUMENTS …`` writes on standard output.
 
     Args:
         module, arguments: see above.

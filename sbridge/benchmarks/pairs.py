@@ -47,7 +47,7 @@ class MixturePair:
 
     @property
     def reference(self) -> BrownianMotion:
-        """Brownian motion with ``σ = √ε``."""
+        """The reference, Brownian motion with ``σ = √ε``."""
         return BrownianMotion(math.sqrt(self.epsilon))
 
     @property
@@ -74,7 +74,7 @@ class MixturePair:
 
     @property
     def truth(self) -> PathMeasure:
-        """The bridge, forward."""
+        """The exact bridge, forward."""
         control, kernel = MixtureControl(self.potential), MixtureKernel(self.potential)
         return PathMeasure(self.reference, control, self.source, end_kernel=kernel)
 
@@ -95,7 +95,7 @@ class MixturePair:
         return Estimate(above.value - below.value, error, _VALUE_ROWS)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``(n, dim)`` and covariance ``(n, dim, dim)`` of ``X_1`` given ``X_0 = x``, float64."""
+        """Computes mean ``(n, dim)`` and covariance ``(n, dim, dim)`` of ``X_1`` given ``X_0 = x``, float64."""
         plan = self.potential.conditional(x.double())
         return plan.mean(), plan.covariance()
 
@@ -151,7 +151,7 @@ class GaussianPair:
 
     @property
     def truth(self) -> PathMeasure:
-        """The bridge, forward."""
+        """The exact bridge, forward."""
         control = GaussianControl(self.coupling, Direction.FORWARD)
         kernel = GaussianKernel(self.coupling, Direction.FORWARD)
         return PathMeasure(self.reference, control, self.source, grid=TimeGrid.uniform(100), end_kernel=kernel)
@@ -167,7 +167,7 @@ class GaussianPair:
         return self.source.sample(n, draws).float(), self.target.sample(n, draws).float()
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``(n, dim)`` and covariance ``(n, dim, dim)`` of ``X_T`` given ``X_0 = x``, float64."""
+        """Computes mean ``(n, dim)`` and covariance ``(n, dim, dim)`` of ``X_T`` given ``X_0 = x``, float64."""
         mean, covariance = self.coupling.end_given_start(x.double())
         return mean, covariance.expand(len(x), self.dim, self.dim)
 

@@ -27,12 +27,12 @@ _SOLVED = FortetSinkhorn(tolerance=1e-9)
 
 
 def ring() -> Law:
-    """Computes ``|y| ≈ 3 ± 0.3``, all directions alike."""
+    """The ring ``|y| ≈ 3 ± 0.3``, rotationally symmetric."""
     return Density(lambda y: -0.5 * ((y.norm(dim=1) - 3.0) / 0.3).square(), 2)
 
 
 def bananas() -> Law:
-    """Computes ``y_2 = ±(0.8 + 0.3 y_1²)`` up to a deviation of 0.3, ``y_1`` with density ``∝ exp(−(y_1/1.8)⁴)``."""
+    """The curves ``y_2 = ±(0.8 + 0.3 y_1²)`` with deviation 0.3, ``y_1`` with density ``∝ exp(−(y_1/1.8)⁴)``."""
 
     def log_density(y: Tensor) -> Tensor:
         along, bend = -(y[:, 0] / 1.8).pow(4), 0.8 + 0.3 * y[:, 0].square()
@@ -58,7 +58,7 @@ def moons() -> Law:
 
 
 TARGETS: dict[str, Callable[[], Law]] = {"ring": ring, "bananas": bananas, "spirals": spirals, "moons": moons}
-"""By name."""
+"""Targets by name."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class PlanarPair:
 
     @property
     def dim(self) -> int:
-        """2."""
+        """The dimension 2."""
         return 2
 
     @property
@@ -113,7 +113,7 @@ class PlanarPair:
 
     @cached_property
     def truth(self) -> PathMeasure:
-        """The bridge, forward."""
+        """The exact bridge, forward."""
         control, kernel = GridControl(self.bridge), GridKernel(self.bridge)
         return PathMeasure(self.reference, control, self.source, grid=TimeGrid.cosine(100), end_kernel=kernel)
 
@@ -131,7 +131,7 @@ class PlanarPair:
         return x0, _draw_cells(self.bridge.grid, masses.cumsum(1), which, draws).float()
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``(n, 2)`` and covariance ``(n, 2, 2)`` of ``X_1`` given ``X_0 = x``, float64."""
+        """Computes mean ``(n, 2)`` and covariance ``(n, 2, 2)`` of ``X_1`` given ``X_0 = x``, float64."""
         return GridKernel(self.bridge).moments(x)
 
     @cached_property
@@ -150,12 +150,12 @@ Pair = MixturePair | GaussianPair | PlanarPair
 
 @dataclass(frozen=True, eq=False)
 class GridControl:
-    """``u*(t, x) = σᵀ∇log φ`` from splines, which are kept for every time that has been asked for."""
+    """The control ``u*(t, x) = σᵀ∇log φ`` from splines, cached for every requested time."""
 
     bridge: GridSolution
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The control at ``(t, x)``; all rows at one time."""
+        """Computes the control at ``(t, x)``; all rows at one time."""
         moment = float(t)
         if moment not in self._splines:
             self._splines[moment] = self.bridge.grid.spline(self.bridge.potentials.log_phi(moment))
@@ -174,7 +174,7 @@ class GridKernel:
     bridge: GridSolution
 
     def shares(self, x: Tensor) -> Tensor:
-        """Probabilities of the cells for each row, ``(n, cells)``, float64."""
+        """Computes probabilities of the cells for each row, ``(n, cells)``, float64."""
         law, grid = self.bridge.process.transition(0.0, self.bridge.process.horizon), self.bridge.grid  # type: ignore[attr-defined]
         whiten = law.root.inverse()
         near, far = whiten(law.mean(x.double())), whiten(grid.points)
@@ -182,7 +182,7 @@ class GridKernel:
         return torch.softmax(potential - 0.5 * far.square().sum(1) + near @ far.mT, 1)
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A point in one cell for each row; rows that are alike share their probabilities."""
+        """Draws a point in one cell for each row; equal rows share their probabilities."""
         distinct, place = torch.unique(x, dim=0, return_inverse=True)
         found, size = torch.empty_like(x), max(1, _NUMBERS // self.bridge.grid.size)
         for start in range(0, len(distinct), size):
@@ -192,11 +192,11 @@ class GridKernel:
         return found
 
     def mean(self, x: Tensor) -> Tensor:
-        """Conditional mean per row."""
+        """Computes the conditional mean per row."""
         return self.moments(x)[0].to(x)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditional mean ``(n, 2)`` and covariance ``(n, 2, 2)`` of the end for each row, float64."""
+        """Computes conditional mean ``(n, 2)`` and covariance ``(n, 2, 2)`` of the end for each row, float64."""
         points = self.bridge.grid.points
         features = torch.cat([points, (points.unsqueeze(2) * points.unsqueeze(1)).reshape(-1, 4)], 1)
         parts = [self.shares(rows) @ features for rows in x.split(max(1, _NUMBERS // len(points)))]
@@ -211,7 +211,7 @@ def _along(points: Tensor, deviation: float) -> GaussianMixture:
 
 
 def _draw_cells(grid: Grid, sums: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-    """A uniform point in a cell drawn by the cumulative sums of row ``rows[i]``, for each ``i``."""
+    """Draws a uniform point in a cell chosen by the cumulative sums of row ``rows[i]``, for each ``i``."""
     found = torch.empty(len(rows), dtype=torch.int64)
     uniform = torch.rand(len(rows), dtype=torch.float64, generator=generator)
     for row in rows.unique().tolist():

@@ -1,4 +1,4 @@
-"""What the accuracy benchmarks share: the solvers that are compared, and how means and times are taken."""
+"""Common parts of the accuracy benchmarks: the compared solvers, means and times."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ SOLVERS: dict[str, Solver] = {
     "IPF": IPF(),
     "GaussianBridge": GaussianBridge(),
 }
-"""Every solver with its default options: one set for all tables."""
+"""All solvers with their default options: one set for all tables."""
 
 _T = TypeVar("_T")
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """Mean of ``values`` over repetitions; the standard error of a single one is infinite."""
+    """Computes the mean of ``values`` over repetitions; the standard error of a single one is infinite."""
     return Estimate.of(torch.tensor(values)) if len(values) > 1 else Estimate(values[0], math.inf, 1)
 
 
 def timed(task: Callable[[], _T]) -> tuple[_T, float]:
-    """The result and the CPU time of this process in seconds, on which other work on the machine has little influence.
+    """Returns the result and the CPU time of this process in seconds, little affected by other work on the machine.
 
     With one thread (``OMP_NUM_THREADS=1``) it is the wall time of a machine that does nothing else.
     """

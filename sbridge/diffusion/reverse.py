@@ -63,7 +63,7 @@ def reverse_diffusion(
 
 
 def end_distribution(process: Process, data: Law) -> Gaussian:
-    """``N(m, P)`` with the mean and covariance of ``X_T``: ``Φ E[X_0] + k`` and ``Φ Cov(X_0) Φᵀ + Q``.
+    """Computes ``N(m, P)`` with the mean and covariance of ``X_T``: ``Φ E[X_0] + k`` and ``Φ Cov(X_0) Φᵀ + Q``.
 
     Raises:
         UnsupportedError: for a process that is not linear, or data without moments to take.

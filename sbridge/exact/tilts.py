@@ -44,7 +44,7 @@ class PotentialAt:
     def of(
         cls, ahead: Transition, logits: Tensor, shifts: Tensor, maps: LinearMap, device: torch.device
     ) -> PotentialAt:
-        """By ``M_k = (I + QΛ_k)⁻¹``."""
+        """Moves the potential by ``M_k = (I + QΛ_k)⁻¹``."""
         one, q = LinearMap(torch.ones(1, dtype=torch.float64)), _over_components(ahead.covariance)
         stretched = one + q @ maps
         shrink = stretched.inverse()
@@ -87,7 +87,7 @@ class DensePotentialAt:
 
     @property
     def far(self) -> ConditionalMixture:
-        """The law of the far end for each row."""
+        """Returns the distribution of the far end for each row."""
         end_covariances = self.moved.end_covariances
         single = end_covariances.ndim == (3 if self.moved.dense else 2)
         return ConditionalMixture(
@@ -96,7 +96,7 @@ class DensePotentialAt:
 
     @property
     def means(self) -> Tensor:
-        """Of the terms of that law, ``M_k (m + Q η_k)``, shape ``(batch, K, dim)``."""
+        """Computes the component means of that distribution, ``M_k (m + Q η_k)``, shape ``(batch, K, dim)``."""
         return self.moved.end_means + self._act(self.moved.shrink)
 
     def _act(self, maps: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class SpectralPotentialAt:
 
 
 Tilt = DensePotentialAt | SpectralPotentialAt
-"""What a potential is at some rows, at one time or at one time a row."""
+"""A potential evaluated at rows, at one time or at one time per row."""
 
 
 def _over_components(one: LinearMap) -> LinearMap:

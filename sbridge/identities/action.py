@@ -42,7 +42,7 @@ from sbridge.objectives import score_matching as losses
 from sbridge.random import generator
 
 _TILT = 0.1
-"""Nats to which the error of a trained network is shrunk where its exponential is averaged."""
+"""Size in nats to which the error of a trained network is shrunk where its exponential is averaged."""
 
 
 @identity(

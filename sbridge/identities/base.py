@@ -12,9 +12,9 @@ from sbridge.identities.settings import Setting
 from sbridge.storage.registry import Json
 
 SIGMAS = 3.0
-"""An equality holds within this many standard errors, beside the allowance for time steps."""
+"""Number of standard errors, plus the allowance for time steps, within which an equality holds."""
 APART = 10.0
-"""Two things that must differ do so by more than this many standard errors."""
+"""Number of standard errors by which two things that must differ have to be apart."""
 
 
 class Kind(Enum):
@@ -25,7 +25,7 @@ class Kind(Enum):
     INEQUALITY = "≤"
     """``left ≤ right + 3 s.e.``."""
     ORDER = "order"
-    """The observed order of convergence, left, is the stated one, right, to within the allowance."""
+    """The observed order of convergence (left) equals the stated one (right) to within the allowance."""
     RESIDUAL = "0"
     """``|left| ≤ allowance``; the right side is zero."""
     DIFFERENCE = "≠"

@@ -25,14 +25,14 @@ from sbridge.random import generator
 from sbridge.time import TimeGrid
 
 GAP = 10.0
-"""Nats of a fixed perturbation, where noise that does not depend on it has to be small beside it."""
+"""Size in nats of a fixed perturbation, relative to which noise independent of it must be small."""
 RELATIVE, ABSOLUTE = 0.01, 0.01
 """A standard error is at most one percent of the value, or .01 nat, where draws can bring it there."""
 _ROWS = 8192
 _EVALUATIONS = 5_000_000_000  # of a component or a point, times coordinates, in all of the draws of one side
 _PATH_POINTS = 256  # of whole paths
 GRADIENT_POINTS = 1024
-"""The most points that a density is differentiated with."""
+"""Largest number of points at which a density is differentiated."""
 _EXACT_TRACE = 8  # dimensions up to which divergences are exact traces
 _BINS = 8
 

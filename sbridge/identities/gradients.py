@@ -29,7 +29,7 @@ from sbridge.objectives import score_matching as losses
 
 _GROUPS, _GROUP_ROWS = 128, 512
 Loss = Callable[[Noised, Score], Tensor]
-"""One number a row, without the weight."""
+"""A loss per row, without the weight."""
 
 
 @identity(

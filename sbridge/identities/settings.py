@@ -1,4 +1,4 @@
-"""What identities are checked on: a noising process, data, a score to judge, and how many draws."""
+"""Settings in which identities are checked: a noising process, data, a score to judge, and numbers of draws."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sbridge.training import Optimisation
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One world to check identities in.
+    """A setting in which identities are checked.
 
     Args:
         name: for tables, such as ``"mixture d=2, VP"``.
@@ -66,17 +66,17 @@ class Setting:
 
     @property
     def exact_data(self) -> bool:
-        """Whether the data law has a density (a mixture) rather than being a set of points."""
+        """Whether the data distribution has a density (a mixture) rather than being a set of points."""
         return not isinstance(self.data, Samples)
 
     @property
     def horizon(self) -> float:
-        """``T``."""
+        """The duration ``T``."""
         return self.process.horizon
 
     @property
     def s_min(self) -> float:
-        """The time that integrals start from."""
+        """The lower limit of time integrals."""
         return self.start_time * self.horizon
 
     @cached_property
@@ -90,13 +90,13 @@ class Setting:
         return Perturbed.sized(self)
 
     def scores(self) -> Iterator[tuple[str, Score]]:
-        """The scores to judge: the fixed perturbation, and the trained network if there is one."""
+        """Yields the scores to judge: the fixed perturbation, and the trained network if there is one."""
         yield "fixed perturbation", self.perturbed
         if self.network is not None:
             yield "trained network", self.network
 
     def grid(self, refinement: int = 1) -> TimeGrid:
-        """Returns ``0``, then ``refinement · steps`` steps from ``s_min`` to ``T``, equal in :attr:`_clock`, nested."""
+        """Makes the grid ``0``, then ``refinement · steps`` steps from ``s_min`` to ``T``, equal in :attr:`_clock`."""
         fractions, clock = self._clock
         wanted = torch.linspace(0.0, 1.0, refinement * self.steps + 1, dtype=torch.float64)[1:-1]
         knots = np.interp(wanted.numpy(), clock.numpy(), fractions.numpy())
@@ -129,20 +129,20 @@ class Setting:
         return variance
 
     def noising(self, refinement: int = 1, *, stream: str = "noising") -> Paths:
-        """Paths of the noising process from the data: exact at the knots of :meth:`grid`."""
+        """Simulates paths of the noising process from the data, exact at the knots of :meth:`grid`."""
         measure = PathMeasure(self.process, None, self.data, grid=self.grid(refinement))
         return measure.sample(self.samples, seed=self.seed_of(stream))
 
     def again(self) -> Setting:
-        """The same world with other, independent draws, four times as many."""
+        """Returns the same setting with other, independent draws, four times as many."""
         return replace(self, seed=derive(self.seed, "again"), samples=4 * self.samples)
 
     def trained(self, updates: int = 300) -> Setting:
-        """The same world with a small network in it, trained for a few seconds as soon as it is asked."""
+        """Returns the same setting with a small network, trained for a few seconds when it is first called."""
         return replace(self, network=TrainedScore(self, updates))
 
     def seed_of(self, *stream: str | int) -> int:
-        """The seed of a named stream of draws."""
+        """Returns the seed of a named stream of draws."""
         return derive(self.seed, self.name, *stream)
 
 
@@ -154,7 +154,7 @@ class TrainedScore:
     updates: int
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The learnt score."""
+        """Computes the learned score."""
         return self.score(t, x)
 
     @cached_property
@@ -172,7 +172,7 @@ class TrainedScore:
 
 @dataclass(frozen=True, eq=False)
 class Perturbed:
-    """``s(t, x) + size · (W sin(V x/ℓ_t) + c)/ℓ_t`` with fixed matrices: smooth, bounded, not a gradient.
+    """The score ``s(t, x) + size · (W sin(V x/ℓ_t) + c)/ℓ_t`` with fixed matrices: smooth, bounded, not a gradient.
 
     ``ℓ_t`` is the root mean square width of ``ρ_t``, so that the perturbation matters alike at all times.
     """
@@ -186,7 +186,7 @@ class Perturbed:
 
     @classmethod
     def sized(cls, setting: Setting, gap: float = 1.0) -> Perturbed:
-        """The size is set so that ``½∫ E|σᵀ δ|² ds`` is ``gap`` nats by a crude quadrature."""
+        """Sets the size so that ``½∫ E|σᵀ δ|² ds`` is ``gap`` nats by a crude quadrature."""
         g, dim = generator(derive(20_260, "perturbation", setting.dim)), setting.dim
         rows = setting.data.sample(512, generator(setting.seed_of("perturbation"))).double()
         inner = torch.randn(dim, dim, generator=g, dtype=torch.float64) / math.sqrt(dim)
@@ -203,11 +203,11 @@ class Perturbed:
         return cls(setting.exact, math.sqrt(gap / total), inner, outer, shift, spread)
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The perturbed score."""
+        """Computes the perturbed score."""
         return self.exact(t, x) + self.size * self.offset(t, x)
 
     def offset(self, t: Time, x: Tensor) -> Tensor:
-        """The field added, for size 1."""
+        """Computes the added field, for size 1."""
         step = self.exact.process.transition(0.0, t)
         dim = x.shape[1]
         square = self.spread * step.map.mean_square(dim) + step.root.mean_square(dim)
@@ -217,7 +217,7 @@ class Perturbed:
 
 
 def mixture(dim: int, components: int = 4, *, seed: int = 7) -> GaussianMixture:
-    """A fixed Gaussian mixture: means of length two, axes of widths .3 to .7 turned at random, uneven weights."""
+    """Makes a fixed Gaussian mixture: means of length two, randomly rotated axes of widths .3 to .7, uneven weights."""
     g = generator(derive(seed, "mixture", dim))
     means = torch.randn(components, dim, generator=g, dtype=torch.float64)
     means = 2.0 * means / means.norm(dim=1, keepdim=True)
@@ -235,7 +235,7 @@ PROCESSES: dict[str, LinearProcess] = {
 
 
 def standard_settings(*, seed: int = 0, samples: int = 4000) -> list[Setting]:
-    """Gaussian mixtures in d = 1, 2, 8 under Ornstein–Uhlenbeck, variance-preserving and -exploding noise."""
+    """Makes Gaussian mixtures in d = 1, 2, 8 under Ornstein–Uhlenbeck, variance-preserving and -exploding noise."""
     return [
         Setting(f"mixture d={dim}, {name}", process, mixture(dim), seed=seed, samples=samples)
         for dim in (1, 2, 8)

@@ -1,4 +1,4 @@
-"""The action is stationary at a Schrödinger bridge: its values around the grid solution, and around damaged ones."""
+"""Stationarity of the action at a Schrödinger bridge: its values near the grid solution, and near perturbed ones."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sbridge.random import generator
 
 GROUP = "action"
 _LENGTHS = (2e-3, 1e-3, 5e-4)
-"""Of steps where the first variation is to vanish."""
+"""Step lengths for which the first variation should vanish."""
 _SHORT = (4e-5, 2e-5, 1e-5)
-"""Where it is not, and has to be seen beside the second."""
+"""Step lengths for which a nonzero first variation dominates the second."""
 _DIRECTIONS = 3
 _ROUNDING = 1e-10  # of values of order one that are differences of larger ones
 
@@ -34,13 +34,13 @@ class Triple:
     multiplier: np.ndarray
 
     def moved(self, length: float, by: Triple) -> Triple:
-        """Computes ``z + h δ``."""
+        """Returns ``z + h δ``."""
         return Triple(self.p + length * by.p, self.u + length * by.u, self.multiplier + length * by.multiplier)
 
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A bridge of the noising process on a grid, from the data to another law than it would reach.
+    """A bridge of the noising process on a grid, from the data to a distribution that it would not reach.
 
     Attributes:
         setting: where the data and the process come from.
@@ -54,7 +54,7 @@ class World:
 
     @classmethod
     def of(cls, setting: Setting, fineness: float, nodes: int) -> World:
-        """Computes ``fineness`` cells in the deviation of the narrowest component, ``nodes`` times."""
+        """Makes a grid of ``fineness`` cells in the deviation of the narrowest component, and ``nodes`` times."""
         bridge = solve_schroedinger(setting.process, setting.data, unreached(setting), spacious(setting, fineness))
         action = GridAction(setting.process, SpaceTime(bridge.grid, setting.horizon, nodes))
         times = [float(t) for t in action.space.times]
@@ -64,7 +64,7 @@ class World:
         return cls(setting, action, solution)
 
     def direction(self, number: int) -> Triple:
-        """A random smooth ``(δp, δu, δJ)``; ``δp`` is zero at both ends of time, and far away like ``p``."""
+        """Draws a smooth ``(δp, δu, δJ)``; ``δp`` is zero at both ends of time, and decays like ``p``."""
         g, space = generator(self.setting.seed_of("direction", number)), self.action.space
         x, p = space.grid.centres[0], self.solution.p
         mean = (p @ x * space.grid.volume)[:, None]
@@ -74,11 +74,11 @@ class World:
         return Triple(np.sin(np.pi * t) * p * waves[0], waves[1][None] / math.sqrt(space.horizon), waves[2])
 
     def constraint_form(self, z: Triple) -> float:
-        """Eq. (3.22)."""
+        """Computes the action in the form of eq. (3.22)."""
         return self.action.constraint_form(z.p, z.u, z.multiplier)
 
     def adjoint_form(self, z: Triple) -> float:
-        """Eq. (3.21)."""
+        """Computes the action in the form of eq. (3.21)."""
         return self.action.adjoint_form(z.p, z.u, z.multiplier)
 
     def change(self, at: Triple, along: Triple, length: float) -> float:
@@ -86,7 +86,7 @@ class World:
         return self.constraint_form(at.moved(length, along)) - self.constraint_form(at)
 
     def slope(self, at: Triple, along: Triple, lengths: tuple[float, ...]) -> float:
-        """The order in ``h`` of ``|S(z + hδ) − S(z)|``."""
+        """Computes the order in ``h`` of ``|S(z + hδ) − S(z)|``."""
         changes = [abs(self.change(at, along, h)) for h in lengths]
         return float(np.polyfit(np.log(lengths), np.log(np.maximum(changes, 1e-300)), 1)[0])
 
@@ -97,7 +97,7 @@ def _line(setting: Setting) -> bool:
 
 @lru_cache(maxsize=2)
 def _worlds(setting: Setting) -> tuple[World, World]:
-    """A coarse and a fine one."""
+    """Makes a coarse and a fine grid solution."""
     return World.of(setting, 3.0, 28), World.of(setting, 3.6, 36)
 
 
@@ -111,7 +111,7 @@ def _worlds(setting: Setting) -> tuple[World, World]:
     applies=_line,
 )
 def action_is_stationary(setting: Setting) -> Iterator[Outcome]:
-    """Its first variation vanishes."""
+    """Checks that the first variation vanishes."""
     _, fine = _worlds(setting)
     for number in range(_DIRECTIONS):
         slope = fine.slope(fine.solution, fine.direction(number), _LENGTHS)
@@ -128,7 +128,7 @@ def action_is_stationary(setting: Setting) -> Iterator[Outcome]:
     applies=_line,
 )
 def action_has_a_slope_elsewhere(setting: Setting) -> Iterator[Outcome]:
-    """With any one of the three fields damaged."""
+    """Perturbs each of the three fields in turn."""
     _, fine = _worlds(setting)
     z, other = fine.solution, fine.direction(10)
     damaged = {
@@ -151,7 +151,7 @@ def action_has_a_slope_elsewhere(setting: Setting) -> Iterator[Outcome]:
     applies=_line,
 )
 def control_variation_is_half_the_mean_square(setting: Setting) -> Iterator[Outcome]:
-    """Exactly, not to second order: the action is quadratic in the control."""
+    """Checks the exact equality: the action is quadratic in the control."""
     for number in range(_DIRECTIONS):
         sides = []
         for world in _worlds(setting):
@@ -171,7 +171,7 @@ def control_variation_is_half_the_mean_square(setting: Setting) -> Iterator[Outc
     applies=_line,
 )
 def both_forms_of_the_action_agree(setting: Setting) -> Iterator[Outcome]:
-    """Integration by parts with its boundary terms."""
+    """Checks integration by parts with its boundary terms."""
     for number in range(_DIRECTIONS):
         sides = []
         for world in _worlds(setting):
@@ -182,14 +182,14 @@ def both_forms_of_the_action_agree(setting: Setting) -> Iterator[Outcome]:
 
 
 def _between(sides: list[tuple[float, float]], note: str) -> Outcome:
-    """Both sides on the fine grid; what refinement changed in either is allowed."""
+    """Compares both sides on the fine grid; the allowance is the change of either by refinement."""
     (left0, right0), (left, right) = sides
     allowance = abs(left - left0) + abs(right - right0) + _ROUNDING * max(abs(left), abs(right), 1.0)
     return Outcome(left, right, allowance=allowance, note=note)
 
 
 def _wave(shares: list[float], t: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Two products of a wave in time and one in space, of lengths, phases and heights between fixed bounds."""
+    """Makes two products of a wave in time and one in space, with random lengths, phases and heights."""
     total = np.zeros(np.broadcast_shapes(t.shape, x.shape))
     for a, b, c, d in (shares[:4], shares[4:]):
         total += (0.5 + a) * np.cos(2.0 * b * t + 6.0 * c) * np.sin((0.5 + d) * x + 6.0 * b)

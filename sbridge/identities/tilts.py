@@ -1,4 +1,4 @@
-"""A reference tilted at its end by a Gaussian mixture: every object of its bridge in closed form, and derivatives."""
+"""A reference tilted at its end by a Gaussian mixture: its bridge in closed form, and derivatives."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sbridge.pde import Grid
 from sbridge.processes import LinearProcess
 
 _LEAST = 1e-6
-"""Terms smaller than this are rounding: the function hardly depends on anything."""
+"""Size below which terms are rounding: the function hardly depends on any variable."""
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]
-"""``f(t, x)`` for one time a row, shape ``(batch,)``, differentiable in both."""
+"""A function ``f(t, x)`` with one time per row, shape ``(batch,)``, differentiable in both."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
-    """``e^{g(y)} = Σ_k w_k N(y; μ_k, Σ_k)`` at ``T``, and ``φ(t, x) = E[e^{g(X_T)} | X_t = x]``.
+    """The tilt ``e^{g(y)} = Σ_k w_k N(y; μ_k, Σ_k)`` at ``T``, and ``φ(t, x) = E[e^{g(X_T)} | X_t = x]``.
 
     A Gaussian integral: ``φ(t, x) = Σ_k w_k N(m(T|t, x); μ_k, Σ_k + Q(T, t))``.
     """
@@ -39,7 +39,7 @@ class Tilt:
 
     @classmethod
     def of(cls, setting: Setting) -> Tilt:
-        """Three fixed components, broad and about as far from each other as the noised data at ``T`` are wide."""
+        """Makes three fixed wide components, about as far apart as the noised data at ``T`` are wide."""
         law = Components.of(setting.data).moved(setting.process.transition(0.0, setting.horizon))
         shape, width = mixture(setting.dim, 3, seed=11), law.width
         means = law.mean() + 0.6 * width * shape.means
@@ -48,7 +48,7 @@ class Tilt:
 
     @property
     def horizon(self) -> float:
-        """``T``."""
+        """The duration ``T``."""
         return self.process.horizon
 
     @cached_property
@@ -68,7 +68,7 @@ class Tilt:
         return torch.logsumexp(self.weights.log() - 0.5 * white.square().sum(-1) - volume, -1)
 
     def control(self, t: Time, x: Tensor) -> Tensor:
-        """Computes ``u = σᵀ∇log φ``, by automatic differentiation of the above."""
+        """Computes ``u = σᵀ∇log φ`` by automatic differentiation."""
         with torch.enable_grad():
             free = x.detach().requires_grad_()
             slope = gradient(self.log_potential(t, free), free).detach()
@@ -77,7 +77,7 @@ class Tilt:
 
 @dataclass(frozen=True, eq=False)
 class Derivatives:
-    """Of a function of time and state at rows ``(t, x)``.
+    """Derivatives of a function of time and state at rows ``(t, x)``.
 
     Attributes:
         rate: ``∂_t f``, shape ``(batch,)``.
@@ -91,7 +91,7 @@ class Derivatives:
 
     @classmethod
     def of(cls, function: RowFunction, t: Tensor, x: Tensor) -> Derivatives:
-        """By automatic differentiation."""
+        """Differentiates automatically."""
         t, x = t.detach().requires_grad_(), x.detach().requires_grad_()
         values = function(t, x)
         rate, slope = torch.autograd.grad(values.sum(), (t, x), create_graph=True, materialize_grads=True)
@@ -112,24 +112,24 @@ class Derivatives:
 
 
 def relative(residual: Tensor, *terms: Tensor) -> float:
-    """The largest residual, over the largest sum of the sizes of its terms."""
+    """Returns the largest residual, relative to the largest sum of the sizes of its terms."""
     size = torch.stack([term.abs() for term in terms]).sum(0).max()
     return float(residual.abs().max() / size.clamp_min(_LEAST))
 
 
 def _white(inverse: Tensor, gaps: Tensor) -> Tensor:
-    """Computes ``L_k⁻¹ d_bk``, one matrix a component."""
+    """Computes ``L_k⁻¹ d_bk``, one matrix per component."""
     return torch.einsum("kij,bkj->bki", inverse, gaps)
 
 
 def middle(setting: Setting, share: float) -> tuple[float, float]:
-    """Mean (over coordinates too) and width of the noised data at a share of the horizon."""
+    """Returns mean (over coordinates too) and width of the noised data at a share of the horizon."""
     law = Components.of(setting.data).moved(setting.process.transition(0.0, share * setting.horizon))
     return float(law.mean().mean()), law.width
 
 
 def spacious(setting: Setting, fineness: float) -> Grid:
-    """An interval that holds the data and their noised law, with ``fineness`` cells in the narrowest deviation.
+    """Makes an interval that holds the data and the noised data, with ``fineness`` cells in the narrowest deviation.
 
     Of a component of the data, or of a third of the noising, seen from either end.
     """
@@ -144,7 +144,7 @@ def spacious(setting: Setting, fineness: float) -> Grid:
 
 
 def unreached(setting: Setting) -> Gaussian:
-    """A law that the noising process does not reach by itself: moved by half its width, and narrower."""
+    """Returns a distribution that the noising process does not reach: shifted by half its width, and narrower."""
     centre, width = middle(setting, 1.0)
     place = torch.tensor([centre + 0.5 * width], dtype=torch.float64)
     return Gaussian(place, torch.tensor([[(0.8 * width) ** 2]], dtype=torch.float64))

@@ -17,14 +17,14 @@ from sbridge.random import derive, generator
 from sbridge.solutions import Bridge
 
 POINTS = 32
-"""How many points a residual is looked for at."""
+"""Number of points at which a residual is computed."""
 SPANS = ((0.1, 0.5), (0.25, 0.3))
 """A long and a short step back, as fractions of the horizon."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Until(LinearProcess):
-    """A process stopped at an earlier horizon, so that samplers start there."""
+    """A process stopped at an earlier horizon, from which samplers start."""
 
     process: LinearProcess
     horizon: float
@@ -47,24 +47,24 @@ class _Until(LinearProcess):
 
 
 def bridge_until(setting: Setting, horizon: float) -> Bridge:
-    """Reverse diffusion by the true score from ``horizon`` down; its prior is the true law where that has a form."""
+    """Makes the reverse diffusion by the true score from ``horizon`` down; its prior is exact where it has a form."""
     process = _Until(setting.process, horizon)
     prior = setting.exact.marginal(horizon) if setting.exact_data else None
     return reverse_diffusion(process, setting.data, setting.exact, prior=prior)
 
 
 def spans(setting: Setting) -> list[tuple[float, float]]:
-    """:data:`SPANS` in the unit of the process."""
+    """Returns :data:`SPANS` in the time unit of the process."""
     return [(s * setting.horizon, t * setting.horizon) for s, t in SPANS]
 
 
 def span_note(setting: Setting, s: float, t: float) -> str:
-    """The span in words."""
+    """Describes the span in words."""
     return f"from {t / setting.horizon:g} T to {s / setting.horizon:g} T"
 
 
 def trail(setting: Setting, times: tuple[float, ...], stream: str, multiple: int = 1) -> list[Tensor]:
-    """States of the noising process at 0 and at ``times``, float64: exact draws, ``multiple · samples`` rows."""
+    """Draws states of the noising process at 0 and at ``times``, float64: exact, ``multiple · samples`` rows."""
     g = generator(setting.seed_of("kernels", stream, *map(str, times)))
     x = setting.data.sample(multiple * setting.samples, g).double()
     states, before = [x], 0.0
@@ -77,7 +77,7 @@ def trail(setting: Setting, times: tuple[float, ...], stream: str, multiple: int
 
 
 def gradient(values: Tensor, x: Tensor) -> Tensor:
-    """Computes ``∇`` of each row's value, itself differentiable."""
+    """Computes ``∇`` of each row's value, differentiable again."""
     return torch.autograd.grad(values.sum(), x, create_graph=True)[0]
 
 
@@ -91,7 +91,7 @@ def divergence(field: Tensor, x: Tensor) -> Tensor:
 
 
 def direction(setting: Setting) -> Tensor:
-    """A fixed unit vector."""
+    """Returns a fixed unit vector."""
     g = generator(derive(20_261, "direction", setting.dim))
     e = torch.randn(setting.dim, generator=g, dtype=torch.float64)
     return e / e.norm()
@@ -104,6 +104,6 @@ def wave(setting: Setting, x: Tensor, number: int = 1) -> Tensor:
 
 
 def is_scalar(setting: Setting) -> bool:
-    """Whether noise moves and spreads every coordinate alike."""
+    """Returns whether noise acts equally on every coordinate."""
     law = setting.process.transition(0.0, setting.horizon)
     return law.map.dim is None and law.covariance.dim is None

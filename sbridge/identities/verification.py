@@ -1,4 +1,4 @@
-"""All chosen identities in all settings, as one result: a table for people, JSON for programs."""
+"""All chosen identities in all settings as one result: a table as text, and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHANCE = math.erfc(SIGMAS / math.sqrt(2.0))
 _WIDTH = 110
 
 Watcher = Callable[[int, int, str], None]
-"""Told how many of how many identities are done, and what comes next."""
+"""A function called with the number of finished identities, the total, and the next one."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Verification:
 
     @property
     def misses_expected(self) -> float:
-        """How many rows chance alone makes miss at first, at most: those judged by three standard errors."""
+        """The largest expected number of rows that fail at first by chance: those judged by three standard errors."""
         judged = [check for check in self.checks if check.outcome.standard_error > 0]
         sides = {Kind.EQUALITY: 1.0, Kind.INEQUALITY: 0.5}
         return _CHANCE * sum(sides.get(check.identity.kind, 0.0) for check in judged)
 
     def to_json(self) -> Json:
-        """Everything; wall times stand under ``made``, all the rest depends on settings and seed alone."""
+        """Returns the result as JSON; wall times are under ``made``, all else depends on settings and seed alone."""
         return {
             "format": FORMAT,
             "holds": not self.failed,
@@ -63,7 +63,7 @@ class Verification:
         }
 
     def text(self) -> str:
-        """A block for every identity, a line for every check, and a summary."""
+        """Formats a block for every identity, a line for every check, and a summary."""
         blocks = []
         for one in identities():
             rows = [check for check in self.checks if check.identity is one]
@@ -72,7 +72,7 @@ class Verification:
         return "\n\n".join([*blocks, self.summary()])
 
     def summary(self) -> str:
-        """How many rows hold, which do not, and what was repeated."""
+        """Describes how many rows hold, which do not, and what was repeated."""
         names = {check.identity.name for check in self.checks}
         settings = {check.setting for check in self.checks}
         counted = f"{len(self.checks)} rows of {len(names)} identities in {len(settings)} setting(s)"
@@ -89,7 +89,7 @@ class Verification:
 
 
 def verify(settings: Iterable[Setting], only: Iterable[str] = (), watch: Watcher | None = None) -> Verification:
-    """Checks every chosen identity in every setting that it applies to; misses are repeated (:func:`confirmed`).
+    """Checks every chosen identity in every applicable setting; failed checks are repeated (:func:`confirmed`).
 
     Args:
         settings: the worlds to check in.
@@ -113,7 +113,7 @@ def verify(settings: Iterable[Setting], only: Iterable[str] = (), watch: Watcher
 
 
 def listing() -> str:
-    """Names, kinds, statements and sources of all identities, group by group."""
+    """Formats names, kinds, statements and sources of all identities, group by group."""
     lines, group = list[str](), ""
     for one in identities():
         if one.group != group:

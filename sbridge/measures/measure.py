@@ -140,7 +140,7 @@ class PathMeasure:
 
     @standard_modes()
     def simulate(self, x: Tensor, *, seed: Seed, gradient: GradientMethod = Detached()) -> Paths:
-        """One path from each row of ``x``, kept whole with its noise.
+        """Simulates one whole path with its noise from each row of ``x``.
 
         Args:
             x: start states, shape ``(batch, dim)``.

@@ -41,6 +41,8 @@ def log_ratio(paths: Paths, control_p: Control | None, control_q: Control | None
     chain, total = paths.chain, torch.zeros((), dtype=torch.float64, device=paths.x.device)
     for j, width in enumerate(chain.root_durations):
         t, x = chain.step_times[j], paths.x[j]
+        # The noise under control p is ξ + √Δ(v − p), so log dP/dQ = Σ ½|ξ + √Δ(v − q)|² − ½|ξ + √Δ(v − p)|²,
+        # factorised as a difference of squares, which loses no digits where p is near q.
         p, q = control_value(control_p, t, x), control_value(control_q, t, x)
         total = total + ((p - q) * (paths.noise[j] + width * (paths.v[j] - 0.5 * (p + q)))).sum(1).double() * width
     return total.to(paths.x.dtype)
@@ -99,6 +101,7 @@ def path_kl(p: PathMeasure, q: PathMeasure, n: int, *, seed: Seed, chunk: int | 
             if j == chain.length:
                 return
             other = control_value(q.control, chain.step_times[j], x)
+            # log dP/dQ of the step = gap·ξ + ½|gap|² with gap = √Δ(p − q); the first term has mean zero under P
             gap = chain.root_durations[j] * (-other if u is None else u - other)
             cost[rows] += 0.5 * gap.square().sum(1)
             martingale[rows] += (gap * noise.step(j)).sum(1)
@@ -129,6 +132,7 @@ def kernel_log_ratio(paths: Paths, forward: PathMeasure, backward: PathMeasure) 
     total = torch.zeros((), dtype=torch.float64, device=paths.x.device)
     for j, width in enumerate(chain.root_durations):
         x = paths.x[j]
+        # The noise of the step under the measure's own control, whatever control v made the paths
         own_noise = paths.noise[j] + width * (paths.v[j] - control_value(own.control, chain.step_times[j], x))
         total = total + _kernel_gap(other, opposite.control, j, x, own_noise, paths.x[j + 1])
     return (chain.direction.value * (total + _log_det_gap(chain, other))).to(paths.x.dtype)

@@ -31,12 +31,12 @@ def control_values(control: Control, paths: Paths) -> Tensor:
 
 
 def control_objective(paths: Paths, costs: Costs, alive: Tensor | None = None) -> Tensor:
-    """``Σ Δ (f + ½|v|²) + g`` for each path, shape ``(batch,)``, float64; its mean is the objective of ``v``."""
+    """Gives ``Σ Δ (f + ½|v|²) + g`` for each path, shape ``(batch,)``, float64; its mean is the objective of ``v``."""
     return costs.along(paths, alive) + _sum(0.5 * paths.v.square().sum(2), _spans(paths), alive)
 
 
 def log_weight(paths: Paths, costs: Costs, alive: Tensor | None = None) -> Tensor:
-    """``log α = −Σ [Δ (f + ½|v|²) + √Δ v·ξ] − g``, shape ``(batch,)``, float64; ``dP*/dP^v = α/E[α]``."""
+    """Computes ``log α = −Σ [Δ (f + ½|v|²) + √Δ v·ξ] − g``, shape ``(batch,)``, float64; ``dP*/dP^v = α/E[α]``."""
     return -control_objective(paths, costs, alive) - _sum((paths.v * paths.noise).sum(2), _spans(paths).sqrt(), alive)
 
 

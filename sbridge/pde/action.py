@@ -16,7 +16,7 @@ from sbridge.processes.base import Process
 
 @dataclass(frozen=True, eq=False)
 class SpaceTime:
-    """Grid × ``nodes`` Chebyshev points of ``[0, T]``, both ends among them.
+    """A grid in space with ``nodes`` Chebyshev points of ``[0, T]``, including both ends.
 
     Fields on it have shape ``(nodes, *grid.shape)``, vector fields ``(dim, nodes, *grid.shape)``. Derivatives in time
     are those of the interpolating polynomial (Trefethen 2000) and integrals those of Clenshaw & Curtis, so
@@ -33,12 +33,12 @@ class SpaceTime:
 
     @cached_property
     def times(self) -> np.ndarray:
-        """The nodes, rising."""
+        """The nodes, increasing."""
         return 0.5 * self.horizon * (1.0 - np.cos(np.pi * np.arange(self.nodes) / (self.nodes - 1)))
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """Of the integral over time."""
+        """The weights of the integral over time."""
         degrees = np.arange(self.nodes)
         moments = np.where(degrees % 2 == 0, 2.0 / (1.0 - np.where(degrees == 1, 0, degrees) ** 2.0), 0.0)
         nodes = 2.0 * self.times / self.horizon - 1.0
@@ -65,7 +65,7 @@ class SpaceTime:
         return float(self.weights @ self.check(field).reshape(self.nodes, -1).sum(1)) * self.grid.volume
 
     def check(self, field: np.ndarray) -> np.ndarray:
-        """Computes ``field``; InvalidInputError unless it has the shape of a field here."""
+        """Returns ``field``; raises InvalidInputError unless it has the shape of a field here."""
         if field.shape != (self.nodes, *self.grid.shape):
             raise InvalidInputError(f"a field has shape {(self.nodes, *self.grid.shape)} here, got {field.shape}.")
         return field

@@ -1,4 +1,4 @@
-"""Densities of laws on a grid, and the check that the grid holds their mass."""
+"""Densities of distributions on a grid, and the check that the grid holds their mass."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Samples
 from sbridge.pde.grids import Field, Grid
 
 MASS_TOLERANCE = 1e-6
-"""The largest mass that a law may have outside the grid."""
+"""The largest mass that a distribution may have outside the grid."""
 _COARSE = 1e-3  # by how much a midpoint sum may miss the mass inside
 
 
 class SampleDensity(ABC):
-    """How a finite set of points becomes a density."""
+    """A method to convert a finite set of points to a density."""
 
     @abstractmethod
     def on(self, samples: Samples, grid: Grid) -> Field:
-        """Computes ``log`` of the density, up to a constant; InvalidInputError if the grid misses mass."""
+        """Computes the log density, up to a constant; raises InvalidInputError if the grid misses mass."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class KernelDensity(SampleDensity):
 
 @dataclass(frozen=True)
 class Histogram(SampleDensity):
-    """The share of the points in every cell over its volume: zero where there are none."""
+    """The share of the points in every cell over its volume: zero in cells without points."""
 
     def on(self, samples: Samples, grid: Grid) -> Field:
-        """Computes ``log`` of the shares; ``−∞`` in empty cells."""
+        """Computes the logarithm of the shares; ``−∞`` in empty cells."""
         rows, weights = _rows(samples)
         low, high = rows.min(0), rows.max(0)
         outside = float(weights @ ((rows < grid.low) | (rows > grid.high)).any(1))
@@ -124,7 +124,7 @@ def density_on(law: Law, grid: Grid, estimate: SampleDensity = KernelDensity()) 
 
 
 def grid_around(*laws: Law, cells: int, deviations: float = 8.0) -> Grid:
-    """A grid that reaches ``deviations`` standard deviations beyond every component or point of ``laws``.
+    """Makes a grid that extends ``deviations`` standard deviations beyond every component or point of ``laws``.
 
     For points the deviation is that of a kernel density: a tenth of a standard deviation counts as one.
 
@@ -157,7 +157,7 @@ def _rows(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _components(law: Law) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights, means and per-axis standard deviations."""
+    """Returns weights, means and per-axis standard deviations."""
     if isinstance(law, Gaussian):
         weights, means, covariances = law.mean.new_ones(1), law.mean[None], law.covariance[None]
     elif isinstance(law, GaussianMixture):
@@ -173,7 +173,7 @@ def _dtype(law: Gaussian | GaussianMixture) -> torch.dtype:
 
 
 def _check_components(grid: Grid, weights: np.ndarray, means: np.ndarray, deviations: np.ndarray) -> None:
-    """Raises unless all but 1e-6 of a mixture lies in the box: tails per axis, from their distribution functions."""
+    """Raises unless all but 1e-6 of a mixture is in the box: tails per axis, from their distribution functions."""
     low, high, outside = [], [], 0.0
     share = 0.5 * MASS_TOLERANCE / grid.dim
     for axis in range(grid.dim):
@@ -193,7 +193,7 @@ def _check_components(grid: Grid, weights: np.ndarray, means: np.ndarray, deviat
 
 
 def _unnormalised(law: Density, grid: Grid) -> Field:
-    """``log`` of an unnormalised density, checked against a box three times as wide with cells of the same width."""
+    """Computes an unnormalised log density, checked against a box three times as wide with cells of the same width."""
     wide = Grid(
         tuple(2 * a - b for a, b in zip(grid.low, grid.high, strict=True)),
         tuple(2 * b - a for a, b in zip(grid.low, grid.high, strict=True)),

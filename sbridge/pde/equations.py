@@ -34,16 +34,16 @@ class FokkerPlanckSolution:
 
     @property
     def times(self) -> np.ndarray:
-        """``t_k``."""
+        """The times ``t_k``."""
         return self.propagator.times
 
     @property
     def mass(self) -> np.ndarray:
-        """``∫ p(t_k) dx``: constant without state cost, to rounding."""
+        """The mass ``∫ p(t_k) dx``: constant without state cost, to rounding."""
         return self.density.reshape(len(self.times), -1).sum(1) * self.propagator.grid.volume
 
     def flux(self, k: int) -> tuple[np.ndarray, ...]:
-        """Gives ``J = b p − ½σ² ∇p`` at ``t_k``: for each axis at the faces across it, one longer than cells along it.
+        """Computes ``J = b p − ½σ² ∇p`` at ``t_k`` on the faces across each axis, one more than cells along it.
 
         ``∂_t p = −∇·J − V p``; zero at the boundary.
         """
@@ -61,7 +61,7 @@ def fokker_planck(
     state_cost: StateCost | None = None,
     scheme: TimeScheme = L_STABLE,
 ) -> FokkerPlanckSolution:
-    """Computes ``∂_t p = −∇·((b + σu) p) + ½ ∇·(σσᵀ∇p) − V p`` from ``p(0)``: positive, and without V mass conserving.
+    """Solves ``∂_t p = −∇·((b + σu) p) + ½ ∇·(σσᵀ∇p) − V p`` from ``p(0)``: positive, mass conserving without V.
 
     Second order in cell width and time step (first with ``IMPLICIT_EULER``).
 
@@ -97,7 +97,7 @@ def backward_kolmogorov(
     state_cost: StateCost | None = None,
     scheme: TimeScheme = L_STABLE,
 ) -> np.ndarray:
-    """``∂_t φ + b·∇φ + ½σσᵀ:∇²φ = Vφ`` down from ``φ(T) = terminal``: ``φ(t, x) = E[e^{−∫V} φ(T, X_T) | X_t = x]``.
+    """Solves ``∂_t φ + b·∇φ + ½σσᵀ:∇²φ = Vφ`` from ``φ(T) = terminal``: ``φ(t, x) = E[e^{−∫V} φ(T, X_T) | X_t = x]``.
 
     The discrete adjoint of :func:`fokker_planck`: ``Σ p(t_k) φ(t_k)`` does not depend on ``k``. At the boundary
     ``φ`` has no normal derivative, so that values within a few ``σ√(T − t)`` of it are those of a reflected process.
@@ -121,7 +121,7 @@ def hamilton_jacobi_bellman(
     state_cost: StateCost | None = None,
     scheme: TimeScheme = L_STABLE,
 ) -> np.ndarray:
-    """Gives ``∂_t J + b·∇J + ½σσᵀ:∇²J − ½|σᵀ∇J|² + V = 0`` down from ``J(T) = g``, by the log transform ``J = −log φ``.
+    """Solves ``∂_t J + b·∇J + ½σσᵀ:∇²J − ½|σᵀ∇J|² + V = 0`` from ``J(T) = g``, by ``J = −log φ``.
 
     ``J(t, x) = min_u E[∫_t^T (½|u|² + V) ds + g(X_T) | X_t = x]``, attained by ``u* = −σᵀ∇J``. The linear equation for
     ``φ`` is solved in logarithms, so costs of hundreds of nats do no harm (Premkumar 2023, eq. (3.24)–(3.26)).

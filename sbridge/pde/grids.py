@@ -24,7 +24,7 @@ _STENCIL = 9  # points of a difference formula: order 8
 
 @dataclass(frozen=True)
 class Grid:
-    """``cells`` equal cells a side of the box ``[low, high]``, in one or two dimensions.
+    """A grid of ``cells`` equal cells per side of the box ``[low, high]``, in one or two dimensions.
 
     Fields hold values at the cell centres. Sums of them times the cell volume (the midpoint rule) are integrals: exact
     to rounding for smooth functions that vanish at the boundary, once a cell is narrower than their features.
@@ -55,7 +55,7 @@ class Grid:
 
     @classmethod
     def of(cls, low: float | Sequence[float], high: float | Sequence[float], cells: int | Sequence[int]) -> Grid:
-        """A grid from single numbers (an interval) or sequences; a number beside a sequence serves every side."""
+        """Makes a grid from numbers (an interval) or sequences; a number with a sequence applies to every side."""
         dim = max((len(v) for v in (low, high, cells) if isinstance(v, Sequence)), default=1)
 
         def spread(value: float | Sequence[float]) -> tuple[float, ...]:
@@ -66,7 +66,7 @@ class Grid:
 
     @property
     def dim(self) -> int:
-        """1 or 2."""
+        """The dimension, 1 or 2."""
         return len(self.cells)
 
     @property
@@ -81,12 +81,12 @@ class Grid:
 
     @property
     def widths(self) -> tuple[float, ...]:
-        """``h``, a side of a cell, per dimension."""
+        """The side ``h`` of a cell, per dimension."""
         return tuple((b - a) / n for a, b, n in zip(self.low, self.high, self.cells, strict=True))
 
     @property
     def volume(self) -> float:
-        """Of a cell."""
+        """The volume of a cell."""
         return math.prod(self.widths)
 
     @cached_property
@@ -96,11 +96,11 @@ class Grid:
 
     @cached_property
     def points(self) -> Tensor:
-        """All cell centres as states, float64, shape ``(size, dim)``, in the order of a flattened field."""
+        """Returns all cell centres as states, float64, shape ``(size, dim)``, in the order of a flattened field."""
         return torch.from_numpy(np.stack(np.meshgrid(*self.centres, indexing="ij"), -1).reshape(-1, self.dim))
 
     def faces(self, axis: int) -> Tensor:
-        """Centres of the inner faces across ``axis``, shape ``(faces, dim)``; along ``axis`` there is one face less."""
+        """Returns centres of the inner faces across ``axis``, shape ``(faces, dim)``, one fewer than cells along it."""
         inner = self.low[axis] + self.widths[axis] * np.arange(1, self.cells[axis])
         lines = [inner if a == axis else line for a, line in enumerate(self.centres)]
         return torch.from_numpy(np.stack(np.meshgrid(*lines, indexing="ij"), -1).reshape(-1, self.dim))
@@ -110,17 +110,17 @@ class Grid:
         return float(self.check(field).sum()) * self.volume
 
     def check(self, field: Field) -> Field:
-        """Computes ``field`` itself; InvalidInputError unless it has the grid's shape."""
+        """Returns ``field``; raises InvalidInputError unless it has the grid's shape."""
         if field.shape != self.shape:
             raise InvalidInputError(f"a field on this grid has shape {self.shape}, got {field.shape}.")
         return field
 
     def field(self, values: Tensor) -> Field:
-        """Values at :attr:`points`, shape ``(size,)``, as a field."""
+        """Converts values at :attr:`points`, shape ``(size,)``, to a field."""
         return values.detach().cpu().double().numpy().reshape(self.shape)
 
     def spline(self, field: Field) -> Spline:
-        """The interpolating spline of degree 5.
+        """Returns the interpolating spline of degree 5.
 
         Raises:
             UnsupportedError: if the field has infinite or NaN values.
@@ -138,7 +138,7 @@ class Grid:
         return Spline(self, NdBSpline(tuple(knots), np.ascontiguousarray(coefficients), DEGREE))
 
     def difference(self, field: np.ndarray, axis: int, derivative: int = 1) -> np.ndarray:
-        """``∂ᵐf/∂x_axisᵐ`` by differences of order 8, one-sided at the boundary; the grid's axes are the last ones."""
+        """Computes ``∂ᵐf/∂x_axisᵐ`` by differences of order 8, one-sided at the boundary, over the last axes."""
         matrix = _difference_matrix(self.cells[axis], self.widths[axis], derivative)
         position = field.ndim - self.dim + axis
         return np.moveaxis(np.tensordot(matrix, field, (1, position)), 0, position)
@@ -156,7 +156,7 @@ class Spline:
     inner: NdBSpline
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Values at ``points`` of shape ``(n, dim)``; polynomially continued beyond the grid."""
+        """Computes values at ``points`` of shape ``(n, dim)``; extrapolated polynomially beyond the grid."""
         return self.inner(points, extrapolate=True)
 
     def gradient(self, points: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ class Spline:
 
 
 def _difference_matrix(cells: int, width: float, derivative: int) -> np.ndarray:
-    """Each row differentiates the polynomial through the nearest nine values."""
+    """Returns a matrix whose rows differentiate the polynomial through the nearest nine values."""
     formulas = _difference_formulas(derivative)
     matrix = np.zeros((cells, cells))
     for row in range(cells):
@@ -179,7 +179,7 @@ def _difference_matrix(cells: int, width: float, derivative: int) -> np.ndarray:
 
 @cache  # a grid in time asks for the same formulas at every step
 def _difference_formulas(derivative: int) -> np.ndarray:
-    """Row ``k`` differentiates the polynomial through nine values at unit distance, at the ``k``-th of them."""
+    """Returns rows ``k`` that differentiate the polynomial through nine equidistant values at the ``k``-th of them."""
     wanted = np.zeros(_STENCIL)
     wanted[derivative] = math.factorial(derivative)
     offsets = np.arange(_STENCIL) - np.arange(_STENCIL)[:, np.newaxis]

@@ -17,13 +17,13 @@ def wavenumbers(grid: Grid) -> np.ndarray:
 
 
 def amplification(wavenumber: float | np.ndarray, sigma: float, duration: float) -> float | np.ndarray:
-    """``e^{−σ²k²t/2}``: what a mode is multiplied by in a time ``t``; for ``t < 0``, backward, it grows with ``k``."""
+    """Returns ``e^{−σ²k²t/2}``, the factor of a mode over a time ``t``; backward, ``t < 0``, it grows with ``k``."""
     with np.errstate(over="ignore"):
         return np.exp(-0.5 * sigma**2 * np.square(wavenumber) * duration)
 
 
 def heat_spectral(grid: Grid, field: Field, sigma: float, duration: float, highest: float = math.inf) -> Field:
-    """The solution at time ``duration`` on the circle that the interval closes to: every Fourier mode by its factor.
+    """Solves the equation for a time ``duration`` on the periodic interval: every Fourier mode times its factor.
 
     Exact for a periodic field with no modes above those of the grid. A negative ``duration`` runs the equation
     backward, where rounding errors in high modes grow without bound; ``highest`` drops the modes with larger ``k``.
@@ -43,7 +43,7 @@ def heat_spectral(grid: Grid, field: Field, sigma: float, duration: float, highe
 
 
 def heat_kernel(grid: Grid, field: Field, sigma: float, duration: float) -> Field:
-    """Gives ``∫ N(x − y; 0, σ²t) p(y) dy`` by the midpoint rule, on the line: nothing comes from outside the interval.
+    """Computes ``∫ N(x − y; 0, σ²t) p(y) dy`` by the midpoint rule on the line, with zero outside the interval.
 
     Raises:
         InvalidInputError: if ``duration`` is not positive, or the kernel is narrower than 1.2 cells.

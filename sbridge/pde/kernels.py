@@ -16,14 +16,14 @@ from sbridge.pde.propagator import FLOOR, Propagator
 from sbridge.processes.base import Transition
 
 RESOLVED = 1.2
-"""A Gaussian this many cells wide is integrated by the midpoint rule to 1e-12."""
+"""Width in cells from which the midpoint rule integrates a Gaussian to 1e-12."""
 MOST_CELLS = 4096
-"""The largest grid that a full matrix is made for: 134 MB."""
+"""Largest number of cells for which a full matrix is made: 134 MB."""
 _BLOCK = 2**21  # numbers of a block
 
 
 class LogKernel(ABC):
-    """``G(y | x)`` between the cells of a grid."""
+    """A kernel ``G(y | x)`` between the cells of a grid."""
 
     grid: Grid
 
@@ -48,19 +48,19 @@ class SeparableKernel(LogKernel):
     factors: tuple[np.ndarray, ...]
 
     def backward(self, logs: Field) -> Field:
-        """One axis after the other."""
+        """Applies the kernel axis by axis."""
         for axis, factor in enumerate(self.factors):
             logs = _along(factor, logs, axis)
         return logs
 
     def forward(self, logs: Field) -> Field:
-        """One axis after the other."""
+        """Applies the kernel axis by axis."""
         for axis, factor in enumerate(self.factors):
             logs = _along(factor.T, logs, axis)
         return logs
 
     def table(self) -> np.ndarray:
-        """Of all pairs of cells."""
+        """Returns the density for all pairs of cells."""
         check_size(self.grid)
         found, *rest = self.factors
         for factor in rest:
@@ -71,27 +71,27 @@ class SeparableKernel(LogKernel):
 
 @dataclass(frozen=True, eq=False)
 class DenseKernel(LogKernel):
-    """``log G + log volume`` for all pairs of cells, a row for each starting cell."""
+    """The matrix ``log G + log volume`` for all pairs of cells, a row for each starting cell."""
 
     grid: Grid
     values: np.ndarray
 
     def backward(self, logs: Field) -> Field:
-        """A product with the matrix."""
+        """Multiplies by the matrix."""
         return _along(self.values, logs.reshape(-1), 0).reshape(self.grid.shape)
 
     def forward(self, logs: Field) -> Field:
-        """A product with its transpose."""
+        """Multiplies by the transpose."""
         return _along(self.values.T, logs.reshape(-1), 0).reshape(self.grid.shape)
 
     def table(self) -> np.ndarray:
-        """The matrix as a density."""
+        """Returns the matrix as a density."""
         return self.values - math.log(self.grid.volume)
 
 
 @dataclass(frozen=True, eq=False)
 class PropagatedKernel(LogKernel):
-    """The kernel of a propagator between two knots, never formed: every product runs through the steps."""
+    """The kernel of a propagator between two knots, never stored: every product runs through the steps."""
 
     propagator: Propagator
     first: int
@@ -99,35 +99,35 @@ class PropagatedKernel(LogKernel):
 
     @property
     def grid(self) -> Grid:  # type: ignore[override]
-        """Of the propagator."""
+        """The grid of the propagator."""
         return self.propagator.grid
 
     def backward(self, logs: Field) -> Field:
-        """Down from the last knot."""
+        """Propagates back from the last knot."""
         for k in reversed(range(self.first, self.last)):
             logs = self.propagator.log_backward(k, logs)
         return logs
 
     def forward(self, logs: Field) -> Field:
-        """Up from the first knot."""
+        """Propagates forward from the first knot."""
         for k in range(self.first, self.last):
             logs = self.propagator.log_forward(k, logs)
         return logs
 
     def table(self) -> np.ndarray:
-        """By running all cells at once."""
+        """Computes the table by running all cells at once."""
         check_size(self.grid)
         return propagated(self.propagator, self.first, self.last).table()
 
 
 def propagated(propagator: Propagator, first: int, last: int) -> DenseKernel:
-    """The kernel of a propagator between two knots, as a matrix; entries below ``e^{−690}`` count as that."""
+    """Returns the kernel of a propagator between two knots as a matrix; entries below ``e^{−690}`` are raised to it."""
     matrix = propagator.matrix(first, last).T
     return DenseKernel(propagator.grid, np.log(np.maximum(matrix, math.exp(FLOOR))))
 
 
 def resolved_kernel(law: Transition, grid: Grid) -> LogKernel:
-    """:func:`gaussian_kernel`; InvalidInputError if it is narrower than 1.2 cells: sums over cells are no integrals."""
+    """Returns :func:`gaussian_kernel`; raises InvalidInputError if it is narrower than 1.2 cells."""
     if not (resolved_in_end(law, grid) and resolved_in_start(law, grid)):
         spread = np.sqrt(np.diagonal(_matrix(law, grid)[1]))
         raise InvalidInputError(
@@ -138,7 +138,7 @@ def resolved_kernel(law: Transition, grid: Grid) -> LogKernel:
 
 
 def gaussian_kernel(law: Transition, grid: Grid) -> LogKernel:
-    """The exact transition of a linear process at the cell centres: separable if nothing mixes the axes.
+    """Computes the exact transition of a linear process at the cell centres: separable if the axes do not mix.
 
     Raises:
         UnsupportedError: if a transition that mixes the axes needs too large a matrix.
@@ -164,12 +164,12 @@ def gaussian_kernel(law: Transition, grid: Grid) -> LogKernel:
 
 
 def resolved_in_end(law: Transition, grid: Grid) -> bool:
-    """Whether the transition is at least 1.2 cells wide as a function of where it ends."""
+    """Returns whether the transition is at least 1.2 cells wide as a function of its end."""
     return _is_wide(_matrix(law, grid)[1], grid)
 
 
 def resolved_in_start(law: Transition, grid: Grid) -> bool:
-    """Whether it is as a function of where it starts."""
+    """Returns whether the transition is at least 1.2 cells wide as a function of its start."""
     phi, q = _matrix(law, grid)
     back = np.linalg.inv(phi)
     return _is_wide(back @ q @ back.T, grid)
@@ -190,7 +190,7 @@ def narrow_forward(law: Transition, grid: Grid, logs: Field) -> Field:
 
 
 def check_size(grid: Grid) -> None:
-    """UnsupportedError if a full matrix over the cells would be too large."""
+    """Raises UnsupportedError if a full matrix over the cells would be too large."""
     if grid.size > MOST_CELLS:
         raise UnsupportedError(
             f"a matrix over {grid.size} cells is too large; at most {MOST_CELLS} ({int(math.sqrt(MOST_CELLS))} a side "

@@ -1,4 +1,4 @@
-"""How the two potentials of a Schrödinger system move between the ends: exactly, or by a propagator."""
+"""The two potentials of a Schrödinger system at times between the ends: exactly, or by a propagator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sbridge.processes.base import LinearProcess
 
 
 class Reference(ABC):
-    """The reference on a grid: its kernel ``G`` over the whole horizon, and how to get to the times between."""
+    """The reference on a grid: its kernel ``G`` over the whole horizon, and its kernels to times in between."""
 
     grid: Grid
 
@@ -62,7 +62,7 @@ class Potentials(ABC):
 
 @dataclass(frozen=True, eq=False)
 class ExactReference(Reference):
-    """A linear process by its transitions in closed form: no error in time, none in space beyond rounding."""
+    """A linear process with transitions in closed form: no error in time, and only rounding in space."""
 
     process: LinearProcess
     grid: Grid
@@ -71,38 +71,38 @@ class ExactReference(Reference):
         return self.between(0.0, self.process.horizon)
 
     def between(self, s: float, t: float) -> LogKernel:
-        """Over ``[s, t]``."""
+        """Returns the kernel over ``[s, t]``."""
         return resolved_kernel(self.process.transition(s, t), self.grid)
 
     def potentials(self, log_start: Field, log_end: Field) -> Potentials:
-        """Computed at each time that is asked for."""
+        """Computes the potentials at each requested time."""
         return _ExactPotentials(self.process, self.grid, log_start, log_end)
 
 
 @dataclass(frozen=True, eq=False)
 class PropagatedReference(Reference):
-    """Any process, with any state cost, by finite volumes: an error of second order in cell width and time step."""
+    """Any process with any state cost, by finite volumes: an error of second order in cell width and time step."""
 
     propagator: Propagator
 
     @property
     def grid(self) -> Grid:  # type: ignore[override]
-        """Of the propagator."""
+        """The grid of the propagator."""
         return self.propagator.grid
 
     def _whole(self) -> LogKernel:
-        """As a matrix in one dimension; in two, every product runs through the steps."""
+        """Makes a matrix in one dimension; in two, every product runs through the steps."""
         last = len(self.propagator.times) - 1
         if self.grid.dim == 1:
             return propagated(self.propagator, 0, last)
         return PropagatedKernel(self.propagator, 0, last)
 
     def between(self, s: float, t: float) -> LogKernel:
-        """Between two knots."""
+        """Returns the kernel between two knots."""
         return PropagatedKernel(self.propagator, self._knot(s), self._knot(t))
 
     def potentials(self, log_start: Field, log_end: Field) -> Potentials:
-        """Computed at all knots at once."""
+        """Computes the potentials at all knots at once."""
         return _PropagatedPotentials(self.propagator, log_start, log_end)
 
     def _knot(self, t: float) -> int:

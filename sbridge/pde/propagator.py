@@ -1,4 +1,4 @@
-"""Forward and backward Kolmogorov equations on a grid, step by step, as exact adjoints of each other.
+"""Forward and backward Kolmogorov equations on a grid, in steps that are exact adjoints of each other.
 
 Space: finite volumes with the flux of Scharfetter & Gummel (1969, IEEE Trans. Electron Devices 16, 64). Across a face
 between cells ``i`` and ``i + 1``, with ``D = ½σ²`` and ``q = b h/D``::
@@ -32,7 +32,7 @@ from sbridge.pde.grids import Field, Grid
 from sbridge.processes.base import Process
 
 StateCost = Callable[[float, Tensor], Tensor]
-"""``V(t, x)``: a time and states ``(batch, dim)`` to ``(batch,)``; a killing rate where it is positive."""
+"""A function ``V(t, x)`` of a time and states ``(batch, dim)`` to ``(batch,)``; where positive, a killing rate."""
 
 FLOOR = -690.0
 """Logarithms of propagated fields are cut off this far below the largest: ``e^{−690}`` is still a normal number."""
@@ -43,7 +43,7 @@ _FEW = 20  # equal steps that are cheaper to run than to multiply out
 
 @dataclass(frozen=True)
 class TimeScheme:
-    """``R(z) = (1 + explicit·z)/(1 − implicit·z)^solves``, an approximation of ``e^z``.
+    """The approximation ``R(z) = (1 + explicit·z)/(1 − implicit·z)^solves`` of ``e^z``.
 
     Args:
         order: of its error.
@@ -56,7 +56,7 @@ class TimeScheme:
     solves: int
 
     def largest_step(self, rate: float) -> float:
-        """The longest step that keeps every density positive, if no cell is left faster than at ``rate``."""
+        """Returns the longest step that keeps densities positive, if no cell is left at more than ``rate``."""
         return math.inf if self.explicit == 0.0 or rate == 0.0 else 1.0 / (self.explicit * rate)
 
 
@@ -103,27 +103,27 @@ class Propagator:
             raise InvalidInputError("a propagator needs at least two rising times.")
 
     def forward(self, k: int, density: np.ndarray) -> np.ndarray:
-        """``p(t_{k+1})`` from ``p(t_k)``: of shape ``grid.shape``, or with further axes behind for several at once."""
+        """Computes ``p(t_{k+1})`` from ``p(t_k)`` of shape ``grid.shape``; further last axes hold several densities."""
         for step in self._steps[k]:
             density = step.run(density, transposed=0)
         return density
 
     def backward(self, k: int, values: np.ndarray) -> np.ndarray:
-        """Computes ``φ(t_k)`` from ``φ(t_{k+1})``, by the transposed matrix: ``Σ p φ`` is the same before and after."""
+        """Computes ``φ(t_k)`` from ``φ(t_{k+1})`` by the transposed matrix: ``Σ p φ`` does not change."""
         for step in reversed(self._steps[k]):
             values = step.run(values, transposed=1)
         return values
 
     def log_forward(self, k: int, log_density: Field) -> Field:
-        """:meth:`forward` of a positive density, in logarithms."""
+        """Computes :meth:`forward` of a positive density in logarithms."""
         return _in_logs(lambda field: self.forward(k, field), log_density)
 
     def log_backward(self, k: int, log_values: Field) -> Field:
-        """:meth:`backward` of positive values, in logarithms."""
+        """Computes :meth:`backward` of positive values in logarithms."""
         return _in_logs(lambda field: self.backward(k, field), log_values)
 
     def matrix(self, first: int, last: int) -> np.ndarray:
-        """What takes ``p(t_first)`` to ``p(t_last)``: shape ``(size, size)``, a column for each starting cell."""
+        """Returns the matrix from ``p(t_first)`` to ``p(t_last)``, ``(size, size)``, a column per starting cell."""
         size = self.grid.size
         unit = np.eye(size).reshape(*self.grid.shape, size)
         columns = unit
@@ -138,7 +138,7 @@ class Propagator:
         return columns.reshape(size, size)
 
     def generator(self, t: float) -> Generator:
-        """The generator at time ``t``."""
+        """Returns the generator at time ``t``."""
         sigma = self.process.scale(t)
         if sigma.dense and bool((sigma.values != torch.diag(sigma.values.diagonal())).any()):
             raise UnsupportedError(
@@ -204,18 +204,18 @@ class Propagator:
 
 @dataclass(frozen=True, eq=False)
 class Generator:
-    """``A`` at one time: a tridiagonal matrix along each axis, and ``V`` at the centres."""
+    """The generator ``A`` at one time: a tridiagonal matrix along each axis, and ``V`` at the centres."""
 
     lines: tuple[Line, ...]
     cost: Field | None
 
     @property
     def rate(self) -> float:
-        """The fastest rate at which a cell is left along one axis."""
+        """Returns the fastest rate at which a cell is left along one axis."""
         return max(float(-line.diagonal.min()) for line in self.lines)
 
     def same(self, other: Generator) -> bool:
-        """Whether all numbers agree."""
+        """Returns whether all numbers are equal."""
         mine, theirs = (
             [a for line in g.lines for a in (line.lower, line.upper)] + ([] if g.cost is None else [g.cost])
             for g in (self, other)
@@ -225,7 +225,7 @@ class Generator:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """The generator along one axis, with that axis last: rows of cells that do not see each other.
+    """The generator along one axis, with that axis last: independent rows of cells.
 
     Attributes:
         left, right: ``J = left·p_i − right·p_{i+1}`` at inner faces, with the axis last.
@@ -239,28 +239,30 @@ class Line:
 
     @classmethod
     def of(cls, grid: Grid, axis: int, drift: np.ndarray, diffusion: float) -> Line:
-        """From the drift at the inner faces."""
+        """Builds it from the drift at the inner faces."""
+        # Flux of Scharfetter & Gummel (1969): J = (D/h) [B(−bh/D) p_i − B(bh/D) p_{i+1}], B(z) = z/(e^z − 1), D = ½σ².
+        # It is exact for constant J and b between two centres, and both factors are positive for any b.
         width = grid.widths[axis]
         slope = np.moveaxis(drift, axis, -1) * width / diffusion
         return cls(axis, width, diffusion / width * _bernoulli(-slope), diffusion / width * _bernoulli(slope))
 
     @cached_property
     def lower(self) -> np.ndarray:
-        """Into the next cell, 0 between rows; shape ``(size − 1,)``."""
+        """The rates into the next cell, 0 between rows; shape ``(size − 1,)``."""
         return _padded(self.left / self.width)
 
     @cached_property
     def upper(self) -> np.ndarray:
-        """Into the cell before."""
+        """The rates into the previous cell."""
         return _padded(self.right / self.width)
 
     @cached_property
     def diagonal(self) -> np.ndarray:
-        """Minus what leaves each cell; shape ``(size,)``."""
+        """Minus the rate at which each cell is left; shape ``(size,)``."""
         return -(np.append(self.lower, 0.0) + np.insert(self.upper, 0, 0.0))
 
     def flux(self, density: Field) -> np.ndarray:
-        """Computes ``J`` at all faces, the outer ones included, where it is zero; one longer along the axis."""
+        """Computes ``J`` at all faces; at the outer ones it is zero. There is one more than cells along the axis."""
         p = np.moveaxis(density, self.axis, -1)
         inner = self.left * p[..., :-1] - self.right * p[..., 1:]
         ends = [(0, 0)] * (inner.ndim - 1) + [(1, 1)]
@@ -281,7 +283,7 @@ class _Step:
         return self._survive(field, behind)
 
     def _survive(self, field: np.ndarray, behind: int) -> np.ndarray:
-        """Times ``e^{−VΔ/2}``, with further axes ``behind`` those of the grid."""
+        """Multiplies by ``e^{−VΔ/2}``; ``behind`` is the number of axes after those of the grid."""
         half = self._half_survival
         return field if half is None else half.reshape(*half.shape, *[1] * behind) * field
 
@@ -291,6 +293,7 @@ class _Step:
 
     @cached_property
     def _sweeps(self) -> list[_Sweep]:
+        # Strang (1968): e^{½ΔA_1} e^{ΔA_2} e^{½ΔA_1}, of second order; palindromic, so transposes are the adjoint
         *outer, last = self.generator.lines
         halves = [_Sweep(line, 0.5 * self.span, self.scheme) for line in outer]
         return [*halves, _Sweep(last, self.span, self.scheme), *reversed(halves)]
@@ -298,7 +301,7 @@ class _Step:
 
 @dataclass(frozen=True, eq=False)
 class _Sweep:
-    """``R(ΔA)`` along one axis."""
+    """The step ``R(ΔA)`` along one axis."""
 
     line: Line
     span: float
@@ -309,8 +312,8 @@ class _Sweep:
         moved = np.moveaxis(field, axis, self.line.left.ndim - 1)
         flat = moved.reshape(len(self.line.diagonal), -1) if several else moved.reshape(-1, 1)
         if self.scheme.explicit:
-            flat = flat + self.scheme.explicit * self.span * self._apply(flat, transposed)
-        for _ in range(self.scheme.solves):
+            flat = flat + self.scheme.explicit * self.span * self._apply(flat, transposed)  # (1 + explicit·ΔA) p
+        for _ in range(self.scheme.solves):  # (1 − implicit·ΔA)⁻¹; the transposed solve is the exact adjoint
             flat, _ = dgttrs(*self._factors, flat, trans="T" if transposed else "N")
         return np.moveaxis(flat.reshape(moved.shape), self.line.left.ndim - 1, axis)
 
@@ -324,14 +327,14 @@ class _Sweep:
 
     @cached_property
     def _factors(self) -> tuple[np.ndarray, ...]:
-        """LU factors of ``1 − γΔA``; pivots stay on the diagonal, which dominates its column."""
+        """The LU factors of ``1 − γΔA``; pivots stay on the diagonal, which dominates its column."""
         part = self.scheme.implicit * self.span
         *factors, _ = dgttrf(-part * self.line.lower, 1.0 - part * self.line.diagonal, -part * self.line.upper)
         return tuple(factors)
 
 
 def _padded(inner: np.ndarray) -> np.ndarray:
-    """Face values, axis last, as one off-diagonal: a zero after each row but the last."""
+    """Converts face values, axis last, to one off-diagonal: a zero after each row but the last."""
     return np.pad(inner.reshape(-1, inner.shape[-1]), [(0, 0), (0, 1)]).reshape(-1)[:-1]
 
 

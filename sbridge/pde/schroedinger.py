@@ -1,4 +1,4 @@
-"""The Schrödinger system on a grid: the independent route to every bridge in one and two dimensions."""
+"""The Schrödinger system on a grid: an independent solution of every bridge in one and two dimensions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sbridge.time import TimeGrid
 
 @dataclass(frozen=True)
 class FortetSinkhorn:
-    """When the iteration ends.
+    """Stopping criteria of the iteration.
 
     Args:
         tolerance: largest L1 distance of the end marginal from the target; the start marginal is exact.
@@ -59,7 +59,7 @@ class HalfStep:
 
 
 def half_steps(kernel: LogKernel, log_start: Field, log_end: Field) -> Iterator[HalfStep]:
-    """The iteration of Fortet (1940) and Sinkhorn (1964) in logarithms, without end.
+    """Iterates Fortet (1940) and Sinkhorn (1964) in logarithms, without end.
 
     ::
 
@@ -108,12 +108,12 @@ class GridSolution:
 
     @property
     def grid(self) -> Grid:
-        """Its grid."""
+        """The grid of the solution."""
         return self.reference.grid
 
     @cached_property
     def potentials(self) -> Potentials:
-        """``log φ(t)`` and ``log φ̂(t)`` at every time."""
+        """The potentials ``log φ(t)`` and ``log φ̂(t)`` at every time."""
         return self.reference.potentials(self.log_phi_hat_start, self.log_phi_end)
 
     def density(self, t: float) -> Field:
@@ -134,7 +134,7 @@ class GridSolution:
 
     @cached_property
     def value(self) -> float:
-        """``V* = min KL(P ‖ R)``, from the static plan: ``∫ p_T log φ(T) − ∫ p_0 log φ(0)``, in nats.
+        """The value ``V* = min KL(P ‖ R)`` from the static plan: ``∫ p_T log φ(T) − ∫ p_0 log φ(0)``, in nats.
 
         With a state cost ``R`` is the killed reference: the mean of ``∫V dt`` is part of it.
         """
@@ -143,7 +143,7 @@ class GridSolution:
 
     @cached_property
     def energy(self) -> float:
-        """The same from the dynamics: ``E ∫ (½|u*|² + V) dt``, by Simpson's rule over :attr:`times`."""
+        """The value from the dynamics: ``E ∫ (½|u*|² + V) dt``, by Simpson's rule over :attr:`times`."""
         running = [self._running_cost(float(t)) for t in self.times]
         return float(simpson(running, x=self.times))
 
@@ -159,13 +159,13 @@ class GridSolution:
         return self._moments(self.reference.whole.forward, self.log_phi_hat_start, reached)
 
     def conditional_mean(self, x0: Tensor) -> Tensor:
-        """Computes ``E[X_T | X_0 = x0]`` per row, by interpolation; outside the grid continued."""
+        """Computes ``E[X_T | X_0 = x0]`` per row by interpolation; extrapolates outside the grid."""
         rows = self._rows(x0)
         columns = [self.grid.spline(mean)(rows) for mean in self.end_moments[0]]
         return torch.from_numpy(np.stack(columns, -1)).to(x0)
 
     def transition(self, s: float, t: float) -> np.ndarray:
-        """Doob's transition density ``p*(t, y | s, x) = G(t, y | s, x) φ(t, y)/φ(s, x)`` (Premkumar 2023, eq. (3.27)).
+        """Computes Doob's transition density ``G(t, y | s, x) φ(t, y)/φ(s, x)`` (Premkumar 2023, eq. (3.27)).
 
         Shape ``(size, size)``, a row for each ``x``; rows times the cell volume sum to 1. For a propagated reference
         ``s`` and ``t`` are knots of its time grid.
@@ -203,7 +203,7 @@ class GridSolution:
         return found
 
     def _spline(self, potential: Callable[[float], Field], t: float) -> Spline:
-        """Kept for the latest time: a simulation asks for many states at one time."""
+        """Returns the spline of a potential, cached for the latest time: a simulation evaluates many states at once."""
         key = (potential.__name__, t)
         if key not in self._latest:
             self._latest.clear()
@@ -254,7 +254,7 @@ def solve_schroedinger(
     options: FortetSinkhorn = FortetSinkhorn(),
     estimate: SampleDensity = KernelDensity(),
 ) -> GridSolution:
-    """``min KL(P ‖ R)`` over path laws with ``P_0 = source`` and ``P_T = target``, solved on a grid.
+    """Solves ``min KL(P ‖ R)`` over path measures with ``P_0 = source`` and ``P_T = target`` on a grid.
 
     A linear process without state cost enters by its exact transition: no error in time, and in space one that falls
     faster than any power of the cell width for smooth ends. Every other process, and every state cost (``R`` is then
@@ -334,7 +334,7 @@ class _Setting:
         return cls(process, reference, knots, log_start, log_end, state_cost)
 
     def bridge(self, step: HalfStep, error: float, iterations: int) -> GridSolution:
-        """What the potentials of ``step`` make."""
+        """Makes the bridge of the potentials of ``step``."""
         return GridSolution(
             self.process,
             self.reference,
@@ -352,7 +352,7 @@ class _Setting:
 def _iterate(
     kernel: LogKernel, log_start: Field, log_end: Field, options: FortetSinkhorn
 ) -> tuple[HalfStep, float, int]:
-    """The potentials that meet the tolerance, with their error and the number of iterations."""
+    """Returns the potentials that meet the tolerance, with their error and the number of iterations."""
     iterations, error, solved = 0, np.inf, None
     for step in half_steps(kernel, log_start, log_end):
         if step.error is None:

@@ -1,4 +1,4 @@
-"""Figures: every function takes a thing and ``ax=None`` and returns the matplotlib ``Axes`` it drew on.
+"""Figures: every function takes an object and ``ax=None``, and returns the matplotlib ``Axes`` that it drew on.
 
 Without ``ax`` a bare ``matplotlib.figure.Figure`` is made, reached as ``axes.figure``; pyplot, its current figure,
 the backend and ``rcParams`` are never touched. Blue is the source (``t = 0``), vermillion the target (``t = T``),

@@ -1,4 +1,4 @@
-"""How far from optimal a bridge can be, at one look."""
+"""Figure of a certificate: the bounds on the suboptimality of a bridge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE = 72  # characters
 
 
 def certificate(found: Certificate, *, ax: Axes | None = None) -> Axes:
-    """Bounds in nats, each ± two standard errors, and above them the verdict with its reason.
+    """Draws bounds in nats, each ± two standard errors, under the verdict with its reason.
 
     A good bridge has an energy at the lower bound, and a gap and a divergence of its directions at zero. A divergence
     that the certificate has not is left out.

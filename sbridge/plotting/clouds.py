@@ -1,4 +1,4 @@
-"""The law of the state through time."""
+"""Figures of the distribution of the state through time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def marginals(
     clock: Clock | None = None,
     n: int = 2000,
 ) -> Axes:
-    """The law of ``X_t`` under the forward process, at several times.
+    """Draws the distribution of ``X_t`` under the forward process at several times.
 
     From two dimensions on: one panel per time, the rows of the end law in grey behind the first and the last. The
     panels are the ``child_axes`` of the axes returned (with a single time, that axes itself). In one dimension: the
@@ -91,7 +91,7 @@ def course_marginals(
     projection: Projection | None = None,
     n: int = 1000,
 ) -> Axes:
-    """Where rows of the first snapshot are at every snapshot and half way between, drawn as :func:`marginals`.
+    """Draws samples of the first snapshot at every snapshot and half way in between, as :func:`marginals`.
 
     States go through all bridges, each from where the one before ends; behind them, in grey, rows of the snapshot.
     Of more than seven bridges the times half way are left out.
@@ -140,7 +140,7 @@ def _panels(
     ax: Axes | None,
     clock: Clock,
 ) -> Axes:
-    """One panel per time, with rows in grey behind the states where there are any."""
+    """Draws one panel per time, with rows in grey behind the states where there are any."""
     points = [projection(rows) for rows in states]
     grey = [None if rows is None else projection(rows) for rows in behind]
     low, high = limits(np.concatenate([*points, *(rows for rows in grey if rows is not None)]))
@@ -161,7 +161,7 @@ def _panels(
 
 
 def _end_times(bridge: Bridge) -> tuple[float, float]:
-    """When the forward process of ``bridge`` starts and ends: a reversed bridge starts at the horizon."""
+    """Returns start and end time of the forward process of ``bridge``: a reversed bridge starts at the horizon."""
     forward = bridge.forward.direction is Direction.FORWARD
     return (0.0, bridge.horizon) if forward else (bridge.horizon, 0.0)
 
@@ -169,7 +169,7 @@ def _end_times(bridge: Bridge) -> tuple[float, float]:
 def _density(
     times: Sequence[float], knots: Sequence[float], states: np.ndarray, projection: Projection, ax: Axes, clock: Clock
 ) -> Axes:
-    """The density of ``states (knots, n)`` over the plane of time and state; dotted lines at ``times``."""
+    """Draws the density of ``states (knots, n)`` over the plane of time and state, with dotted lines at ``times``."""
     shown = np.array([clock.shown(t) for t in knots])
     low, high = (float(side[0]) for side in limits(states.reshape(-1, 1)))
     edges = np.linspace(low, high, _BINS + 1)

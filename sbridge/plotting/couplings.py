@@ -1,4 +1,4 @@
-"""Which source row goes to which target row."""
+"""Figure of a coupling of source and target rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def coupling(
     span: tuple[str, str] = ("0", "T"),
     most: int = 300,
 ) -> Axes:
-    """Straight lines from rows of ``x0`` to the rows of ``x1`` that they are coupled with.
+    """Draws straight lines from rows of ``x0`` to the coupled rows of ``x1``.
 
     In one dimension the lines run from the first time to the last on the horizontal axis.
 

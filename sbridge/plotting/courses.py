@@ -1,4 +1,4 @@
-"""Trajectories."""
+"""Figures of trajectories."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def trajectories(
     clock: Clock | None = None,
     most: int = 150,
 ) -> Axes:
-    """Paths as lines coloured by time, with their first and their last states as dots.
+    """Draws paths as lines coloured by time, with dots at their first and last states.
 
     In one dimension time is the horizontal axis.
 
@@ -57,7 +57,7 @@ def course_trajectories(
     ax: Axes | None = None,
     projection: Projection | None = None,
 ) -> Axes:
-    """Paths through all bridges of a time course, each from where the one before ends; drawn as :func:`trajectories`.
+    """Draws paths through all bridges of a time course, each from the end of the previous one, as :func:`trajectories`.
 
     Args:
         course: the bridges.
@@ -82,7 +82,7 @@ def course_trajectories(
 
 
 def _draw(times: np.ndarray, x: Tensor, ax: Axes, projection: Projection, clock: Clock) -> Axes:
-    """Paths ``x (times, n, dim)`` at times on the axis of the user."""
+    """Draws paths ``x (times, n, dim)`` at times on the axis of the user."""
     knots = spaced(len(x), _MOST_KNOTS)
     times, points = times[knots], projection(x[knots])
     if projection.columns == 1:
@@ -104,7 +104,7 @@ def _draw(times: np.ndarray, x: Tensor, ax: Axes, projection: Projection, clock:
 
 
 def _lines(times: np.ndarray, points: np.ndarray, clock: Clock) -> LineCollection:
-    """One segment per step and path, coloured by the time at its middle."""
+    """Makes one segment per step and path, coloured by the time at its middle."""
     segments = np.stack([points[:-1], points[1:]], axis=2).reshape(-1, 2, 2)
     count = points.shape[1]
     middle = np.repeat(0.5 * (times[:-1] + times[1:]), count)

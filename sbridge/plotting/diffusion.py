@@ -1,4 +1,4 @@
-"""Reverse diffusion: laws through time, scores, what the score does, and the action gap in training."""
+"""Figures of reverse diffusion: distributions through time, scores, their effect, and the action gap in training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def densities(
     ax: Axes | None = None,
     n: int = 10_000,
 ) -> Axes:
-    """Noising and reversal of one-dimensional data at several times, beside the exact density ``ρ_t``.
+    """Draws noising and reversal of one-dimensional data at several times, with the exact density ``ρ_t``.
 
     Filled: states of the noising process. Steps: states of the reversal, which has only seen the prior and the score.
     Line: ``ρ_t`` in closed form. One panel per time (``child_axes``).
@@ -98,7 +98,7 @@ def score_field(
     exact: Score | None = None,
     n: int = 2000,
 ) -> Axes:
-    """The score ``s_θ(t, x) = σ^{−ᵀ} û`` where the noised data have mass.
+    """Draws the score ``s_θ(t, x) = σ^{−ᵀ} û`` where the noised data have mass.
 
     From two dimensions on: arrows over simulated states, the mean of the projected score in a cell of the plane, one
     panel per time (``child_axes``); they point to where the data are denser. In one dimension: ``s`` against ``x`` over
@@ -139,7 +139,7 @@ def score_field(
 def _score_panels(
     times: Sequence[float], horizon: float, states: Tensor, scores: tuple[Score, Score | None], ax: Axes | None
 ) -> Axes:
-    """Computes ``s`` against ``x`` over the range of the states."""
+    """Draws ``s`` against ``x`` over the range of the states."""
     host, inner = panels(ax, len(times), 0.8, per_row=_PER_ROW)
     learned, exact = scores
     for k, (t, rows, panel) in enumerate(zip(times, states, inner, strict=True)):
@@ -167,7 +167,7 @@ def reversals(
     projection: Projection | None = None,
     n: int = 600,
 ) -> Axes:
-    """Trajectories back from the prior with the score, and without: the same starts and noise, drift ``−b`` alone.
+    """Draws trajectories back from the prior with and without the score, from the same starts and noise.
 
     Two panels in the same limits (``child_axes``), those of the reversal: running a process back is not running its
     drift back. Lines for some of the paths, and the ends of all of them.
@@ -215,7 +215,7 @@ def action_gap(
     constant: float = 0.0,
     ax: Axes | None = None,
 ) -> Axes:
-    """The action gap during training by two routes, which are equal: the curves lie on each other.
+    """Draws the action gap during training by two routes, which are equal: the curves coincide.
 
     Strong: the gap ``½∫ E|σᵀ(s_θ − ∇log ρ)|²`` with the exact score, and the denoising loss less its constant, each
     with a band of two standard errors. Faint: the training loss of single updates less the constant, as a running mean.

@@ -15,7 +15,7 @@ from sbridge.solutions import Bridge
 
 
 def end_rows(bridge: Bridge, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Some ``count`` rows of the source and of the target law.
+    """Draws ``count`` samples of the source and of the target.
 
     An end known by its density only is represented by the bridge's own rows there.
     """
@@ -28,7 +28,7 @@ def end_rows(bridge: Bridge, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def projection_of(bridge: Bridge, projection: Projection | None, seed: int) -> Projection:
-    """Computes ``projection``, or the plane of the bridge's two ends."""
+    """Returns ``projection``, or the plane of the bridge's two ends."""
     return projection or Projection.fit(*end_rows(bridge, 4000, seed))
 
 

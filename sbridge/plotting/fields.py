@@ -1,4 +1,4 @@
-"""Where the process is driven."""
+"""Figures of drifts and velocities."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def drift_field(
     clock: Clock | None = None,
     n: int = 2000,
 ) -> Axes:
-    """The forward drift ``b + σu`` where the bridge has mass: arrows over states simulated at ``times``.
+    """Draws the forward drift ``b + σu`` where the bridge has mass, as arrows over states simulated at ``times``.
 
     An arrow is the mean, over the simulated states in a cell of the plane, of their projected drift: beyond two
     dimensions there is no drift at a point of the plane, and away from the data a network's value means nothing.
@@ -65,7 +65,7 @@ def velocity_field(
     clock: Clock | None = None,
     n: int = 2000,
 ) -> Axes:
-    """The current velocity ``b + ½σ(u − û)``, drawn like :func:`drift_field`: how the whole cloud moves on."""
+    """Draws the current velocity ``b + ½σ(u − û)``, the motion of the whole distribution, as :func:`drift_field`."""
     return _draw(bridge, bridge.velocity, times, ax, projection, clock=clock, n=n, seed=seed)
 
 
@@ -111,7 +111,7 @@ def draw_arrows(
     projection: Projection,
     name: str,
 ) -> Axes:
-    """Mean arrows in the cells of a plane, one panel per time.
+    """Draws mean arrows in the cells of a plane, one panel per time.
 
     Args:
         times: one per panel.
@@ -151,7 +151,7 @@ def _draw_line(
     projection: Projection,
     clock: Clock,
 ) -> Axes:
-    """Columns of arrows ``(Δt, Δt · drift)`` over the plane of time and state."""
+    """Draws columns of arrows ``(Δt, Δt · drift)`` over the plane of time and state."""
     tidy(ax)
     points, arrows = field
     low, high = limits(points.reshape(-1, 1))
@@ -172,7 +172,7 @@ def _draw_line(
 
 
 def _cell_means(points: np.ndarray, arrows: np.ndarray, low: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean place and mean arrow of the points in each square cell that holds at least three."""
+    """Computes mean position and mean arrow of the points in each square cell that holds at least three."""
     cell = np.floor((points - low) / side).astype(np.int64)
     _, index, count = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
     sums = np.zeros((len(count), points.shape[1] + arrows.shape[1]))
@@ -182,7 +182,7 @@ def _cell_means(points: np.ndarray, arrows: np.ndarray, low: np.ndarray, side: f
 
 
 def _span(lengths: np.ndarray, longest: float) -> float:
-    """A round time span (1, 1.5, 2, 3, 5 or 7 times 10ᵏ) in which all but the fastest move at most ``longest``."""
+    """Returns a round time span (1, 1.5, 2, 3, 5 or 7 times 10ᵏ) in which most points move at most ``longest``."""
     typical = float(np.quantile(lengths, 0.95)) if len(lengths) else 0.0
     if typical == 0.0:
         return 1.0

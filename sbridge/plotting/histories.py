@@ -1,4 +1,4 @@
-"""How training went."""
+"""Figures of the training history."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _WIDE_RANGE = 20.0
 _WINDOWS = 100
 _MOST_LABELS = 8
 GROUPS = {"components": "{:g} comp.", "epsilon": "ε = {:.3g}", "half-step": "half-step {:g}"}
-"""Numbers of a step whose change begins a new curve, and how they are written."""
+"""Numbers of a step whose change starts a new curve, with their labels."""
 
 
 def history(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None, quantity: str = "loss") -> Axes:
-    """One reported quantity against the training step; of long histories every step faint, the running median strong.
+    """Draws a reported quantity against the training step; for long histories faint, with a strong running median.
 
     Where the fit begins anew (another number of components, another noise level, another half-step: :data:`GROUPS`) a
     new curve begins, with a label where there are few of them: values of different curves do not compare. Where rows
@@ -88,13 +88,13 @@ def _label(row: Mapping[str, float]) -> str:
 
 
 def _running_median(values: np.ndarray, window: int) -> np.ndarray:
-    """The median of ``window`` values around each; fewer at the two ends."""
+    """Computes the median of ``window`` values around each; fewer at the two ends."""
     half = window // 2
     padded = np.pad(values, (half, window - 1 - half), constant_values=np.nan)
     return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
 
 
 def _stage_changes(history: Sequence[Mapping[str, float]]) -> list[float]:
-    """The steps half way between the last of one stage and the first of the next."""
+    """Returns the steps half way between the last step of one stage and the first of the next."""
     staged = [(float(row.get("step", k)), row["stage"]) for k, row in enumerate(history, 1) if "stage" in row]
     return [0.5 * (a[0] + b[0]) for a, b in pairwise(staged) if a[1] != b[1]]

@@ -35,7 +35,7 @@ class Projection:
 
     @classmethod
     def fit(cls, *sets: Tensor) -> Projection:
-        """The first two principal components of all ``sets`` of rows pooled, each set with the same weight.
+        """Computes the first two principal components of all ``sets`` of rows pooled, with equal weight per set.
 
         At most 4000 evenly spaced rows of a set are used. Signs are fixed by making each direction's largest
         entry positive.
@@ -62,15 +62,15 @@ class Projection:
 
     @property
     def columns(self) -> int:
-        """1 or 2."""
+        """The number of coordinates, 1 or 2."""
         return self.directions.shape[1]
 
     def __call__(self, x: Tensor) -> np.ndarray:
-        """Coordinates of states ``(..., dim)``, shape ``(..., 1 | 2)``."""
+        """Computes coordinates of states ``(..., dim)``, shape ``(..., 1 | 2)``."""
         return (_array(self._checked(x)) - self.centre) @ self.directions
 
     def vectors(self, v: Tensor) -> np.ndarray:
-        """Components of directions ``(..., dim)`` in the plane: like states, but not centred."""
+        """Computes components of directions ``(..., dim)`` in the plane: like states, but not centred."""
         return _array(self._checked(v)) @ self.directions
 
     def _checked(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _spaced(x: Tensor, count: int) -> np.ndarray:
 
 
 def _components(rows: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
-    """First two right singular vectors of centred ``rows`` and their shares of the sum of squares."""
+    """Computes the first two right singular vectors of centred ``rows`` and their shares of the sum of squares."""
     count, dim = rows.shape
     total = float(np.square(rows).sum())
     if total == 0.0:

@@ -163,7 +163,7 @@ def _field_times(plane: Projection) -> list[float]:
 
 
 def _quantity(history: Sequence[Mapping[str, float]]) -> str | None:
-    """The loss if there is one, else the first number that steps report and that does not count anything."""
+    """Returns the loss if there is one, else the first reported number that is not a count."""
     keys = [key for row in history for key in row if key not in ("step", "stage", *GROUPS)]
     return "loss" if "loss" in keys else next(iter(keys), None)
 

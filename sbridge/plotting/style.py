@@ -1,4 +1,4 @@
-"""What all figures share: colours, mark sizes, fresh axes and small multiples.
+"""Common parts of all figures: colours, mark sizes, new axes and small multiples.
 
 Nothing here touches pyplot, the backend or ``rcParams``: a figure made by this package is a bare
 ``matplotlib.figure.Figure``, and every setting is made on the artist that it concerns.
@@ -33,7 +33,7 @@ _BETWEEN_ROWS = 0.8
 
 @dataclass(frozen=True)
 class Clock:
-    """How the times of a bridge are shown: on the axis of the user, coloured alike in all figures of a time course.
+    """The times of a bridge on the axis of the user, with the same colours in all figures of a time course.
 
     Args:
         origin: the time on that axis when the bridge's own clock shows 0.
@@ -47,35 +47,35 @@ class Clock:
 
     @classmethod
     def of(cls, horizon: float) -> Clock:
-        """The bridge's own clock."""
+        """Makes the clock of the bridge itself."""
         return cls(0.0, 0.0, horizon)
 
     def shown(self, t: float) -> float:
-        """Computes ``t`` of the bridge on the axis."""
+        """Converts a time ``t`` of the bridge to the axis."""
         return self.origin + t
 
     def label(self, t: float) -> str:
-        """The same as text; to three digits where these tell the times of the axis apart."""
+        """Formats a time of the axis, with three digits where these distinguish its times."""
         shown, length = self.shown(t), self.last - self.first
         return f"{shown:.3g}" if abs(shown) < 100.0 * length else time_text(shown)
 
     def colour(self, t: float) -> tuple[float, float, float, float]:
-        """Of the moment ``t`` of the bridge."""
+        """Returns the colour of the time ``t`` of the bridge."""
         return TIME((self.shown(t) - self.first) / (self.last - self.first))
 
     @property
     def norm(self) -> Normalize:
-        """From times on the axis to colours."""
+        """Returns the map from times on the axis to colours."""
         return Normalize(self.first, self.last)
 
 
 def axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.6)) -> Axes:
-    """Computes ``ax``, or the axes of a new figure of ``size`` inches."""
+    """Returns ``ax``, or the axes of a new figure of ``size`` inches."""
     return Figure(figsize=size, layout="constrained").add_subplot() if ax is None else ax
 
 
 def panels(ax: Axes | None, count: int, shape: float, *, per_row: int) -> tuple[Axes, list[Axes]]:
-    """Computes ``count`` small multiples, each ``shape`` times as high as wide, inside one host axes; and the host.
+    """Makes ``count`` panels, each ``shape`` times as high as wide, inside one host axes; returns both.
 
     The panels are the host's ``child_axes``; a single panel is the host itself.
     """
@@ -98,17 +98,17 @@ def panels(ax: Axes | None, count: int, shape: float, *, per_row: int) -> tuple[
 
 
 def point_size(count: int) -> float:
-    """Area of a mark, in points squared, for a cloud of ``count``."""
+    """Returns the area of a mark, in points squared, for ``count`` points."""
     return float(np.clip(4000.0 / max(count, 1), 3.0, 14.0))
 
 
 def opacity(count: int, *, full: int = 150) -> float:
-    """Alpha of one mark among ``count``: opaque up to ``full`` of them, then falling like a square root."""
+    """Returns the alpha of one mark of ``count``: opaque up to ``full`` marks, then decreasing like a square root."""
     return float(np.clip(math.sqrt(full / max(count, 1)), 0.08, 0.9))
 
 
 def cloud(ax: Axes, points: np.ndarray, color: object, *, label: str | None = None, zorder: float = 2.0) -> None:
-    """A scatter of ``points`` (n, 2), small and light enough that dense regions stay readable."""
+    """Draws a scatter plot of ``points`` (n, 2) in which dense regions stay readable."""
     ax.scatter(
         points[:, 0],
         points[:, 1],
@@ -122,14 +122,14 @@ def cloud(ax: Axes, points: np.ndarray, color: object, *, label: str | None = No
 
 
 def tidy(ax: Axes) -> None:
-    """Two spines, quiet ticks."""
+    """Leaves two spines and unobtrusive ticks."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color("#888888")
     ax.tick_params(colors="#555555", labelsize=8)
 
 
 def plane(ax: Axes, labels: Sequence[str]) -> None:
-    """Two coordinates of one unit: labelled axes of equal aspect."""
+    """Labels two coordinates with the same unit, at equal aspect."""
     tidy(ax)
     ax.set_aspect("equal", adjustable="box")
     ax.set_xlabel(labels[0])
@@ -137,7 +137,7 @@ def plane(ax: Axes, labels: Sequence[str]) -> None:
 
 
 def legend(ax: Axes) -> None:
-    """A frameless legend above the axes, off the data, with marks that can be seen."""
+    """Draws a frameless legend above the axes, with visible marks."""
     shown = ax.legend(
         loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, frameon=False, fontsize=8, borderaxespad=0.2,
         handletextpad=0.3, columnspacing=1.2,
@@ -150,12 +150,12 @@ def legend(ax: Axes) -> None:
 
 
 def time_bar(ax: Axes, clock: Clock) -> None:
-    """The colours of time, beside ``ax``."""
+    """Draws a colour bar of time next to ``ax``."""
     color_bar(ax, ScalarMappable(clock.norm, TIME), "time $t$")
 
 
 def color_bar(ax: Axes, mappable: ScalarMappable, label: str) -> None:
-    """A bar as tall as ``ax``, also where an equal aspect makes that lower than its place in the figure."""
+    """Draws a bar as tall as ``ax``, even where an equal aspect makes it lower than its place in the figure."""
     bar = ax.figure.colorbar(mappable, cax=ax.inset_axes((1.03, 0.0, 0.03, 1.0)))
     bar.set_label(label)
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -163,17 +163,17 @@ def color_bar(ax: Axes, mappable: ScalarMappable, label: str) -> None:
 
 
 def spaced(count: int, most: int) -> np.ndarray:
-    """At most ``most`` evenly spaced indices below ``count``, the first and the last among them."""
+    """Returns at most ``most`` evenly spaced indices below ``count``, including the first and the last."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def limits(points: np.ndarray, margin: float = 0.06) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner (each of shape ``(columns,)``) of all but a thousandth of ``points``, and a margin."""
+    """Returns lower and upper corner (each ``(columns,)``) of all but a thousandth of ``points``, with a margin."""
     low, high = np.quantile(points.reshape(-1, points.shape[-1]), [0.0005, 0.9995], axis=0)
     pad = margin * np.maximum(high - low, 1e-12)
     return low - pad, high + pad
 
 
 def shape(low: np.ndarray, high: np.ndarray) -> float:
-    """Height over width of a plane with these limits, kept between a half and two."""
+    """Returns height over width of a plane with these limits, kept between a half and two."""
     return float(np.clip((high[1] - low[1]) / (high[0] - low[0]), 0.5, 2.0))

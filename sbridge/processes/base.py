@@ -62,7 +62,7 @@ class Transition:
     covariance: LinearMap
 
     def mean(self, x: Tensor) -> Tensor:
-        """``m(t | s, x) = Φ x + k``."""
+        """Computes ``m(t | s, x) = Φ x + k``."""
         return self.map.to(x)(x) + repeat_per_row(self.offset, len(x)).to(x)
 
     def whitened(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ class LinearProcess(Process):
 
     @final
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        """``A(t) x + c(t)``."""
+        """Computes ``A(t) x + c(t)``."""
         return self.linear(t).to(x)(x) + repeat_per_row(self.offset(t), len(x)).to(x)
 
     @final
@@ -117,7 +117,7 @@ class LinearProcess(Process):
 
     @final
     def guiding_term(self, t: Time, x: Tensor, x_end: Tensor) -> Tensor:
-        """``∇_x log R(X_T = x_end | X_t = x) = Φᵀ Q⁻¹ (x_end − m(T | t, x))``, ``t < T``; computed in float64."""
+        """Gives ``∇_x log R(X_T = x_end | X_t = x) = Φᵀ Q⁻¹ (x_end − m(T | t, x))``, ``t < T``; computed in float64."""
         ahead = self.transition(t, self.horizon)
         gap = x_end.double() - ahead.mean(x.double())
         return (ahead.map.T @ ahead.precision).to(gap)(gap).to(x)
@@ -202,7 +202,7 @@ class Pinned:
         return self.covariance.cholesky()
 
     def mean(self, x_start: Tensor, x_end: Tensor) -> Tensor:
-        """``E[X_t | X_0, X_T]``."""
+        """Computes ``E[X_t | X_0, X_T]``."""
         offset = repeat_per_row(self.shift, len(x_start)).to(x_start)
         return self.stay.to(x_start)(x_start) + self.gain.to(x_start)(x_end) + offset
 
@@ -231,7 +231,7 @@ class Pinned:
         return self.residual_gain.to(residual)(residual).to(x_start)
 
     def guiding_term(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
-        """``∇_x log R(X_T | X_t = x)`` at ``x = sample(x_start, x_end, noise)``, for ``t < T``.
+        """Computes ``∇_x log R(X_T | X_t = x)`` at ``x = sample(x_start, x_end, noise)``, for ``t < T``.
 
         ``Φᵀ(Q_T⁻¹ r − Q⁻¹ Φ Γ^½ ζ)``: the difference ``X_T − m(T | t, X_t)`` is never formed, so float32
         holds up to ``t → T``.
@@ -239,7 +239,7 @@ class Pinned:
         return self._steady_part(x_start, x_end) - self.noise_gain_forward.to(noise)(noise)
 
     def conditional_score(self, x_start: Tensor, x_end: Tensor, noise: Tensor) -> Tensor:
-        """``∇_x log R(X_t = x | X_0)`` at the same ``x``: ``−(Φᵀ Q_T⁻¹ r + Q_t⁻¹ Γ^½ ζ)``, ``t > 0``."""
+        """Computes ``∇_x log R(X_t = x | X_0)`` at the same ``x``: ``−(Φᵀ Q_T⁻¹ r + Q_t⁻¹ Γ^½ ζ)``, ``t > 0``."""
         return -(self._steady_part(x_start, x_end) + self.noise_gain_backward.to(noise)(noise))
 
 

@@ -153,6 +153,7 @@ class OrnsteinUhlenbeck(LinearProcess):
             return integrate(integrand, start, duration, panels_for(self._speed, duration))
         if not constant.dense:
             length = duration.unsqueeze(-1)
+            # Q_i = σ_i² (1 − e^{−2β_i h})/(2β_i) = σ_i² h (e^z − 1)/z at z = −2β_i h, which is exact at β = 0 too
             return LinearMap(constant.values * length * relative_expm1(-2.0 * rate * length))
         length = duration.reshape(*duration.shape, 1, 1)
         sums = rate.unsqueeze(0) + rate.unsqueeze(1)
@@ -178,6 +179,7 @@ class OrnsteinUhlenbeck(LinearProcess):
         phi = [torch.eye(dim, dtype=torch.float64, device=a.device)]
         offset = [self._pull_to_mean]
         covariance = [torch.zeros_like(a) if constant is None else constant.expanded(dim)]
+        # Φ' = AΦ, k' = Ak + c and Q' = AQ + QAᵀ + σσᵀ, term by term: Q^{(n+1)} = A Q^{(n)} + (A Q^{(n)})ᵀ
         for n in range(1, TERMS):
             phi.append(a @ phi[-1] / n)
             offset.append(a @ offset[-1] / (n + 1))
@@ -197,6 +199,7 @@ class OrnsteinUhlenbeck(LinearProcess):
         phi = (powers @ by_phi).reshape(shape)
         offset = powers @ by_offset * step.unsqueeze(-1)
         covariance = (powers @ by_covariance).reshape(shape) * step.reshape(*step.shape, 1, 1)
+        # Chapman–Kolmogorov over two equal steps: k_{2h} = k_h + Φ_h k_h, Q_{2h} = Q_h + Φ_h Q_h Φ_hᵀ, Φ_{2h} = Φ_h²
         for _ in range(doublings):
             offset = offset + (phi @ offset.unsqueeze(-1)).squeeze(-1)
             covariance = covariance + phi @ covariance @ phi.mT

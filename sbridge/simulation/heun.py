@@ -63,6 +63,7 @@ def endpoint(
     xi = noise_of_step(noise, steps, x0)
     times = times.double().cpu()
     equation = _NodeEquation(process, control, running_cost, times, x0)
+    # √Δ_k σ(t_{k+½}): the midpoint value has the weak order 2 of the trapezoids for the drift
     roots = (process.scale(0.5 * (times[1:] + times[:-1])) * times.diff().sqrt()).to(x0)
 
     def increment(k: int) -> Tensor:
@@ -100,6 +101,8 @@ class _NodeEquation:
 
     def __post_init__(self) -> None:
         spans = self.times.diff()
+        # The scheme averages f(k) and f(k + 1) (Kidger et al. 2021, Alg. 1). With these weights a step from k to k + 1
+        # moves by ¼(Δ_{k−1} + Δ_k) f_k + ¼(Δ_k + Δ_{k+1}) f_{k+1}, so that all steps together are the trapezoidal sum.
         weights = torch.cat([spans[:1], 0.5 * (spans[1:] + spans[:-1]), spans[-1:]])
         self._nodes, self._weights = self.times.tolist(), weights.tolist()
         self._scales = (self.process.scale(self.times) * weights).to(self.like)

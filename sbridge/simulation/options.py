@@ -28,7 +28,7 @@ class Backprop(GradientMethod):
 @register
 @dataclass(frozen=True, eq=False)
 class ReversibleAdjoint(GradientMethod):
-    """The gradient of :class:`Backprop` to rounding, from a path that is rebuilt backwards instead of stored.
+    """The gradient of :class:`Backprop` to rounding, from a path that is reconstructed backwards instead of stored.
 
     Control, drift and cost are evaluated again in the backward pass: they must be deterministic, and their
     parameters must not change in between.

@@ -34,7 +34,7 @@ class GaussianControl:
     direction: Direction
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The control at ``(t, x)``."""
+        """Computes the control at ``(t, x)``."""
         gain = self.coupling.forward_gain if self.direction is Direction.FORWARD else self.coupling.backward_gain
         return affine(*gain(t), x)
 
@@ -48,7 +48,7 @@ class GaussianKernel:
     direction: Direction
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """One far end per row."""
+        """Draws one far end per row."""
         forward = self.direction is Direction.FORWARD
         covariance = self.coupling.end_covariance if forward else self.coupling.start_covariance
         # In float64: in float32 a covariance with two nearly parallel columns has no root.
@@ -57,7 +57,7 @@ class GaussianKernel:
         return self.mean(x) + root(noise)
 
     def mean(self, x: Tensor) -> Tensor:
-        """Conditional mean per row."""
+        """Computes the conditional mean per row."""
         forward = self.direction is Direction.FORWARD
         return (self.coupling.end_given_start(x) if forward else self.coupling.start_given_end(x))[0]
 

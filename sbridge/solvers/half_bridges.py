@@ -42,7 +42,7 @@ class Retraced:
     process: Process
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """The control at time ``t`` and states ``x``."""
+        """Computes the control at time ``t`` and states ``x``."""
         return 2.0 * self.process.scale(t).inverse().to(x)(self.process.drift(t, x))
 
 

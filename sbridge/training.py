@@ -1,37 +1,71 @@
-"""The one training loop, and a network under training.
+"""The training loop, the state of a run, and a network under training.
 
-The loop knows no bridge, file or progress bar. A *state* is anything with a step counter and a flat
-form (tensors and JSON scalars, nothing that depends on wall time), so that a checkpoint is data and
-a run that was stopped and taken up again ends in the same bits as one that was not.
+The loop knows no bridge, file or progress bar. A :class:`State` is a dataclass: its fields are all that a run needs to
+go on. One function writes them as tensors and JSON scalars, and one reads them. A checkpoint is therefore plain data,
+and a run that was interrupted and resumed ends in the same bits as one that was not.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError
+from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.storage.registry import register
 
-Flat = dict[str, Tensor | int | float | str]
+StateDict = dict[str, Tensor | int | float | str]
+"""A state as data, PyTorch's word for it: names of fields (joined by dots) to tensors and JSON scalars."""
 Info = dict[str, float]
+_T = TypeVar("_T")
+_DERIVED = "derived"
+Derived = Annotated[_T, _DERIVED]
+"""Marks a field of a :class:`State` that ``init`` makes from problem and seed, so that it need not be saved."""
 
 
-@runtime_checkable
-class State(Protocol):
-    """What a solver carries from step to step."""
+@dataclass(eq=False)
+class State:
+    """What a solver carries from step to step. A subclass is a dataclass that declares all of it as fields.
 
-    step: int
+    A field holds tensors, numbers, text, a ``torch.Generator`` or a :class:`Learner`; ``None`` if its annotation says
+    so; or a dict, a tuple or a dataclass of these. ``Derived[…]`` marks fields that are not saved.
 
-    def flat(self) -> Flat:
-        """Everything needed to go on, as tensors and JSON scalars; later steps leave it as it is."""
-        ...
+    Attributes:
+        seed: seed of the run.
+        step: number of steps done.
+    """
+
+    seed: int
+    step: int = field(default=0, init=False)
+
+    def state_dict(self) -> StateDict:
+        """Copies of all fields but the derived ones: tensors and JSON scalars.
+
+        Raises:
+            UnsupportedError: for a field that holds something else.
+        """
+        return dict(_entries(self, ""))
+
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Sets all fields but the derived ones from what :meth:`state_dict` returned; ``saved`` stays as it is.
+
+        Raises:
+            FileFormatError: if something is missing, of another type, or belongs to no field.
+        """
+        left = dict(saved)
+        for name, kind in _declared(type(self)).items():
+            setattr(self, name, _read(kind, getattr(self, name, None), left, name))
+        if left:
+            raise FileFormatError(f"the state has no field for {', '.join(sorted(left)[:5])}: {_FOREIGN}.")
 
 
 _S = TypeVar("_S", bound=State)
@@ -46,7 +80,7 @@ class Callback(Protocol):
         ...
 
 
-def minimise(
+def run_loop(
     step: Callable[[_S], tuple[_S, Info]],
     state: _S,
     finished: Callable[[_S], bool],
@@ -136,49 +170,48 @@ class Learner:
 
     @property
     def averaged(self) -> nn.Module:
-        """The network with averaged weights."""
+        """The network with averaged weights, which training changes."""
         return self.average.module
 
-    def flat(self, prefix: str) -> Flat:
-        """Copies of weights, averaged weights and moments, each key starting with ``prefix``."""
-        flat: Flat = {f"{prefix}.updates": self.updates}
-        for key, value in self.average.state_dict().items():
-            flat[f"{prefix}.average.{key}"] = value.clone()
-        for key, value in self.module.state_dict().items():
-            flat[f"{prefix}.module.{key}"] = value.clone()
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            for key, value in moments.items():
-                flat[f"{prefix}.adam.{index}.{key}"] = value.clone()
-        return flat
+    def solution(self) -> nn.Module:
+        """A copy of the network with averaged weights, which further training leaves alone."""
+        return frozen_copy(self.averaged)
 
-    def load(self, flat: Flat, prefix: str) -> None:
-        """The opposite of :meth:`flat`."""
-        self.updates = int(flat_number(flat, f"{prefix}.updates"))
-        self.module.load_state_dict(_part(flat, f"{prefix}.module."))
-        self.average.load_state_dict(_part(flat, f"{prefix}.average."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _part(flat, f"{prefix}.adam.").items():
+    def state_dict(self) -> StateDict:
+        """Copies of the weights, the averaged weights and the optimiser's moments."""
+        found: StateDict = {"updates": self.updates}
+        for name, module in (("average", self.average), ("module", self.module)):
+            found |= {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            found |= {f"adam.{index}.{key}": value.clone() for key, value in moments.items()}
+        return found
+
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Sets everything from what :meth:`state_dict` returned, which stays as it is.
+
+        Raises:
+            FileFormatError: if something is missing, or the weights are those of another network.
+        """
+        left = dict(saved)
+        self.updates = _take(int, left, "updates")
+        weights = {name: _below(left, name) for name in ("average", "module")}
+        moments: dict[int, dict[str, Any]] = {}
+        for key, value in _below(left, "adam").items():
             index, name = key.split(".", 1)
             # The optimiser keeps the tensors that it is given and changes them in place.
-            moments.setdefault(int(index), {})[name] = value.clone()
+            moments.setdefault(int(index), {})[name] = _copied(value)
         whole = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})
+        try:
+            self.average.load_state_dict(weights["average"])
+            self.module.load_state_dict(weights["module"])
+            self.optimiser.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})
+        except (RuntimeError, ValueError) as error:
+            raise FileFormatError(f"the weights in the state are those of another network: {error}.") from error
 
 
-def flat_tensor(flat: Flat, key: str) -> Tensor:
-    """The tensor under ``key``; FileFormatError if there is none."""
-    value = flat.get(key)
-    if not isinstance(value, Tensor):
-        raise FileFormatError(f"the state has no tensor {key!r}: it belongs to another solver, or is incomplete.")
-    return value
-
-
-def flat_number(flat: Flat, key: str) -> float:
-    """The number under ``key``; FileFormatError if there is none."""
-    value = flat.get(key)
-    if not isinstance(value, (int, float)):
-        raise FileFormatError(f"the state has no number {key!r}: it belongs to another solver, or is incomplete.")
-    return value
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose weights need no gradient."""
+    return copy.deepcopy(module).eval().requires_grad_(requires_grad=False)
 
 
 def _warming_average(decay: float) -> Callable[..., None]:
@@ -194,7 +227,89 @@ def _warming_average(decay: float) -> Callable[..., None]:
     return average
 
 
-def _part(flat: Flat, prefix: str) -> dict[str, Tensor]:
-    return {
-        key[len(prefix) :]: value for key, value in flat.items() if key.startswith(prefix) and isinstance(value, Tensor)
-    }
+_FOREIGN = "it belongs to another solver, or is incomplete"
+
+
+def _declared(cls: type) -> dict[str, Any]:
+    """The fields of a dataclass that are saved, with their annotations."""
+    hints = get_type_hints(cls, include_extras=True)
+    names = [item.name for item in dataclasses.fields(cls)]
+    return {name: hints[name] for name in names if _DERIVED not in getattr(hints[name], "__metadata__", ())}
+
+
+def _entries(value: object, name: str) -> Iterator[tuple[str, Tensor | int | float | str]]:
+    """The tensors and scalars that ``value`` consists of, each with its name: the one place that writes states."""
+    parts: dict[str, object] = {}
+    if isinstance(value, Tensor):
+        yield name, value.detach().clone()
+    elif isinstance(value, torch.Generator):
+        yield name, value.get_state()
+    elif isinstance(value, (int, float, str)):
+        yield name, value
+    elif isinstance(value, Learner):
+        parts.update(value.state_dict())
+    elif isinstance(value, dict):
+        parts = {_word(key): item for key, item in value.items()}
+    elif isinstance(value, tuple):
+        parts = {str(index): item for index, item in enumerate(value)}
+    elif dataclasses.is_dataclass(value):
+        parts = {key: getattr(value, key) for key in _declared(type(value))}
+    elif value is not None:
+        raise UnsupportedError(
+            f"the field {name!r} of a state holds a {type(value).__name__}, which cannot be saved. Mark it as "
+            "Derived[…] if init makes it from problem and seed."
+        )
+    for key, part in parts.items():
+        yield from _entries(part, f"{name}.{key}" if name else key)
+
+
+def _read(kind: Any, current: object, left: StateDict, name: str) -> Any:  # noqa: ANN401
+    """What a field annotated as ``kind`` held; taken out of ``left``. The one place that reads states."""
+    parts = get_args(kind)
+    if get_origin(kind) in (Union, UnionType) and NoneType in parts:
+        if not any(key == name or key.startswith(f"{name}.") for key in left):
+            return None
+        (kind,) = (part for part in parts if part is not NoneType)
+        parts = get_args(kind)
+    if isinstance(current, torch.Generator):
+        current.set_state(_take(Tensor, left, name))
+        return current
+    if isinstance(current, Learner):
+        current.load_state_dict(_below(left, name))
+        return current
+    if isinstance(current, dict) and any(isinstance(item, Learner) for item in current.values()):
+        return {key: _read(parts[1], item, left, f"{name}.{_word(key)}") for key, item in current.items()}
+    if get_origin(kind) is dict:
+        return {key: _copied(value) for key, value in _below(left, name).items()}
+    if get_origin(kind) is tuple:
+        now = current if isinstance(current, tuple) else (None,) * len(parts)
+        return tuple(_read(part, now[i], left, f"{name}.{i}") for i, part in enumerate(parts))
+    if dataclasses.is_dataclass(kind):
+        fields = _declared(kind)  # type: ignore[arg-type]
+        return kind(**{key: _read(part, None, left, f"{name}.{key}") for key, part in fields.items()})  # type: ignore[operator]
+    value = _copied(_take(kind, left, name))
+    return value.to(current.device) if isinstance(current, Tensor) else value
+
+
+def _word(key: object) -> str:
+    return key.name.lower() if isinstance(key, Enum) else str(key)
+
+
+def _take(kind: Any, left: StateDict, name: str) -> Any:  # noqa: ANN401
+    """Removes and returns the value under ``name``; FileFormatError if there is none of this type."""
+    value = left.pop(name, None)
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        word = "tensor" if kind is Tensor else "number" if kind in (int, float) else kind.__name__
+        raise FileFormatError(f"the state has no {word} {name!r}: {_FOREIGN}.")
+    return value
+
+
+def _below(left: StateDict, name: str) -> StateDict:
+    """Removes and returns the values whose names start with ``name`` and a dot, without that."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
+
+
+def _copied(value: Any) -> Any:  # noqa: ANN401
+    return value.clone() if isinstance(value, Tensor) else value

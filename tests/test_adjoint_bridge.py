@@ -103,7 +103,7 @@ def at_the_optimum(
     exact = GaussianCoupling(*(part for law in ends for part in (law.mean, law.covariance)), reference)
     problem = problem_of(NEAR, FAR, reference, out)
     solver = AdjointBridge(updates=1, replay=Replay(paths=paths), network=MLP(4, 1), grid=TimeGrid.uniform(steps))
-    state = solver.init(problem, seeded(2))
+    state = solver.init(problem, 2)
     for direction, learner in state.learners.items():
         learner.average.module = Known(GaussianControl(exact, direction))
     solver.refresh(problem, state)
@@ -392,7 +392,7 @@ ROWS = Samples(torch.randn(50, 2, generator=seeded(4)))
 @pytest.mark.parametrize("out", [FORWARD, BACKWARD])
 def test_it_keeps_the_laws_of_solvers(out, annealing):
     problem = problem_of(ROWS, FAR, OrnsteinUhlenbeck(RATE, SIGMA), out)
-    check_solver(quick(annealing=annealing), problem, generator=seeded(1))
+    check_solver(quick(annealing=annealing), problem, seed=1)
 
 
 def test_from_a_point_in_float64():
@@ -479,7 +479,7 @@ def test_it_says_where_the_noise_is_small(sigma, told, flipped):
     problem = BridgeProblem(*(reversed(ends) if flipped else ends), BrownianMotion(sigma))
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        AdjointBridge().init(problem, torch.Generator().manual_seed(1))
+        AdjointBridge().init(problem, 1)
     assert [one.category for one in found] == ([ConvergenceWarning] if told else [])
     if told:
         n = 0.7 / sigma**2
@@ -495,5 +495,5 @@ def test_where_no_spread_can_be_told_nothing_is_said(where):
     density = Density(lambda x: 0.5 * x.square().sum(1) - 0.01 * x.square().sum(1).square(), 2)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        AdjointBridge().init(BridgeProblem(start, density, BrownianMotion(0.1)), torch.Generator().manual_seed(1))
+        AdjointBridge().init(BridgeProblem(start, density, BrownianMotion(0.1)), 1)
     assert not found

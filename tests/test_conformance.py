@@ -10,7 +10,6 @@ from families import (
     Lagging,
     Restoring,
     double_well,
-    seeded,
     states,
     tensor,
 )
@@ -49,7 +48,7 @@ def test_rescaling_is_the_change_of_variable(name, units):
     family = RescaledLinearProcess if name == "third party" else type(process)
     assert type(scaled) is family
     assert scaled.horizon == process.horizon
-    check_process(scaled, DIM, generator=seeded())
+    check_process(scaled, DIM, seed=0)
     t = torch.linspace(0.1, 0.9, 6, dtype=torch.float64) * process.horizon
     x, y = states(seed=1), states(seed=2)
     torch.testing.assert_close(scaled.drift(t, scaling.to_model(x)) * scaling.scale, process.drift(t, x))
@@ -75,7 +74,7 @@ def test_rescaling_a_drift_of_ones_own(dtype):
     process, scaling = DriftProcess(double_well, SIGMA, 2.0), SCALINGS["per coordinate"]
     scaled = rescale(process, scaling)
     assert isinstance(scaled, RescaledProcess)
-    check_process(scaled, DIM, generator=seeded())
+    check_process(scaled, DIM, seed=0)
     x, t = states(dtype=dtype), 0.7
     found = scaled.drift(t, scaling.to_model(x)) * scaling.scale.to(dtype)
     torch.testing.assert_close(found, process.drift(t, x), rtol=1e-4, atol=1e-4)
@@ -162,13 +161,13 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_check_names_the_broken_law(fault):
     with pytest.raises(InvalidInputError, match=f"Broken breaks the law .*{FAULTS[fault]}"):
-        check_process(Broken(fault), DIM, generator=seeded())
+        check_process(Broken(fault), DIM, seed=0)
 
 
 def test_the_check_finds_a_drift_that_mixes_rows():
     process = DriftProcess(lambda t, x: x - x.mean(0), 1.0)
     with pytest.raises(InvalidInputError, match="row by row"):
-        check_process(process, DIM, generator=seeded())
+        check_process(process, DIM, seed=0)
 
 
 # The methods that follow from ``transition`` are final, so their faults are put into the package's own classes.
@@ -188,15 +187,15 @@ FINAL = {
 @pytest.mark.parametrize("law", FINAL)
 def test_the_check_covers_what_follows_from_the_transition(law, monkeypatch):
     process = OrnsteinUhlenbeck(RATE, SIGMA)
-    check_process(process, DIM, generator=seeded())
+    check_process(process, DIM, seed=0)
     for owner, method in FINAL[law]:
         right = getattr(owner, method)
         monkeypatch.setattr(owner, method, lambda self, *args, f=right: 1.01 * f(self, *args))
     with pytest.raises(InvalidInputError, match=law):
-        check_process(process, DIM, generator=seeded())
+        check_process(process, DIM, seed=0)
 
 
 def test_the_check_covers_the_pinned_covariance(monkeypatch):
     monkeypatch.setattr(Pinned, "covariance", property(lambda self: self.behind.covariance))
     with pytest.raises(InvalidInputError, match="pinned covariance is the conditional covariance"):
-        check_process(OrnsteinUhlenbeck(RATE, SIGMA), DIM, generator=seeded())
+        check_process(OrnsteinUhlenbeck(RATE, SIGMA), DIM, seed=0)

@@ -83,18 +83,18 @@ def test_every_solver_keeps_the_laws(make: Callable[..., ControlSolver], dtype: 
     solver = tiny(make, start=start) if dtype is torch.float32 else tiny(make, annealing=Annealing(0.1, 0.5))
     if dtype is torch.float32:
         solver = dataclasses.replace(solver, start=EarlierStart(_registered()))
-    check_solver(solver, problem, generator=generator(3))
+    check_solver(solver, problem, seed=3)
 
 
 @pytest.mark.parametrize("draws", [1, 2])
 def test_reciprocal_matching_keeps_the_laws(draws: int) -> None:
-    check_solver(tiny(ReciprocalAdjointMatching, draws=draws), TERMINAL, generator=generator(1))
+    check_solver(tiny(ReciprocalAdjointMatching, draws=draws), TERMINAL, seed=1)
 
 
 def test_likelihood_ratio_solvers_keep_the_laws_with_a_stopping_set() -> None:
     problem = dataclasses.replace(small().problem, stopping=StoppingSet(lambda x: x[:, 0] - 1.5))
     for make in (LogVariance, Moment, CrossEntropy):
-        check_solver(tiny(make), problem, generator=generator(1))
+        check_solver(tiny(make), problem, seed=1)
 
 
 def _registered() -> SumControl:
@@ -158,7 +158,7 @@ def test_reciprocal_matching_finds_the_control_of_a_quadratic_terminal_cost() ->
     # With ends of the optimal law, which is Gaussian, the targets' conditional means are the optimal control.
     n, start = 40_000, problem.start.sample(40_000, generator(0)).double()
     end = (start + q * c) / (1 + q) + torch.randn(n, 2, generator=generator(1), dtype=torch.float64) / (1 + q) ** 0.5
-    state = solver.init(problem, generator(2))
+    state = solver.init(problem, 2)
     x, targets = solver.bridges(problem, state, start, end, q * (end - c))
     for k in (5, 12, 19):
         t, gap = k / 20, targets[k] - known(k / 20, x[k])

@@ -30,7 +30,9 @@ def blocks(page):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(Solver, "finished", lambda self, problem, state: state.step >= min(STEPS, self.length(problem)))
+    monkeypatch.setattr(
+        Solver, "finished", lambda self, problem, state: state.step >= min(STEPS, self.max_steps(problem))
+    )
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)

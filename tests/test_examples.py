@@ -25,7 +25,7 @@ for kind in (DeprecationWarning, SyntaxWarning):
 warnings.filterwarnings("ignore", "the fit does not transport the samples", UserWarning)
 import matplotlib.pyplot as plt
 from sbridge.solvers.base import Solver
-Solver.finished = lambda self, problem, state: state.step >= min(20, self.length(problem))
+Solver.finished = lambda self, problem, state: state.step >= min(20, self.max_steps(problem))
 scripts, sys.argv = sys.argv[1:], ["", "--fast"]
 for sys.argv[0] in scripts:
     with contextlib.redirect_stdout(io.StringIO()) as printed:

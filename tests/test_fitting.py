@@ -433,7 +433,7 @@ def test_the_dtype_of_the_data_is_that_of_all_results(solver, dtype):
 def test_a_run_resumed_at_any_step_gives_the_same_bridge(solver):
     flats = {}
     prepared = prepare(X0[:80], X1[:80], solver=solver, seed=4)
-    whole = prepared.run(callbacks=[lambda state, info: flats.__setitem__(state.step, state.flat())])
+    whole = prepared.run(callbacks=[lambda state, info: flats.__setitem__(state.step, state.state_dict())])
     assert sorted(flats) == list(range(1, len(flats) + 1))
     wanted = [whole.transport(X0[:9], seed=1), whole.reversed().transport(X1[:9], seed=1)]
     for step in (1, len(flats) // 2, len(flats)):

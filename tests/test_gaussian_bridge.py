@@ -280,7 +280,7 @@ def test_what_it_refuses():
         with pytest.raises(UnsupportedError, match=f"Gaussian or sampled ends, got {type(end).__name__}: draw rows"):
             solve(problem, solver, seed=0)
         with pytest.raises(UnsupportedError, match="has no mean and covariance here"):
-            solver.finish(problem, solver.init(problem, seeded()))
+            solver.finish(problem, solver.init(problem, 0))
     with pytest.raises(
         UnsupportedError, match="GaussianBridge needs transitions in closed form, which DriftProcess does not have"
     ):

@@ -25,7 +25,7 @@ from sbridge.random import generator as generator_of
 from sbridge.solvers import IMF, check_solver
 from sbridge.solvers.matching import MatchingState, Regression
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Optimisation
+from sbridge.training import Optimisation, StateDict
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
 
@@ -92,7 +92,7 @@ def losses(
     solver: IMF, problem: BridgeProblem, direction: Direction, control: Callable[[Tensor, Tensor], Tensor], count: int
 ) -> tuple[Tensor, Tensor]:
     """``count`` values of the loss on fresh pairs, and their gradients in θ."""
-    state = solver.init(problem, seeded(5))
+    state = solver.init(problem, 5)
     probe = Probe(control, problem.reference.horizon)
     values, gradients = [], []
     for _ in range(count):
@@ -129,7 +129,7 @@ def test_the_loss_of_no_control_is_the_weighted_size_of_the_targets(name, direct
     """``∫ w E target² dt / T``, the weights being ``1/(s √E target²)``."""
     solver, reference = quick(pairs=1024, optimisation=Optimisation(batch=2048)), IN_THE_PLANE[name]
     values, _ = losses(solver, gaussians(reference), direction, lambda t, x: torch.zeros_like(x), 60)
-    regression = solver.init(gaussians(reference), seeded(5)).regression
+    regression = solver.init(gaussians(reference), 5).regression
     fractions = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000 * 0.999
     t = (fractions if direction is FORWARD else 1.0 - fractions) * reference.horizon
     sizes = regression.target_square(reference.pinned(t), reference.scale(t), direction).sqrt()
@@ -291,14 +291,14 @@ def test_the_optimal_start_is_already_the_answer():
 def test_stages_alternate_and_begin_at_data():
     x0, xT = torch.randn(30, 2, generator=seeded(1)), torch.randn(50, 2, generator=seeded(2)) + 3.0
     problem, solver = BridgeProblem(Samples(x0), Samples(xT), BrownianMotion(1.0)), quick()
-    state = solver.init(problem, seeded())
+    state = solver.init(problem, 0)
     seen: list[tuple[int, int]] = []
     drawn: list[Tensor] = []
 
     def rows_of(part: Tensor, whole: Tensor) -> bool:
         return bool(((part.unsqueeze(1) - whole).abs().amax(2).amin(1) < 1e-6).all())
 
-    assert solver.length(problem) == 22
+    assert solver.max_steps(problem) == 22
     while not solver.finished(problem, state):
         before, stage = state.step, solver.stage(state.step)[0]
         state, info = solver.step(problem, state)
@@ -318,13 +318,13 @@ def test_stages_alternate_and_begin_at_data():
 
 def test_an_odd_number_of_stages_favours_the_forward_network():
     solver = quick(stages=1)
-    state = solver.init(gaussians(BrownianMotion(1.0)), seeded())
+    state = solver.init(gaussians(BrownianMotion(1.0)), 0)
     assert [state.learners[d].length for d in (FORWARD, BACKWARD)] == [10, 6]
 
 
 def test_the_bridge_uses_averaged_weights_and_is_frozen():
     solver, problem = quick(), gaussians(BrownianMotion(1.0))
-    state = solver.init(problem, seeded())
+    state = solver.init(problem, 0)
     for _ in range(10):
         state, _ = solver.step(problem, state)
     control = solver.finish(problem, state).forward.control
@@ -347,7 +347,7 @@ def run(solver: IMF, problem: BridgeProblem, state: MatchingState, until: int) -
     return state
 
 
-def same(left: Flat, right: Flat) -> bool:
+def same(left: StateDict, right: StateDict) -> bool:
     return left.keys() == right.keys() and all(
         torch.equal(left[key], right[key]) if isinstance(left[key], Tensor) else left[key] == right[key] for key in left
     )
@@ -357,23 +357,23 @@ def same(left: Flat, right: Flat) -> bool:
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 9, 11, 20, 22])
 def test_a_run_taken_up_again_ends_in_the_same_bits(stop, start):
     solver, problem = quick(start=start), gaussians(IN_THE_PLANE["OU, matrix"], torch.float32)
-    whole = run(solver, problem, solver.init(problem, seeded(3)), 22).flat()
-    flat = run(solver, problem, solver.init(problem, seeded(3)), stop).flat()
-    again = solver.restore(problem, flat)
-    assert same(again.flat(), flat)
-    assert same(run(solver, problem, again, 22).flat(), whole)
+    whole = run(solver, problem, solver.init(problem, 3), 22).state_dict()
+    saved = run(solver, problem, solver.init(problem, 3), stop).state_dict()
+    again = solver.resume(problem, saved)
+    assert same(again.state_dict(), saved)
+    assert same(run(solver, problem, again, 22).state_dict(), whole)
 
 
 @pytest.mark.parametrize("name", IN_THE_PLANE)
 def test_it_keeps_the_laws_of_a_solver(name, dtype):
-    check_solver(quick(), gaussians(IN_THE_PLANE[name], dtype), generator=seeded(4))
+    check_solver(quick(), gaussians(IN_THE_PLANE[name], dtype), seed=4)
 
 
 @pytest.mark.parametrize("coupling", [ReferenceCoupling(), EntropicCoupling(rows=30)], ids=["reference", "entropic"])
 def test_it_keeps_them_from_every_start(coupling):
     rows = torch.randn(40, 2, generator=seeded(1))
     problem = BridgeProblem(Samples(rows, torch.ones(40) / 40), Samples(rows + 1), IN_THE_PLANE["OU, matrix"])
-    check_solver(quick(start=coupling, stages=1, optimisation=Optimisation(batch=30)), problem, generator=seeded(4))
+    check_solver(quick(start=coupling, stages=1, optimisation=Optimisation(batch=30)), problem, seed=4)
 
 
 def test_seeds_decide_everything():
@@ -385,7 +385,7 @@ def test_seeds_decide_everything():
 
 
 def test_networks_work_in_the_dtype_of_the_data(dtype):
-    state = quick().init(gaussians(BrownianMotion(1.0), dtype), generator_of(0))
+    state = quick().init(gaussians(BrownianMotion(1.0), dtype), 0)
     for learner in state.learners.values():
         assert {p.dtype for p in learner.module.parameters()} == {dtype}
     assert {side.dtype for side in state.pairs} == {dtype}
@@ -419,7 +419,7 @@ def test_counts_must_be_positive(name):
 
 def test_a_state_of_another_solver_is_named():
     with pytest.raises(FileFormatError, match=r"no number 'seed'.*another solver"):
-        quick().restore(gaussians(BrownianMotion(1.0)), {"step": 3})
+        quick().resume(gaussians(BrownianMotion(1.0)), {"step": 3})
 
 
 @pytest.mark.parametrize(("dim", "epsilon"), [(2, 0.1), (16, 10.0)])
@@ -445,5 +445,5 @@ def test_pretraining_draws_as_many_pairs_as_it_is_told():
     solver = IMF(pairs=64, pretraining=1, stages=0, refresh=50)
     rows = torch.randn(100, 2, generator=generator_of(0))
     problem = BridgeProblem(Samples(rows), Samples(rows + 1.0), BrownianMotion(1.0))
-    state, _ = solver.step(problem, solver.init(problem, generator_of(1)))
+    state, _ = solver.step(problem, solver.init(problem, 1))
     assert len(state.pairs[0]) == len(state.pairs[1]) == 64

@@ -32,7 +32,7 @@ from sbridge.solvers import (
 from sbridge.solvers.ipf import IPFState
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Optimisation
+from sbridge.training import Optimisation, StateDict
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
 
@@ -105,7 +105,7 @@ def run(solver: IPF, problem: BridgeProblem, state: IPFState, until: int) -> IPF
     return state
 
 
-def same(left: Flat, right: Flat) -> bool:
+def same(left: StateDict, right: StateDict) -> bool:
     return left.keys() == right.keys() and all(
         torch.equal(left[key], right[key]) if isinstance(left[key], Tensor) else left[key] == right[key] for key in left
     )
@@ -116,11 +116,11 @@ def same(left: Flat, right: Flat) -> bool:
 def test_a_run_taken_up_again_ends_in_the_same_bits(stop, half_bridge):
     solver = quick(forward=half_bridge, backward=half_bridge)
     problem = gaussians(PLANE["OU, matrix"], torch.float32)
-    whole = run(solver, problem, solver.init(problem, seeded(3)), 12).flat()
-    flat = run(solver, problem, solver.init(problem, seeded(3)), stop).flat()
-    again = solver.restore(problem, flat)
-    assert same(again.flat(), flat)
-    assert same(run(solver, problem, again, 12).flat(), whole)
+    whole = run(solver, problem, solver.init(problem, 3), 12).state_dict()
+    saved = run(solver, problem, solver.init(problem, 3), stop).state_dict()
+    again = solver.resume(problem, saved)
+    assert same(again.state_dict(), saved)
+    assert same(run(solver, problem, again, 12).state_dict(), whole)
 
 
 @pytest.mark.parametrize("half_bridge", HALF_BRIDGES.values(), ids=HALF_BRIDGES)
@@ -129,13 +129,13 @@ def test_it_keeps_the_laws_of_a_solver(name, half_bridge):
     dtype = torch.float32 if name == "Brownian" else torch.float64
     grid = TimeGrid.uniform(20 if name == "double well" else 4)  # its drift is steep
     solver = quick(half_steps=2, updates=2, forward=half_bridge, backward=half_bridge, grid=grid)
-    check_solver(solver, gaussians(PLANE[name], dtype), generator=seeded(4))
+    check_solver(solver, gaussians(PLANE[name], dtype), seed=4)
 
 
 def test_it_keeps_them_for_samples_with_weights():
     rows = 0.5 * torch.randn(40, 2, generator=seeded(1))
     problem = BridgeProblem(Samples(rows, torch.ones(40) / 40), Samples(rows + 1), well(2))
-    check_solver(quick(half_steps=2, grid=TimeGrid.uniform(30)), problem, generator=seeded(4))
+    check_solver(quick(half_steps=2, grid=TimeGrid.uniform(30)), problem, seed=4)
 
 
 # --- every half-step against the grid
@@ -228,7 +228,7 @@ def half_steps_judged(
     """The errors of the first ``count`` half-steps, each judged by the grid's iterate between the ``known`` laws."""
     source, target = (single(law) for law in known)
     problem, found = BridgeProblem(*(ends or (source, target)), reference), []
-    state = solver.init(problem, seeded(1))
+    state = solver.init(problem, 2)
     for half_step, truth in enumerate(islice(proportional_fitting(reference, *known, CELLS), count)):
         state = run(solver, problem, state, (half_step + 1) * solver.updates)
         bridge = solver.finish(problem, state)
@@ -349,8 +349,8 @@ def test_two_clouds_under_a_drift_of_ones_own(dtype):
 def test_half_steps_alternate_and_start_at_the_right_ends():
     x0, xT = torch.randn(30, 2, generator=seeded(1)), torch.randn(50, 2, generator=seeded(2)) + 3.0
     problem, solver = BridgeProblem(Samples(x0), Samples(xT), BrownianMotion(1.0)), quick()
-    state, kept, updates = solver.init(problem, seeded()), [], []
-    assert solver.length(problem) == 12
+    state, kept, updates = solver.init(problem, 0), [], []
+    assert solver.max_steps(problem) == 12
     while not solver.finished(problem, state):
         state, info = solver.step(problem, state)
         half_step = (state.step - 1) // 4
@@ -369,14 +369,14 @@ def test_half_steps_alternate_and_start_at_the_right_ends():
 
 def test_before_any_half_step_it_is_the_reference():
     problem = gaussians(PLANE["OU, matrix"])
-    bridge = quick().finish(problem, quick().init(problem, seeded()))
+    bridge = quick().finish(problem, quick().init(problem, 0))
     reference = PathMeasure(problem.reference, None, problem.source, grid=TimeGrid.uniform(4))
     assert torch.equal(bridge.forward.sample(5, seed=1).x, reference.sample(5, seed=1).x)
 
 
 def test_the_bridge_uses_averaged_weights_and_is_frozen():
     solver, problem = quick(), gaussians(BrownianMotion(1.0))
-    state = run(solver, problem, solver.init(problem, seeded()), 8)
+    state = run(solver, problem, solver.init(problem, 0), 8)
     control = solver.finish(problem, state).forward.control
     averaged = dict(state.learners[FORWARD].averaged.state_dict())
     for key, value in control.state_dict().items():
@@ -459,7 +459,7 @@ def test_either_direction_must_be_learned():
 
 def test_a_state_of_another_solver_is_named():
     with pytest.raises(FileFormatError, match=r"no number 'seed'.*another solver"):
-        quick().restore(gaussians(BrownianMotion(1.0)), {"step": 3})
+        quick().resume(gaussians(BrownianMotion(1.0)), {"step": 3})
 
 
 @pytest.mark.parametrize("drifting", [False, True])
@@ -472,10 +472,10 @@ def test_it_says_where_half_steps_hardly_help(drifting):
     n = 1.0 / noise**2
     rate = 2 * n / (1 + math.sqrt(1 + 4 * n**2))
     with pytest.warns(ConvergenceWarning) as told:
-        IPF().init(BridgeProblem(*ends, still), seeded())
+        IPF().init(BridgeProblem(*ends, still), 0)
     found = re.search(r"leave (\d+)%.*half_steps=(\d+), or σ ([\d.]+) times", str(told[0].message))
     left, steps, factor = (float(number) for number in found.groups())
     assert left == pytest.approx(100 * rate**usual, abs=3)
     assert steps == pytest.approx(math.log(0.1) / math.log(rate), rel=0.1)
-    IPF().init(BridgeProblem(*ends, replace(still, sigma=1.1 * factor * noise)), seeded())
-    IPF(half_steps=int(1.1 * steps)).init(BridgeProblem(*ends, still), seeded())
+    IPF().init(BridgeProblem(*ends, replace(still, sigma=1.1 * factor * noise)), 0)
+    IPF(half_steps=int(1.1 * steps)).init(BridgeProblem(*ends, still), 0)

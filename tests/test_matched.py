@@ -19,7 +19,7 @@ from sbridge.processes import (
 )
 from sbridge.solvers import IMF, MatchedBridge, check_solver
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Optimisation
+from sbridge.training import Optimisation, StateDict
 
 
 def tensor(value: object) -> Tensor:
@@ -82,7 +82,7 @@ def run(solver: MatchedBridge, problem: BridgeProblem, state: object, until: int
     return state
 
 
-def same(left: Flat, right: Flat) -> bool:
+def same(left: StateDict, right: StateDict) -> bool:
     return left.keys() == right.keys() and all(
         torch.equal(left[key], right[key]) if isinstance(left[key], Tensor) else left[key] == right[key] for key in left
     )
@@ -92,23 +92,23 @@ def same(left: Flat, right: Flat) -> bool:
 @pytest.mark.parametrize("stop", [0, 2, 3, 7, 10])
 def test_a_run_taken_up_again_ends_in_the_same_bits(stop, coupling):
     solver, problem = quick(coupling=coupling), gaussians(IN_THE_PLANE["OU, matrix"], torch.float32)
-    whole = run(solver, problem, solver.init(problem, seeded(3)), 10).flat()
-    flat = run(solver, problem, solver.init(problem, seeded(3)), stop).flat()
-    again = solver.restore(problem, flat)
-    assert same(again.flat(), flat)
-    assert same(run(solver, problem, again, 10).flat(), whole)
+    whole = run(solver, problem, solver.init(problem, 3), 10).state_dict()
+    saved = run(solver, problem, solver.init(problem, 3), stop).state_dict()
+    again = solver.resume(problem, saved)
+    assert same(again.state_dict(), saved)
+    assert same(run(solver, problem, again, 10).state_dict(), whole)
 
 
 @pytest.mark.parametrize("name", IN_THE_PLANE)
 def test_it_keeps_the_laws_of_a_solver(name, dtype):
-    check_solver(quick(), gaussians(IN_THE_PLANE[name], dtype), generator=seeded(4))
+    check_solver(quick(), gaussians(IN_THE_PLANE[name], dtype), seed=4)
 
 
 @pytest.mark.parametrize("coupling", [EntropicCoupling(30), MinibatchCoupling(400)], ids=["entropic", "minibatch"])
 def test_it_keeps_them_from_plans_of_weighted_rows(coupling):
     rows = torch.randn(40, 2, generator=seeded(1))
     problem = BridgeProblem(Samples(rows, torch.ones(40) / 40), Samples(rows + 1), IN_THE_PLANE["OU, matrix"])
-    check_solver(quick(coupling=coupling, updates=4), problem, generator=seeded(4))
+    check_solver(quick(coupling=coupling, updates=4), problem, seed=4)
 
 
 def test_it_is_the_first_part_of_imf():
@@ -145,4 +145,4 @@ def test_counts_must_be_positive(name):
 
 def test_a_state_of_another_solver_is_named():
     with pytest.raises(FileFormatError, match=r"no number 'seed'.*another solver"):
-        quick().restore(gaussians(BrownianMotion(1.0)), {"step": 3})
+        quick().resume(gaussians(BrownianMotion(1.0)), {"step": 3})

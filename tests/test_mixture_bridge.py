@@ -203,7 +203,7 @@ def test_the_solver_keeps_the_laws(covariance, weighted, dtype):
     weights = torch.rand(300, generator=seeded(1), dtype=dtype) if weighted else None
     source = Samples(x, None if weights is None else weights / weights.sum())
     solver = MixtureBridge(components=(1, 3), rows=200, iterations=4, covariance=covariance)
-    check_solver(solver, BridgeProblem(source, Samples(y), DENSE), generator=seeded())
+    check_solver(solver, BridgeProblem(source, Samples(y), DENSE), seed=0)
 
 
 def test_laws_in_closed_form_are_drawn_from():
@@ -244,7 +244,7 @@ def test_more_components_than_the_rows_bear_are_given_up_in_matching(monkeypatch
             if not watched:
                 patch.setattr(Watch, "__call__", lambda self, parts: False)
             solver, tried = MixtureBridge(components=(1, 5, 20), max_rows=2000), []
-            state = solver.init(problem, seeded())
+            state = solver.init(problem, 0)
             while not solver.finished(problem, state):
                 state, info = solver.step(problem, state)
                 tried.append(int(info["components"]))
@@ -387,7 +387,7 @@ def test_numbers_of_components_are_judged_by_rows_that_no_shape_has_seen():
     x, y = randn(200, 2, seed=1), randn(200, 2, seed=2)
     problem = BridgeProblem(Samples(x), Samples(y), BrownianMotion(1.0))
     solver = MixtureBridge(components=(1,))
-    state = solver.init(problem, seeded())
+    state = solver.init(problem, 0)
     everything = Coordinates.of(problem.linear_reference, x, y, diagonal=False)
     rows = state._sides[0].rows
     fitted = [side.rows[40:] for side in state._sides]
@@ -482,7 +482,7 @@ def ends(structured, rows=4000):
 def test_held_out_rows_choose_the_number_of_coordinates(structured):
     problem = BridgeProblem(*ends(structured), BrownianMotion(1.0))
     solver = MixtureBridge(components=(2, 20), widths=(2, 4))
-    state = solver.init(problem, seeded())
+    state = solver.init(problem, 0)
     while not solver.finished(problem, state):
         state, _ = solver.step(problem, state)
     assert state.last
@@ -496,17 +496,17 @@ def test_held_out_rows_choose_the_number_of_coordinates(structured):
 def test_a_fit_goes_on_from_any_number_of_coordinates(structured):
     problem = BridgeProblem(*ends(structured, 400), BrownianMotion(1.0))
     solver = MixtureBridge(components=(2,), widths=(2, 3, 4), iterations=3)
-    state, kept = solver.init(problem, seeded()), []
+    state, kept = solver.init(problem, 0), []
     while not solver.finished(problem, state):
-        kept.append(state.flat())
+        kept.append(state.state_dict())
         state, _ = solver.step(problem, state)
-    for flat in kept:
-        other = solver.restore(problem, flat)
+    for saved in kept:
+        other = solver.resume(problem, saved)
         while not solver.finished(problem, other):
             other, _ = solver.step(problem, other)
         assert torch.equal(other.parts.means, state.parts.means)
         assert torch.equal(other.parts.spreads, state.parts.spreads)
-    assert len({flat["wide"] for flat in kept}) > 1
+    assert len({saved["wide"] for saved in kept}) > 1
 
 
 def test_more_columns_than_components_can_have_shapes_in():

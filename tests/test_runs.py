@@ -25,7 +25,7 @@ from sbridge.solvers.sinkhorn import SinkhornBridge
 from sbridge.storage import claims, files
 from sbridge.storage.claims import check_vacant
 from sbridge.time import TimeGrid
-from sbridge.training import Optimisation
+from sbridge.training import Optimisation, State
 from sbridge.transport import Sinkhorn
 
 CONFIG = {"format": RUN_FORMAT, "times": [0.0, 1.0], "seed": 4, "inputs": [{"name": "a", "sha256": "11"}], "threads": 1}
@@ -134,8 +134,10 @@ class TestResuming:
         with pytest.raises(Cut):
             train(broken, course, (0.0, 1.0), cut_at(8), every=0)
         found = Checkpoint.read(broken.checkpoint_file, broken.checksum())
-        weights = next(key for key in found.flat if key.startswith("forward.module") and key.endswith("weight"))
-        found.flat[weights] = found.flat[weights] + 0.1
+        weights = next(
+            key for key in found.state if key.startswith("learners.forward.module") and key.endswith("weight")
+        )
+        found.state[weights] = found.state[weights] + 0.1
         found.write(broken.checkpoint_file)
         train(broken, course, (0.0, 1.0), quiet, every=0)
         assert contents(broken)["bridge.safetensors"] != contents(whole)["bridge.safetensors"]
@@ -164,7 +166,7 @@ class TestStopping:
         with pytest.raises(Stopped) as stop:
             train(folder, course, (0.0, 1.0), lambda leg, length: (watch,), every=1e9)
         assert (stop.value.signal, stop.value.step) == (number, 9)
-        assert Checkpoint.read(folder.checkpoint_file, folder.checksum()).flat["step"] == 9
+        assert Checkpoint.read(folder.checkpoint_file, folder.checksum()).state["step"] == 9
         assert signal.getsignal(number) is before
         train(folder, course, (0.0, 1.0), quiet, every=1e9)
         train(whole, course, (0.0, 1.0), quiet, every=1e9)
@@ -219,7 +221,7 @@ class TestNaN:
         folder = new_folder(tmp_path / "run")
         with pytest.raises(NonFiniteError, match=r"holds NaN at step 7 of 16.*learning rate.*checkpoint, from step 6"):
             train(folder, legs(TINY), (0.0, 1.0), lambda leg, length: (spoil,), every=0)
-        assert Checkpoint.read(folder.checkpoint_file, folder.checksum()).flat["step"] == 6
+        assert Checkpoint.read(folder.checkpoint_file, folder.checksum()).state["step"] == 6
 
     def test_without_a_checkpoint_it_says_so(self, tmp_path):
         def spoil(state, info):
@@ -232,8 +234,9 @@ class TestNaN:
 
 class TestCheckpoint:
     def test_round_trip_without_pickle(self, tmp_path):
-        flat = {
+        state = {
             "step": 3,
+            "done": True,
             "x.y": torch.randn(2, 3),
             "n": torch.tensor(4),
             "rate": 0.1 + 0.2,
@@ -241,12 +244,14 @@ class TestCheckpoint:
             "state": torch.get_rng_state(),
         }
         history = [{"step": 1, "loss": 1 / 3}, {"step": 2, "loss": 1e-300}]
-        Checkpoint(2, flat, history, "run").write(tmp_path / "c")
+        Checkpoint(2, state, history, "run").write(tmp_path / "c")
         found = Checkpoint.read(tmp_path / "c", "run")
         assert (found.leg, found.history) == (2, history)
-        assert found.flat.keys() == flat.keys()
-        for key, value in flat.items():
-            same = torch.equal(found.flat[key], value) if isinstance(value, torch.Tensor) else found.flat[key] == value
+        assert found.state.keys() == state.keys()
+        for key, value in state.items():
+            same = (
+                torch.equal(found.state[key], value) if isinstance(value, torch.Tensor) else found.state[key] == value
+            )
             assert same, key
         assert b"pickle" not in (tmp_path / "c").read_bytes()
 
@@ -261,6 +266,15 @@ class TestCheckpoint:
             Checkpoint.read(tmp_path / "c", "run")
         files.write_tensors(tmp_path / "c", {"document": torch.tensor([123, 1, 2], dtype=torch.uint8)})
         with pytest.raises(FileFormatError, match=r"is damaged.*delete it"):
+            Checkpoint.read(tmp_path / "c", "run")
+
+    def test_that_of_another_version_is_told_apart_from_damage(self, tmp_path):
+        text = json.dumps(files.sealed({"format": "sbridge.checkpoint/2"})).encode()
+        document = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        files.write_tensors(tmp_path / "c", {"document": document})
+        with pytest.raises(
+            FileFormatError, match=r"another version.*'sbridge.checkpoint/2'.*'sbridge.checkpoint/3'.*del"
+        ):
             Checkpoint.read(tmp_path / "c", "run")
 
     def test_a_flipped_bit_is_noticed(self, tmp_path):
@@ -285,25 +299,23 @@ class TestCheckpoint:
             train(mine, legs(TINY), (0.0, 1.0), quiet, every=1e9)
 
 
-class Counter:
-    def __init__(self, step):
-        self.step = step
-
-    def flat(self):
-        return {"step": self.step}
+def state_at(step):
+    state = State(0)
+    state.step = step
+    return state
 
 
 class TestHistory:
     def test_short_runs_are_kept_whole(self):
         history = History(HISTORY_ROWS)
         for step in range(1, 51):
-            history(Counter(step), {"loss": 1.0 / step})
+            history(state_at(step), {"loss": 1.0 / step})
         assert [row["step"] for row in history.rows] == list(range(1, 51))
 
     def test_long_runs_are_thinned_and_keep_the_latest_step(self):
         history = History(10 * HISTORY_ROWS - 3)
         for step in range(1, 96):
-            history(Counter(step), {"loss": float(step)})
+            history(state_at(step), {"loss": float(step)})
         assert [row["step"] for row in history.rows] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 95]
 
     def test_the_file(self, tmp_path):

@@ -235,7 +235,7 @@ def test_rows_beyond_the_limit_get_their_potential_by_one_transform():
     large = BridgeProblem(Samples(x0), Samples(x1), reference)
     solver = SinkhornBridge(max_rows=limit, sinkhorn=Sinkhorn(tolerance=1e-11))
     one = solve(large, solver, seed=4)
-    state = solver.init(large, seeded(4))
+    state = solver.init(large, 4)
     source, target = state.source_index, state.target_index
     assert len(source) == len(target) == limit
     assert len(source.unique()) == len(target.unique()) == limit

@@ -1,14 +1,15 @@
-"""The training loop, the schedule, averaged weights, and states that can be kept and taken up again."""
+"""The training loop, the schedule, averaged weights, and states that are saved and resumed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError
-from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor, minimise
+from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.training import Derived, Info, Learner, Optimisation, State, StateDict, run_loop
 
 
 def linear(seed: int = 0) -> nn.Linear:
@@ -32,11 +33,11 @@ def train(one: Learner, first: int, last: int) -> None:
         one.update(loss_of(one, step))
 
 
-def tensors(flat: Flat) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in flat.items() if isinstance(value, Tensor)}
+def tensors(saved: StateDict) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in saved.items() if isinstance(value, Tensor)}
 
 
-def same(left: Flat, right: Flat) -> bool:
+def same(left: StateDict, right: StateDict) -> bool:
     return left.keys() == right.keys() and all(
         torch.equal(left[key], right[key]) if isinstance(left[key], Tensor) else left[key] == right[key] for key in left
     )
@@ -45,36 +46,34 @@ def same(left: Flat, right: Flat) -> bool:
 # --- the loop
 
 
-@dataclass
-class Counter:
-    step: int = 0
-
-    def flat(self) -> Flat:
-        return {"step": self.step}
+def at(step: int) -> State:
+    state = State(0)
+    state.step = step
+    return state
 
 
-def count(state: Counter) -> tuple[Counter, Info]:
-    return Counter(state.step + 1), {"loss": 1.0 / (state.step + 1)}
+def count(state: State) -> tuple[State, Info]:
+    return at(state.step + 1), {"loss": 1.0 / (state.step + 1)}
 
 
 def test_the_loop_runs_to_the_end_and_shows_every_step():
     seen: list[tuple[int, float]] = []
-    last = minimise(count, Counter(2), lambda s: s.step >= 5, [lambda s, info: seen.append((s.step, info["loss"]))])
-    assert last == Counter(5)
+    last = run_loop(count, at(2), lambda s: s.step >= 5, [lambda s, info: seen.append((s.step, info["loss"]))])
+    assert last.step == 5
     assert seen == [(3, 1 / 3), (4, 1 / 4), (5, 1 / 5)]
-    untouched = Counter(7)
-    assert minimise(count, untouched, lambda s: True) is untouched
+    untouched = at(7)
+    assert run_loop(count, untouched, lambda s: True) is untouched
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_number_that_is_not_finite_stops_the_loop_before_anyone_sees_it(value):
     seen: list[int] = []
 
-    def step(state: Counter) -> tuple[Counter, Info]:
-        return Counter(state.step + 1), {"error": 0.0, "loss": value if state.step == 3 else 1.0}
+    def step(state: State) -> tuple[State, Info]:
+        return at(state.step + 1), {"error": 0.0, "loss": value if state.step == 3 else 1.0}
 
     with pytest.raises(NonFiniteError, match=f"loss became {value} at step 4.*learning rate"):
-        minimise(step, Counter(), lambda s: s.step >= 10, [lambda s, info: seen.append(s.step)])
+        run_loop(step, at(0), lambda s: s.step >= 10, [lambda s, info: seen.append(s.step)])
     assert seen == [1, 2, 3]
 
 
@@ -142,50 +141,121 @@ def test_update_returns_the_loss_and_lowers_it():
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7])
-def test_a_learner_taken_up_again_ends_in_the_same_bits(stop):
+def test_a_resumed_learner_ends_in_the_same_bits(stop):
     whole, first, second = learner(), learner(), learner(seed=1)
     train(whole, 0, 15)
     train(first, 0, stop)
-    second.load(first.flat("net"), "net")
-    assert same(second.flat("net"), first.flat("net"))
+    second.load_state_dict(first.state_dict())
+    assert same(second.state_dict(), first.state_dict())
     train(second, stop, 15)
-    assert same(second.flat("net"), whole.flat("net"))
+    assert same(second.state_dict(), whole.state_dict())
 
 
-def test_flat_and_load_share_no_memory_with_what_goes_on():
+def test_a_saved_learner_shares_no_memory_with_what_goes_on():
     one, other = learner(), learner(seed=1)
     train(one, 0, 5)
-    flat = one.flat("net")
-    kept = tensors(flat)
-    other.load(flat, "net")
+    saved = one.state_dict()
+    kept = tensors(saved)
+    other.load_state_dict(saved)
     train(one, 5, 10)
     train(other, 5, 10)
-    assert all(torch.equal(flat[key], value) for key, value in kept.items())
-    assert same(one.flat("net"), other.flat("net"))
+    assert all(torch.equal(saved[key], value) for key, value in kept.items())
+    assert same(one.state_dict(), other.state_dict())
 
 
-def test_two_learners_fit_into_one_flat_form():
-    one, other = learner(), learner(seed=1)
-    train(one, 0, 3)
-    train(other, 0, 4)
-    flat = one.flat("forward") | other.flat("backward")
-    back = learner(seed=2)
-    back.load(flat, "backward")
-    assert same(back.flat("backward"), other.flat("backward"))
+class Side(Enum):
+    LEFT = 0
+    RIGHT = 1
 
 
-def test_a_state_that_is_not_there_is_named():
-    flat: Flat = {"step": 3, "weights": torch.zeros(2), "kind": "x"}
-    assert flat_number(flat, "step") == 3
-    assert torch.equal(flat_tensor(flat, "weights"), torch.zeros(2))
-    for key in ("weights", "kind", "seed"):
-        with pytest.raises(FileFormatError, match=f"no number '{key}'.*another solver"):
-            flat_number(flat, key)
-    for key in ("step", "kind", "f"):
-        with pytest.raises(FileFormatError, match=f"no tensor '{key}'.*incomplete"):
-            flat_tensor(flat, key)
-    with pytest.raises(FileFormatError, match=r"net\.updates"):
-        learner().load({}, "net")
+@dataclass(frozen=True)
+class Pair:
+    low: Tensor
+    high: Tensor
+
+
+@dataclass(eq=False)
+class Everything(State):
+    """A field of every kind."""
+
+    fixed: Derived[object]
+    generator: torch.Generator
+    learners: dict[Side, Learner]
+    rows: tuple[Tensor, Tensor]
+    value: float | None = None
+    best: Pair | None = None
+    over: bool = False
+    word: str = "a"
+    memory: dict[str, Tensor | int | float] = field(default_factory=dict)
+
+
+def everything(seed: int) -> Everything:
+    learners = {side: learner(seed + index) for index, side in enumerate(Side)}
+    rows = torch.zeros(2, 3), torch.zeros(2, dtype=torch.float64)
+    return Everything(seed, object(), torch.Generator().manual_seed(seed), learners, rows)
+
+
+def advanced(state: Everything) -> Everything:
+    for number, one in enumerate(state.learners.values(), 2):
+        train(one, 0, number)
+    state.rows = torch.randn(2, 3, generator=state.generator), torch.ones(2, dtype=torch.float64)
+    state.step, state.value, state.over, state.word = 3, -0.25, True, "b"
+    state.best = Pair(torch.ones(2), torch.tensor([4]))
+    state.memory = {"x.1": torch.arange(3), "count": 2, "rate": 0.5}
+    return state
+
+
+def test_one_function_writes_every_kind_of_field_and_one_reads_it():
+    state, other = advanced(everything(0)), everything(5)
+    saved = state.state_dict()
+    kept, fixed = tensors(saved), other.fixed
+    assert all(isinstance(value, (Tensor, int, float, str)) for value in saved.values())
+    assert not any(key.startswith("fixed") for key in saved)
+    other.load_state_dict(saved)
+    assert same(other.state_dict(), saved)
+    assert (other.seed, other.step, other.value, other.over, other.word) == (0, 3, -0.25, True, "b")
+    assert isinstance(other.best, Pair)
+    assert other.fixed is fixed
+    assert other.memory.keys() == {"x.1", "count", "rate"}
+    assert torch.equal(torch.rand(3, generator=other.generator), torch.rand(3, generator=state.generator))
+    # What is saved shares no memory with either state.
+    for changed in (state, other):
+        for tensor in (*changed.rows, changed.best.low, changed.memory["x.1"]):
+            tensor.add_(1)
+        for one in changed.learners.values():
+            train(one, 5, 7)
+    assert all(torch.equal(saved[key], value) for key, value in kept.items())
+    fresh = everything(1)
+    fresh.load_state_dict(everything(2).state_dict())
+    assert (fresh.value, fresh.best, fresh.memory) == (None, None, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": None}, r"no number 'step'.*another solver"),
+        ({"step": torch.zeros(1)}, "no number 'step'"),
+        ({"over": 1}, "no bool 'over'"),
+        ({"word": 2}, "no str 'word'"),
+        ({"rows.1": None}, r"no tensor 'rows\.1'.*incomplete"),
+        ({"best.high": None}, r"no tensor 'best\.high'"),
+        ({"generator": None}, "no tensor 'generator'"),
+        ({"learners.left.updates": None}, "no number 'updates'"),
+        ({"learners.left.module.weight": torch.zeros(5, 5)}, "weights in the state are those of another network"),
+        ({"more": 1}, "no field for more"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(change, said):
+    saved = advanced(everything(0)).state_dict() | change
+    with pytest.raises(FileFormatError, match=said):
+        everything(0).load_state_dict({key: value for key, value in saved.items() if value is not None})
+
+
+def test_a_field_that_cannot_be_saved_is_named():
+    state = everything(0)
+    state.memory["function"] = len  # type: ignore[assignment]
+    with pytest.raises(UnsupportedError, match=r"'memory\.function' of a state holds a builtin.*Derived"):
+        state.state_dict()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from sbridge.laws import Point
 from sbridge.problems import ControlProblem
 from sbridge.processes import DriftProcess
 from sbridge.processes.base import Time
-from sbridge.random import generator
 from sbridge.simulation import ReversibleAdjoint
 from sbridge.solvers import AdjointMatching, ControlSolver, LogVariance, RelativeEntropy, Replay
 from sbridge.time import TimeGrid
@@ -48,7 +47,7 @@ def update(loss: str, steps: int) -> None:
     problem = ControlProblem(
         DriftProcess(_drift, 1.0, dimension=DIM), Point(torch.zeros(DIM)), _running, lambda x: x.square().sum(1)
     )
-    solver.step(problem, solver.init(problem, generator(0)))
+    solver.step(problem, solver.init(problem, 0))
 
 
 def growth(loss: str, steps: int) -> tuple[float, float]:

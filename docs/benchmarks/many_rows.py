@@ -22,7 +22,6 @@ from sbridge.errors import check_known
 from sbridge.laws import Samples
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion
-from sbridge.random import generator
 from sbridge.solvers.base import Solver
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.mixture import MixtureBridge
@@ -57,7 +56,7 @@ def run(name: str, rows: int, dim: int) -> Json:
     x0, x1 = (large.sample(ends, end, "train", rows) for end in ("source", "target"))
     problem, solver = BridgeProblem(Samples(x0), Samples(x1), BrownianMotion(_SIGMA)), SOLVERS[name]
     before = peak_memory()
-    state, start = timed(lambda: solver.init(problem, generator(0)))
+    state, start = timed(lambda: solver.init(problem, 0))
     steps = 0
 
     def train() -> None:

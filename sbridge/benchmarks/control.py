@@ -271,7 +271,7 @@ def updates_within(problem: ControlProblem, options: ControlSolver, budget: floa
     Known before training, so that the learning rate falls over the whole of it.
     """
     probe, begun = dataclasses.replace(options, updates=2 * _PROBE), time.process_time()
-    state = probe.init(problem, torch.Generator().manual_seed(seed))
+    state = probe.init(problem, seed)
     set_up = time.process_time() - begun
     for _ in range(_PROBE):  # whatever is loaded on first use
         state, _ = probe.step(problem, state)

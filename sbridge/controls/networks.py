@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError
-from sbridge.random import as_seed
+from sbridge.random import Seed, as_seed
 from sbridge.storage.registry import register
 
 _HARMONICS = 4
@@ -249,14 +249,14 @@ def seeded_control(
     dim: int,
     horizon: float,
     output_scale: float,
-    generator: torch.Generator,
+    seed: Seed,
     input_scale: float = 1.0,
 ) -> NetworkControl:
-    """Makes a :class:`NetworkControl` whose initial weights are drawn with ``generator``.
+    """Makes a :class:`NetworkControl` whose initial weights follow from ``seed``.
 
     PyTorch's layers draw their initial weights from the global state only; it is set for the moment of construction
     and then put back as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(as_seed(generator))
+        torch.default_generator.manual_seed(as_seed(seed))
         return NetworkControl(recipe, dim, horizon, output_scale, input_scale)

@@ -12,7 +12,7 @@ from sbridge.errors import InvalidInputError
 from sbridge.linear import LinearMap
 from sbridge.processes import LinearProcess
 from sbridge.processes.base import Transition
-from sbridge.random import as_seed
+from sbridge.random import Seed, as_seed
 from sbridge.storage.registry import register
 
 
@@ -86,10 +86,8 @@ class NetworkScore(nn.Module):
         return total, (LinearMap(0.5 * (gap.values + gap.values.mT), dense=True) if gap.dense else gap).cholesky()
 
 
-def seeded_score(
-    recipe: NetworkRecipe, process: LinearProcess, mean: Tensor, scale: float, generator: torch.Generator
-) -> NetworkScore:
-    """Makes a :class:`NetworkScore` whose initial weights are drawn with ``generator``, not from the global state."""
+def seeded_score(recipe: NetworkRecipe, process: LinearProcess, mean: Tensor, scale: float, seed: Seed) -> NetworkScore:
+    """Makes a :class:`NetworkScore` whose initial weights follow from ``seed``, not from the global state."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(as_seed(generator))
+        torch.default_generator.manual_seed(as_seed(seed))
         return NetworkScore(recipe, process, len(mean), mean, scale)

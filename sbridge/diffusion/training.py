@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from sbridge.controls import MLP, NetworkRecipe
 from sbridge.diffusion.networks import NetworkScore, seeded_score
@@ -19,12 +17,12 @@ from sbridge.laws import Density
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
-from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
+from sbridge.training import Info, Learner, Optimisation, State
 
 _PROBE_ROWS = 4096
 
@@ -78,27 +76,20 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
             )
         return None
 
-    def length(self, problem: BridgeProblem) -> int:
+    def max_steps(self, problem: BridgeProblem) -> int:
         """The number of updates."""
         return self.updates
 
-    def init(self, problem: BridgeProblem, generator: torch.Generator) -> ScoreMatchingState:
+    def init(self, problem: BridgeProblem, seed: int) -> ScoreMatchingState:
         """A network whose output is zero: the score of an isotropic Gaussian with the moments of the data."""
-        seed = as_seed(generator)
         rows = problem.source.sample(_PROBE_ROWS, generator_of(derive(seed, "probe"))).double()
         mean, scale = rows.mean(0), float(rows.var(0).mean().sqrt())
         if not scale > 0:
             raise InvalidInputError("every row of the data is the same: there is no score to learn.")
-        return ScoreMatchingState(self, problem, seed, mean, scale)
-
-    def restore(self, problem: BridgeProblem, flat: Flat) -> ScoreMatchingState:
-        """The state of an interrupted run."""
-        mean, scale = flat_tensor(flat, "mean"), float(flat_number(flat, "scale"))
-        state = ScoreMatchingState(self, problem, int(flat_number(flat, "seed")), mean, scale)
-        state.learner.load(flat, "score")
-        state.generator.set_state(flat_tensor(flat, "generator"))
-        state.step = int(flat_number(flat, "step"))
-        return state
+        module = seeded_score(self.network, problem.linear_reference, mean, scale, derive(seed, "weights"))
+        like = problem.source.sample(1, generator_of(0))
+        learner = Learner(module.to(like), self.optimisation, self.updates)
+        return ScoreMatchingState(seed, learner, generator_of(derive(seed, "training")))
 
     def step(self, problem: BridgeProblem, state: ScoreMatchingState) -> tuple[ScoreMatchingState, Info]:
         """One update on fresh noise."""
@@ -111,21 +102,16 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
 
     def finish(self, problem: BridgeProblem, state: ScoreMatchingState) -> Bridge:
         """The noising process and its reversal by the averaged network."""
-        score = copy.deepcopy(state.learner.averaged).eval().requires_grad_(requires_grad=False)
+        score = state.learner.solution()
         return reverse_diffusion(problem.reference, problem.source, score, prior=problem.target, grid=self.grid)
 
 
-class ScoreMatchingState:
-    """Network, optimiser and generator."""
+@dataclass(eq=False)
+class ScoreMatchingState(State):
+    """The network under training, and the generator of times and noise."""
 
-    def __init__(self, solver: ScoreMatching, problem: BridgeProblem, seed: int, mean: Tensor, scale: float) -> None:
-        self.step, self.seed, self.scale = 0, seed, scale
-        self.mean = mean
-        self.generator = generator_of(derive(seed, "training"))
-        like = problem.source.sample(1, generator_of(0))
-        process = problem.linear_reference
-        module = seeded_score(solver.network, process, mean, scale, generator_of(derive(seed, "weights"))).to(like)
-        self.learner = Learner(module, solver.optimisation, solver.updates)
+    learner: Learner
+    generator: torch.Generator
 
     @property
     def score(self) -> NetworkScore:
@@ -134,9 +120,3 @@ class ScoreMatchingState:
         if not isinstance(module, NetworkScore):
             raise InvalidInputError(f"a NetworkScore is trained here, found {type(module).__name__}.")
         return module
-
-    def flat(self) -> Flat:
-        """Everything that goes on, as data."""
-        flat: Flat = {"step": self.step, "seed": self.seed, "scale": self.scale, "mean": self.mean.clone()}
-        flat["generator"] = self.generator.get_state()
-        return flat | self.learner.flat("score")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sbridge.diffusion.reverse import end_distribution, moments
@@ -26,7 +25,7 @@ from sbridge.processes.base import check_horizon
 from sbridge.random import Seed, as_seed, generator
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Method, P, R, S, Solver
-from sbridge.training import Callback, Flat, minimise
+from sbridge.training import Callback, StateDict, run_loop
 
 End = Law | Tensor | np.ndarray
 NOISE_SHARE = 0.1
@@ -91,7 +90,7 @@ def solve(
     *,
     seed: Seed,
     callbacks: Sequence[Callback] = (),
-    resume_from: Flat | None = None,
+    resume_from: StateDict | None = None,
 ) -> R:
     """Runs ``solver`` on ``problem`` in the problem's own units; returns the result of the solver.
 
@@ -101,8 +100,8 @@ def solve(
         solver: with its hyperparameters.
         seed: of everything random in the fit.
         callbacks: called after every step.
-        resume_from: the flat state of an interrupted run of the same problem and solver; the result is then the same
-            as if it had not been interrupted.
+        resume_from: ``state.state_dict()`` of an interrupted run of the same problem and solver; the result is then the
+            same as if it had not been interrupted.
 
     Raises:
         UnsupportedError: if the solver cannot treat the problem.
@@ -110,11 +109,8 @@ def solve(
         NotConvergedError: if an iteration misses its tolerance.
     """
     _check_treatable(problem, solver)
-    if resume_from is None:
-        state = solver.init(problem, torch.Generator().manual_seed(as_seed(seed)))
-    else:
-        state = solver.restore(problem, resume_from)
-    state = minimise(lambda s: solver.step(problem, s), state, lambda s: solver.finished(problem, s), callbacks)
+    state = solver.init(problem, as_seed(seed)) if resume_from is None else solver.resume(problem, resume_from)
+    state = run_loop(lambda s: solver.step(problem, s), state, lambda s: solver.finished(problem, s), callbacks)
     return solver.finish(problem, state)
 
 
@@ -146,7 +142,7 @@ class Preparation:
         return self.problem if self.scaling.changes_nothing else self.problem.rescaled(self.scaling)
 
     @standard_modes(gradients=True)
-    def run(self, *, callbacks: Sequence[Callback] = (), resume_from: Flat | None = None) -> Bridge:
+    def run(self, *, callbacks: Sequence[Callback] = (), resume_from: StateDict | None = None) -> Bridge:
         """Solves the model problem and returns the bridge in units of the data.
 
         Warns with :class:`~sbridge.errors.MarginalWarning` if the bridge does not carry the samples of an end to the
@@ -339,10 +335,10 @@ def _check_options(reference: object, solver: object, scaling: object) -> None:
 
 
 def _check_treatable(problem: P, solver: Method[P, S, R]) -> None:
-    if not isinstance(problem, solver.treats):
+    if not isinstance(problem, solver.problem_type):
         raise UnsupportedError(
-            f"{type(solver).__name__} solves a {solver.treats.__name__}, got a {type(problem).__name__}; use a solver "
-            "for that problem, such as IMF() for bridges and AdjointMatching() for control."
+            f"{type(solver).__name__} solves a {solver.problem_type.__name__}, got a {type(problem).__name__}; use a "
+            "solver for that problem, such as IMF() for bridges and AdjointMatching() for control."
         )
     reason = solver.refusal(problem)
     if reason is not None:

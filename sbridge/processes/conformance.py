@@ -10,13 +10,14 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Process, Transition
+from sbridge.random import Seed, generator as generator_of
 
 _ROWS = 5
 _TOLERANCE = 1e-7
 _FRACTIONS = (0.13, 0.29, 0.5, 0.77, 0.94)  # of the horizon: one time a row
 
 
-def check_process(process: Process, dim: int, *, generator: torch.Generator) -> None:
+def check_process(process: Process, dim: int, *, seed: Seed = 0) -> None:
     """Raises an error if ``process`` violates a law of :class:`Process` or :class:`LinearProcess`.
 
     For every process: a positive horizon; ``drift`` of the shape and dtype of its states, in float32 and
@@ -29,12 +30,12 @@ def check_process(process: Process, dim: int, *, generator: torch.Generator) -> 
     Args:
         process: the process.
         dim: a dimension of states to try it in.
-        generator: draws the states.
+        seed: of the states.
 
     Raises:
         InvalidInputError: names the law and says what was found.
     """
-    trial = _Trial(process, dim, generator)
+    trial = _Trial(process, dim, generator_of(seed))
     _check_size(trial)
     if isinstance(process, LinearProcess):
         _check_coefficients(trial, process)

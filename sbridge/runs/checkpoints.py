@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sbridge.errors import FileFormatError, NonFiniteError
 from sbridge.storage import files
-from sbridge.training import Flat, Info, State
+from sbridge.training import Info, State, StateDict
 
-CHECKPOINT_FORMAT = "sbridge.checkpoint/2"
+_ANY_FORMAT = "sbridge.checkpoint/"
+CHECKPOINT_FORMAT = f"{_ANY_FORMAT}3"
 HISTORY_ROWS = 2000
 _DOCUMENT = "document"  # name of the tensor that holds the JSON part of a checkpoint
 
@@ -29,20 +30,20 @@ class Checkpoint:
 
     Args:
         leg: index of the leg in training.
-        flat: state of its solver.
+        state: state of its solver, as :meth:`~sbridge.training.State.state_dict` gives it.
         history: of the leg so far.
         run: checksum of the settings and data of the run (:attr:`RunFolder.checksum <sbridge.runs.RunFolder>`).
     """
 
     leg: int
-    flat: Flat
+    state: StateDict
     history: list[Info]
     run: str
 
     def write(self, path: Path) -> None:
         """Writes one safetensors file: tensors, and all else as JSON in a tensor of bytes, with the SHA-256 of both."""
-        tensors = {f"state.{key}": value for key, value in self.flat.items() if isinstance(value, Tensor)}
-        scalars = {key: value for key, value in self.flat.items() if not isinstance(value, Tensor)}
+        tensors = {f"state.{key}": value for key, value in self.state.items() if isinstance(value, Tensor)}
+        scalars = {key: value for key, value in self.state.items() if not isinstance(value, Tensor)}
         document = {
             "format": CHECKPOINT_FORMAT,
             "run": self.run,
@@ -70,15 +71,21 @@ class Checkpoint:
             known = {} if document is None else json.loads(document.numpy().tobytes())
         except (ValueError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged ({error}); {advice}.") from error
-        if not isinstance(known, dict) or known.get("format") != CHECKPOINT_FORMAT:
+        written = known.get("format") if isinstance(known, dict) else None
+        if written != CHECKPOINT_FORMAT and str(written).startswith(_ANY_FORMAT):
+            raise FileFormatError(
+                f"{path} was written by another version of this package (format {written!r}, this one reads "
+                f"{CHECKPOINT_FORMAT!r}): resume the run with that version, or {advice}."
+            )
+        if written != CHECKPOINT_FORMAT:
             raise FileFormatError(f"{path} is not a checkpoint (expected format {CHECKPOINT_FORMAT!r}); {advice}.")
         files.check_seal(known, path)
         if known["tensors"] != files.checksum_of_tensors(tensors):
             raise FileFormatError(f"{path} is damaged: the SHA-256 of its numbers does not match; {advice}.")
         if known["run"] != run:
             raise FileFormatError(f"{path} belongs to a run with other settings or data; {advice}.")
-        flat: Flat = {key.removeprefix("state."): value for key, value in tensors.items()}
-        return cls(known["leg"], flat | known["scalars"], known["history"], run)
+        state: StateDict = {key.removeprefix("state."): value for key, value in tensors.items()}
+        return cls(known["leg"], state | known["scalars"], known["history"], run)
 
 
 class Stopped(KeyboardInterrupt):
@@ -168,13 +175,13 @@ class Keeper:
             raise Stopped(number, state.step)
 
     def _write(self, state: State) -> None:
-        flat = state.flat()
-        for name, value in flat.items():
+        saved = state.state_dict()
+        for name, value in saved.items():
             if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
                 raise NonFiniteError(
                     f"{name} holds NaN at step {state.step} of {self.history.length}. Likely causes: a learning rate "
                     "that is too large, σ far smaller than the scale of the data, or extreme outliers in the data."
                 )
-        Checkpoint(self.leg, flat, self.history.rows, self.run).write(self.path)
+        Checkpoint(self.leg, saved, self.history.rows, self.run).write(self.path)
         self.last_step = state.step
         self._due = time.monotonic() + self.every

@@ -41,7 +41,7 @@ def train(
             # A checkpoint of an earlier leg is what a kill left behind after the leg's bridge was saved.
             resumed = found if found is not None and found.leg == leg else None
             histories.append(resumed.history if resumed else [])
-            length = legs[leg].solver.length(legs[leg].model)
+            length = legs[leg].solver.max_steps(legs[leg].model)
             keeper = Keeper(folder.checkpoint_file, run, leg, History(length, histories[-1]), every, stop)
             bridges.append(_fit(legs[leg], keeper, observer(leg, length), resumed))
             folder.write_histories(histories)
@@ -55,10 +55,10 @@ def train(
 
 def _fit(prepared: Preparation, keeper: Keeper, watchers: Sequence[Callback], resumed: Checkpoint | None) -> Bridge:
     if resumed is not None:
-        keeper.last_step = int(resumed.flat["step"])  # type: ignore[arg-type]
+        keeper.last_step = int(resumed.state["step"])  # type: ignore[arg-type]
     callbacks = [keeper.history, *watchers, keeper]
     try:
-        return prepared.run(callbacks=callbacks, resume_from=resumed.flat if resumed else None)
+        return prepared.run(callbacks=callbacks, resume_from=resumed.state if resumed else None)
     except (NonFiniteError, NotConvergedError) as error:
         raise type(error)(f"{error} {_last_good(keeper)}") from error
 

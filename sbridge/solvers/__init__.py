@@ -22,9 +22,11 @@ from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.half_bridges import AdjointHalfBridge, HalfBridge, MaximumLikelihood, MeanMatching
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.ipf import IPF
+from sbridge.solvers.learners import control_learner
 from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import Covariance, MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
+from sbridge.training import Derived, Learner, State
 
 __all__ = [
     "IMF",
@@ -36,9 +38,11 @@ __all__ = [
     "ControlSolver",
     "Covariance",
     "CrossEntropy",
+    "Derived",
     "EarlierStart",
     "GaussianBridge",
     "HalfBridge",
+    "Learner",
     "LogVariance",
     "MatchedBridge",
     "MaximumLikelihood",
@@ -52,7 +56,9 @@ __all__ = [
     "RiccatiStart",
     "SinkhornBridge",
     "Solver",
+    "State",
     "WarmStart",
     "ZeroStart",
     "check_solver",
+    "control_learner",
 ]

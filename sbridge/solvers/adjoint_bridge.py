@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -10,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sbridge.controls import MLP, NetworkRecipe, seeded_control
+from sbridge.controls import MLP, NetworkRecipe
 from sbridge.couplings.simple import Pairs
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.laws import Density
@@ -20,16 +19,17 @@ from sbridge.objectives.adjoint import adjoint_targets, gradient, lean_adjoint
 from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.problems.costs import Costs, checked, hides_gradient
 from sbridge.processes import Direction
-from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.control import Annealing, Replay
 from sbridge.solvers.control.adjoint import keep_rows, regression_rows, row_loss
-from sbridge.solvers.half_bridges import sampled_end, warn_if_slow
-from sbridge.solvers.matching import DIRECTIONS, Regression
+from sbridge.solvers.half_bridges import warn_if_slow
+from sbridge.solvers.learners import DIRECTIONS, control_learner, sampled_end
+from sbridge.solvers.matching import Regression
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
+from sbridge.training import Info, Learner, Optimisation, State
 
 _PROBE_ROWS, _FEW_ROWS = 512, 8
 _ENDS = ("source", "end")
@@ -110,17 +110,17 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
             return unknown
         return _spreading_back(problem) or _without_gradient(problem)
 
-    def length(self, problem: BridgeProblem) -> int:
+    def max_steps(self, problem: BridgeProblem) -> int:
         """The number of updates."""
         return self.updates
 
-    def init(self, problem: BridgeProblem, generator: torch.Generator) -> AdjointBridgeState:
+    def init(self, problem: BridgeProblem, seed: int) -> AdjointBridgeState:
         """Networks at zero output, sized by the first targets and by the reference.
 
         Raises:
             NonFiniteError: if the log density or its gradient is NaN or infinite where the reference ends.
         """
-        seed, out = as_seed(generator), outward(problem)
+        out = outward(problem)
         paths = self.measure(problem, out, None).sample(_PROBE_ROWS, seed=derive(seed, "probe"))
         targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), energy_gradient(problem, paths.x[-1])))
         updates = max(self.updates, AdjointBridge.updates)  # who takes fewer does not ask for the limit
@@ -134,20 +134,13 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         )
         size = float(targets.double().square().mean((1, 2)).median().sqrt())
         usual = Regression.of(problem, _pairs(paths)).typical_size
-        return AdjointBridgeState(self, problem, seed, {out: size or usual, out.opposite: usual})
-
-    def restore(self, problem: BridgeProblem, flat: Flat) -> AdjointBridgeState:
-        """The state of an interrupted run."""
-        sizes = {direction: flat_number(flat, f"size.{direction.name.lower()}") for direction in DIRECTIONS}
-        state = AdjointBridgeState(self, problem, int(flat_number(flat, "seed")), sizes)
-        for direction, learner in state.learners.items():
-            learner.load(flat, direction.name.lower())
-        prefix = "memory."
-        names = [key.removeprefix(prefix) for key in flat if key.startswith(prefix)]
-        state.memory = {name: flat_tensor(flat, prefix + name) for name in names}
-        state.generator.set_state(flat_tensor(flat, "generator"))
-        state.step = int(flat_number(flat, "step"))
-        return state
+        sizes = {out: size or usual, out.opposite: usual}
+        options, updates = (self.network, self.optimisation), self.updates
+        learners = {
+            way: control_learner(problem, way, *options, updates=updates, size=sizes[way], seed=seed)
+            for way in DIRECTIONS
+        }
+        return AdjointBridgeState(seed, learners, generator_of(derive(seed, "training")))
 
     def step(self, problem: BridgeProblem, state: AdjointBridgeState) -> tuple[AdjointBridgeState, Info]:
         """One update of either network, on new paths if it is time."""
@@ -162,10 +155,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
 
     def finish(self, problem: BridgeProblem, state: AdjointBridgeState) -> Bridge:
         """The averaged networks; copies, so that the state can be trained on."""
-        networks = {d: copy.deepcopy(learner.averaged).eval() for d, learner in state.learners.items()}
-        forward, backward = (
-            self.measure(problem, d, networks[d].requires_grad_(requires_grad=False)) for d in DIRECTIONS
-        )
+        forward, backward = (self.measure(problem, way, state.learners[way].solution()) for way in DIRECTIONS)
         return Bridge(forward, backward)
 
     def measure(self, problem: BridgeProblem, direction: Direction, network: nn.Module | None) -> PathMeasure:
@@ -198,34 +188,25 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         return 0.5 * (between + error / target.square().mean())
 
 
-class AdjointBridgeState:
-    """Networks, optimisers, generator, and the rows that both regressions draw from."""
+@dataclass(eq=False)
+class AdjointBridgeState(State):
+    """Networks under training, the generator, and the rows that both regressions draw from.
 
-    def __init__(self, solver: AdjointBridge, problem: BridgeProblem, seed: int, sizes: dict[Direction, float]) -> None:
-        self.step, self.seed, self.sizes = 0, seed, sizes
-        self.generator = generator_of(derive(seed, "training"))
-        self.memory: dict[str, Tensor] = {}
-        like, horizon = sampled_end(problem).sample(1, generator_of(0)), problem.reference.horizon
-        self.learners: dict[Direction, Learner] = {}
-        for direction, size in sizes.items():
-            weights = generator_of(derive(seed, direction.name))
-            module = seeded_control(solver.network, problem.dim, horizon, size, weights).to(like)
-            self.learners[direction] = Learner(module, solver.optimisation, solver.updates)
+    Attributes:
+        learners: the network of either direction.
+        generator: of paths and batches.
+        memory: rows of the adjoint regression, and both ends of the paths.
+    """
+
+    learners: dict[Direction, Learner]
+    generator: torch.Generator
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def pairs(self) -> Pairs:
         """``(X_0, X_T)`` of the paths at hand."""
         source, end = (self.memory[name] for name in _ENDS)
         return source, end
-
-    def flat(self) -> Flat:
-        """Everything that goes on, as data."""
-        flat: Flat = {"step": self.step, "seed": self.seed, "generator": self.generator.get_state()}
-        flat |= {f"memory.{key}": value.clone() for key, value in self.memory.items()}
-        for direction, learner in self.learners.items():
-            name = direction.name.lower()
-            flat |= {f"size.{name}": self.sizes[direction]} | learner.flat(name)
-        return flat
 
 
 def outward(problem: BridgeProblem) -> Direction:

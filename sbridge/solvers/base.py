@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, final
 
-import torch
-
+from sbridge.errors import FileFormatError
 from sbridge.laws.scaling import CommonScale, ScalingRecipe
 from sbridge.problems import BridgeProblem
 from sbridge.solutions import Bridge
 from sbridge.storage.registry import check_kinds
-from sbridge.training import Flat, Info, State
+from sbridge.training import Info, State, StateDict
 
 P = TypeVar("P")
 S = TypeVar("S", bound=State)
@@ -23,21 +22,21 @@ class Method(ABC, Generic[P, S, R]):
 
     The manual loop, which :func:`sbridge.solve` runs with callbacks::
 
-        state = solver.init(problem, generator)
+        state = solver.init(problem, seed)
         while not solver.finished(problem, state):
             state, info = solver.step(problem, state)
         solution = solver.finish(problem, state)
 
-    ``solver.restore(problem, state.flat())`` goes on where a state left off, bit for bit.
+    ``solver.resume(problem, state.state_dict())`` continues from a state, bit for bit.
 
     Attributes:
-        treats: the kind of problem it is made for.
+        problem_type: the kind of problem it solves.
     """
 
-    treats: ClassVar[type]
+    problem_type: ClassVar[type]
 
     def __post_init__(self) -> None:
-        """Every option must be of its kind."""
+        """Checks that every option is of its kind."""
         check_kinds(self)
 
     def refusal(self, problem: P) -> str | None:
@@ -45,28 +44,38 @@ class Method(ABC, Generic[P, S, R]):
         return None
 
     @abstractmethod
-    def length(self, problem: P) -> int:
+    def max_steps(self, problem: P) -> int:
         """The number of steps, or the largest number if it depends on convergence."""
 
     def finished(self, problem: P, state: S) -> bool:
         """Whether the state needs no further step."""
-        return state.step >= self.length(problem)
+        return state.step >= self.max_steps(problem)
 
     @abstractmethod
-    def init(self, problem: P, generator: torch.Generator) -> S:
-        """The state before the first step; all later randomness comes from ``generator``."""
+    def init(self, problem: P, seed: int) -> S:
+        """The state before the first step; everything random in the run follows from ``seed``."""
 
     @abstractmethod
     def step(self, problem: P, state: S) -> tuple[S, Info]:
         """One step and its numbers (a loss, an error). The state may be changed in place."""
 
     @abstractmethod
-    def restore(self, problem: P, flat: Flat) -> S:
-        """The state whose :meth:`~sbridge.training.State.flat` form is ``flat``."""
-
-    @abstractmethod
     def finish(self, problem: P, state: S) -> R:
-        """The solution that the state holds."""
+        """The solution that the state holds; it must not share what further steps change."""
+
+    @final
+    def resume(self, problem: P, saved: StateDict) -> S:
+        """The state of an interrupted run: ``init`` with its seed, then ``load_state_dict``.
+
+        Raises:
+            FileFormatError: if ``saved`` is no state of this solver.
+        """
+        seed = saved.get("seed")
+        if not isinstance(seed, int):
+            raise FileFormatError("the state has no number 'seed': it belongs to another solver, or is incomplete.")
+        state = self.init(problem, seed)
+        state.load_state_dict(saved)
+        return state
 
 
 class Solver(Method[BridgeProblem, S, Bridge]):
@@ -76,5 +85,5 @@ class Solver(Method[BridgeProblem, S, Bridge]):
         scaling: how data are scaled for it unless the user says otherwise; of the class, no option.
     """
 
-    treats = BridgeProblem
+    problem_type = BridgeProblem
     scaling: ClassVar[ScalingRecipe] = CommonScale()

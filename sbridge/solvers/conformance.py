@@ -17,41 +17,38 @@ from sbridge.laws import Density, Gaussian, Law, Samples
 from sbridge.measures import Direction, PathMeasure
 from sbridge.problems import BridgeProblem, ControlProblem, StoppingSet
 from sbridge.processes import BrownianMotion, DriftProcess
-from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.random import Seed, as_seed, derive, generator as generator_of
 from sbridge.solutions import Bridge, ControlSolution
 from sbridge.solvers.base import Method
 from sbridge.storage.registry import decode, encode
-from sbridge.training import Flat, State
+from sbridge.training import State, StateDict
 
 _ROWS = 5
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def check_solver(
-    solver: Method[Any, Any, Any], problem: BridgeProblem | ControlProblem, *, generator: torch.Generator
-) -> None:
-    """Raises if ``solver`` breaks a law of :class:`~sbridge.solvers.base.Method` on ``problem``.
+def check_solver(solver: Method[Any, Any, Any], problem: BridgeProblem | ControlProblem, *, seed: Seed = 0) -> None:
+    """Checks that ``solver`` keeps the laws of :class:`~sbridge.solvers.base.Method` on ``problem``.
 
-    A solver is a frozen dataclass; ``refusal`` answers any problem with ``None`` or a sentence; the run ends within
-    ``length`` steps, each of which counts one and reports finite numbers; a state's ``flat`` form is tensors and JSON
-    scalars that later steps leave alone, with the counter under ``step``; equal seeds give equal bits; a state
-    restored from its flat form goes on bit for bit; the bridge runs between the problem's ends in both directions,
-    keeps dtype, can be saved, and does not change when its state is trained on (the same is asked of the controlled
-    process that solves a control problem); the global random state, dtype and
-    number of threads stay as they were.
+    A solver is a frozen dataclass. ``refusal`` answers any problem with ``None`` or a sentence. The run ends within
+    ``max_steps`` steps, each of which counts one and reports finite numbers. The state is a
+    :class:`~sbridge.training.State` whose fields can be saved. Equal seeds give equal bits, and a resumed run goes on
+    bit for bit. The bridge runs between the problem's ends in both directions, keeps dtype, can be saved, and does not
+    change when its state is trained on; the same is asked of the controlled process that solves a control problem. The
+    global random state, dtype and number of threads stay as they were.
 
     The solver is run to the end three times, so give it few steps.
 
     Args:
         solver: with hyperparameters that make it quick.
         problem: one that it can treat.
-        generator: seeds the runs, and draws the step at which one is interrupted.
+        seed: of the runs, and of the step at which one is interrupted.
 
     Raises:
         InvalidInputError: names the law and says what was found.
     """
-    trial = _Trial(solver, problem, as_seed(generator))
+    trial = _Trial(solver, problem, as_seed(seed))
     _check_kind(trial)
     _check_refusals(trial)
     before = _surroundings()
@@ -71,8 +68,11 @@ class _Trial:
     seed: int
 
     def begin(self) -> State:
-        generator = generator_of(derive(self.seed, "run"))
-        state = self.call("init returns", self.solver.init, self.problem, generator)
+        seed = derive(self.seed, "run")
+        state = self.call("init returns", self.solver.init, self.problem, seed)
+        found = f"it returned a {type(state).__name__}"
+        self.require(law="init returns a State", holds=isinstance(state, State), found=found)
+        self.require(law="the state keeps the seed", holds=state.seed == seed, found=f"{state.seed} for {seed}")
         self.require(law="init returns a state at step 0", holds=state.step == 0, found=f"it is at {state.step}")
         return state
 
@@ -80,7 +80,7 @@ class _Trial:
         if not holds:
             raise InvalidInputError(f"{type(self.solver).__name__} breaks the law “{law}”: {found}.")
 
-    def equal(self, law: str, left: Flat, right: Flat) -> None:
+    def equal(self, law: str, left: StateDict, right: StateDict) -> None:
         """The same keys and the same bits."""
         keys = sorted({*left, *right})
         wrong = [key for key in keys if key not in left or key not in right or not _equal(left[key], right[key])]
@@ -104,26 +104,21 @@ class _Trial:
         self.require(law=f"finish returns a {kind.__name__}", holds=isinstance(solution, kind), found=found)
         return solution
 
-    def flat(self, state: State) -> Flat:
-        """The flat form, checked."""
-        flat = self.call("flat returns", state.flat)
-        law = "flat is a dict of tensors and JSON scalars"
-        for key, value in flat.items():
+    def saved(self, state: State) -> StateDict:
+        """The state as data, which JSON can hold."""
+        saved = self.call("the state can be saved", state.state_dict)
+        for key, value in saved.items():
             finite = not isinstance(value, float) or math.isfinite(value)
-            holds = isinstance(key, str) and isinstance(value, (Tensor, int, float, str)) and finite
-            found = f"{key!r} is {value!r}" if isinstance(value, float) else f"{key!r} is a {type(value).__name__}"
-            self.require(law=law, holds=holds, found=found)
-        found = f"step is {state.step}, flat has {flat.get('step')!r}"
-        self.require(law="flat holds the counter as 'step'", holds=bool(flat.get("step") == state.step), found=found)
-        return flat
+            self.require(law="numbers of the state are finite", holds=finite, found=f"{key!r} is {value!r}")
+        return saved
 
 
 def _check_kind(trial: _Trial) -> None:
     parameters = getattr(trial.solver, "__dataclass_params__", None)
     frozen = parameters is not None and parameters.frozen
     trial.require(law="a solver is a frozen dataclass", holds=frozen, found="it is not")
-    length = trial.call("length returns", trial.solver.length, trial.problem)
-    trial.require(law="length is a number of steps", holds=isinstance(length, int) and length >= 0, found=f"{length!r}")
+    steps = trial.call("max_steps returns", trial.solver.max_steps, trial.problem)
+    trial.require(law="max_steps is a number of steps", holds=isinstance(steps, int) and steps >= 0, found=f"{steps!r}")
 
 
 def _check_refusals(trial: _Trial) -> None:
@@ -173,10 +168,10 @@ def _run(
 ) -> State:
     """Steps until it is finished, or has done ``until`` steps."""
     solver, problem = trial.solver, trial.problem
-    longest = solver.length(problem)
+    longest = solver.max_steps(problem)
     while state.step != until and not trial.call("finished answers", solver.finished, problem, state):
         found = f"it is not finished at step {state.step}"
-        trial.require(law=f"a run ends within length = {longest} steps", holds=state.step < longest, found=found)
+        trial.require(law=f"a run ends within max_steps = {longest} steps", holds=state.step < longest, found=found)
         before = state.step
         state, info = trial.call("step returns", solver.step, problem, state)
         if checked is not None:
@@ -193,26 +188,24 @@ def _check_step(trial: _Trial, before: int, state: State, info: Mapping[Any, Any
 
 
 def _check_repeats(trial: _Trial, last: State) -> None:
-    """The same run again, interrupted once: repeated, restored and finished in between."""
+    """The same run again, interrupted once: repeated, resumed and finished in between."""
     solver, problem, steps = trial.solver, trial.problem, last.step
     stop = int(torch.randint(1, max(steps, 2), (1,), generator=generator_of(derive(trial.seed, "stop"))))
     state = _run(trial, trial.begin(), until=min(stop, steps))
-    flat = trial.flat(state)
-    kept, end = _stored(flat), _stored(trial.flat(last))
+    kept, end = _stored(trial.saved(state)), _stored(trial.saved(last))
     early = trial.finish(state)
     drawn = _draws(trial, early)
-    trial.equal("finish leaves the state alone", trial.flat(state), kept)
+    trial.equal("finish leaves the state alone", trial.saved(state), kept)
     state = _run(trial, state)
-    trial.equal("equal seeds give equal bits", trial.flat(state), end)
-    trial.equal("later steps leave a flat form alone (return copies)", flat, kept)
+    trial.equal("equal seeds give equal bits", trial.saved(state), end)
     same = all(torch.equal(a, b) for a, b in zip(drawn, _draws(trial, early), strict=True))
     law = "later steps leave a finished bridge alone"
     trial.require(law=law, holds=same, found="its draws changed; finish must copy what training changes")
-    other = trial.call("restore returns", solver.restore, problem, _stored(kept))
+    other = trial.call("a state can be resumed", solver.resume, problem, _stored(kept))
     when = f"(here after {kept['step']} of {steps} steps)"
-    trial.equal(f"restore(flat) is the state it was {when}", trial.flat(other), kept)
+    trial.equal(f"a resumed state is the state that was saved {when}", trial.saved(other), kept)
     other = _run(trial, other)
-    trial.equal(f"a restored state goes on bit for bit {when}", trial.flat(other), end)
+    trial.equal(f"a resumed run goes on bit for bit {when}", trial.saved(other), end)
 
 
 def _check_solution(trial: _Trial, solution: Bridge | ControlSolution) -> None:
@@ -284,11 +277,11 @@ def _draws(trial: _Trial, solution: Bridge | ControlSolution) -> list[Tensor]:
     ]
 
 
-def _stored(flat: Flat) -> Flat:
+def _stored(saved: StateDict) -> StateDict:
     """What comes back from a file: tensors of its own, and scalars that were JSON."""
     return {
         key: value.clone() if isinstance(value, Tensor) else json.loads(json.dumps(value))
-        for key, value in flat.items()
+        for key, value in saved.items()
     }
 
 

@@ -22,7 +22,7 @@ from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Info
+from sbridge.training import Info, State
 
 
 @register
@@ -62,20 +62,9 @@ class GaussianKernel:
         return (self.coupling.end_given_start(x) if forward else self.coupling.start_given_end(x))[0]
 
 
-@dataclass
-class GaussianState:
-    """Nothing to iterate: the coupling is made when the bridge is."""
-
-    step: int = 0
-
-    def flat(self) -> Flat:
-        """The step counter."""
-        return {"step": self.step}
-
-
 @register
 @dataclass(frozen=True)
-class GaussianBridge(Solver[GaussianState]):
+class GaussianBridge(Solver[State]):
     """Closed form for Gaussian ends under a linear reference (see :class:`~sbridge.exact.GaussianCoupling`).
 
     Sampled ends are replaced by the Gaussians of their means and covariances: the solution then transports the
@@ -108,23 +97,19 @@ class GaussianBridge(Solver[GaussianState]):
                 )
         return None
 
-    def length(self, problem: BridgeProblem) -> int:
+    def max_steps(self, problem: BridgeProblem) -> int:
         """No steps."""
         return 0
 
-    def init(self, problem: BridgeProblem, generator: torch.Generator) -> GaussianState:
+    def init(self, problem: BridgeProblem, seed: int) -> State:
         """Nothing to prepare."""
-        return GaussianState()
+        return State(seed)
 
-    def step(self, problem: BridgeProblem, state: GaussianState) -> tuple[GaussianState, Info]:
+    def step(self, problem: BridgeProblem, state: State) -> tuple[State, Info]:
         """Never needed."""
         return state, {}
 
-    def restore(self, problem: BridgeProblem, flat: Flat) -> GaussianState:
-        """Nothing to restore."""
-        return GaussianState()
-
-    def finish(self, problem: BridgeProblem, state: GaussianState) -> Bridge:
+    def finish(self, problem: BridgeProblem, state: State) -> Bridge:
         """The closed form."""
         m0, A = _moments(problem.source, "source")
         mT, B = _moments(problem.target, "target")

@@ -23,6 +23,7 @@ from sbridge.problems.costs import Costs
 from sbridge.processes import Chain, Direction, LinearProcess, Process
 from sbridge.processes.base import Time
 from sbridge.random import generator as generator_of
+from sbridge.solvers.learners import sampled_end
 from sbridge.storage.registry import register
 
 _PROBE_ROWS = 8
@@ -220,11 +221,6 @@ class _Expansion:
 def end_name(direction: Direction) -> str:
     """What the law towards which a direction runs is called."""
     return "target" if direction is Direction.FORWARD else "source"
-
-
-def sampled_end(problem: BridgeProblem) -> Law:
-    """An end that can be sampled."""
-    return problem.target if isinstance(problem.source, Density) else problem.source
 
 
 def warn_if_slow(

@@ -10,7 +10,8 @@ from sbridge.couplings.simple import Pairs
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
 from sbridge.processes import Direction
-from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingSolver, MatchingState
+from sbridge.solvers.learners import DIRECTIONS
+from sbridge.solvers.matching import MATCHING, Matcher, MatchingSolver, MatchingState
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Info, Optimisation
@@ -66,7 +67,7 @@ class IMF(MatchingSolver):
         if self.stages < 0:
             raise InvalidInputError(f"stages must not be negative, got {self.stages}.")
 
-    def length(self, problem: BridgeProblem) -> int:
+    def max_steps(self, problem: BridgeProblem) -> int:
         """Pretraining and all stages."""
         return self.pretraining + self.stages * self.updates
 
@@ -101,7 +102,7 @@ class IMF(MatchingSolver):
 
     def _new_pairs(self, problem: BridgeProblem, state: MatchingState, stage: int) -> Pairs:
         if stage < 0:
-            return state.start(self.pairs, state.generator)
+            return state.draw(self.pairs, state.generator)
         # Shi et al. 2023, Alg. 1: the coupling comes from the direction trained last.
         other = self.trained(stage).opposite
         measure = self.matcher.measure(problem, other, state.learners[other].averaged)

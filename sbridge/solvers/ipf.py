@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sbridge.controls import MLP, Control, NetworkRecipe, SumControl, seeded_control
+from sbridge.controls import MLP, Control, NetworkRecipe, SumControl
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Density
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, ControlProblem
 from sbridge.processes import Chain, Direction, Process, default_rule
-from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.control.door import check_steps
@@ -25,12 +25,12 @@ from sbridge.solvers.half_bridges import (
     Learning,
     MeanMatching,
     Retraced,
-    sampled_end,
     warn_if_slow,
 )
+from sbridge.solvers.learners import DIRECTIONS, control_learner, sampled_end
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
+from sbridge.training import Derived, Info, Learner, Optimisation, State
 
 _PROBE_ROWS = 512
 _ROWS_A_COLUMN = 10  # below, the largest singular value of a sample covariance is mostly chance
@@ -109,30 +109,31 @@ class IPF(Solver["IPFState"]):
         """How the control of ``direction`` is learned."""
         return self.forward if direction is Direction.FORWARD else self.backward
 
-    def length(self, problem: BridgeProblem) -> int:
+    def max_steps(self, problem: BridgeProblem) -> int:
         """Updates of all half-steps."""
         return self.half_steps * self.updates
 
-    def init(self, problem: BridgeProblem, generator: torch.Generator) -> IPFState:
+    def init(self, problem: BridgeProblem, seed: int) -> IPFState:
         """Networks at zero output: the reference itself."""
-        like = sampled_end(problem)
-        check_steps(ControlProblem(problem.reference, like), self.grid, default_rule(problem.reference))
-        state = IPFState(self, problem, as_seed(generator))
-        state.begin(self, problem)
-        return state
-
-    def restore(self, problem: BridgeProblem, flat: Flat) -> IPFState:
-        """The state of an interrupted run."""
-        state = IPFState(self, problem, int(flat_number(flat, "seed")))
-        state.load(self, problem, flat)
-        return state
+        check_steps(ControlProblem(problem.reference, sampled_end(problem)), self.grid, default_rule(problem.reference))
+        size = self._size(problem, seed)
+        like = sampled_end(problem).sample(1, generator_of(0))
+        times, rule = self.grid.times(problem.reference.horizon), default_rule(problem.reference)
+        chains = {way: Chain(problem.reference, times, way, rule, like) for way in DIRECTIONS}
+        options = (self.network, self.optimisation)
+        learners = {
+            way: control_learner(problem, way, *options, updates=self.updates, size=size, seed=seed)
+            for way in DIRECTIONS
+        }
+        return IPFState(seed, size, chains, learners, generator_of(derive(seed, "training")))
 
     def step(self, problem: BridgeProblem, state: IPFState) -> tuple[IPFState, Info]:
         """One update of the control that the half-step trains."""
         half_step, within = divmod(state.step, self.updates)
         trained = self.trained(half_step)
         if within == 0:
-            state.renew(self, trained)
+            network = copy.deepcopy(state.learners[trained].averaged)  # with a new optimiser and a new average
+            state.learners[trained] = Learner(network, self.optimisation, self.updates)
         learning = self._learning(problem, state, trained)
         if within % self.refresh == 0:
             state.kept = self._simulate(problem, state, learning)
@@ -151,10 +152,25 @@ class IPF(Solver["IPFState"]):
     def finish(self, problem: BridgeProblem, state: IPFState) -> Bridge:
         """The averaged networks; copies, so that the state can be trained on."""
         forward, backward = (
-            self._measure(problem, direction, _frozen(copy.deepcopy(state.learners[direction].averaged)))
-            for direction in Direction
+            self._measure(problem, direction, state.learners[direction].solution()) for direction in Direction
         )
         return Bridge(forward, backward)
+
+    def _size(self, problem: BridgeProblem, seed: int) -> float:
+        """The size that controls are expected to have; warns if half-steps will converge slowly."""
+        if isinstance(problem.source, Density) or isinstance(problem.target, Density):
+            return 1.0 / math.sqrt(problem.reference.horizon)
+        probe = _Probe.of(self, problem, derive(seed, "size"))
+        steps = max(self.half_steps, IPF.half_steps)  # who takes fewer does not ask for the limit
+        warn_if_slow(
+            "IPF",
+            probe.spread(),
+            steps,
+            f"{steps} half-steps",
+            lambda count: f"half_steps={2 * math.ceil(0.5 * count)}",
+            "under a linear reference MixtureBridge() and IMF() do not slow down so",
+        )
+        return probe.typical_control(problem.reference)
 
     def _measure(self, problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> PathMeasure:
         control = _control(problem, direction, network)
@@ -190,63 +206,23 @@ class IPF(Solver["IPFState"]):
         return steps * (spans.to(values) * values).mean()
 
 
-class IPFState:
-    """Networks, optimisers, the paths at hand and the generator."""
+@dataclass(eq=False)
+class IPFState(State):
+    """Networks under training, the paths at hand and the generator.
 
-    def __init__(self, solver: IPF, problem: BridgeProblem, seed: int) -> None:
-        self.step, self.seed, self.size = 0, seed, 1.0
-        self.generator = generator_of(derive(seed, "training"))
-        self.like = sampled_end(problem).sample(1, generator_of(0))
-        times, rule = solver.grid.times(problem.reference.horizon), default_rule(problem.reference)
-        self.chains = {way: Chain(problem.reference, times, way, rule, self.like) for way in Direction}
-        self.kept: dict[str, Tensor] = {}
-        self.learners: dict[Direction, Learner] = {}
+    Attributes:
+        size: the size that controls are expected to have.
+        chains: the time-discrete reference in either direction.
+        learners: the network of either direction.
+        generator: of paths and batches.
+        kept: what the half-bridge keeps of the paths at hand.
+    """
 
-    def begin(self, solver: IPF, problem: BridgeProblem) -> None:
-        """Measures the size of the problem, warns if it converges slowly, and makes the networks."""
-        self.size = 1.0 / math.sqrt(problem.reference.horizon)
-        if not isinstance(problem.source, Density) and not isinstance(problem.target, Density):
-            probe = _Probe.of(solver, problem, derive(self.seed, "size"))
-            self.size = probe.typical_control(problem.reference)
-            steps = max(solver.half_steps, IPF.half_steps)  # who takes fewer does not ask for the limit
-            warn_if_slow(
-                "IPF",
-                probe.spread(),
-                steps,
-                f"{steps} half-steps",
-                lambda count: f"half_steps={2 * math.ceil(0.5 * count)}",
-                "under a linear reference MixtureBridge() and IMF() do not slow down so",
-            )
-        self.learners = {direction: self._learner(solver, problem, direction) for direction in Direction}
-
-    def renew(self, solver: IPF, direction: Direction) -> None:
-        """A new optimiser and a new average for the network as it was averaged last."""
-        network = copy.deepcopy(self.learners[direction].averaged)
-        self.learners[direction] = Learner(network, solver.optimisation, solver.updates)
-
-    def _learner(self, solver: IPF, problem: BridgeProblem, direction: Direction) -> Learner:
-        weights = generator_of(derive(self.seed, direction.name))
-        module = seeded_control(solver.network, problem.dim, problem.reference.horizon, self.size, weights)
-        return Learner(module.to(self.like), solver.optimisation, solver.updates)
-
-    def flat(self) -> Flat:
-        """Networks, optimisers, paths, generator, seed."""
-        flat: Flat = {"step": self.step, "seed": self.seed, "size": self.size}
-        flat["generator"] = self.generator.get_state()
-        flat |= {f"paths.{key}": value for key, value in self.kept.items()}
-        for direction, learner in self.learners.items():
-            flat |= learner.flat(direction.name.lower())
-        return flat
-
-    def load(self, solver: IPF, problem: BridgeProblem, flat: Flat) -> None:
-        """The opposite of :meth:`flat`."""
-        self.size = float(flat_number(flat, "size"))
-        self.learners = {direction: self._learner(solver, problem, direction) for direction in Direction}
-        for direction, learner in self.learners.items():
-            learner.load(flat, direction.name.lower())
-        self.kept = {key.removeprefix("paths."): flat_tensor(flat, key) for key in flat if key.startswith("paths.")}
-        self.generator.set_state(flat_tensor(flat, "generator"))
-        self.step = int(flat_number(flat, "step"))
+    size: Derived[float]
+    chains: Derived[dict[Direction, Chain]]
+    learners: dict[Direction, Learner]
+    generator: torch.Generator
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _control(problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> Control:
@@ -257,10 +233,6 @@ def _control(problem: BridgeProblem, direction: Direction, network: torch.nn.Mod
 def _base(problem: BridgeProblem, direction: Direction) -> Control | None:
     """What the network of a direction is added to."""
     return None if direction is Direction.FORWARD else Retraced(problem.reference)
-
-
-def _frozen(network: torch.nn.Module) -> torch.nn.Module:
-    return network.eval().requires_grad_(requires_grad=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ from sbridge.controls import NetworkRecipe, ScaledMLP
 from sbridge.couplings import Coupling, MinibatchCoupling
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
-from sbridge.solvers.matching import DIRECTIONS, MATCHING, Matcher, MatchingSolver, MatchingState
+from sbridge.solvers.learners import DIRECTIONS
+from sbridge.solvers.matching import MATCHING, Matcher, MatchingSolver, MatchingState
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Info, Optimisation
@@ -59,14 +60,14 @@ class MatchedBridge(MatchingSolver):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
 
-    def length(self, problem: BridgeProblem) -> int:
+    def max_steps(self, problem: BridgeProblem) -> int:
         """The updates of either network."""
         return self.updates
 
     def step(self, problem: BridgeProblem, state: MatchingState) -> tuple[MatchingState, Info]:
         """One update of both networks."""
         if state.step % self.refresh == 0:
-            state.pairs = state.start(self.pairs, state.generator)
+            state.pairs = state.draw(self.pairs, state.generator)
         losses = [state.learn(direction) for direction in DIRECTIONS]
         state.step += 1
         return state, {"loss": sum(losses) / len(losses)}

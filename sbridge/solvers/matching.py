@@ -10,7 +10,6 @@ the static Schrödinger plan, the mixture is Markov already and the regression f
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sbridge.controls import Control, NetworkRecipe, seeded_control
+from sbridge.controls import Control, NetworkRecipe
 from sbridge.couplings import Coupling
 from sbridge.couplings.simple import Pairs, PairSampler
 from sbridge.linear import LinearMap
@@ -30,13 +29,13 @@ from sbridge.problems import BridgeProblem, unknown_transition, unsampled_end
 from sbridge.processes import Direction, LinearProcess
 from sbridge.processes.base import Pinned, repeat_per_row
 from sbridge.processes.chain import check_growth
-from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
+from sbridge.solvers.learners import DIRECTIONS, control_learner
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Learner, Optimisation, flat_number, flat_tensor
+from sbridge.training import Derived, Learner, Optimisation, State
 
-DIRECTIONS: tuple[Direction, ...] = (Direction.FORWARD, Direction.BACKWARD)
 MATCHING = Optimisation(learning_rate=3e-3, batch=512, ema_decay=0.998)
 """Targets are noisy and smooth in the mean: large steps to begin with, averaged over batches, weights and the decay."""
 _END_MARGIN = 1e-3
@@ -143,15 +142,13 @@ class Matcher:
     updates: Mapping[Direction, int]
 
     def measure(self, problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> PathMeasure:
-        """The process that ``network``, which is frozen, controls."""
-        control = network.eval().requires_grad_(requires_grad=False)
-        return PathMeasure(problem.reference, control, problem.near(direction), direction, self.grid)
+        """The process that ``network`` controls."""
+        return PathMeasure(problem.reference, network, problem.near(direction), direction, self.grid)
 
     def bridge(self, problem: BridgeProblem, state: MatchingState) -> Bridge:
         """The averaged networks; copies, so that the state can be trained on."""
         forward, backward = (
-            self.measure(problem, direction, copy.deepcopy(state.learners[direction].averaged))
-            for direction in DIRECTIONS
+            self.measure(problem, direction, state.learners[direction].solution()) for direction in DIRECTIONS
         )
         return Bridge(forward, backward)
 
@@ -174,17 +171,25 @@ class MatchingSolver(Solver["MatchingState"]):
         return unknown_transition(name, problem.reference) or unsampled_end(name, problem)
 
     @final
-    def init(self, problem: BridgeProblem, generator: torch.Generator) -> MatchingState:
-        """Networks at zero output."""
-        times = self.matcher.grid.times(problem.reference.horizon)
-        for direction in DIRECTIONS:
-            check_growth(problem.reference, times, direction)
-        return MatchingState.begun(self.matcher, problem, as_seed(generator))
+    def init(self, problem: BridgeProblem, seed: int) -> MatchingState:
+        """Networks at zero output, sized by draws of the start coupling.
 
-    @final
-    def restore(self, problem: BridgeProblem, flat: Flat) -> MatchingState:
-        """The state of an interrupted run."""
-        return MatchingState.restored(self.matcher, problem, flat)
+        Raises:
+            InvalidInputError: if the reference grows too fast for the grid.
+        """
+        matcher, reference = self.matcher, problem.reference
+        for direction in DIRECTIONS:
+            check_growth(reference, matcher.grid.times(reference.horizon), direction)
+        draw = matcher.start(problem, generator_of(derive(seed, "start")))
+        generator = generator_of(derive(seed, "training"))
+        pairs = draw(_PROBE_ROWS, generator)
+        regression = Regression.of(problem, pairs)
+        options, size = (matcher.network, matcher.optimisation), regression.typical_size
+        learners = {
+            way: control_learner(problem, way, *options, updates=matcher.updates[way], size=size, seed=seed)
+            for way in DIRECTIONS
+        }
+        return MatchingState(seed, draw, regression, pairs, learners, generator)
 
     @final
     def finish(self, problem: BridgeProblem, state: MatchingState) -> Bridge:
@@ -192,75 +197,26 @@ class MatchingSolver(Solver["MatchingState"]):
         return self.matcher.bridge(problem, state)
 
 
-class MatchingState:
-    """Networks, optimisers, the pairs at hand and the generator; the start coupling is made again from its seed.
+@dataclass(eq=False)
+class MatchingState(State):
+    """Networks under training, the pairs at hand and the generator.
 
     Attributes:
-        step: steps done.
-        pairs: what both networks learn from now.
+        draw: draws pairs from the start coupling.
         regression: with its size, measured once on the start coupling.
-        learners: the network under training in either direction.
+        pairs: what both networks learn from now.
+        learners: the network of either direction.
+        generator: of pairs, times and noise.
     """
 
+    draw: Derived[PairSampler]
+    regression: Derived[Regression]
     pairs: Pairs
-    regression: Regression
     learners: dict[Direction, Learner]
-
-    def __init__(self, matcher: Matcher, problem: BridgeProblem, seed: int) -> None:
-        self.step = 0
-        self.seed = seed
-        self.matcher = matcher
-        self.generator = generator_of(derive(seed, "training"))
-        self._make_start = lambda: matcher.start(problem, generator_of(derive(seed, "start")))
-
-    @classmethod
-    def begun(cls, matcher: Matcher, problem: BridgeProblem, seed: int) -> MatchingState:
-        """Measures the size of the problem on draws of the start coupling, and makes networks at zero output."""
-        state = cls(matcher, problem, seed)
-        state.pairs = state.start(_PROBE_ROWS, state.generator)
-        state.regression = Regression.of(problem, state.pairs)
-        state.learners = state._new_learners(state.pairs[0])
-        return state
-
-    @classmethod
-    def restored(cls, matcher: Matcher, problem: BridgeProblem, flat: Flat) -> MatchingState:
-        """The opposite of :meth:`flat`."""
-        state = cls(matcher, problem, int(flat_number(flat, "seed")))
-        like = problem.source.sample(1, generator_of(0))
-        state.pairs = (flat_tensor(flat, "pairs.source").to(like), flat_tensor(flat, "pairs.target").to(like))
-        size = float(flat_number(flat, "residual_square"))
-        state.regression = Regression(problem.linear_reference, problem.dim, size)
-        state.learners = state._new_learners(like)
-        for direction, learner in state.learners.items():
-            learner.load(flat, direction.name.lower())
-        state.generator.set_state(flat_tensor(flat, "generator"))
-        state.step = int(flat_number(flat, "step"))
-        return state
-
-    @cached_property
-    def start(self) -> PairSampler:
-        """Draws from the start coupling, which is computed when it is first asked for."""
-        return self._make_start()
+    generator: torch.Generator
 
     def learn(self, direction: Direction) -> float:
         """One update of a network on the pairs at hand; the loss."""
-        learner, batch = self.learners[direction], self.matcher.optimisation.batch
+        learner = self.learners[direction]
+        batch = learner.options.batch
         return learner.update(self.regression.loss(learner.module, self.pairs, direction, batch, self.generator))
-
-    def flat(self) -> Flat:
-        """Networks, optimisers, pairs, generator, seed."""
-        flat: Flat = {"step": self.step, "seed": self.seed, "residual_square": self.regression.residual_square}
-        flat["generator"] = self.generator.get_state()
-        flat["pairs.source"], flat["pairs.target"] = self.pairs
-        for direction, learner in self.learners.items():
-            flat |= learner.flat(direction.name.lower())
-        return flat
-
-    def _new_learners(self, like: Tensor) -> dict[Direction, Learner]:
-        regression, matcher = self.regression, self.matcher
-        horizon, learners = regression.reference.horizon, {}
-        for direction in DIRECTIONS:
-            weights = generator_of(derive(self.seed, direction.name))
-            module = seeded_control(matcher.network, regression.dim, horizon, regression.typical_size, weights)
-            learners[direction] = Learner(module.to(like), matcher.optimisation, matcher.updates[direction])
-        return learners

@@ -20,8 +20,8 @@ from sbridge.laws import Law, Point, Samples
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, unknown_transition, unsampled_end
-from sbridge.processes import Direction
-from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.processes import Direction, LinearProcess
+from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import span_fewer
@@ -30,14 +30,11 @@ from sbridge.solvers.mixture_likelihood import Likelihood, Rows
 from sbridge.solvers.mixture_plan import Coordinates, Parts
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Info, flat_number, flat_tensor
+from sbridge.training import Derived, Info, State
 from sbridge.transport import Cloud
 
 _RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
 _PIECE = 2**14
-_NAMES = ("logits", "means", "spreads")
-_COUNTERS = ("step", "rung", "wide", "round")
-_PULLS = ("pulls", "best_pulls")
 
 
 @register
@@ -128,7 +125,7 @@ class MixtureBridge(Solver["MixtureState"]):
             )
         return reason
 
-    def length(self, problem: BridgeProblem) -> int:
+    def max_steps(self, problem: BridgeProblem) -> int:
         """All numbers of components and coordinates and the last fit: each a step of matching and rounds of L-BFGS."""
         return (len(self.components) + len(self.tried(problem.dim))) * (self.rounds + 1)
 
@@ -142,17 +139,10 @@ class MixtureBridge(Solver["MixtureState"]):
         """Whether the last fit gains nothing more."""
         return state.done
 
-    def init(self, problem: BridgeProblem, generator: torch.Generator) -> MixtureState:
+    def init(self, problem: BridgeProblem, seed: int) -> MixtureState:
         """The start of the smallest number of components."""
-        state = MixtureState(self, problem, as_seed(generator))
-        state.start(self.components[0])
-        return state
-
-    def restore(self, problem: BridgeProblem, flat: Flat) -> MixtureState:
-        """The state of an interrupted run."""
-        state = MixtureState(self, problem, int(flat_number(flat, "seed")))
-        state.load(flat)
-        return state
+        data = _Data.of(self, problem, seed)
+        return MixtureState(seed, data, data.view(0, last=False).start(self.components[0], seed))
 
     def step(self, problem: BridgeProblem, state: MixtureState) -> tuple[MixtureState, Info]:
         """Matching, or one round of L-BFGS; then, if that ends a fit, what is fitted next."""
@@ -163,10 +153,10 @@ class MixtureBridge(Solver["MixtureState"]):
             value, parts = climb_by_matching(likelihood, start, self.matchings, tolerance, state.pulls, watch)
             if not state.last:
                 parts, state.pulls = shrink(likelihood, parts)
-            before, over = -math.inf, watch is not None and watch.hopeless
+            before, over = None, watch is not None and watch.hopeless
         else:
             value, parts, top = climb_by_quasi_newton(likelihood, start, self.iterations, 0.1 * tolerance, state.pulls)
-            before, over = value, top or state.round == self.rounds or value - state.value < tolerance
+            before, over = value, top or state.round == self.rounds or _gained(state.value, value) < tolerance
             over = over or not (state.last or state.improves(parts))
         state.parts, state.value, state.round, state.step = parts, before, state.round + 1, state.step + 1
         info = {"log likelihood": value, "components": float(len(parts.logits))}
@@ -181,7 +171,7 @@ class MixtureBridge(Solver["MixtureState"]):
         forward = PathMeasure(
             reference, MixtureControl(potential), problem.source, grid=self.grid, end_kernel=MixtureKernel(potential)
         )
-        rows, weights = state.source
+        rows, weights = state.data.source
         parts = rows.split(_PIECE)  # in float64 a piece at a time: there may be millions
         logits = -torch.cat([potential.log_normaliser(part.double()) for part in parts])
         cloud = Cloud(rows, logits if weights is None else logits + weights.double().log())
@@ -197,28 +187,40 @@ class MixtureBridge(Solver["MixtureState"]):
         return Bridge(forward, backward)
 
 
-class MixtureState:
-    """The components at hand, the best so far, and where in the plan of fits the run is."""
+@dataclass(eq=False)
+class MixtureState(State):
+    """The components at hand, the best so far, and where in the plan of fits the run is.
 
-    def __init__(self, solver: MixtureBridge, problem: BridgeProblem, seed: int) -> None:
-        self.step, self.rung, self.wide, self.round = 0, 0, 0, 0
-        self.last, self.done = False, False
-        self.seed, self.value = seed, -math.inf
-        self.best: Parts | None = None
-        self.parts: Parts
-        self.pulls: Tensor | None = None
-        self.best_pulls: Tensor | None = None
-        ends = (problem.source, "source"), (problem.target, "target")
-        self.source, target = (_drawn(law, name, solver.max_rows, seed) for law, name in ends)
-        named = ("source", self.source), ("target", target)
-        chosen = [_chosen(*end, name, solver.max_rows, derive(seed, i)) for i, (name, end) in enumerate(named)]
-        self._sides = tuple(_Side(*end, solver.rows, solver.held_out) for end in chosen)
-        self._widths = solver.tried(problem.dim)
-        self._check_enough(solver.components[0], problem.dim)
-        self._reference, self._diagonal = problem.linear_reference, solver.covariance is Covariance.DIAGONAL
-        self._measure()
-        self._look(0)
-        _check_resolution(self.coordinates, chosen[0][0])
+    Attributes:
+        data: the rows of both ends.
+        parts: the components at hand.
+        pulls: how strongly their shapes are drawn towards that of the Gaussian bridge, ``(K,)``.
+        best: the components under which held-out rows are likeliest.
+        best_pulls: their pulls.
+        value: the mean log likelihood after the last round of L-BFGS.
+        rung: index of the number of components.
+        wide: index of the number of coordinates.
+        round: 0: matching; k: the k-th round of L-BFGS.
+        last: whether the fit is the last one, on all rows.
+        done: whether that is over, too.
+    """
+
+    data: Derived[_Data]
+    parts: Parts
+    pulls: Tensor | None = None
+    best: Parts | None = None
+    best_pulls: Tensor | None = None
+    value: float | None = None
+    rung: int = 0
+    wide: int = 0
+    round: int = 0
+    last: bool = False
+    done: bool = False
+
+    @property
+    def view(self) -> _View:
+        """Both ends in the coordinates at hand."""
+        return self.data.view(self.wide, last=self.last)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -230,14 +232,9 @@ class MixtureState:
         """What is climbed."""
         return self.view.everything if self.last else self.view.subset
 
-    def start(self, count: int) -> None:
-        """From clusters."""
-        self.parts = self.view.subset.start(count, generator_of(derive(self.seed, "clusters", count)))
-        self.pulls = None
-
     def advance(self, solver: MixtureBridge) -> None:
         """After a fit: the next number of components or of coordinates, or the best ones on all rows, or the end."""
-        self.round, self.value = 0, -math.inf
+        self.round, self.value = 0, None
         if self.last:
             self.done = True
             return
@@ -246,22 +243,19 @@ class MixtureState:
             self.best, self.best_pulls = self.parts, self.pulls
         best = self.best or self.parts
         following = solver.components[self.rung + 1 : self.rung + 2] if first and better else ()
-        if following and self._affords(following[0], self._widths[0]):
+        if following and self.data.affords(following[0], self.data.widths[0]):
             self.rung += 1
-            self.start(following[0])
+            self.parts, self.pulls = self.view.start(following[0], self.seed), None
             return
-        wider = self._widths[self.wide + 1 : self.wide + 2] if first or better else ()
-        if wider and self._affords(len(best.logits), wider[0]):
-            self._look(self.wide + 1)
+        wider = self.data.widths[self.wide + 1 : self.wide + 2] if first or better else ()
+        if wider and self.data.affords(len(best.logits), wider[0]):
+            self.wide += 1
             best = best.widened(self.coordinates.s)
         else:
-            self.last = True
             if not (first or better):
-                self._look(self.wide - 1)
+                self.wide -= 1
                 best = best.narrowed(self.coordinates.width)
-            compared = self.coordinates
-            self._measure()
-            self._look(self.wide)
+            compared, self.last = self.coordinates, True
             best = compared.carried(best, self.coordinates)
             share = self.view.subset.source.count / self.view.everything.source.count
             self.best_pulls = None if self.best_pulls is None else share * self.best_pulls  # more rows, less chance
@@ -276,58 +270,75 @@ class MixtureState:
         """What gives up a fit that does not come up to the best so far."""
         return None if self.last or self.best is None else Watch(self.view.judge, self.view.held_out(self.best))
 
-    def flat(self) -> Flat:
-        """Components, best components, counters, seed."""
-        flat: Flat = {name: getattr(self, name) for name in (*_COUNTERS, "seed")}
-        flat |= {"last": int(self.last), "done": int(self.done)}
-        if math.isfinite(self.value):
-            flat["value"] = self.value
-        for name in _PULLS:
-            if getattr(self, name) is not None:
-                flat[name] = getattr(self, name).clone()
-        for prefix, parts in (("parts", self.parts), ("best", self.best)):
-            if parts is not None:
-                flat |= {f"{prefix}.{name}": getattr(parts, name).clone() for name in _NAMES}
-        return flat
 
-    def load(self, flat: Flat) -> None:
-        """The opposite of :meth:`flat`."""
-        self.step, self.rung, self.wide, self.round = (int(flat_number(flat, name)) for name in _COUNTERS)
-        self.last, self.done = (bool(flat_number(flat, name)) for name in ("last", "done"))
-        if self.last:
-            self._measure()
-        self._look(self.wide)
-        self.value = flat_number(flat, "value") if "value" in flat else -math.inf
-        self.parts = Parts(*(flat_tensor(flat, f"parts.{name}") for name in _NAMES))
-        self.pulls, self.best_pulls = (flat_tensor(flat, name) if name in flat else None for name in _PULLS)
-        if "best.logits" in flat:
-            self.best = Parts(*(flat_tensor(flat, f"best.{name}") for name in _NAMES))
+@dataclass(eq=False)
+class _Data:
+    """The rows of both ends, and the coordinates in which components are fitted.
 
-    def _measure(self) -> None:
-        """All coordinates: of the rows on which numbers are fitted, in the last fit of all."""
-        (x, a), (y, b) = (side.part(0 if self.last else side.held_out, None) for side in self._sides)
-        self._all = Coordinates.of(self._reference, x, y, diagonal=self._diagonal, weights=(a, b))
+    Attributes:
+        source: rows of the source with their weights: the start points of the backward process.
+        sides: the rows of either end that are fitted.
+        widths: numbers of coordinates to try.
+        reference: linear.
+        diagonal: whether components are diagonal.
+    """
 
-    def _look(self, wide: int) -> None:
-        """At so many of the coordinates."""
-        self.wide, self.view = wide, _View(self._all.leading(self._widths[wide]), *self._sides)
+    source: tuple[Tensor, Tensor | None]
+    sides: tuple[_Side, _Side]
+    widths: tuple[int, ...]
+    reference: LinearProcess
+    diagonal: bool
+    _latest: tuple[tuple[int, bool], _View] | None = None
+    _coordinates: tuple[bool, Coordinates] | None = None
 
-    def _affords(self, count: int, width: int) -> bool:
-        return self._fitted_on >= count * (width + 1)
+    @classmethod
+    def of(cls, solver: MixtureBridge, problem: BridgeProblem, seed: int) -> _Data:
+        """Draws or chooses the rows.
 
-    def _check_enough(self, count: int, dim: int) -> None:
-        needed = max(count * (self._widths[0] + 1), dim + 1)
-        if self._fitted_on < needed:
+        Raises:
+            InvalidInputError: if there are too few of them, they have no density, or the noise is too small.
+        """
+        source, target = (
+            _drawn(law, name, solver.max_rows, seed)
+            for law, name in ((problem.source, "source"), (problem.target, "target"))
+        )
+        named = ("source", source), ("target", target)
+        chosen = [_chosen(*end, name, solver.max_rows, derive(seed, i)) for i, (name, end) in enumerate(named)]
+        first, second = (_Side(*end, solver.rows, solver.held_out) for end in chosen)
+        diagonal = solver.covariance is Covariance.DIAGONAL
+        data = cls(source, (first, second), solver.tried(problem.dim), problem.linear_reference, diagonal)
+        data.check_enough(solver.components[0], problem.dim)
+        _check_resolution(data.view(0, last=False).coordinates, chosen[0][0])
+        return data
+
+    def view(self, wide: int, *, last: bool) -> _View:
+        """Both ends in the leading coordinates: of the rows on which numbers are fitted, or in the last fit of all."""
+        if self._coordinates is None or self._coordinates[0] != last:
+            (x, a), (y, b) = (side.part(0 if last else side.held_out, None) for side in self.sides)
+            found = Coordinates.of(self.reference, x, y, diagonal=self.diagonal, weights=(a, b))
+            self._coordinates, self._latest = (last, found), None
+        if self._latest is None or self._latest[0] != (wide, last):
+            self._latest = (wide, last), _View(self._coordinates[1].leading(self.widths[wide]), *self.sides)
+        return self._latest[1]
+
+    def affords(self, count: int, width: int) -> bool:
+        """Whether there are ``width + 1`` rows a component."""
+        return self.fitted_on >= count * (width + 1)
+
+    def check_enough(self, count: int, dim: int) -> None:
+        """InvalidInputError if there are too few rows for the smallest number of components."""
+        needed = max(count * (self.widths[0] + 1), dim + 1)
+        if self.fitted_on < needed:
             raise InvalidInputError(
                 f"{count} component(s) in {dim} dimensions need {needed} rows a side to be fitted on, "
-                f"{self._fitted_on} are left beside the held-out ones; give more rows, ask for fewer components, or "
+                f"{self.fitted_on} are left beside the held-out ones; give more rows, ask for fewer components, or "
                 "reduce the dimension."
             )
 
     @property
-    def _fitted_on(self) -> int:
+    def fitted_on(self) -> int:
         """Rows of the smaller side on which numbers are fitted."""
-        return min(side.compared - side.held_out for side in self._sides)
+        return min(side.compared - side.held_out for side in self.sides)
 
 
 class _Side:
@@ -374,6 +385,10 @@ class _View:
         """The rows on which they are compared."""
         return self._of(lambda side: side.part(0, side.held_out))
 
+    def start(self, count: int, seed: int) -> Parts:
+        """``count`` components from clusters of the target."""
+        return self.subset.start(count, generator_of(derive(seed, "clusters", count)))
+
     def held_out(self, parts: Parts) -> float:
         """The mean log likelihood of the rows on which numbers are compared."""
         if parts not in self._known:
@@ -387,6 +402,10 @@ class _View:
     def _of(self, part: Callable[[_Side], tuple[Tensor, Tensor | None]]) -> Likelihood:
         (x, a), (y, b), c = part(self.source), part(self.target), self.coordinates
         return Likelihood(c, Rows(c.source(x), a), Rows(c.target(y), b))
+
+
+def _gained(before: float | None, now: float) -> float:
+    return math.inf if before is None else now - before
 
 
 def _drawn(law: Law, name: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:

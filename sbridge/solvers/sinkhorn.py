@@ -13,11 +13,12 @@ from sbridge.laws import Samples
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes import Direction
+from sbridge.random import generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Info, flat_number, flat_tensor
+from sbridge.training import Derived, Info, State
 from sbridge.transport import (
     Cloud,
     EntropicProblem,
@@ -30,23 +31,17 @@ from sbridge.transport import (
 )
 
 
-@dataclass
-class SinkhornBridgeState:
-    """The state of the iteration, the rows that carry potentials, and a step counter.
+@dataclass(eq=False)
+class SinkhornBridgeState(State):
+    """The state of the iteration.
 
-    ``static`` is the problem of those rows, which follows from them and is no part of the flat form.
+    Attributes:
+        static: the problem of the rows that carry potentials.
+        iteration: potentials, level of ε, and what Sinkhorn's iteration measures.
     """
 
-    static: EntropicProblem
+    static: Derived[EntropicProblem]
     iteration: SinkhornState
-    source_index: Tensor
-    target_index: Tensor
-    step: int = 0
-
-    def flat(self) -> Flat:
-        """Potentials, level of ε, row indices, counter."""
-        own: Flat = {"source_index": self.source_index, "target_index": self.target_index, "step": self.step}
-        return own | {f"sinkhorn.{key}": value for key, value in self.iteration.items()}
 
 
 @register
@@ -91,7 +86,7 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
                 return f"SinkhornBridge needs samples at both ends, got {type(law).__name__}: draw rows from it first."
         return None
 
-    def length(self, problem: BridgeProblem) -> int:
+    def max_steps(self, problem: BridgeProblem) -> int:
         """The largest number of steps that ``max_iterations`` allows."""
         return 2 + self.sinkhorn.max_iterations // min(self.sinkhorn.batch, self.sinkhorn.warm_batch)
 
@@ -99,11 +94,12 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
         """Whether the tolerance is met at the final ε."""
         return sinkhorn_converged(state.static, state.iteration, self.sinkhorn)
 
-    def init(self, problem: BridgeProblem, generator: torch.Generator) -> SinkhornBridgeState:
+    def init(self, problem: BridgeProblem, seed: int) -> SinkhornBridgeState:
         """Chooses the rows that carry potentials."""
+        generator = generator_of(seed)
         source, target = (_subset(len(end.rows), self.max_rows, generator) for end in _ends(problem))
         static = _static(problem, source, target)
-        return SinkhornBridgeState(static, sinkhorn_init(static, self.sinkhorn), source, target)
+        return SinkhornBridgeState(seed, static, sinkhorn_init(static, self.sinkhorn))
 
     def step(self, problem: BridgeProblem, state: SinkhornBridgeState) -> tuple[SinkhornBridgeState, Info]:
         """One batch of Sinkhorn iterations."""
@@ -111,18 +107,6 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
         state.step += 1
         info = {"marginal error": float(state.iteration["error"]), "epsilon": float(state.iteration["epsilon"])}
         return state, info
-
-    def restore(self, problem: BridgeProblem, flat: Flat) -> SinkhornBridgeState:
-        """The state of an interrupted run."""
-        prefix = "sinkhorn."
-        iteration: SinkhornState = {
-            key[len(prefix) :]: value
-            for key, value in flat.items()
-            if key.startswith(prefix) and not isinstance(value, str)
-        }
-        source, target = flat_tensor(flat, "source_index"), flat_tensor(flat, "target_index")
-        static = _static(problem, source, target)
-        return SinkhornBridgeState(static, iteration, source, target, int(flat_number(flat, "step")))
 
     def finish(self, problem: BridgeProblem, state: SinkhornBridgeState) -> Bridge:
         """Potentials on all rows, and the two processes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from sbridge.solvers.base import Method
 from sbridge.solvers.control.door import check_steps
 from sbridge.solvers.control.starts import Annealing, WarmStart, ZeroStart
 from sbridge.time import TimeGrid
-from sbridge.training import Flat, Info, Learner, Optimisation, flat_number, flat_tensor
+from sbridge.training import Derived, Info, Learner, Optimisation, State, frozen_copy
 
 PATHS_OPTIMISATION = Optimisation(learning_rate=5e-3, batch=128, ema_decay=0.99)
 """For losses on whole paths: an update sees the control at every step of every path, so it may go far."""
@@ -53,33 +52,27 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
     start: WarmStart = field(default_factory=ZeroStart)
     annealing: Annealing | None = None
 
-    treats = ControlProblem
+    problem_type = ControlProblem
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.updates < 1:
             raise InvalidInputError(f"updates must be positive, got {self.updates}.")
 
-    def length(self, problem: ControlProblem) -> int:
+    def max_steps(self, problem: ControlProblem) -> int:
         """The number of updates."""
         return self.updates
 
-    def init(self, problem: ControlProblem, generator: torch.Generator) -> ControlState:
+    def init(self, problem: ControlProblem, seed: int) -> ControlState:
         """A network whose output is zero on top of the warm start."""
         check_steps(problem, self.grid, self.step_rule(problem))
-        state = ControlState(self, problem, as_seed(generator))
-        state.learner = self.learner(problem, state, self.scales(problem, state))
-        return state
-
-    def restore(self, problem: ControlProblem, flat: Flat) -> ControlState:
-        """The state of an interrupted run."""
-        state = ControlState(self, problem, int(flat_number(flat, "seed")))
-        scales = {key: float(flat_number(flat, f"scale.{key}")) for key in _names(flat, "scale.")}
-        state.learner = self.learner(problem, state, scales)
-        state.learner.load(flat, "control")
-        state.memory = {key: flat_tensor(flat, f"memory.{key}") for key in _names(flat, "memory.")}
-        state.generator.set_state(flat_tensor(flat, "generator"))
-        state.step = int(flat_number(flat, "step"))
+        base = self.start.control(problem, self.grid, self.step_rule(problem))
+        state = ControlState(seed, base, generator_of(derive(seed, "training")))
+        scales = self.scales(problem, state)
+        sizes = scales["output"], derive(seed, "weights"), scales["input"]
+        network = seeded_control(self.network, problem.dim, problem.process.horizon, *sizes)
+        module = self.module(network.to(problem.probe), scales)
+        state.learner = Learner(module, self.optimisation, self.updates)
         return state
 
     def step(self, problem: ControlProblem, state: ControlState) -> tuple[ControlState, Info]:
@@ -94,7 +87,7 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
 
     def finish(self, problem: ControlProblem, state: ControlState) -> ControlSolution:
         """The averaged network on top of the warm start; a copy, so that the state can be trained on."""
-        network = copy.deepcopy(state.network(averaged=True)).eval().requires_grad_(requires_grad=False)
+        network = frozen_copy(state.network(averaged=True))
         return ControlSolution(problem, self.measure(problem, state.on_top(network)))
 
     @abstractmethod
@@ -117,11 +110,6 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
         spread = float(control_objective(paths, problem.costs, alive).std())
         volume = problem.process.horizon * problem.dim
         return {"input": size, "output": math.sqrt(2.0 * spread / volume) if spread > 0 else volume**-0.5}
-
-    def learner(self, problem: ControlProblem, state: ControlState, scales: dict[str, float]) -> Learner:
-        """The network under training; keeps ``scales`` in the state."""
-        state.scales = scales
-        return Learner(self.module(state.new_network(self, problem), scales), self.optimisation, self.updates)
 
     def module(self, network: NetworkControl, scales: dict[str, float]) -> nn.Module:
         """What is trained: the network itself unless a loss has parameters of its own."""
@@ -151,23 +139,21 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
         return paths, problem.stopping.alive(paths, derive(seed, "stopping"))
 
 
-class ControlState:
-    """Network, optimiser, generator, and what a solver keeps between updates."""
+@dataclass(eq=False)
+class ControlState(State):
+    """The network under training, the generator, and what a solver keeps between updates.
 
-    learner: Learner
+    Attributes:
+        base: the warm start, or ``None``.
+        generator: of paths and batches.
+        memory: tensors that a loss keeps between updates.
+        learner: the network, its average and its optimiser.
+    """
 
-    def __init__(self, solver: ControlSolver, problem: ControlProblem, seed: int) -> None:
-        self.step, self.seed = 0, seed
-        self.generator = generator_of(derive(seed, "training"))
-        self.base = solver.start.control(problem, solver.grid, solver.step_rule(problem))
-        self.scales: dict[str, float] = {}
-        self.memory: dict[str, Tensor] = {}
-
-    def new_network(self, solver: ControlSolver, problem: ControlProblem) -> NetworkControl:
-        """A network with its initial weights."""
-        horizon, weights = problem.process.horizon, generator_of(derive(self.seed, "weights"))
-        sizes = self.scales["output"], weights, self.scales["input"]
-        return seeded_control(solver.network, problem.dim, horizon, *sizes).to(problem.probe)
+    base: Derived[Control | None]
+    generator: torch.Generator
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    learner: Learner = field(init=False)
 
     def network(self, *, averaged: bool) -> nn.Module:
         """The network alone, under training or with averaged weights."""
@@ -183,14 +169,3 @@ class ControlState:
     def control(self) -> Control:
         """The control under training."""
         return self.on_top(self.network(averaged=False))
-
-    def flat(self) -> Flat:
-        """Everything that goes on, as data."""
-        flat: Flat = {"step": self.step, "seed": self.seed, "generator": self.generator.get_state()}
-        flat |= {f"scale.{key}": value for key, value in self.scales.items()}
-        flat |= {f"memory.{key}": value.clone() for key, value in self.memory.items()}
-        return flat | self.learner.flat("control")
-
-
-def _names(flat: Flat, prefix: str) -> list[str]:
-    return [key.removeprefix(prefix) for key in flat if key.startswith(prefix)]

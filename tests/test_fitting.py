@@ -608,3 +608,26 @@ def test_float32_that_has_rounded_the_data_away_is_refused_or_said():
         sb.fit(*ends(1e6, 10.0), solver=sb.SinkhornBridge())
     for quiet in (ends(1e4, 10.0), ends(torch.tensor([0.0, 1.0]), narrow), [1.7e9 + 50 * x for x in noise]):
         check_precision(*quiet)
+
+
+def test_a_course_takes_any_reference_and_is_saved_and_loaded(tmp_path):
+    ends, times = [X0, X1, X0 + 1.0], (0.0, 2.0, 2.5)
+
+    def reference(x0, x1, duration):
+        return sb.OrnsteinUhlenbeck(0.7, 0.5, 0.2, duration)
+
+    course = sb.fit_course(ends, times, reference=reference, solver=sb.GaussianBridge(), seed=4)
+    seed = derive(4, "leg", 1)
+    alone = sb.fit(*ends[1:], reference=reference(None, None, 0.5), solver=sb.GaussianBridge(), seed=seed)
+    assert torch.equal(course.bridges[1].transport(X1, seed=5), alone.transport(X1, seed=5))
+    course.save(tmp_path / "course")
+    loaded = sb.Course.load(tmp_path / "course")
+    assert loaded.times == times
+    assert torch.equal(loaded.interpolate(X0, 0.0, 2.2, seed=1), course.interpolate(X0, 0.0, 2.2, seed=1))
+    with pytest.raises(sb.SbridgeError, match="Omit sigma"):
+        sb.fit_course(ends, times, reference=reference, sigma=1.0)
+    with pytest.raises(sb.SbridgeError, match="horizon = duration = 2,"):
+        sb.fit_course(ends, times, reference=lambda *_: sb.BrownianMotion(1.0))
+    (tmp_path / "course/course.json").write_text((tmp_path / "course/course.json").read_text().replace("2.5", "3.5"))
+    with pytest.raises(sb.SbridgeError, match="SHA-256"):
+        sb.Course.load(tmp_path / "course")

@@ -132,13 +132,14 @@ def _complete(command: Training, plan: Plan, folder: ClaimedFolder, console: Con
 def _leg_report(
     plan: Plan, course: Course, leg: int, history: Sequence[dict[str, float]], command: Training
 ) -> LegReport:
-    bridge, prepared, seed = course.bridges[leg], plan.legs[leg], command.seed
+    bridge, prepared = course.bridges[leg], plan.legs[leg]
+    seed = command.seed if len(plan.legs) == 1 else derive(command.seed, "scores", leg)
     x0, x1 = plan.held_out[leg], plan.held_out[leg + 1]
     scored = command.evaluation and len(x0) > 0
-    evaluation = evaluate(bridge, x0, x1, seed=seed + leg) if scored else None
+    evaluation = evaluate(bridge, x0, x1, seed=seed) if scored else None
     certificate = None
     if scored and not is_reverse_diffusion(bridge):  # whose forward process is the reference: nothing to bound
-        certificate = certificate_or_reason(bridge, x0, x1, seed=seed + leg)
+        certificate = certificate_or_reason(bridge, x0, x1, seed=seed)
     return LegReport(
         plan.times[leg],
         plan.times[leg + 1],

@@ -15,11 +15,11 @@ from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
 from sbridge.data import Inputs, ReadOptions, read_inputs, read_table, split
 from sbridge.diffusion import end_distribution
-from sbridge.errors import InvalidInputError, UnsupportedError, number
-from sbridge.fitting import Preparation, choose_sigma, prepare
-from sbridge.fitting.courses import Course
+from sbridge.errors import InvalidInputError, number
+from sbridge.fitting import Course, Preparation, choose_sigma, prepare, prepare_course
 from sbridge.laws import Density, Samples
 from sbridge.laws.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
+from sbridge.processes import Process
 from sbridge.random import derive, generator
 from sbridge.runs import RUN_FORMAT, RunFolder
 from sbridge.storage.registry import Json, encode
@@ -110,16 +110,27 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     ]
     kept, held_out = (tuple(side.to(device) for side in sides) for sides in zip(*parts, strict=True))
     times = inputs.times or (0.0, command.horizon or 1.0)
-    legs, notes = [], []
-    if kept[0].dtype == torch.float64:
-        notes.append("numbers: float64; --dtype float32 is faster, with 7 digits")
-    for index in range(len(kept) - 1):
-        seed = command.seed if inputs.times is None else derive(command.seed, "leg", index)
-        leg, told = _leg(command, kept[index], kept[index + 1], times[index + 1] - times[index], seed)
-        legs.append(leg)
-        label = "" if len(kept) == 2 else f"{times[index]:g} → {times[index + 1]:g}: "
-        notes.extend(label + note for note in told)
-    return Plan(inputs, kept, held_out, times, tuple(legs), tuple(notes))
+    told: list[str] = []
+
+    def reference(x0: Tensor, x1: Tensor, horizon: float) -> Process:
+        noise, chosen = _noise(command, x0, x1, horizon)
+        process, about = command.reference_options.build(noise)
+        told.append(f"reference: {command.reference}" + "".join(f", {text}" for text in (about, chosen) if text))
+        return process
+
+    solver = None if isinstance(command.solver_options, Automatic) else command.solver_options
+    options = {"solver": solver, "scaling": _SCALINGS[command.scaling], "seed": command.seed}
+    if inputs.times is None:
+        legs = (prepare(*kept, reference=reference(kept[0], kept[1], times[1]), **options),)
+    else:
+        _, legs = prepare_course(kept, times, reference=reference, **options)
+    notes = ["numbers: float64; --dtype float32 is faster, with 7 digits"] if kept[0].dtype == torch.float64 else []
+    for leg, (about, start, stop) in enumerate(zip(told, times, times[1:], strict=False)):
+        label, choice = "" if len(legs) == 1 else f"{start:g} → {stop:g}: ", legs[leg].choice
+        notes.append(label + about)
+        if choice is not None:
+            notes.append(f"{label}solver: {choice}; config.json lists its options")
+    return Plan(inputs, kept, held_out, times, legs, tuple(notes))
 
 
 def make_diffusion_plan(command: Diffuse[Any, Any]) -> Plan:
@@ -206,29 +217,13 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def _leg(
-    command: Fit[Any, Any], x0: Tensor, x1: Tensor, horizon: float, seed: int
-) -> tuple[Preparation, tuple[str, ...]]:
-    noise, chosen = _noise(command, x0, x1, horizon)
-    reference, about = command.reference_options.build(noise)
-    notes = [f"reference: {command.reference}" + "".join(f", {text}" for text in (about, chosen) if text)]
-    solver = None if isinstance(command.solver_options, Automatic) else command.solver_options
-    prepared = prepare(x0, x1, reference=reference, solver=solver, scaling=_SCALINGS[command.scaling], seed=seed)
-    reason = prepared.solver.refusal(prepared.problem)
-    if reason is not None:
-        raise UnsupportedError(reason)
-    if prepared.choice is not None:
-        notes.append(f"solver: {prepared.choice}; config.json lists its options")
-    return prepared, tuple(notes)
-
-
 def _noise(command: Fit[Any, Any], x0: Tensor, x1: Tensor, horizon: float) -> tuple[Noise, str]:
     """Returns the noise options of the reference, and the reason for σ if it was chosen here and is used."""
     pooled = CommonScale()
     sigma = command.sigma if command.epsilon is None else (command.epsilon / horizon) ** 0.5
     if sigma is not None or command.reference not in ("brownian", "ornstein-uhlenbeck"):
         return Noise(sigma, horizon, lambda: pooled(x0, x1)), ""
-    choice = choose_sigma(x0, x1, horizon=horizon)
+    choice = choose_sigma(x0, x1, horizon=horizon, seed=command.seed)
     return Noise(choice.sigma, horizon, lambda: pooled(x0, x1)), str(choice)
 
 

@@ -1,7 +1,7 @@
 """Fits with every choice made from the data: a bridge, a diffusion, a time course."""
 
 from sbridge.fitting.choice import SolverChoice, choose_solver
-from sbridge.fitting.courses import Course, fit_course
+from sbridge.fitting.courses import Course, fit_course, prepare_course
 from sbridge.fitting.fit import (
     Preparation,
     SigmaChoice,
@@ -25,5 +25,6 @@ __all__ = [
     "fit",
     "fit_course",
     "prepare",
+    "prepare_course",
     "solve",
 ]

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from sbridge.data.snapshots import Times, as_times, snapshots
 from sbridge.display import short_repr
-from sbridge.errors import InvalidInputError, listed, number
-from sbridge.fitting.fit import End, choose_sigma, fit
+from sbridge.errors import FileFormatError, InvalidInputError, listed, number
+from sbridge.fitting.fit import End, Preparation, choose_sigma, prepare
 from sbridge.laws import as_rows
 from sbridge.laws.scaling import ScalingRecipe
 from sbridge.modes import standard_modes
-from sbridge.processes import BrownianMotion
+from sbridge.processes import BrownianMotion, Process
 from sbridge.random import Seed, as_seed, derive
-from sbridge.solutions import Bridge
+from sbridge.solutions import Bridge, load_bridge, save_bridge
 from sbridge.solvers.base import Solver
+from sbridge.storage import files
 from sbridge.time import snapped
+
+_FORMAT, _FILE = "sbridge course/1", "course.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,35 @@ class Course:
             start, leg = stop, leg + 1
         return rows
 
+    def save(self, folder: str | Path) -> None:
+        """Writes ``course.json`` and one pair of files for each bridge, ``bridge-1`` and so on, into ``folder``.
+
+        Raises:
+            UnsupportedError: if a bridge contains a plain function or an unregistered class.
+            OSError: if the folder cannot be written.
+        """
+        folder = Path(folder)
+        for leg, bridge in enumerate(self.bridges):
+            save_bridge(bridge, folder / f"bridge-{leg + 1}")
+        files.write_text(
+            folder / _FILE, json.dumps(files.sealed({"format": _FORMAT, "times": list(self.times)})) + "\n"
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Course:
+        """Loads the course that :meth:`save` wrote.
+
+        Raises:
+            FileFormatError: if a file is missing, damaged, or not of this format.
+        """
+        path = Path(folder) / _FILE
+        document = files.read_json(path)
+        times = document.get("times") if isinstance(document, dict) and document.get("format") == _FORMAT else None
+        if not isinstance(times, list) or len(times) < 2 or not all(isinstance(t, float) for t in times):
+            raise FileFormatError(f"{path} is not that of a time course (expected format {_FORMAT!r}).")
+        files.check_seal(document, path)
+        return cls(tuple(times), tuple(load_bridge(path.with_name(f"bridge-{leg}")) for leg in range(1, len(times))))
+
     def _within(self, leg: int, rows: Tensor, start: float, stop: float, seed: int) -> Tensor:
         bridge, origin = self.bridges[leg], self.times[leg]
         if start > origin:
@@ -68,30 +104,25 @@ class Course:
         return bridge.interpolate(rows, min(stop - origin, bridge.horizon), seed=seed)
 
 
+Reference = Callable[[Any, Any, float], Process]
+"""``(x0, x1, duration)`` of a leg → its reference process, in units of the data."""
+
+
 @standard_modes(gradients=True)
-def fit_course(
+def prepare_course(
     arrays: Sequence[End] | Tensor | np.ndarray,
     times: Times,
     *,
     sigma: float | None = None,
+    reference: Reference | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
-) -> Course:
-    """Fits bridges between consecutive snapshots, each over its own interval of the time axis.
+) -> tuple[tuple[float, ...], tuple[Preparation, ...]]:
+    """Checks the input and makes every choice of :func:`fit_course`, without running anything yet.
 
-    Args:
-        arrays: snapshots, at least two, with equal numbers of columns; or one array or tensor ``(n, dim)`` of the rows
-            of all snapshots, in any order.
-        times: in any unit. Of snapshots: one each, rising. Of the rows of one array: one each, ``(n,)``; labels such as
-            ``"day2"`` are read by their number, with a warning.
-        sigma: of the Brownian reference, in units of the data per root of the time unit, common to all legs;
-            ``None``: chosen for each leg by :func:`choose_sigma`.
-        solver, scaling, seed: as in :func:`fit`, for every leg.
-
-    Raises:
-        InvalidInputError: for unequal numbers of snapshots (or rows) and times, times that do not rise, what
-            :func:`fit` refuses.
+    Returns:
+        The times, and one :class:`~sbridge.fitting.Preparation` for each leg.
     """
     if isinstance(arrays, (np.ndarray, Tensor)) and arrays.ndim == 2:
         arrays, times = snapshots(arrays, times)
@@ -102,11 +133,53 @@ def fit_course(
         )
     if any(b <= a for a, b in pairwise(times)):
         raise InvalidInputError(f"times must increase strictly, got {listed(times)}.")
-    seed, bridges = as_seed(seed), []
+    if sigma is not None and reference is not None:
+        raise InvalidInputError("sigma and reference were both given; the reference determines σ. Omit sigma.")
+    seed, legs = as_seed(seed), []
     for leg, (x0, x1) in enumerate(pairwise(arrays)):
-        horizon = times[leg + 1] - times[leg]
-        leg_seed = derive(seed, "leg", leg)
-        level = choose_sigma(x0, x1, horizon=horizon, seed=leg_seed).sigma if sigma is None else sigma
-        reference = BrownianMotion(sigma=level, horizon=horizon)
-        bridges.append(fit(x0, x1, reference=reference, solver=solver, scaling=scaling, seed=leg_seed))
-    return Course(times, tuple(bridges))
+        duration, leg_seed = times[leg + 1] - times[leg], derive(seed, "leg", leg)
+        if reference is None:
+            level = choose_sigma(x0, x1, horizon=duration, seed=leg_seed).sigma if sigma is None else sigma
+            process: Process = BrownianMotion(sigma=level, horizon=duration)
+        else:
+            process = reference(x0, x1, duration)
+            if not isinstance(process, Process) or not math.isclose(process.horizon, duration, rel_tol=1e-9):
+                raise InvalidInputError(
+                    f"reference(x0, x1, duration) must return a process with horizon = duration = {number(duration)}, "
+                    f"got {process!r}."
+                )
+        legs.append(prepare(x0, x1, reference=process, solver=solver, scaling=scaling, seed=leg_seed))
+    return times, tuple(legs)
+
+
+def fit_course(
+    arrays: Sequence[End] | Tensor | np.ndarray,
+    times: Times,
+    *,
+    sigma: float | None = None,
+    reference: Reference | None = None,
+    solver: Solver | None = None,
+    scaling: ScalingRecipe | None = None,
+    seed: Seed = 0,
+) -> Course:
+    """Fits bridges between consecutive snapshots, each over its own interval of the time axis.
+
+    Args:
+        arrays: snapshots, at least two, with equal numbers of columns; or one array or tensor ``(n, dim)`` of the
+            samples of all snapshots, in any order.
+        times: in any unit. Of snapshots: one each, increasing. Of the samples of one array: one each, ``(n,)``; labels
+            such as ``"day2"`` are read by their number, with a warning.
+        sigma: of the Brownian reference, in units of the data per root of the time unit, common to all legs;
+            ``None``: chosen for each leg by :func:`choose_sigma`.
+        reference: another reference process: a function ``(x0, x1, duration) → Process`` that is called once for each
+            leg, such as ``lambda x0, x1, duration: OrnsteinUhlenbeck(1.0, 0.5, horizon=duration)``.
+        solver, scaling, seed: as in :func:`fit`, for every leg.
+
+    Raises:
+        InvalidInputError: for unequal numbers of snapshots (or samples) and times, times that do not increase, a
+            reference of another duration, both sigma and reference, and what :func:`fit` refuses.
+    """
+    times, legs = prepare_course(
+        arrays, times, sigma=sigma, reference=reference, solver=solver, scaling=scaling, seed=seed
+    )
+    return Course(times, tuple(leg.run() for leg in legs))

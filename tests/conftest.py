@@ -1,10 +1,11 @@
 """Settings of the whole test suite."""
 
+import dataclasses
 import functools
-import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import FunctionType
 
 import hypothesis
 import jaxtyping
@@ -28,25 +29,32 @@ _CHECKER = (
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, "
     "hint_overrides=beartype.FrozenDict({beartype.typing.Self: beartype.typing.Any})))"
 )
-# A check costs more than a small step of a solver, and a training loop repeats the same call thousands of times. So in
-# each test only the first calls of each function are checked, and after them those whose number is a power of two.
+# A check costs more than a small step of a solver, and to write it more than to import the function; training repeats
+# the same call thousands of times and defines inner functions anew. So in each test only the first calls of a function
+# are checked, and after them those whose number is a power of two. The check is written at the first of them.
 _FIRST_CALLS = 16
-_calls: Counter[Callable] = Counter()
+_calls: Counter[int] = Counter()  # by the code of a function, which its definitions share
 _check_all = jaxtyping.jaxtyped
 
 
 def _check_some(*, typechecker: Callable) -> Callable:
     def decorate(fn: Callable) -> Callable:
-        checked = _check_all(fn, typechecker=typechecker)
-        if not inspect.isfunction(fn):
-            return checked
+        if dataclasses.is_dataclass(fn) and isinstance(init := vars(fn).get("__init__"), FunctionType):
+            fn.__init__ = init if hasattr(init, "__wrapped__") else decorate(init)
+            return fn
+        if not isinstance(fn, FunctionType):
+            return _check_all(fn, typechecker=typechecker)
+        code, checked = id(fn.__code__), None
 
         @functools.wraps(fn)
         def call(*args: object, **kwargs: object) -> object:
             __tracebackhide__ = True
-            _calls[fn] = number = _calls[fn] + 1
-            wanted = number <= _FIRST_CALLS or number & (number - 1) == 0
-            return (checked if wanted else fn)(*args, **kwargs)
+            nonlocal checked
+            _calls[code] = number = _calls[code] + 1
+            if number > _FIRST_CALLS and number & (number - 1):
+                return fn(*args, **kwargs)
+            checked = checked or _check_all(fn, typechecker=typechecker)
+            return checked(*args, **kwargs)
 
         return call
 

@@ -14,7 +14,7 @@ from sbridge.cli import run
 from sbridge.cli.parsing import parse
 from sbridge.data import datasets
 from sbridge.identities import identities
-from sbridge.solvers.base import Solver
+from sbridge.solvers.base import Method
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,7 +31,7 @@ def blocks(page):
 @pytest.fixture
 def short(monkeypatch):
     monkeypatch.setattr(
-        Solver, "finished", lambda self, problem, state: state.step >= min(STEPS, self.max_steps(problem))
+        Method, "finished", lambda self, problem, state: state.step >= min(STEPS, self.max_steps(problem))
     )
 
 

@@ -24,8 +24,8 @@ for kind in (DeprecationWarning, SyntaxWarning):
     warnings.filterwarnings("ignore", ".*invalid escape sequence", kind)
 warnings.filterwarnings("ignore", "the fit does not transport the samples", UserWarning)
 import matplotlib.pyplot as plt
-from sbridge.solvers.base import Solver
-Solver.finished = lambda self, problem, state: state.step >= min(20, self.max_steps(problem))
+from sbridge.solvers.base import Method
+Method.finished = lambda self, problem, state: state.step >= min(20, self.max_steps(problem))
 scripts, sys.argv = sys.argv[1:], ["", "--fast"]
 for sys.argv[0] in scripts:
     with contextlib.redirect_stdout(io.StringIO()) as printed:

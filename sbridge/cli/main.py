@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import shlex
 import signal
 import sys
 import warnings
@@ -112,8 +111,3 @@ def _told(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"No permission{where}: {error.strerror}. Choose a writable place with --out."
     return f"{error.strerror or error}{where}."
-
-
-def command_line(arguments: Sequence[str], *more: str) -> str:
-    """Returns a command as a user would type it."""
-    return shlex.join(["sbridge", *arguments, *more])

@@ -1,6 +1,6 @@
 """Differentiable losses: over one bundle of paths, whose ``v`` is the sampling control, or over noised rows."""
 
-from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, matching_loss, terminal_gradient
+from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, terminal_gradient
 from sbridge.objectives.control import (
     control_objective,
     control_values,
@@ -20,7 +20,6 @@ __all__ = [
     "lean_adjoint",
     "log_variance",
     "log_weight",
-    "matching_loss",
     "moment",
     "relative_entropy",
     "residual",

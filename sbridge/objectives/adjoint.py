@@ -67,11 +67,6 @@ def adjoint_targets(chain: Chain, adjoint: Tensor) -> Tensor:
     return torch.stack(targets)
 
 
-def matching_loss(u: Tensor, targets: Tensor, spans: Tensor) -> Tensor:
-    """Returns ``Σ_k Δ_k |u_k − target_k|²``, mean over paths; ``u`` and targets ``(N, batch, dim)``, spans ``(N,)``."""
-    return torch.einsum("k,kb->", spans.to(u), (u - targets).square().sum(2)) / u.shape[1]
-
-
 def gradient(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Computes ``∇_x Σ function(x)``; zeros if it does not depend on ``x``."""
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""How objects and numbers are written for people: short descriptions, values with errors, times."""
+"""Formatting of objects and numbers: short descriptions, values with errors, times."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def _described(value: object, depth: int) -> str:
 
 
 def decimals_of(error: float) -> int:
-    """Decimals that show a positive ``error`` to one digit, or to two if it begins with 1 or 2."""
+    """Returns the decimals that show a positive ``error`` to one digit, or to two if it begins with 1 or 2."""
     return max(0, -math.floor(math.log10(error / 3.0)))
 
 
 def value_and_error(value: float, error: float, decimals: int | None = None) -> str:
-    """``value ± error``, both to the decimals that the error is worth; with a power of ten if they are far from 1.
+    """Formats ``value ± error`` with the decimals that the error supports, and a power of ten if far from 1.
 
     Args:
         value: any finite number.
@@ -71,5 +71,5 @@ def value_and_error(value: float, error: float, decimals: int | None = None) -> 
 
 
 def time_text(t: float) -> str:
-    """A time to twelve digits: ``0.3`` for ``0.1 + 0.2``, and all digits of seconds since 1970."""
+    """Formats a time with twelve digits: ``0.3`` for ``0.1 + 0.2``, and all digits of seconds since 1970."""
     return f"{t:.12g}"

@@ -306,7 +306,7 @@ def test_what_it_refuses():
     for options in ({"components": (5, 2)}, {"components": ()}, {"rows": 2}, {"held_out": 1.0}, {"iterations": 0}):
         with pytest.raises(InvalidInputError):
             MixtureBridge(**options)
-    with pytest.raises(InvalidInputError, match="50 components start in as many target rows"):
+    with pytest.raises(InvalidInputError, match="50 components start in different target rows"):
         LightRecipe().fit(x, x, 1.0, seed=0)
 
 

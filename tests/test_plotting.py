@@ -182,7 +182,7 @@ class TestProjection:
     def test_bad_input(self):
         with pytest.raises(InvalidInputError, match="equal columns"):
             Projection.fit(noise(5, 3), noise(5, 4))
-        with pytest.raises(InvalidInputError, match="made for 3 columns, the states have 4"):
+        with pytest.raises(InvalidInputError, match="has 3 columns, the states have 4"):
             Projection.fit(noise(5, 3), noise(5, 3))(noise(5, 4))
 
 
@@ -312,7 +312,7 @@ class TestFields:
 
     @pytest.mark.parametrize("times", [[], HORIZON, [0.5, -0.1]])
     def test_times_outside_are_refused(self, times):
-        with pytest.raises(InvalidInputError, match="from 0 to before the end, 2"):
+        with pytest.raises(InvalidInputError, match=r"bridge times in \[0, 2\)"):
             drift_field(bridge_of(2), times, seed=0)
 
 
@@ -383,7 +383,7 @@ class TestHistory:
         assert history([{"loss": float(k)} for k in range(-50, 50)]).get_yscale() == "linear"
 
     def test_an_unknown_quantity_names_the_known(self):
-        with pytest.raises(InvalidInputError, match="no row of the history has 'los'; there is error, loss"):
+        with pytest.raises(InvalidInputError, match="no row of the history has 'los'; it has error, loss"):
             history([{"step": 1, "loss": 1.0, "error": 2.0}], quantity="los")
         with pytest.raises(InvalidInputError, match="nothing"):
             history([])

@@ -109,7 +109,7 @@ def test_the_gap_and_the_loss_less_its_constant_are_drawn_as_measured():
     x, y = losses.get_data()
     assert np.allclose(y[-1], np.mean([1.0 / k for k in range(76, 101)]))
     assert x[-1] == 88
-    with pytest.raises(InvalidInputError, match="nothing was measured"):
+    with pytest.raises(InvalidInputError, match="no measurements"):
         action_gap([])
 
 

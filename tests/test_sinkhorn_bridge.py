@@ -285,7 +285,7 @@ def test_one_dimension():
 
 def test_an_iteration_that_does_not_converge_says_so():
     solver = SinkhornBridge(sinkhorn=Sinkhorn(tolerance=1e-9, max_iterations=4, batch=2, warm_batch=2))
-    with pytest.raises(NotConvergedError, match=r"after 4 iterations; 1e-09 .* was asked for. Raise max_iterations"):
+    with pytest.raises(NotConvergedError, match=r"after 4 iterations; the tolerance is 1e-09 .* Raise max_iterations"):
         solve(problem(BrownianMotion(0.2)), solver, seed=0)
 
 

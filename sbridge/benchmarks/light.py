@@ -53,7 +53,9 @@ class LightRecipe:
             InvalidInputError: if there are fewer target rows than components.
         """
         if len(x1) < self.potentials:
-            raise InvalidInputError(f"{self.potentials} components start in as many target rows, got {len(x1)}.")
+            raise InvalidInputError(
+                f"{self.potentials} components start in different target rows and need as many, got {len(x1)}."
+            )
         draws, dim = generator(seed), x0.shape[1]
         first = x1[torch.randperm(len(x1), generator=draws)[: self.potentials]]
         weights = torch.zeros(self.potentials, dtype=x0.dtype, requires_grad=True)

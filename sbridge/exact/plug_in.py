@@ -52,7 +52,7 @@ class FarEnd:
         return found
 
     def draw(self, t: float, x: Tensor, generator: torch.Generator) -> Tensor:
-        """One far end per row: a row of the cloud."""
+        """Draws one far end per row: a row of the cloud."""
         blocks = self._view(t, x.detach()).blocks(x.dtype)
         return self.cloud.rows.to(x)[draw_indices(blocks, len(x), generator)]
 
@@ -79,7 +79,7 @@ class FarEnd:
         far = self.process.horizon if forward else 0.0
         if bool((torch.as_tensor(t, dtype=torch.float64) == far).any()):
             raise InvalidInputError(
-                f"the control of a bridge to single rows is infinite at its far end, t = {far:g}; ask for a time "
+                f"the control of a bridge to single rows is infinite at its far end, t = {far:g}; use a time "
                 + ("before it." if forward else "after it.")
             )
         law = self.process.transition(t, self.process.horizon) if forward else self.process.transition(0.0, t)
@@ -118,7 +118,7 @@ class View:
     constants: Tensor
 
     def blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Slices of the states, their weights and the logarithms of their sums: see :meth:`Cloud.tilts`."""
+        """Yields slices of the states, their weights and the logarithms of their sums: see :meth:`Cloud.tilts`."""
         return self.cloud.tilts(self.slopes, self.precisions, dtype)
 
 
@@ -149,7 +149,7 @@ class PlugInKernel:
     far: FarEnd
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """One far end per row."""
+        """Draws one far end per row."""
         return self.far.draw(self._near_time, x, generator)
 
     def mean(self, x: Tensor) -> Tensor:

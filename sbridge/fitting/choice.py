@@ -1,4 +1,4 @@
-"""Which solver a bridge problem gets when its user names none, and why."""
+"""Choice of the default solver for a bridge problem, with its reason."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
 
 FEW_ROWS = 1000
-"""Below this number of rows at either end a network has too little to learn from."""
+"""Number of rows of either end below which a network has too little to learn from."""
 FEW_TO_COMPARE = 200
-"""Below this number of rows at either end the fifth held out is too small to choose a number of components on."""
+"""Number of rows of either end below which the held-out fifth is too small to choose a number of components."""
 MANY_COLUMNS = 1000
-"""Beyond this number of columns covariances of Gaussian components are too large for a default."""
+"""Number of columns above which covariances of Gaussian components are too large for a default."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SolverChoice:
 
 
 def choose_solver(problem: BridgeProblem) -> SolverChoice:
-    """The solver for a first result without tuning, decided by ends, reference, numbers of rows and columns.
+    """Chooses the solver for a first result without tuning, by ends, reference, numbers of rows and columns.
 
     * two Gaussian laws under a linear reference: :class:`GaussianBridge`, exact;
     * an end that is one point, under a linear reference: :class:`MatchedBridge`, whose plan then has no bias;
@@ -68,18 +68,20 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     ends, kind = (problem.source, problem.target), type(problem.reference).__name__
     unnormalised = any(isinstance(end, Density) for end in ends)
     if all(isinstance(end, Density) for end in ends):
-        raise UnsupportedError("there is no solver between two unnormalised densities: draw samples of one first.")
+        raise UnsupportedError(
+            "there is no solver between two unnormalised densities: draw samples of one of them first."
+        )
     if not isinstance(problem.reference, LinearProcess):
         if unnormalised:
             raise UnsupportedError(
                 f"there is no default for an unnormalised density under {kind}: solve() with "
-                "IPF(forward=AdjointHalfBridge()) takes such a target, with backward= such a source; or draw samples."
+                "IPF(forward=AdjointHalfBridge()) accepts such a target, with backward= such a source; or draw samples."
             )
         return SolverChoice(IPF(), f"since {kind} has no transition in closed form")
     if unnormalised:
         return SolverChoice(AdjointBridge(), "since one end is known by its density alone, whose gradient it follows")
     if all(isinstance(end, Gaussian) for end in ends):
-        return SolverChoice(GaussianBridge(), "since the bridge between Gaussian laws is known in closed form")
+        return SolverChoice(GaussianBridge(), "since the bridge between Gaussians is known in closed form")
     if any(isinstance(end, Point) for end in ends):
         reason = "since one end is a point: the plan is known, every pair, and one regression learns both directions"
         return SolverChoice(MatchedBridge(), reason)
@@ -93,7 +95,7 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
             return SolverChoice(SinkhornBridge(), f"since {unlike}: it reproduces the samples exactly")
     few = rows is not None and rows < FEW_ROWS
     thin = rows is not None and rows < 2 * (problem.dim + 1)
-    seen = f"{'ends that can be drawn from at will' if rows is None else f'{rows} rows'} in {problem.dim} columns"
+    seen = f"{'ends that can be sampled without limit' if rows is None else f'{rows} rows'} in {problem.dim} columns"
     bearable = problem.dim <= MANY_COLUMNS and not thin
     flat = _without_density(problem) if bearable else None  # of thousands of columns no covariance is made
     if bearable and flat is None:
@@ -101,11 +103,15 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
             reason = f"since {seen} are too few to choose a number of Gaussian components: it is exact for them"
             return SolverChoice(SinkhornBridge(), reason)
         if few:
-            reason = f"since {seen} are few for a network: it has as many Gaussian components as rows held out can bear"
+            reason = (
+                f"since {seen} are few for a network: it has Gaussian components, whose number is chosen on held-out "
+                "rows"
+            )
         else:
             reason = (
-                f"since {seen} bear as many Gaussian components as held-out rows ask for, in seconds and in closed "
-                "form; backward it ends in source rows (IMF learns both directions, and takes longer)"
+                f"since {seen} suffice for Gaussian components, whose number is chosen on held-out rows: a fit of "
+                "seconds, in closed form; backward it ends in source samples (IMF learns both directions, and takes "
+                "longer)"
             )
         return SolverChoice(MixtureBridge(), reason)
     if (few or thin) and sampled:
@@ -121,7 +127,7 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
 
 
 def _unlike_mixtures(problem: BridgeProblem) -> str | None:
-    """Why Gaussian components do not represent the samples of an end; ``None`` if they may."""
+    """Explains why Gaussian components do not represent the samples of an end; ``None`` if they may."""
     for name, end in (("source", problem.source), ("target", problem.target)):
         if isinstance(end, Samples):
             reason = unlike_mixtures(end.rows)
@@ -131,7 +137,7 @@ def _unlike_mixtures(problem: BridgeProblem) -> str | None:
 
 
 def _without_density(problem: BridgeProblem) -> str | None:
-    """That the rows of an end span fewer dimensions than they have columns; ``None`` if they do not."""
+    """Reports that the rows of an end span fewer dimensions than they have columns; ``None`` if they do not."""
     for name, end in (("source", problem.source), ("target", problem.target)):
         if isinstance(end, Samples) and span_fewer(end.rows):
             return f"since columns of the {name} are constant or follow from others, so Gaussian components do not fit"

@@ -1,4 +1,4 @@
-"""Kinds of samples that Gaussian components do not represent, seen before a fit."""
+"""Checks before a fit for samples that Gaussian components do not represent."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sbridge.solvers.gaussian import span_fewer
 ATOM = 0.05
 """A single value with at least this share of the samples is an atom of a column."""
 LEVEL, LEVELS = 0.01, 0.99
-"""Values with at least the first share each are levels; a column is discrete if they hold the second share."""
+"""Shares: values with at least the first are levels; a column is discrete if its levels hold the second."""
 FEW_STATES, ROWS_A_STATE = 5, 100
-"""Joint states of discrete columns that components can cover beside continuous ones, and the rows that each needs."""
+"""Joint states of discrete columns that components can cover, and the rows that each needs."""
 HEAVY = 0.25
 """Mean over columns of the share of the variance in the hundredth of the rows that is farthest out. Gaussian: .085,
 exponential: .22, Student's t with 3 degrees of freedom: .36, log-normal with a log standard deviation of .8: .35."""
@@ -20,7 +20,7 @@ _MOST = 10_000
 
 
 def unlike_mixtures(rows: Tensor) -> str | None:
-    """Why a Gaussian mixture does not represent the distribution of ``rows`` ``(n, dim)``; ``None`` if it may.
+    """Explains why a Gaussian mixture does not represent the distribution of ``rows`` ``(n, dim)``, else ``None``.
 
     Checked, on at most 10 000 rows: that all columns are discrete; that a column has an atom and continuous values
     beside it (zero-inflated); that discrete columns have more joint states than components can cover, which need 100
@@ -55,7 +55,7 @@ def unlike_mixtures(rows: Tensor) -> str | None:
 
 
 def _have_atoms(rows: Tensor) -> list[bool]:
-    """For each column, whether a single value has at least the share :data:`ATOM` of the rows."""
+    """Returns for each column whether a single value has at least the share :data:`ATOM` of the rows."""
     apart = max(1, int(ATOM * len(rows) + 0.999) - 1)  # equal values that far apart, in rising order, are an atom
     rising = rows.sort(0).values
     return (rising[apart:] == rising[:-apart]).any(0).tolist()

@@ -177,7 +177,7 @@ def identity(
         InvalidInputError: if the name is taken, or the group is none of :data:`GROUPS`.
     """
     if group not in GROUPS:
-        raise InvalidInputError(f"a group is one of {', '.join(GROUPS)}; got {group!r}.")
+        raise InvalidInputError(f"a group must be one of {', '.join(GROUPS)}; got {group!r}.")
 
     def enter(body: Body) -> Body:
         name = body.__name__

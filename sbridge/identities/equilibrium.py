@@ -56,7 +56,7 @@ def _has_equilibrium(setting: Setting) -> bool:
     statement="the drift of a process that has an equilibrium is ½σσᵀ∇log p_eq",
     equation="Premkumar 2023, eq. (4.17)",
     kind=Kind.RESIDUAL,
-    left="largest difference at points, relative: drift against the Gaussian that transitions keep",
+    left="largest relative difference at points: drift against the stationary Gaussian of the transitions",
     right="0",
     applies=_has_equilibrium,
 )
@@ -79,8 +79,8 @@ def drift_is_the_equilibrium_force(setting: Setting) -> Iterator[Outcome]:
     statement="noise and average: E[x_0 − x | x_0 + √v z = x] = v∇log ρ_v(x)",
     equation="Premkumar 2023, §4.3, eq. (4.20)",
     kind=Kind.EQUALITY,
-    left="mean displacement of data that noise carries to x, weighted by how likely it does",
-    right="log density of the noised law, differentiated",
+    left="mean displacement of data moved to x by noise, weighted by its probability",
+    right="log density of the noised data, differentiated",
 )
 def noise_and_average(setting: Setting) -> Iterator[Outcome]:
     """Compares both sides at two points, along the score there."""

@@ -48,7 +48,7 @@ _EXACT = "donot_use_mm_for_euclid_dist"  # matrix products lose half of the digi
     statement="started from one point, the reverse process is the pinned bridge to it",
     equation="Cao et al. 2025; Premkumar 2023, eq. (4.1)–(4.3)",
     kind=Kind.EQUALITY,
-    left="mean and spread of simulated reverse paths, driven by the point's score",
+    left="mean and standard deviation of simulated reverse paths, driven by the point's score",
     right="Gaussian conditioning of the noising process on both ends",
 )
 def dirac_start(setting: Setting) -> Iterator[Outcome]:
@@ -89,7 +89,7 @@ def empirical_start(setting: Setting) -> Outcome:
 
 @identity(
     group=GROUP,
-    statement="exact reversal returns every data point as often as it is there",
+    statement="exact reversal returns every data point with its multiplicity",
     equation=f"{_CAO}; Anderson 1982",
     kind=Kind.EQUALITY,
     left="share of simulated ends at points with a small first coordinate",
@@ -105,7 +105,7 @@ def empirical_law_returns(setting: Setting) -> Outcome:
 
 @identity(
     group=GROUP,
-    statement="support is preserved: no end of the exact reversal lies off the data",
+    statement="support is preserved: all ends of the exact reversal are data points",
     equation=_CAO,
     kind=Kind.INEQUALITY,
     left="largest distance of a simulated end from the data, in spreads",
@@ -187,7 +187,7 @@ class Memory:
     def whole(cls, setting: Setting) -> Memory:
         """Takes all rows of the data, which are samples."""
         if not isinstance(setting.data, Samples):
-            raise UnsupportedError(f"a {type(setting.data).__name__} has no rows to fall on.")
+            raise UnsupportedError(f"a {type(setting.data).__name__} has no rows to return to.")
         return cls._from(setting.data.rows)
 
     @classmethod

@@ -208,7 +208,7 @@ def _end_entropies(setting: Setting, stream: str) -> tuple[Estimate, Estimate]:
 
 @identity(
     group="action",
-    statement="KL of the laws at a partition of [0, T] grows as it is refined, up to the pathwise KL",
+    statement="KL of the distributions on a partition of [0, T] increases under refinement, up to the pathwise KL",
     equation="Premkumar 2023, eq. (3.18), (A.2)–(A.5)",
     kind=Kind.INEQUALITY,
     left="Gaussian transitions in closed form, on the coarser partition",
@@ -227,7 +227,7 @@ def static_kl_is_below_pathwise_kl(setting: Setting) -> Iterator[Outcome]:
 
 @identity(
     group="action",
-    statement="KL of the laws at finer and finer partitions tends to ½ E∫|u|² dt",
+    statement="KL of the distributions on finer and finer partitions tends to ½ E∫|u|² dt",
     equation="Premkumar 2023, eq. (3.19), (A.5)",
     kind=Kind.EQUALITY,
     left="Gaussian transitions in closed form on 64 intervals",

@@ -58,11 +58,11 @@ def ode_marginals(setting: Setting) -> Iterator[Outcome]:
 
 @identity(
     group=GROUP,
-    statement="the reverse SDE has the noising process's law at two times",
+    statement="the reverse SDE has the joint distribution of the noising process at two times",
     equation="Anderson 1982, for path laws",
     kind=Kind.EQUALITY,
     left="whitened increments of simulated reverse paths",
-    right="mean square 1; characteristic function of the state beside independent noise",
+    right="mean square 1; characteristic function of the state with independent noise",
 )
 def two_times_of_the_sde(setting: Setting) -> Iterator[Outcome]:
     """Checks that ``L⁻¹(X_t − Φ X_s − k)`` is standard normal and independent of ``X_s``."""
@@ -78,7 +78,7 @@ def two_times_of_the_sde(setting: Setting) -> Iterator[Outcome]:
 
 @identity(
     group=GROUP,
-    statement="the probability-flow ODE has another law at two times",
+    statement="the probability-flow ODE has a different joint distribution at two times",
     equation="Song et al. 2021, arXiv:2011.13456: marginals only",
     kind=Kind.DIFFERENCE,
     left="mean square of whitened increments along the flow",
@@ -96,7 +96,7 @@ def two_times_of_the_ode(setting: Setting) -> Outcome:
     statement="running the noising SDE back without the score does not return the data",
     equation=f"Premkumar 2023, eq. (3.35) without its last term; {_CAO}",
     kind=Kind.DIFFERENCE,
-    left="share of the ends of naively reversed paths in the least likely twentieth of the law at s_min",
+    left="share of the ends of naively reversed paths in the least likely 5 % of the distribution at s_min",
     right="the same of exact draws",
 )
 def naive_reversal(setting: Setting) -> Iterator[Outcome]:
@@ -166,7 +166,7 @@ def past_is_future(setting: Setting) -> Iterator[Outcome]:
 
 @identity(
     group=GROUP,
-    statement="the reverse drift by the score is the one by the mean of the starts",
+    statement="the reverse drift from the score equals the one from the mean of the starts",
     equation=f"{_CAO}; Efron 2011",
     kind=Kind.RESIDUAL,
     left="largest difference of −b + σσᵀ∇log ρ (log density differentiated) and the mean-field form (Bayes), relative",
@@ -223,10 +223,10 @@ def _has_equilibrium(setting: Setting) -> bool:
 
 @identity(
     group=GROUP,
-    statement="the equilibrium of the noising process is none of the reverse dynamics",
+    statement="the equilibrium of the noising process is not an equilibrium of the reverse dynamics",
     equation=_CAO,
     kind=Kind.DIFFERENCE,
-    left="share of the ends of reverse paths from the equilibrium in the least likely twentieth of the law at s_min",
+    left="share of the ends of reverse paths from the equilibrium in the least likely 5 % of the distribution at s_min",
     right="the same of draws of the equilibrium",
     applies=_has_equilibrium,
 )

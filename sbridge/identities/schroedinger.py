@@ -105,7 +105,7 @@ _SQUARES = [  # rows k < l, columns m ≠ n
     statement="log P = −N·KL(c ‖ p_0 g) + ½Σ log 2πN_k − ½Σ log 2πc_kl + O(1/N)",
     equation="Premkumar 2023, eq. (3.7)–(3.13); Schrödinger 1931",
     kind=Kind.ORDER,
-    left="order in 1/N of what the multinomial probability of a transport leaves after this",
+    left="order in 1/N of the remainder of the multinomial probability of a transport",
     right="1",
 )
 def urn_probability_is_exponential_in_the_divergence(setting: Setting) -> Outcome:

@@ -125,7 +125,7 @@ class Setting:
         mean, covariance = moments(self.data)
         variance = float(covariance.diagonal().mean())
         if not variance > 1e-24 * float(mean.square().sum()):
-            raise InvalidInputError("every row of the data is the same: noise alone is left to check.")
+            raise InvalidInputError("all rows of the data are equal, so there is only noise to check.")
         return variance
 
     def noising(self, refinement: int = 1, *, stream: str = "noising") -> Paths:

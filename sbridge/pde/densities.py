@@ -51,8 +51,8 @@ class KernelDensity(SampleDensity):
             widths = np.full(grid.dim, self.bandwidth)
         if not (widths > 0).all():
             raise InvalidInputError(
-                f"the bandwidth of a kernel density must be positive, got {widths.tolist()}; a coordinate that does "
-                "not vary has no density."
+                f"the bandwidth of a kernel density must be positive, got {widths.tolist()}; a constant coordinate has "
+                "no density."
             )
         _check_components(grid, weights, rows, np.broadcast_to(widths, rows.shape))
         found = np.full(grid.shape, -np.inf)
@@ -97,7 +97,7 @@ def log_density_on(law: Law, grid: Grid, estimate: SampleDensity = KernelDensity
             are wider than the law, or if the dimensions disagree.
     """
     if law.dim != grid.dim:
-        raise InvalidInputError(f"the law has dimension {law.dim}, the grid {grid.dim}.")
+        raise InvalidInputError(f"the distribution has dimension {law.dim}, the grid has {grid.dim}.")
     if isinstance(law, Samples):
         found = estimate.on(law, grid)
     elif isinstance(law, (Gaussian, GaussianMixture)):
@@ -106,7 +106,7 @@ def log_density_on(law: Law, grid: Grid, estimate: SampleDensity = KernelDensity
     elif isinstance(law, Density):
         found = _unnormalised(law, grid)
     else:
-        raise UnsupportedError(f"a {type(law).__name__} shows no density; give Samples, a Gaussian or a Density.")
+        raise UnsupportedError(f"a {type(law).__name__} has no density; give Samples, a Gaussian or a Density.")
     mass = float(logsumexp(found)) + math.log(grid.volume)
     if not math.isfinite(mass):
         raise NonFiniteError(f"the log density of {type(law).__name__} sums to e^{mass} over the grid.")
@@ -217,8 +217,8 @@ def _unnormalised(law: Density, grid: Grid) -> Field:
 def _refuse_if_outside(outside: float, low: np.ndarray, high: np.ndarray) -> None:
     if outside > MASS_TOLERANCE:
         raise InvalidInputError(
-            f"the grid misses mass: {outside:.2g} of the law lies outside its bounds, at most {MASS_TOLERANCE:g} may. "
-            f"Bounds that would do: low = {_numbers(low)}, high = {_numbers(high)}."
+            f"the grid misses mass: {outside:.2g} of the distribution lies outside its bounds, at most "
+            f"{MASS_TOLERANCE:g} is allowed. Sufficient bounds: low = {_numbers(low)}, high = {_numbers(high)}."
         )
 
 

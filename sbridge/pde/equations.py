@@ -79,7 +79,7 @@ def fokker_planck(
     """
     density = density_on(start, grid) if isinstance(start, Law) else grid.check(start)
     if not (density >= 0).all():
-        raise InvalidInputError(f"a density is not negative; the smallest value given is {density.min():.3g}.")
+        raise InvalidInputError(f"a density must be non-negative; its smallest value is {density.min():.3g}.")
     knots = times.times(process.horizon).numpy()
     moves = Propagator(process, grid, knots, state_cost, control, scheme)
     found = [density.astype(np.float64)]

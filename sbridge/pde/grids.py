@@ -45,13 +45,13 @@ class Grid:
         sizes = {len(self.low), len(self.high), len(self.cells)}
         if sizes not in ({1}, {2}):
             raise InvalidInputError(
-                "a grid has one or two dimensions, with as many bounds as cell counts; got low "
-                f"{self.low}, high {self.high}, cells {self.cells}. In more dimensions simulate instead."
+                f"a grid has one or two dimensions, with equally many bounds and cell counts; got low {self.low}, high "
+                f"{self.high}, cells {self.cells}. In more dimensions simulate instead."
             )
         if not all(-math.inf < a < b < math.inf for a, b in zip(self.low, self.high, strict=True)):
             raise InvalidInputError(f"a grid needs finite bounds with low < high, got {self.low} and {self.high}.")
         if min(self.cells) < _STENCIL + 1:
-            raise InvalidInputError(f"a grid needs at least {_STENCIL + 1} cells a side, got {self.cells}.")
+            raise InvalidInputError(f"a grid needs at least {_STENCIL + 1} cells per side, got {self.cells}.")
 
     @classmethod
     def of(cls, low: float | Sequence[float], high: float | Sequence[float], cells: int | Sequence[int]) -> Grid:
@@ -128,7 +128,7 @@ class Grid:
         if not np.isfinite(self.check(field)).all():
             raise UnsupportedError(
                 "only finite fields can be interpolated; a density that is zero in some cells has no smooth logarithm. "
-                "Use KernelDensity() in place of Histogram()."
+                "Use KernelDensity() instead of Histogram()."
             )
         coefficients, knots = field, []
         for axis, line in enumerate(self.centres):

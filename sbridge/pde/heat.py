@@ -36,8 +36,8 @@ def heat_spectral(grid: Grid, field: Field, sigma: float, duration: float, highe
     factors = np.where(k <= highest, amplification(np.minimum(k, highest), sigma, duration), 0.0)
     if not np.isfinite(factors).all():
         raise NonFiniteError(
-            f"the backward heat equation amplifies the highest mode by e^(σ²k²t/2) with k = {k[-1]:.3g}"
-            f" and t = {-duration:.3g}: beyond floating point. Drop high modes by highest=, or go back less far."
+            f"the backward heat equation amplifies the highest mode by e^(σ²k²t/2) with k = {k[-1]:.3g} and t = "
+            f"{-duration:.3g}, beyond the floating-point range. Drop high modes with highest=, or use a shorter time."
         )
     return np.fft.irfft(factors * np.fft.rfft(grid.check(field)), grid.cells[0])
 

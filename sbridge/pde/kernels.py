@@ -131,8 +131,9 @@ def resolved_kernel(law: Transition, grid: Grid) -> LogKernel:
     if not (resolved_in_end(law, grid) and resolved_in_start(law, grid)):
         spread = np.sqrt(np.diagonal(_matrix(law, grid)[1]))
         raise InvalidInputError(
-            f"the reference spreads by {', '.join(f'{s:.3g}' for s in spread)} in this time, less than {RESOLVED} "
-            f"cells of widths {', '.join(f'{h:.3g}' for h in grid.widths)} (seen from one of the ends): use more cells."
+            f"the standard deviations of the reference over this time are {', '.join(f'{s:.3g}' for s in spread)}, "
+            f"less than {RESOLVED} cells of widths {', '.join(f'{h:.3g}' for h in grid.widths)} (seen from one of the "
+            "ends): use more cells."
         )
     return gaussian_kernel(law, grid)
 
@@ -193,8 +194,8 @@ def check_size(grid: Grid) -> None:
     """Raises UnsupportedError if a full matrix over the cells would be too large."""
     if grid.size > MOST_CELLS:
         raise UnsupportedError(
-            f"a matrix over {grid.size} cells is too large; at most {MOST_CELLS} ({int(math.sqrt(MOST_CELLS))} a side "
-            "in two dimensions) are allowed. Use a coarser grid, or scalar or diagonal coefficients."
+            f"a matrix over {grid.size} cells is too large; at most {MOST_CELLS} ({int(math.sqrt(MOST_CELLS))} per "
+            "side in two dimensions) are allowed. Use a coarser grid, or scalar or diagonal coefficients."
         )
 
 

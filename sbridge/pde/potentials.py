@@ -110,8 +110,8 @@ class PropagatedReference(Reference):
         k = int(np.abs(times - t).argmin())
         if abs(times[k] - t) > 1e-9 * times[-1]:
             raise InvalidInputError(
-                f"the transition of a propagated reference is known between knots of its time grid; {t:g} is none. "
-                "Put it in: times.including([t / horizon])."
+                f"the transition of a propagated reference is known only between knots of its time grid, not at {t:g}. "
+                "Add it: times.including([t / horizon])."
             )
         return k
 

@@ -97,10 +97,10 @@ class Propagator:
 
     def __post_init__(self) -> None:
         if self.process.dim not in (None, self.grid.dim):
-            raise InvalidInputError(f"the process has dimension {self.process.dim}, the grid {self.grid.dim}.")
+            raise InvalidInputError(f"the process has dimension {self.process.dim}, the grid has {self.grid.dim}.")
         rising = self.times.ndim == 1 and len(self.times) > 1 and bool((np.diff(self.times) > 0).all())
         if not rising:
-            raise InvalidInputError("a propagator needs at least two rising times.")
+            raise InvalidInputError("a propagator needs at least two increasing times.")
 
     def forward(self, k: int, density: np.ndarray) -> np.ndarray:
         """Computes ``p(t_{k+1})`` from ``p(t_k)`` of shape ``grid.shape``; further last axes hold several densities."""
@@ -142,8 +142,8 @@ class Propagator:
         sigma = self.process.scale(t)
         if sigma.dense and bool((sigma.values != torch.diag(sigma.values.diagonal())).any()):
             raise UnsupportedError(
-                "finite volumes need a scalar or diagonal σ: with a full matrix the scheme is not positive. Turn the "
-                "coordinates, or use a LinearProcess, whose exact transition solve_schroedinger takes."
+                "finite volumes need a scalar or diagonal σ: with a full matrix the scheme is not positive. Rotate the "
+                "coordinates, or use a LinearProcess, whose exact transition solve_schroedinger uses."
             )
         diffusion = 0.5 * sigma.expanded(self.grid.dim).diagonal().square().numpy()
         lines = tuple(Line.of(self.grid, axis, self._drift(t, axis), diffusion[axis]) for axis in range(self.grid.dim))
@@ -181,7 +181,7 @@ class Propagator:
                 span = (end - start) / count
                 if sum(map(len, steps)) + count > _MOST_STEPS:
                     raise InvalidInputError(
-                        f"to keep densities positive this takes more than {_MOST_STEPS} steps; use wider cells, or "
+                        f"positive densities would need more than {_MOST_STEPS} steps; use wider cells, or "
                         "scheme=IMPLICIT_EULER, which is positive for every step."
                     )
                 middles = [start + (j + 0.5) * span for j in range(count)]

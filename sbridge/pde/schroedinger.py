@@ -325,7 +325,7 @@ class _Setting:
     ) -> _Setting:
         log_start, log_end = (_log_density(end, grid, estimate) for end in (source, target))
         if process.dim not in (None, grid.dim):
-            raise InvalidInputError(f"the process has dimension {process.dim}, the grid {grid.dim}.")
+            raise InvalidInputError(f"the process has dimension {process.dim}, the grid has {grid.dim}.")
         knots = times.times(process.horizon).numpy()
         if isinstance(process, LinearProcess) and state_cost is None:
             reference: Reference = ExactReference(process, grid)
@@ -361,14 +361,16 @@ def _iterate(
             continue
         error = step.error * kernel.grid.volume
         if not np.isfinite(error):
-            raise NonFiniteError("the potentials are not finite: the reference does not reach the target in time.")
+            raise NonFiniteError(
+                "the potentials are not finite: the reference cannot reach the target within the horizon."
+            )
         if solved is not None and error <= options.tolerance:
             return solved, error, iterations
         if iterations >= options.max_iterations:
             break
     raise NotConvergedError(
-        f"the end marginal is {error:.3g} (L1) from the target after {iterations} iterations; {options.tolerance:g} "
-        "was asked for. Raise max_iterations, use a larger σ, or accept a larger tolerance."
+        f"the end marginal is {error:.3g} (L1) from the target after {iterations} iterations; {options.tolerance:g} is "
+        "the tolerance. Raise max_iterations, use a larger σ, or accept a larger tolerance."
     )
 
 
@@ -378,7 +380,7 @@ def _log_density(end: Law | Field, grid: Grid, estimate: SampleDensity) -> Field
     mass = grid.integrate(end)
     if not ((end >= 0).all() and np.isfinite(mass) and abs(mass - 1.0) < 1e-3):
         raise InvalidInputError(
-            f"a density is not negative and has mass 1; the field given has smallest value {end.min():.3g} and mass "
+            f"a density must be non-negative with mass 1; this field has smallest value {end.min():.3g} and mass "
             f"{mass:.6g}. Divide by grid.integrate(field)."
         )
     with np.errstate(divide="ignore"):

@@ -108,7 +108,9 @@ def course_marginals(
         InvalidInputError: unless there is one snapshot for every time.
     """
     if len(snapshots) != len(course.times):
-        raise InvalidInputError(f"{len(snapshots)} snapshots given for {len(course.times)} times; they need as many.")
+        raise InvalidInputError(
+            f"{len(snapshots)} snapshots given for {len(course.times)} times; the numbers must be equal."
+        )
     seed, projection = as_seed(seed), projection or Projection.fit(*snapshots)
     first = snapshots[0]
     starts, clock = first[spaced(len(first), n)], Clock(0.0, course.times[0], course.times[-1])

@@ -40,7 +40,7 @@ def coupling(
     x0, x1 = as_rows(x0, "x0", least=1), as_rows(x1, "x1", least=1)
     if x0.shape != x1.shape:
         raise InvalidInputError(
-            f"a coupling pairs rows: x0 and x1 need one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}."
+            f"a coupling pairs rows: x0 and x1 need the same shape, got {tuple(x0.shape)} and {tuple(x1.shape)}."
         )
     projection = projection or Projection.fit(x0, x1)
     index = spaced(len(x0), most)

@@ -57,7 +57,9 @@ def densities(
         InvalidInputError: if the states have more than one dimension, or a time lies outside ``(0, T]``.
     """
     if bridge.dim != 1:
-        raise InvalidInputError(f"densities are drawn in one dimension, the states have {bridge.dim}; use marginals.")
+        raise InvalidInputError(
+            f"densities are drawn in one dimension only, but the states have {bridge.dim}; use marginals."
+        )
     seed, points = as_seed(seed), isinstance(exact.data, Samples)
     if times is None:
         first = _LEAST_FRACTION if points else 0.0
@@ -230,7 +232,7 @@ def action_gap(
         InvalidInputError: if nothing was measured.
     """
     if not measured:
-        raise InvalidInputError("nothing was measured; pass the rows of a GapRecorder that was among the callbacks.")
+        raise InvalidInputError("no measurements; pass the rows of a GapRecorder used as a callback.")
     ax = axes(ax, (5.8, 3.8))
     tidy(ax)
     steps = np.array([row["step"] for row in measured])

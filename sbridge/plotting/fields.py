@@ -88,8 +88,8 @@ def _draw(
     times = [float(t) for t in (times if isinstance(times, Sequence) else [times])]
     if not times or not all(0.0 <= t < bridge.horizon for t in times):
         raise InvalidInputError(
-            f"a field is drawn at bridge times from 0 to before the end, {bridge.horizon:g}, where controls may be "
-            f"infinite; got {times}."
+            f"a field is drawn at bridge times in [0, {bridge.horizon:g}), because controls may be infinite at the "
+            f"end; got {times}."
         )
     seed, clock = as_seed(seed), clock or Clock.of(bridge.horizon)
     projection = projection_of(bridge, projection, seed)

@@ -75,9 +75,7 @@ class Projection:
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.shape[-1] != len(self.centre):
-            raise InvalidInputError(
-                f"the projection was made for {len(self.centre)} columns, the states have {x.shape[-1]}."
-            )
+            raise InvalidInputError(f"the projection has {len(self.centre)} columns, the states have {x.shape[-1]}.")
         return x
 
 

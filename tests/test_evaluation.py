@@ -572,7 +572,7 @@ def test_two_rows_an_end_are_scored_without_standard_errors():
 class TestBadInput:
     def test_rows(self, bridge):
         x0, x1 = rows(LAW_0, 50, 1), rows(LAW_1, 50, 2)
-        with pytest.raises(InvalidInputError, match="x1 has 2 columns, the bridge lives in 3"):
+        with pytest.raises(InvalidInputError, match="x1 has 2 columns, but the bridge has dimension 3"):
             evaluate(bridge, x0, x1[:, :2], seed=0)
         with pytest.raises(InvalidInputError, match="NaN"):
             evaluate(bridge, torch.where(x0 > 1, torch.nan, x0), x1, seed=0)

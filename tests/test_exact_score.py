@@ -224,5 +224,5 @@ def test_bad_input_is_told():
         score.marginal(0.5)
     with pytest.raises(UnsupportedError, match="prior="):
         end_distribution(DriftProcess(lambda t, x: -x, 1.0), law)
-    with pytest.raises(UnsupportedError, match="no moments"):
+    with pytest.raises(UnsupportedError, match="no known moments"):
         end_distribution(VariancePreserving(), Density(lambda x: x.sum(1), 2))

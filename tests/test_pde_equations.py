@@ -115,7 +115,7 @@ def test_bad_grids_and_densities_are_told():
         Grid.of(0.0, 1.0, 5)
     with pytest.raises(InvalidInputError, match="twice as many cells"):
         density_on(Gaussian(tensor([0.5]), tensor([[1e-4]])), Grid.of(-5.0, 5.0, 50))
-    with pytest.raises(InvalidInputError, match="dimension 2, the grid 1"):
+    with pytest.raises(InvalidInputError, match="dimension 2, the grid has 1"):
         density_on(PLANE, Grid.of(-5.0, 5.0, 50))
     rows = Samples(tensor([[0.0], [3.0]]))
     with pytest.raises(InvalidInputError, match=r"misses mass: 0\.5 .*high = \(3\)"):
@@ -342,11 +342,11 @@ def test_bad_input_of_equations_is_told():
     full = OrnsteinUhlenbeck(rate=1.0, sigma=tensor([[1.0, 0.4], [0.0, 0.6]]))
     with pytest.raises(UnsupportedError, match="scalar or diagonal"):
         fokker_planck(full, plane, PLANE)
-    with pytest.raises(InvalidInputError, match="process has dimension 2, the grid 1"):
+    with pytest.raises(InvalidInputError, match="process has dimension 2, the grid has 1"):
         Propagator(full, grid, np.array([0.0, 1.0]))
     with pytest.raises(InvalidInputError, match="increasing times"):
         Propagator(OU, grid, np.array([0.0, 0.0]))
-    with pytest.raises(InvalidInputError, match="not negative"):
+    with pytest.raises(InvalidInputError, match="non-negative"):
         fokker_planck(OU, grid, -np.ones(50))
     with pytest.raises(NonFiniteError, match="drift"):
         fokker_planck(DriftProcess(lambda t, x: x / 0.0, 1.0), grid, MIXTURE)

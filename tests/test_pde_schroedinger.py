@@ -273,7 +273,7 @@ def test_bad_input_is_told():
         FortetSinkhorn(tolerance=0.0)
     with pytest.raises(InvalidInputError, match="mass 1"):
         solve_schroedinger(brown, np.ones(160), END, LINE)
-    with pytest.raises(InvalidInputError, match="dimension 2, the grid 1"):
+    with pytest.raises(InvalidInputError, match="dimension 2, the grid has 1"):
         solve_schroedinger(BrownianMotion(tensor([1.0, 1.0])), START, END, LINE)
     bridge = solve_schroedinger(brown, START, END, LINE)
     with pytest.raises(InvalidInputError, match="time must lie"):

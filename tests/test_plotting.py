@@ -337,7 +337,7 @@ class TestCoupling:
         close(segments[-1, :, 1], [x0[-1, 0], x1[-1, 0]])
 
     def test_bad_input(self):
-        with pytest.raises(InvalidInputError, match="one shape"):
+        with pytest.raises(InvalidInputError, match="the same shape"):
             coupling(noise(5, 2), noise(6, 2))
         with pytest.raises(InvalidInputError, match="NaN"):
             coupling(noise(5, 2), torch.full((5, 2), torch.nan))

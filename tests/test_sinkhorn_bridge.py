@@ -170,9 +170,9 @@ def test_float32_agrees_with_float64_near_the_end(name):
 
 def test_controls_are_infinite_at_their_far_end():
     one = bridge(BrownianMotion(1.0, 2.0))
-    with pytest.raises(InvalidInputError, match="infinite at its far end, t = 2; ask for a time before it"):
+    with pytest.raises(InvalidInputError, match="infinite at its far end, t = 2; use a time before it"):
         one.forward.control(2.0, X0)
-    with pytest.raises(InvalidInputError, match="infinite at its far end, t = 0; ask for a time after it"):
+    with pytest.raises(InvalidInputError, match="infinite at its far end, t = 0; use a time after it"):
         one.velocity(torch.tensor(0.0), X0)
     assert bool(one.velocity(1.0, X0).isfinite().all())
 

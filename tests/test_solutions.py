@@ -272,7 +272,7 @@ def test_interpolation_ends_where_it_should():
 
 def test_rows_of_another_dimension_or_kind_are_refused():
     bridge = sb.fit(X0, X1, solver=sb.GaussianBridge())
-    with pytest.raises(InvalidInputError, match="x0 has 3 columns, the bridge lives in 2"):
+    with pytest.raises(InvalidInputError, match="x0 has 3 columns, but the bridge has dimension 2"):
         bridge.transport(torch.zeros(4, 3), seed=0)
     with pytest.raises(InvalidInputError, match="NaN"):
         bridge.transport(torch.full((4, 2), float("nan")), seed=0)

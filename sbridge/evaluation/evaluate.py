@@ -282,7 +282,7 @@ def checked_rows(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
     checked = {name: as_rows(x, name) for name, x in given.items()}
     for name, rows in checked.items():
         if rows.shape[1] != bridge.dim:
-            raise InvalidInputError(f"{name} has {rows.shape[1]} columns, the bridge lives in {bridge.dim} dimensions.")
+            raise InvalidInputError(f"{name} has {rows.shape[1]} columns, but the bridge has dimension {bridge.dim}.")
     double = any(rows.dtype == torch.float64 for rows in checked.values())
     return [rows.double() if double else rows for rows in checked.values()]
 

@@ -22,7 +22,8 @@ from sbridge.cli import commands, run
 from sbridge.cli.names import SOLVERS
 from sbridge.controls import ScaledMLP
 from sbridge.couplings import IndependentCoupling
-from sbridge.data import datasets, split
+from sbridge.data import datasets
+from sbridge.data.tables import split
 from sbridge.diffusion import generate
 from sbridge.evaluation import evaluate, watched
 from sbridge.fitting import fit

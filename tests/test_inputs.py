@@ -13,7 +13,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sbridge.data import BLOCK_ROWS, ReadOptions, datasets, open_rows, read_inputs, read_table, split
+from sbridge.data import datasets
+from sbridge.data.sources import ReadOptions, open_rows
+from sbridge.data.tables import read_inputs, read_table, split
+from sbridge.data.text import BLOCK_ROWS
 from sbridge.errors import FileFormatError, InvalidInputError, ReadingWarning, TimesWarning, UnknownNameError
 
 ROWS = np.array([[1.5, -2.0, 0.25], [3.0, 1e-3, 7.0], [0.0, 4.0, -1.0]], dtype=np.float32)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
-from sbridge.data import Inputs, ReadOptions, read_inputs, read_table, split
+from sbridge.data.sources import ReadOptions
+from sbridge.data.tables import Inputs, read_inputs, read_table, split
 from sbridge.diffusion import end_distribution
 from sbridge.errors import InvalidInputError, number
 from sbridge.fitting import Course, Preparation, choose_sigma, prepare, prepare_course

@@ -12,8 +12,9 @@ from torch import Tensor
 from sbridge.cli.commands import Sample
 from sbridge.cli.console import Console
 from sbridge.cli.plan import dtype_of, read_options, time_given
-from sbridge.data import BLOCK_ROWS, open_rows
 from sbridge.data.outputs import writer_for
+from sbridge.data.sources import open_rows
+from sbridge.data.text import BLOCK_ROWS
 from sbridge.diffusion import generate, is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.fitting.courses import Course

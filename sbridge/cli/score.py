@@ -10,7 +10,7 @@ from itertools import pairwise
 from sbridge.cli.commands import Evaluate
 from sbridge.cli.console import Console, ScoringBar
 from sbridge.cli.plan import dtype_of, read_options, time_given
-from sbridge.data import Table, read_inputs
+from sbridge.data.tables import Table, read_inputs
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.evaluation import (

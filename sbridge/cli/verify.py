@@ -13,7 +13,7 @@ from sbridge.cli.commands import Verify
 from sbridge.cli.console import Console
 from sbridge.cli.options import Automatic, Noise, Preserving, Reverting
 from sbridge.cli.plan import read_options
-from sbridge.data import read_table
+from sbridge.data.tables import read_table
 from sbridge.diffusion.accessors import is_reverse_diffusion, score_of
 from sbridge.diffusion.reverse import moments
 from sbridge.errors import InvalidInputError, UnsupportedError

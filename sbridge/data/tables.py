@@ -57,7 +57,7 @@ class Inputs:
 
 
 def read_table(spec: str, options: ReadOptions = ReadOptions()) -> Table:
-    """Reads all rows of what ``spec`` names (see :func:`~sbridge.data.open_rows`); at least two.
+    """Reads all rows of what ``spec`` names (see :func:`~sbridge.data.sources.open_rows`); at least two.
 
     Integers and text are float32 if every column varies by 1024 steps of float32 or more, else float64, with a warning.
     """
@@ -73,7 +73,7 @@ def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptio
 
     Raises:
         InvalidInputError: if numbers of files and times do not fit, or columns differ between snapshots; and as
-            :func:`~sbridge.data.open_rows`.
+            :func:`~sbridge.data.sources.open_rows`.
     """
     if options.time_key is not None and len(specs) == 1:
         tables, found = _snapshots(specs, times, options)

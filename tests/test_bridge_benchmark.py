@@ -175,7 +175,7 @@ def test_divergences_are_shown_to_four_places(value, text):
 def test_many_rows_are_measured(name, monkeypatch):
     quick = {
         "mixture": MixtureBridge(components=(1,), rounds=1, max_rows=200),
-        "imf": IMF(start=EntropicCoupling(rows=64), pretraining=2, stages=0, refresh=2, pairs=64),
+        "imf": IMF(coupling=EntropicCoupling(rows=64), pretraining=2, stages=0, refresh=2, pairs=64),
     }
     monkeypatch.setattr(many_rows, "SOLVERS", quick)
     found = many_rows.run(name, 500, 3)

@@ -41,7 +41,7 @@ from sbridge.time import TimeGrid
 
 ROOT = Path(__file__).parents[1]
 MODEL = ("bridge.json", "bridge.safetensors", "history.json", "config.json")
-TINY = ["--solver", "imf", "--solver.start", "independent", "--solver.pairs", "256"]
+TINY = ["--solver", "imf", "--solver.coupling", "independent", "--solver.pairs", "256"]
 TINY += ["--solver.network.least", "16", "--solver.network.most", "16"]
 TINY += ["--solver.optimisation.batch", "64", "--no-figures", "--held-out", "0", "--solver.grid", "uniform:5"]
 
@@ -219,7 +219,7 @@ class TestCourse:
         steps = ["--solver.pretraining", "10", "--solver.stages", "0", "--sigma", "1", "--seed", "6"]
         assert run(["fit", "a.npy", "b.npy", "c.npy", "--times", "0", "1", "3", "--out", "run", *TINY, *steps]) == 0
         solver = IMF(
-            start=IndependentCoupling(),
+            coupling=IndependentCoupling(),
             pairs=256,
             network=ScaledMLP(least=16, most=16),
             optimisation=replace(MATCHING, batch=64),
@@ -704,7 +704,7 @@ def test_the_options_of_a_solver_stand_in_its_help(capsys):
     assert run(["fit", "--solver", "imf", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for words in (
-        "--solver.start {independent,reference,entropic,minibatch}",
+        "--solver.coupling {independent,reference,entropic,minibatch}",
         "--solver.network.least INT",
         "--solver.optimisation.learning-rate FLOAT the largest rate",
         "--solver.grid {uniform,cosine,refined,reverse}:STEPS",

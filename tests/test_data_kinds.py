@@ -18,8 +18,8 @@ from sbridge.fitting import prepare
 from sbridge.fitting.choice import SolverChoice
 from sbridge.fitting.samples import unlike_mixtures
 from sbridge.metrics import PairEstimator, energy_distance
-from sbridge.solvers.mixture_climb import Chart, LocalChart
-from sbridge.solvers.mixture_plan import Coordinates, Parts
+from sbridge.solvers.mixture.components import Components, Coordinates
+from sbridge.solvers.mixture.optimise import Chart, LocalChart
 
 FRESH, BLOCKS = 2000, 20
 Kind = Callable[[int, int, torch.Generator], Tensor]
@@ -275,14 +275,14 @@ def test_a_local_chart_is_another_view_of_the_same_components():
     process = sb.BrownianMotion(sigma=0.3)
     coordinates = Coordinates.of(process, _normal(50, 3, g), 2.0 * _normal(50, 3, g) + 1.0, diagonal=False)
     roots = _normal(4 * 3, 3, g).reshape(4, 3, 3)
-    base = Parts(_normal(4, 1, g)[:, 0], _normal(4, 3, g), roots @ roots.mT + 0.1 * torch.eye(3))
+    base = Components(_normal(4, 1, g)[:, 0], _normal(4, 3, g), roots @ roots.mT + 0.1 * torch.eye(3))
     chart, plain, pulls = LocalChart(coordinates, 4, base), Chart(coordinates, 4), torch.ones(4, dtype=torch.float64)
-    back = chart.parts(chart.point(base))
+    back = chart.components(chart.point(base))
     for name in ("logits", "means", "spreads"):
         torch.testing.assert_close(getattr(back, name), getattr(base, name))
     point = chart.point(base) + 0.1 * _normal(1, len(chart.point(base)), g)[0]
-    expected = plain.pull(plain.point(chart.parts(point)), pulls)
-    torch.testing.assert_close(chart.pull(point, pulls), expected)
+    expected = plain.penalty(plain.point(chart.components(point)), pulls)
+    torch.testing.assert_close(chart.penalty(point, pulls), expected)
 
 
 def test_a_step_to_singular_components_is_rejected():

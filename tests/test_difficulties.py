@@ -171,7 +171,7 @@ def test_an_epsilon_at_which_the_plan_degenerates_is_refused_with_the_smallest_t
     with pytest.raises(InvalidInputError, match=r"ε is 5e-09 of the lower .*6e\+03 times this one: .*σ by 77\.5"):
         sinkhorn_init(EntropicProblem(x, y, 5e-9 * cost))
     sigma = (5e-9 * cost) ** 0.5
-    for solver in (SinkhornBridge(), IMF(start=EntropicCoupling(rows=200))):
+    for solver in (SinkhornBridge(), IMF(coupling=EntropicCoupling(rows=200))):
         with pytest.raises(InvalidInputError, match="smallest workable ε is about 3e-05 of it"):
             fit(x, y, reference=BrownianMotion(sigma), solver=solver)
         with pytest.raises(InvalidInputError, match=r"multiply σ by 77\.5"):

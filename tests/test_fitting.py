@@ -17,7 +17,7 @@ from sbridge.training import Optimisation
 from sbridge.transport import Sinkhorn
 
 SMALL = sb.IMF(
-    start=sb.couplings.EntropicCoupling(rows=200), pretraining=30, stages=2, updates=20, refresh=10, pairs=200,
+    coupling=sb.couplings.EntropicCoupling(rows=200), pretraining=30, stages=2, updates=20, refresh=10, pairs=200,
     network=sb.networks.MLP(width=16, depth=2), optimisation=Optimisation(batch=64),
 )  # fmt: skip
 
@@ -307,7 +307,7 @@ def test_what_no_solver_takes_is_said():
 
 def test_training_that_diverges_says_where_and_why():
     wild = sb.IMF(
-        start=sb.couplings.IndependentCoupling(), pretraining=40, stages=0, pairs=64,
+        coupling=sb.couplings.IndependentCoupling(), pretraining=40, stages=0, pairs=64,
         network=sb.networks.MLP(width=8, depth=1), optimisation=Optimisation(learning_rate=1e30, batch=16, warm_up=0),
     )  # fmt: skip
     with pytest.raises(NonFiniteError, match=r"loss became .* at step \d+.*learning rate"):

@@ -16,7 +16,7 @@ from sbridge.exact.riccati import ChainRiccati
 from sbridge.laws import Gaussian
 from sbridge.measures import Direction, PathMeasure, Paths
 from sbridge.objectives import adjoint_targets, lean_adjoint
-from sbridge.objectives.half_bridge import StepsTaken, When, likelihood, mean_matching, terminal_adjoint
+from sbridge.objectives.half_bridge import StepTimes, Transitions, likelihood, mean_matching, terminal_adjoint
 from sbridge.objectives.reversal import reversal_action
 from sbridge.problems import ControlProblem, Quadratic
 from sbridge.processes import (
@@ -28,7 +28,8 @@ from sbridge.processes import (
     OrnsteinUhlenbeck,
     Process,
 )
-from sbridge.solvers.half_bridges import Retraced, warn_if_slow
+from sbridge.solvers.half_bridges import ReversalControl, warn_if_slow
+from sbridge.storage.registry import registered
 from sbridge.time import TimeGrid
 
 FORWARD, BACKWARD = Direction.FORWARD, Direction.BACKWARD
@@ -89,17 +90,17 @@ def paths_of(reference: Process, direction: Direction, n: int, seed: int = 1) ->
     return PathMeasure(reference, driving, START, direction, GRID).sample(n, seed=seed)
 
 
-def all_steps(paths: Paths) -> tuple[StepsTaken, When]:
+def all_steps(paths: Paths) -> tuple[Transitions, StepTimes]:
     """Every step of every path, one a row."""
     count, batch = paths.noise.shape[:2]
     steps = torch.arange(count).repeat_interleave(batch)
-    return StepsTaken.of(paths).rows(steps, torch.arange(batch).repeat(count)), When.of(paths.chain, steps)
+    return Transitions.of(paths).rows(steps, torch.arange(batch).repeat(count)), StepTimes.of(paths.chain, steps)
 
 
 def by_likelihood(weight: float = 1.0, rule: Divergence = ExactTrace()) -> Callable[..., Tensor]:
     """The likelihood with its divergence times ``weight``."""
 
-    def loss(taken: StepsTaken, when: When, control: Callable) -> Tensor:
+    def loss(taken: Transitions, when: StepTimes, control: Callable) -> Tensor:
         probes = rule.probes(taken.x, 3)
         return likelihood(taken, when, control, replace(probes, weight=weight * probes.weight))
 
@@ -113,7 +114,7 @@ LOSSES = {
 }
 
 
-def slopes(loss: Callable[..., Tensor], taken: StepsTaken, when: When, control: Callable, paths: int) -> float:
+def slopes(loss: Callable[..., Tensor], taken: Transitions, when: StepTimes, control: Callable, paths: int) -> float:
     """The largest z-score of the gradient of the loss in θ of ``control + h(t, x) θ``, ``h = 1, x, t x``, at 0."""
     theta = torch.zeros(len(taken.x), 4, 2, dtype=torch.float64, requires_grad=True)
 
@@ -138,21 +139,21 @@ def test_the_exact_reversal_of_the_chain_is_the_minimiser(loss, name, direction)
     assert slopes(LOSSES[loss], *steps, lambda t, x: exact(t, x) + 0.1 * x, 4000) > 5.0
 
 
-def with_start(taken: StepsTaken, paths: Paths) -> StepsTaken:
+def with_start(taken: Transitions, paths: Paths) -> Transitions:
     return replace(taken, x=paths.x[:-1].flatten(0, 1))
 
 
-def with_other_noise(taken: StepsTaken, paths: Paths) -> StepsTaken:
+def with_other_noise(taken: Transitions, paths: Paths) -> Transitions:
     return replace(taken, noise=paths_of(paths.chain.process, BACKWARD, 4000, 2).noise.flatten(0, 1))
 
 
-def with_drift_form(taken: StepsTaken, paths: Paths) -> StepsTaken:
+def with_drift_form(taken: Transitions, paths: Paths) -> Transitions:
     times = paths.chain.visited[:-1].repeat_interleave(4000)
-    u, there = driving(times, taken.x), taken.x - 2.0 * When.of(paths.chain, torch.arange(4)).root(taken.noise)
+    u, there = driving(times, taken.x), taken.x - 2.0 * StepTimes.of(paths.chain, torch.arange(4)).root(taken.noise)
     return replace(taken, held=u, mirrored=driving(times, there))
 
 
-DAMAGES: dict[str, tuple[Callable[..., Tensor], Callable[[StepsTaken, Paths], StepsTaken]]] = {
+DAMAGES: dict[str, tuple[Callable[..., Tensor], Callable[[Transitions, Paths], Transitions]]] = {
     "the sign of the divergence": (by_likelihood(-1.0), lambda taken, paths: taken),
     "no divergence": (by_likelihood(0.0), lambda taken, paths: taken),
     "the sign of the noise": (mean_matching, lambda taken, paths: replace(taken, noise=-taken.noise)),
@@ -178,7 +179,7 @@ def test_a_damaged_loss_has_another_minimiser(damage):
 def test_steps_taken_back_land_where_they_began(name, direction):
     """The opposite chain, shifted by ``−(ξ + √Δ h)``; and from the mirrored end by ``ξ − √Δ h``."""
     paths = paths_of(REFERENCES[name], direction, 5)
-    chain, taken = paths.chain, StepsTaken.of(paths)
+    chain, taken = paths.chain, Transitions.of(paths)
     back = replace(chain, direction=Direction(-direction.value))
     for j, (x, noise) in enumerate(zip(paths.x[:-1], paths.noise, strict=True)):
         width, step = chain.root_durations[j], chain.length - 1 - j
@@ -192,7 +193,7 @@ def test_steps_taken_back_land_where_they_began(name, direction):
 def test_the_loss_is_the_path_divergence():
     """Against the kernels' own log ratio, path by path; what is left over does not depend on the control."""
     paths = paths_of(REFERENCES["user drift, Euler"], FORWARD, 50)
-    taken, when = StepsTaken.of(paths), When.of(paths.chain, torch.arange(4))
+    taken, when = Transitions.of(paths), StepTimes.of(paths.chain, torch.arange(4))
     u = torch.stack([bent(t.expand(50), x) for t, x in zip(when.t, taken.x, strict=True)])
     width = when.width[:, None]
     ours = width.square() * 0.5 * (u + taken.held).square().sum(2) + width * (u * taken.noise).sum(2)
@@ -277,7 +278,7 @@ def test_retraced_paths_have_the_drift_of_the_reference():
     """``−b + σû = b``, for one time and for a time a row, and under a matrix σ."""
     reference, x = REFERENCES["user drift, Euler"], torch.randn(7, 2, dtype=torch.float64)
     for t in (0.4, torch.linspace(0.1, 1.2, 7, dtype=torch.float64)):
-        retraced = Retraced(reference)(t, x)
+        retraced = ReversalControl(reference)(t, x)
         drift = blown(t, x)
         torch.testing.assert_close(retraced @ SIGMA.mT - drift, drift)
 
@@ -351,3 +352,7 @@ def test_the_share_of_the_error_that_half_steps_leave(spread):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_if_slow("IPF", spread / factor**2, 20, "", str, "")
+
+
+def test_a_class_is_found_by_the_name_that_it_had_in_earlier_files():
+    assert registered("Retraced") is ReversalControl

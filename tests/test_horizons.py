@@ -13,9 +13,9 @@ from sbridge.processes.chain import Direction, check_growth
 from sbridge.solvers import SinkhornBridge
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.mixture import MixtureBridge
-from sbridge.solvers.mixture_climb import climb_by_quasi_newton
-from sbridge.solvers.mixture_likelihood import Likelihood, Rows
-from sbridge.solvers.mixture_plan import Coordinates, Parts
+from sbridge.solvers.mixture.components import Components, Coordinates
+from sbridge.solvers.mixture.likelihood import Likelihood, Rows
+from sbridge.solvers.mixture.optimise import fit_lbfgs
 from sbridge.time import TimeGrid
 
 MATRIX = torch.tensor([[1.0, 0.5], [-0.3, 2.0]], dtype=torch.float64)
@@ -179,14 +179,14 @@ def test_a_component_that_cannot_be_factorised_is_a_rejected_step():
         def claims(self, parts):
             """Beyond a certain size the likelihood is no number."""
             seen.append(float(parts.means.detach().abs().max()))
-            value, *claims = super().claims(parts)
+            value, *claims = super().statistics(parts)
             return (float("nan") if seen[-1] > 1.02 * seen[0] else value), *claims
 
-    best, found, _ = climb_by_quasi_newton(Trap(c, likelihood.source, likelihood.target), start, 20, 1e-9)
+    best, found, _ = fit_lbfgs(Trap(c, likelihood.source, likelihood.target), start, 20, 1e-9)
     assert math.isfinite(best)
     assert max(seen) > 1.02 * seen[0] > float(found.means.abs().max())
     assert best >= likelihood.value(start)
-    singular = Parts(start.logits, start.means, start.spreads - start.spreads)
+    singular = Components(start.logits, start.means, start.covariances - start.covariances)
     assert not singular.have_densities
     assert start.have_densities
 

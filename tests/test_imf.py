@@ -41,7 +41,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def quick(**options: object) -> IMF:
     """A run of 22 steps that touches everything."""
     settings: dict[str, object] = {
-        "start": IndependentCoupling(),
+        "coupling": IndependentCoupling(),
         "pretraining": 6,
         "stages": 4,
         "updates": 4,
@@ -263,7 +263,7 @@ def test_it_finds_the_bridge_of_gaussians_under_a_matrix_reference():
 def test_from_the_reference_it_converges_like_proportional_fitting():
     """The far marginal of the start is wrong by two standard deviations; every stage begins at true data."""
     solver = quick(
-        start=ReferenceCoupling(),
+        coupling=ReferenceCoupling(),
         pretraining=300,
         stages=10,
         updates=200,
@@ -277,7 +277,7 @@ def test_from_the_reference_it_converges_like_proportional_fitting():
 def test_the_optimal_start_is_already_the_answer():
     """Without stages, from the plan of 1500 draws: one regression of either network."""
     solver = quick(
-        start=EntropicCoupling(rows=1500),
+        coupling=EntropicCoupling(rows=1500),
         pretraining=300,
         stages=0,
         **AFFINE,
@@ -356,7 +356,7 @@ def same(left: StateDict, right: StateDict) -> bool:
 @pytest.mark.parametrize("start", [IndependentCoupling(), EntropicCoupling(rows=30)], ids=["independent", "entropic"])
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 9, 11, 20, 22])
 def test_a_run_taken_up_again_ends_in_the_same_bits(stop, start):
-    solver, problem = quick(start=start), gaussians(IN_THE_PLANE["OU, matrix"], torch.float32)
+    solver, problem = quick(coupling=start), gaussians(IN_THE_PLANE["OU, matrix"], torch.float32)
     whole = run(solver, problem, solver.init(problem, 3), 22).state_dict()
     saved = run(solver, problem, solver.init(problem, 3), stop).state_dict()
     again = solver.resume(problem, saved)
@@ -373,7 +373,7 @@ def test_it_keeps_the_laws_of_a_solver(name, dtype):
 def test_it_keeps_them_from_every_start(coupling):
     rows = torch.randn(40, 2, generator=seeded(1))
     problem = BridgeProblem(Samples(rows, torch.ones(40) / 40), Samples(rows + 1), IN_THE_PLANE["OU, matrix"])
-    check_solver(quick(start=coupling, stages=1, optimisation=Optimisation(batch=30)), problem, seed=4)
+    check_solver(quick(coupling=coupling, stages=1, optimisation=Optimisation(batch=30)), problem, seed=4)
 
 
 def test_seeds_decide_everything():

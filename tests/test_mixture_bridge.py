@@ -19,9 +19,9 @@ from sbridge.processes import BrownianMotion, Direction, DriftProcess, OrnsteinU
 from sbridge.solvers.conformance import check_solver
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.mixture import Covariance, MixtureBridge
-from sbridge.solvers.mixture_climb import Chart, Watch, climb_by_matching, climb_by_quasi_newton, shrink
-from sbridge.solvers.mixture_likelihood import Likelihood, Rows, match
-from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
+from sbridge.solvers.mixture.components import Components, Coordinates, Quadratics
+from sbridge.solvers.mixture.likelihood import Likelihood, Rows, m_step
+from sbridge.solvers.mixture.optimise import Chart, EarlyStopping, fit_em, fit_lbfgs, shrink_covariances
 
 DENSE = OrnsteinUhlenbeck(
     rate=torch.tensor([[1.0, 0.3], [-0.2, 0.7]]), sigma=torch.tensor([[1.0, 0.4], [0.0, 0.6]]), mean=0.3
@@ -61,7 +61,7 @@ def parts(c, count):
     roots = 0.4 * randn(count, dim, dim, seed=5) + torch.eye(dim, dtype=torch.float64)
     full = roots @ roots.mT
     spreads = full.diagonal(dim1=1, dim2=2) if c.diagonal else full
-    return Parts(randn(count, seed=6), 0.5 * randn(count, dim, seed=7), spreads)
+    return Components(randn(count, seed=6), 0.5 * randn(count, dim, seed=7), spreads)
 
 
 # The likelihood ----------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_likelihood_is_the_dual_of_the_potential(name, diagonal):
     gaps = []
     for candidate in (parts(c, 3), parts(c, 1)):
         g = c.potential(candidate)
-        gaps.append(found.claims(candidate)[0] - float(g(y).mean() - weights @ g.log_normaliser(x)))
+        gaps.append(found.statistics(candidate)[0] - float(g(y).mean() - weights @ g.log_normaliser(x)))
     assert abs(gaps[0] - gaps[1]) < 1e-9
 
 
@@ -94,7 +94,7 @@ def test_claims_are_the_gradient(dim, count, diagonal):
         sums = torch.logsumexp(leaves[0] + z @ leaves[1].mT + quadratic, 1)
         value = sums.mean() if rows.weights is None else rows.weights @ sums
         gradients = torch.autograd.grad(value, leaves)
-        total, claims = rows.claims(form)
+        total, claims = rows.statistics(form)
         assert total == pytest.approx(float(value.detach()), rel=1e-12)
         assert rows.mean_log_sum(form) == pytest.approx(float(value.detach()), rel=1e-12)
         for mine, theirs in zip((claims.masses, claims.firsts, claims.seconds), gradients, strict=True):
@@ -105,12 +105,12 @@ def test_claims_are_the_gradient(dim, count, diagonal):
 def test_matching_stands_still_where_the_likelihood_does(diagonal):
     found, *_ = likelihood(2, diagonal)
     given = found.start(2, seeded())
-    value, given = climb_by_matching(found, given, 400, 1e-13)
-    better, moved, _ = climb_by_quasi_newton(found, given, 200, 1e-15)
+    value, given = fit_em(found, given, 400, 1e-13)
+    better, moved, _ = fit_lbfgs(found, given, 200, 1e-15)
     assert better - value < 1e-6
-    again = match(moved, *found.claims(moved)[1:], found.coordinates)
+    again = m_step(moved, *found.statistics(moved)[1:], found.coordinates)
     assert torch.allclose(again.means, moved.means, atol=1e-2)
-    assert torch.allclose(again.spreads, moved.spreads, atol=1e-2)
+    assert torch.allclose(again.covariances, moved.covariances, atol=1e-2)
 
 
 @pytest.mark.parametrize("widths", [(2,), (1,)])
@@ -218,20 +218,20 @@ def test_laws_in_closed_form_are_drawn_from():
 
 
 @pytest.mark.parametrize(
-    ("values", "hopeless"),
+    ("values", "stopped"),
     [
         ((-3.0, 0.0, 0.5, 2.0), (False, False, False, False)),
         ((5.0, 4.0, 3.0), (False, False, False)),
         ((0.0, 0.5, 0.4, 0.6), (False, False, True, True)),
     ],
 )
-def test_a_fit_is_hopeless_where_held_out_rows_fall_below_the_mark(values, hopeless, monkeypatch):
+def test_a_fit_is_hopeless_where_held_out_rows_fall_below_the_mark(values, stopped, monkeypatch):
     """Only a fall, and only below what another fit has; a fit that rises from below, or falls from above, goes on."""
     found, *_ = likelihood(2, False)
     given, left = parts(found.coordinates, 2), iter(values)
     monkeypatch.setattr(Likelihood, "value", lambda self, parts: next(left))
-    watch = Watch(found, 1.0)
-    assert tuple(watch(given) for _ in values) == hopeless
+    watch = EarlyStopping(found, 1.0)
+    assert tuple(watch(given) for _ in values) == stopped
 
 
 def test_more_components_than_the_rows_bear_are_given_up_in_matching(monkeypatch):
@@ -242,13 +242,13 @@ def test_more_components_than_the_rows_bear_are_given_up_in_matching(monkeypatch
     for watched in (True, False):
         with monkeypatch.context() as patch:
             if not watched:
-                patch.setattr(Watch, "__call__", lambda self, parts: False)
+                patch.setattr(EarlyStopping, "__call__", lambda self, parts: False)
             solver, tried = MixtureBridge(components=(1, 5, 20), max_rows=2000), []
             state = solver.init(problem, 0)
             while not solver.finished(problem, state):
                 state, info = solver.step(problem, state)
                 tried.append(int(info["components"]))
-        rounds.append((tried.count(20), state.parts))
+        rounds.append((tried.count(20), state.components))
     (short, chosen), (long, same) = rounds
     assert (short, long) == (1, 2)
     assert torch.equal(chosen.means, same.means)
@@ -316,9 +316,9 @@ def test_what_it_refuses():
 def apart(found, given):
     """How far each component's shape is from that of the Gaussian bridge."""
     s = found.coordinates.s
-    if given.spreads.ndim == 2:
-        return (given.spreads / s - 1.0).square().sum(1)
-    white = given.spreads / (s.unsqueeze(1) * s).sqrt() - torch.eye(len(s), dtype=torch.float64)
+    if given.covariances.ndim == 2:
+        return (given.covariances / s - 1.0).square().sum(1)
+    white = given.covariances / (s.unsqueeze(1) * s).sqrt() - torch.eye(len(s), dtype=torch.float64)
     return white.square().sum((1, 2))
 
 
@@ -329,39 +329,39 @@ def test_chance_is_pulled_away_and_plain_shapes_stay(diagonal):
     c = Coordinates.of(REFERENCES["brownian"], x, y, diagonal=diagonal)
     found = Likelihood(c, Rows(c.source(x)), Rows(c.target(y)))
     lots = torch.nn.functional.one_hot(torch.randint(3, (4000,), generator=seeded(3)), 3).double()
-    claims = [side.claimed(lots, diagonal=diagonal) for side in (found.source, found.target)]
-    by_chance = match(parts(c, 3), *claims, c)
-    pulled, pulls = shrink(found, by_chance)
+    claims = [side.statistics_of(lots, diagonal=diagonal) for side in (found.source, found.target)]
+    by_chance = m_step(parts(c, 3), *claims, c)
+    pulled, pulls = shrink_covariances(found, by_chance)
     assert bool((pulls > 0.1).all())  # of masses of a third
     assert bool((apart(found, pulled) < 0.75 * apart(found, by_chance)).all())
-    narrow = Parts(by_chance.logits, by_chance.means, 0.1 * by_chance.spreads)
-    pulled, pulls = shrink(found, narrow)
+    narrow = Components(by_chance.logits, by_chance.means, 0.1 * by_chance.covariances)
+    pulled, pulls = shrink_covariances(found, narrow)
     assert bool((pulls < 0.01).all())
-    torch.testing.assert_close(pulled.spreads, narrow.spreads, rtol=0.06, atol=4e-3)
+    torch.testing.assert_close(pulled.covariances, narrow.covariances, rtol=0.06, atol=4e-3)
 
 
 def test_pulls_end_in_the_shape_of_the_gaussian_bridge():
     found, *_ = likelihood(2, diagonal=False)
     start = found.start(3, seeded())
-    free = climb_by_quasi_newton(found, start, 60, 1e-12)[1]
+    free = fit_lbfgs(found, start, 60, 1e-12)[1]
     values = []
     for strength in (0.1, 10.0, 1e4):
         pulls = torch.full((3,), strength, dtype=torch.float64)
-        value, held, _ = climb_by_quasi_newton(found, start, 60, 1e-12, pulls)
+        value, held, _ = fit_lbfgs(found, start, 60, 1e-12, pulls)
         values.append(value)
-        assert value <= found.claims(held)[0] + 1e-12  # less the pull
+        assert value <= found.statistics(held)[0] + 1e-12  # less the pull
         assert bool((apart(found, held) <= apart(found, free) + 1e-6).all())
     assert values == sorted(values, reverse=True)
-    torch.testing.assert_close(held.spreads, torch.diag(found.coordinates.s).expand(3, 2, 2), rtol=0, atol=1e-3)
+    torch.testing.assert_close(held.covariances, torch.diag(found.coordinates.s).expand(3, 2, 2), rtol=0, atol=1e-3)
 
 
 def test_a_component_that_claims_nothing_is_pulled_by_a_finite_weight():
     found, *_ = likelihood(2, diagonal=False)
     given = parts(found.coordinates, 2)
-    lost = Parts(given.logits - torch.tensor([0.0, 800.0]), given.means, given.spreads)
-    pulled, pulls = shrink(found, lost)
+    lost = Components(given.logits - torch.tensor([0.0, 800.0]), given.means, given.covariances)
+    pulled, pulls = shrink_covariances(found, lost)
     assert bool(pulls.isfinite().all())
-    assert bool(pulled.spreads.isfinite().all())
+    assert bool(pulled.covariances.isfinite().all())
 
 
 def test_weighted_rows_count_as_many_as_they_are_worth():
@@ -375,8 +375,8 @@ def test_pulls_help_where_noise_is_small_and_rows_are_few(monkeypatch):
     pair, solver = MixturePair(16, 0.1), MixtureBridge(components=(5,), rounds=1, iterations=20)
     x, y = pair.sample(4000, seed=1)
     scores = []
-    for chosen in (shrink, lambda likelihood, given: (given, torch.zeros(5, dtype=torch.float64))):
-        monkeypatch.setattr("sbridge.solvers.mixture.shrink", chosen)
+    for chosen in (shrink_covariances, lambda likelihood, given: (given, torch.zeros(5, dtype=torch.float64))):
+        monkeypatch.setattr("sbridge.solvers.mixture.bridge.shrink_covariances", chosen)
         bridge = fit(x, y, reference=pair.reference, solver=solver, seed=0)
         scores.append(float(excess(pair, bridge.forward)[0]))
     assert scores[0] < 0.9 * scores[1]
@@ -389,8 +389,8 @@ def test_numbers_of_components_are_judged_by_rows_that_no_shape_has_seen():
     solver = MixtureBridge(components=(1,))
     state = solver.init(problem, 0)
     everything = Coordinates.of(problem.linear_reference, x, y, diagonal=False)
-    rows = state._sides[0].rows
-    fitted = [side.rows[40:] for side in state._sides]
+    rows = state.data.sides[0].rows
+    fitted = [side.rows[40:] for side in state.data.sides]
     assert len(state.view.judge.source.rows) == 40
     assert torch.allclose(state.coordinates.n, Coordinates.of(problem.linear_reference, *fitted, diagonal=False).n)
     assert not torch.allclose(state.coordinates.n, everything.n)
@@ -407,7 +407,7 @@ def test_in_coordinates_left_out_the_plan_is_the_gaussian_bridge(name):
     c, given = whole.coordinates.leading(1), []
     for seed in (0, 1):
         spreads = 0.3 + torch.rand(3, 1, 1, generator=seeded(seed), dtype=torch.float64)
-        given.append(Parts(randn(3, seed=seed), randn(3, 1, seed=seed), spreads))
+        given.append(Components(randn(3, seed=seed), randn(3, 1, seed=seed), spreads))
     narrow = Likelihood(c, *(Rows(side.rows[:, :1], side.weights) for side in (whole.source, whole.target)))
     wide = [one.widened(whole.coordinates.s) for one in given]
     gaps = [whole.value(other) - narrow.value(one) for one, other in zip(given, wide, strict=True)]
@@ -415,7 +415,7 @@ def test_in_coordinates_left_out_the_plan_is_the_gaussian_bridge(name):
     assert gaps[0] == pytest.approx(-0.5 * float(whole.coordinates.s[1].log()), abs=1e-12)
     x = randn(5, 2, seed=8)
     for one, other in zip(given, wide, strict=True):
-        assert torch.equal(other.narrowed(1).spreads, one.spreads)
+        assert torch.equal(other.narrowed(1).covariances, one.covariances)
         found, expected = c.potential(one), whole.coordinates.potential(other)
         torch.testing.assert_close(found(x), expected(x), rtol=1e-12, atol=1e-12)
 
@@ -453,10 +453,10 @@ def test_the_curvature_of_one_component_is_one_or_two(diagonal):
     c = likelihood(3, diagonal)[0].coordinates
     chart, n = Chart(c, 1), c.n if diagonal else torch.diag(c.n)
     spreads = c.s if diagonal else torch.diag(c.s)
-    point = chart.point(Parts(torch.zeros(1).double(), torch.zeros(1, 3).double(), spreads.unsqueeze(0)))
+    point = chart.point(Components(torch.zeros(1).double(), torch.zeros(1, 3).double(), spreads.unsqueeze(0)))
 
     def fall(shape):
-        here = chart.parts(torch.cat([point[:4], shape]))
+        here = chart.components(torch.cat([point[:4], shape]))
         below, above = (
             form.constants + (form.quadratic * n).sum() for form in (here.source_forms(c.s), here.target_forms(c.s))
         )
@@ -487,7 +487,7 @@ def test_held_out_rows_choose_the_number_of_coordinates(structured):
         state, _ = solver.step(problem, state)
     assert state.last
     assert state.coordinates.width == (4 if structured else 2)
-    assert state.parts.means.shape == (2, state.coordinates.width)
+    assert state.components.means.shape == (2, state.coordinates.width)
     apart = solver.finish(problem, state).forward.control.potential.precisions.diff(dim=0)[0]
     assert (apart[2:, 2:].abs().max() > 0.5) == structured
 
@@ -504,9 +504,9 @@ def test_a_fit_goes_on_from_any_number_of_coordinates(structured):
         other = solver.resume(problem, saved)
         while not solver.finished(problem, other):
             other, _ = solver.step(problem, other)
-        assert torch.equal(other.parts.means, state.parts.means)
-        assert torch.equal(other.parts.spreads, state.parts.spreads)
-    assert len({saved["wide"] for saved in kept}) > 1
+        assert torch.equal(other.components.means, state.components.means)
+        assert torch.equal(other.components.covariances, state.components.covariances)
+    assert len({saved["width_index"] for saved in kept}) > 1
 
 
 def test_more_columns_than_components_can_have_shapes_in():
@@ -529,7 +529,7 @@ def test_exponents_that_underflow_change_no_sum():
     rows = torch.linspace(-30.0, 30.0, 61).unsqueeze(1)
     constants, linear = torch.zeros(3).double(), torch.tensor([[-3.0], [0.0], [3.0]]).double()
     forms = Quadratics(constants, linear, torch.full((3, 1), -0.1, dtype=torch.float64))
-    single, double = Rows(rows).claims(forms), Rows(rows.double()).claims(forms)
+    single, double = Rows(rows).statistics(forms), Rows(rows.double()).statistics(forms)
     assert single[0] == pytest.approx(double[0], rel=1e-6)
     exact = torch.logsumexp(linear.mT * rows.double() - 0.1 * rows.double().square(), 1).mean()
     assert double[0] == pytest.approx(float(exact), rel=1e-12)
@@ -540,7 +540,7 @@ def test_exponents_that_underflow_change_no_sum():
 def test_shares_too_small_to_count_are_none():
     found, *_ = likelihood(2, False)
     given = parts(found.coordinates, 2)
-    lost = Parts(given.logits - torch.tensor([0.0, 200.0]), given.means, given.spreads)
-    _, *claims = found.claims(lost)
+    lost = Components(given.logits - torch.tensor([0.0, 200.0]), given.means, given.covariances)
+    _, *claims = found.statistics(lost)
     assert [float(one.masses[1]) for one in claims] == [0.0, 0.0]
     assert [float(one.masses[0]) for one in claims] == pytest.approx([1.0, 1.0], abs=1e-12)

@@ -30,7 +30,7 @@ from sbridge.transport import Sinkhorn
 
 CONFIG = {"format": RUN_FORMAT, "times": [0.0, 1.0], "seed": 4, "inputs": [{"name": "a", "sha256": "11"}], "threads": 1}
 TINY = IMF(
-    start=EntropicCoupling(rows=64),
+    coupling=EntropicCoupling(rows=64),
     pretraining=6,
     stages=2,
     updates=5,

@@ -28,7 +28,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 X0 = torch.randn(200, 2, generator=GENERATOR)
 X1 = torch.randn(200, 2, generator=GENERATOR) * 0.5 + 1.0
 IMF = sb.IMF(
-    start=sb.couplings.ReferenceCoupling(),
+    coupling=sb.couplings.ReferenceCoupling(),
     pretraining=10,
     stages=2,
     updates=5,

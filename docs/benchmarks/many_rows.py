@@ -29,7 +29,7 @@ from sbridge.storage.registry import Json
 
 SOLVERS: dict[str, Solver] = {
     "mixture": MixtureBridge(components=(5,), rounds=1, iterations=10),
-    "imf": IMF(start=EntropicCoupling(rows=1024), pretraining=100, stages=2, updates=50, refresh=50),
+    "imf": IMF(coupling=EntropicCoupling(rows=1024), pretraining=100, stages=2, updates=50, refresh=50),
 }
 """By name; the fits are short, since memory and time per step need no more."""
 _SIGMA = 3.0

@@ -21,7 +21,7 @@ from sbridge.solvers.sinkhorn import SinkhornBridge
 
 SOLVERS: dict[str, Solver] = {
     "IMF": IMF(),
-    "IMF, independent start": IMF(start=IndependentCoupling()),
+    "IMF, independent start": IMF(coupling=IndependentCoupling()),
     "MatchedBridge": MatchedBridge(),
     "SinkhornBridge": SinkhornBridge(),
     "MixtureBridge": MixtureBridge(),

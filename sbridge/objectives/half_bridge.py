@@ -32,7 +32,7 @@ from sbridge.processes import Chain
 
 
 @dataclass(frozen=True, eq=False)
-class StepsTaken:
+class Transitions:
     """Steps of simulated paths, to be reversed: all of them ``(N, paths, dim)``, or one per row ``(batch, dim)``.
 
     Attributes:
@@ -48,7 +48,7 @@ class StepsTaken:
     mirrored: Tensor
 
     @classmethod
-    def of(cls, paths: Paths, base: Control | None = None) -> StepsTaken:
+    def of(cls, paths: Paths, base: Control | None = None) -> Transitions:
         """Collects all steps of ``paths``; ``base`` is a known part of ``û``, added to ``h``."""
         chain = paths.chain
         back = replace(chain, direction=chain.direction.opposite)
@@ -62,14 +62,14 @@ class StepsTaken:
                         found[j] += base(back.step_times[chain.length - 1 - j], y)
         return cls(paths.x[1:], paths.noise, held, mirrored)
 
-    def rows(self, steps: Tensor, paths: Tensor) -> StepsTaken:
+    def rows(self, steps: Tensor, paths: Tensor) -> Transitions:
         """Selects step ``steps[i]`` of path ``paths[i]``, one per row."""
         j, i = steps.to(self.x.device), paths.to(self.x.device)
-        return StepsTaken(self.x[j, i], self.noise[j, i], self.held[j, i], self.mirrored[j, i])
+        return Transitions(self.x[j, i], self.noise[j, i], self.held[j, i], self.mirrored[j, i])
 
 
 @dataclass(frozen=True, eq=False)
-class When:
+class StepTimes:
     """The step to which each row belongs.
 
     Attributes:
@@ -83,14 +83,14 @@ class When:
     width: Tensor
 
     @classmethod
-    def of(cls, chain: Chain, steps: Tensor) -> When:
+    def of(cls, chain: Chain, steps: Tensor) -> StepTimes:
         """Collects the times and roots of the steps ``steps`` of a chain."""
         times, device = chain.visited, chain.like.device
         width = (times[steps + 1] - times[steps]).abs().sqrt()
         return cls(times[steps + 1].to(device), chain.roots(steps), width.to(chain.like))
 
 
-def mean_matching(taken: StepsTaken, when: When, control: Control) -> Tensor:
+def mean_matching(taken: Transitions, when: StepTimes, control: Control) -> Tensor:
     """Computes ``½|û + h|² + û·ξ/√Δ``, averaged over ``ξ`` and ``−ξ``, shape ``(batch,)``.
 
     The mirrored row has the same law, since ``ξ`` is symmetric, and takes away the part of the noise that grows as
@@ -103,7 +103,7 @@ def mean_matching(taken: StepsTaken, when: When, control: Control) -> Tensor:
     return 0.25 * square + 0.5 * ((here - mirrored) * taken.noise).sum(1) / when.width
 
 
-def likelihood(taken: StepsTaken, when: When, control: Control, probes: Probes) -> Tensor:
+def likelihood(taken: Transitions, when: StepTimes, control: Control, probes: Probes) -> Tensor:
     """Computes ``½|û + h|² + ∇·(L û)/√Δ``, shape ``(batch,)``, with the divergence by ``probes``."""
     with torch.enable_grad():
         x = taken.x.detach().requires_grad_()

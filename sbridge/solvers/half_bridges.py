@@ -16,7 +16,7 @@ from sbridge.errors import ConvergenceWarning, UnsupportedError
 from sbridge.laws import Density, HasDensity, Law
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
-from sbridge.objectives.half_bridge import StepsTaken, When, likelihood, mean_matching, terminal_adjoint
+from sbridge.objectives.half_bridge import StepTimes, Transitions, likelihood, mean_matching, terminal_adjoint
 from sbridge.objectives.score_matching import divergence
 from sbridge.problems import BridgeProblem
 from sbridge.problems.costs import Costs
@@ -33,7 +33,7 @@ _BEARABLE = 100.0  # times as many half-steps are offered as a remedy
 
 @register
 @dataclass(frozen=True, eq=False)
-class Retraced:
+class ReversalControl:
     """``û = 2 σ⁻¹ b``: the backward process then has the drift ``−b + σû = b`` of the reference itself.
 
     An equilibrium reference is its own reversal. As what a network is added to, it keeps backward paths where the
@@ -48,7 +48,7 @@ class Retraced:
 
 
 @dataclass(frozen=True, eq=False)
-class Learning:
+class HalfStepContext:
     """What a half-bridge sees of the half-step that it serves.
 
     Attributes:
@@ -82,11 +82,11 @@ class HalfBridge(ABC):
         """Why ``trained`` cannot be learned this way, with the cure, or ``None``."""
 
     @abstractmethod
-    def keep(self, paths: Paths, learning: Learning) -> dict[str, Tensor]:
+    def keep(self, paths: Paths, learning: HalfStepContext) -> dict[str, Tensor]:
         """What is kept of simulated paths: tensors ``(N, paths, dim)``."""
 
     @abstractmethod
-    def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The loss per unit of time of step ``steps[i]`` of path ``rows[i]``, shape ``(batch,)``."""
 
 
@@ -106,12 +106,12 @@ class _Reversal(HalfBridge):
             f"density cannot be sampled: use IPF({name}=AdjointHalfBridge()), or draw samples first."
         )
 
-    def keep(self, paths: Paths, learning: Learning) -> dict[str, Tensor]:
-        return dict(vars(StepsTaken.of(paths, learning.base)))
+    def keep(self, paths: Paths, learning: HalfStepContext) -> dict[str, Tensor]:
+        return dict(vars(Transitions.of(paths, learning.base)))
 
     @staticmethod
-    def taken(learning: Learning, steps: Tensor, rows: Tensor) -> tuple[StepsTaken, When]:
-        return StepsTaken(**learning.kept).rows(steps, rows), When.of(learning.chain, steps)
+    def taken(learning: HalfStepContext, steps: Tensor, rows: Tensor) -> tuple[Transitions, StepTimes]:
+        return Transitions(**learning.kept).rows(steps, rows), StepTimes.of(learning.chain, steps)
 
 
 @register
@@ -125,7 +125,7 @@ class MeanMatching(_Reversal):
     drift is taken, so any drift will do.
     """
 
-    def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """``½|û + h|² + û·ξ/√Δ``, mirrored."""
         return mean_matching(*self.taken(learning, steps, rows), learning.network)
 
@@ -146,7 +146,7 @@ class MaximumLikelihood(_Reversal):
 
     divergence: Divergence = field(default_factory=ExactTrace)
 
-    def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """``½|û + h|² + ∇·(L û)/√Δ``."""
         taken, when = self.taken(learning, steps, rows)
         return likelihood(taken, when, learning.network, self.divergence.probes(taken.x, generator))
@@ -186,7 +186,7 @@ class AdjointHalfBridge(HalfBridge):
             )
         return None
 
-    def keep(self, paths: Paths, learning: Learning) -> dict[str, Tensor]:
+    def keep(self, paths: Paths, learning: HalfStepContext) -> dict[str, Tensor]:
         """The states visited and the targets of the network there."""
         chain, process = paths.chain, learning.problem.reference
         log_density = _density(learning.problem.far(learning.trained)).log_density
@@ -200,7 +200,7 @@ class AdjointHalfBridge(HalfBridge):
                 targets = targets - torch.stack([learning.base(t, paths.x[j]) for j, t in moments])
         return {"x": paths.x[:-1], "target": targets}
 
-    def loss(self, learning: Learning, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """``½|u + Lᵀa/√Δ|²``."""
         x, target = learning.kept["x"], learning.kept["target"]
         here, paths = steps.to(x.device), rows.to(x.device)

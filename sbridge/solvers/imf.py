@@ -26,12 +26,12 @@ class IMF(MatchingSolver):
     projection); regression on the gradients of the log transition density makes the mixture Markov again
     (``sbridge.solvers.matching``).
 
-    First both networks learn from ``start``. Then stages alternate: the backward network simulates pairs from the
+    First both networks learn from ``coupling``. Then stages alternate: the backward network simulates pairs from the
     target's data and the forward network learns from them; then the other way round. Training rows are never the
     answer: pairs always have a simulated end.
 
     Args:
-        start: the coupling that the first regression uses.
+        coupling: the pairs that the first regression uses.
         pretraining: updates of each network on the start coupling.
         stages: Markovian projections after that, alternating; an even number treats both directions alike.
         updates: updates per stage.
@@ -49,7 +49,7 @@ class IMF(MatchingSolver):
         UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
     """
 
-    start: Coupling = field(default_factory=EntropicCoupling)
+    coupling: Coupling = field(default_factory=EntropicCoupling)
     pretraining: int = 2000
     stages: int = 28
     updates: int = 400
@@ -98,7 +98,7 @@ class IMF(MatchingSolver):
         """What is trained, with the updates that each network gets in all."""
         trained = [self.trained(stage) for stage in range(self.stages)]
         updates = {direction: self.pretraining + self.updates * trained.count(direction) for direction in DIRECTIONS}
-        return Matcher(self.start, self.network, self.optimisation, self.grid, updates)
+        return Matcher(self.coupling, self.network, self.optimisation, self.grid, updates)
 
     def _new_pairs(self, problem: BridgeProblem, state: MatchingState, stage: int) -> Pairs:
         if stage < 0:

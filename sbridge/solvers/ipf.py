@@ -19,12 +19,12 @@ from sbridge.processes import Chain, Direction, Process, default_rule
 from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
-from sbridge.solvers.control.door import check_steps
+from sbridge.solvers.control.stability import check_steps
 from sbridge.solvers.half_bridges import (
     HalfBridge,
-    Learning,
+    HalfStepContext,
     MeanMatching,
-    Retraced,
+    ReversalControl,
     warn_if_slow,
 )
 from sbridge.solvers.learners import DIRECTIONS, control_learner, sampled_end
@@ -176,13 +176,13 @@ class IPF(Solver["IPFState"]):
         control = _control(problem, direction, network)
         return PathMeasure(problem.reference, control, problem.near(direction), direction, self.grid)
 
-    def _learning(self, problem: BridgeProblem, state: IPFState, trained: Direction) -> Learning:
+    def _learning(self, problem: BridgeProblem, state: IPFState, trained: Direction) -> HalfStepContext:
         other = _control(problem, trained.opposite, state.learners[trained.opposite].averaged)
         chain = state.chains[self.half_bridge(trained).simulated(trained)]
         network = state.learners[trained].module
-        return Learning(problem, trained, network, _base(problem, trained), other, chain, state.kept)
+        return HalfStepContext(problem, trained, network, _base(problem, trained), other, chain, state.kept)
 
-    def _simulate(self, problem: BridgeProblem, state: IPFState, learning: Learning) -> dict[str, Tensor]:
+    def _simulate(self, problem: BridgeProblem, state: IPFState, learning: HalfStepContext) -> dict[str, Tensor]:
         """What is kept of new paths: of the fixed control with averaged weights, or of the one that learns as it is."""
         half_bridge = self.half_bridge(learning.trained)
         simulated = half_bridge.simulated(learning.trained)
@@ -194,7 +194,7 @@ class IPF(Solver["IPFState"]):
         paths = measure.simulate(starts, seed=state.generator)
         return half_bridge.keep(paths, learning)
 
-    def _loss(self, state: IPFState, learning: Learning) -> Tensor:
+    def _loss(self, state: IPFState, learning: HalfStepContext) -> Tensor:
         """Sum over the steps of their loss times their length, estimated from a batch; nats, up to a constant."""
         batch, steps = self.optimisation.batch, learning.chain.length
         # Every step is used alike, and weighted by its length.
@@ -232,7 +232,7 @@ def _control(problem: BridgeProblem, direction: Direction, network: torch.nn.Mod
 
 def _base(problem: BridgeProblem, direction: Direction) -> Control | None:
     """What the network of a direction is added to."""
-    return None if direction is Direction.FORWARD else Retraced(problem.reference)
+    return None if direction is Direction.FORWARD else ReversalControl(problem.reference)
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,17 +125,17 @@ class Regression:
 
 @dataclass(frozen=True)
 class Matcher:
-    """What is trained, and how: two networks on pairs that come from ``start`` first.
+    """What is trained, and how: two networks on pairs that come from ``coupling`` first.
 
     Args:
-        start: the coupling that the first regression uses.
+        coupling: the pairs that the first regression uses.
         network: recipe of either network.
         optimisation: how networks are trained.
         grid: time grid on which solutions are simulated.
         updates: for each direction the updates of its network in the whole run.
     """
 
-    start: Coupling
+    coupling: Coupling
     network: NetworkRecipe
     optimisation: Optimisation
     grid: TimeGrid
@@ -180,7 +180,7 @@ class MatchingSolver(Solver["MatchingState"]):
         matcher, reference = self.matcher, problem.reference
         for direction in DIRECTIONS:
             check_growth(reference, matcher.grid.times(reference.horizon), direction)
-        draw = matcher.start(problem, generator_of(derive(seed, "start")))
+        draw = matcher.coupling(problem, generator_of(derive(seed, "start")))
         generator = generator_of(derive(seed, "training"))
         pairs = draw(_PROBE_ROWS, generator)
         regression = Regression.of(problem, pairs)

@@ -33,7 +33,7 @@ _HOMES = (
     "sbridge.benchmarks.control_problems",
 )
 """Modules whose import registers every class of this package that a file may name."""
-_RENAMED: dict[str, str] = {}
+_RENAMED: dict[str, str] = {"Retraced": "ReversalControl"}
 """Class names in files of earlier versions, with their current names."""
 _LARGEST_INTEGER = 2**64
 NOT_MADE = (TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, LookupError)

@@ -47,7 +47,7 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class MatchingSolver(ControlSolver):
+class AdjointRegressionSolver(ControlSolver):
     """Regression of the control on targets at rows ``(t_k, x_k)`` that are kept for several updates.
 
     Args:
@@ -113,7 +113,7 @@ class MatchingSolver(ControlSolver):
 
 @register
 @dataclass(frozen=True)
-class AdjointMatching(MatchingSolver):
+class AdjointMatching(AdjointRegressionSolver):
     """Lean adjoint matching (Domingo-Enrich et al. 2024, arXiv:2409.08861), with the exact adjoint of the chain.
 
     Paths of the current control are simulated, their adjoint states found by one vector–Jacobian product a step of the

@@ -20,7 +20,7 @@ from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.simulation import Detached, GradientMethod
 from sbridge.solutions import ControlSolution
 from sbridge.solvers.base import Method
-from sbridge.solvers.control.door import check_steps
+from sbridge.solvers.control.stability import check_steps
 from sbridge.solvers.control.starts import Annealing, WarmStart, ZeroStart
 from sbridge.time import TimeGrid
 from sbridge.training import Derived, Info, Learner, Optimisation, State, frozen_copy

@@ -15,7 +15,7 @@ from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.processes import ExactTransition, LinearProcess
 from sbridge.random import generator
-from sbridge.solvers.control.adjoint import MatchingSolver
+from sbridge.solvers.control.adjoint import AdjointRegressionSolver
 from sbridge.solvers.control.base import ControlState
 from sbridge.storage.registry import register
 
@@ -25,7 +25,7 @@ _PROBE_ROWS = 1024
 
 @register
 @dataclass(frozen=True)
-class ReciprocalAdjointMatching(MatchingSolver):
+class ReciprocalAdjointMatching(AdjointRegressionSolver):
     """Adjoint matching on pinned bridges (adjoint sampling, Havens et al. 2025, arXiv:2504.11713), for a terminal cost.
 
     From ends ``(X_0, X_T)`` of the current control, states ``X_t`` are drawn from bridges of the uncontrolled process

@@ -120,35 +120,39 @@ class Coordinates:
         centred = rows.double() - self.centres[end].to(rows.device)
         return (centred @ self.maps[end][: self.width].mT.to(centred)).to(rows.dtype)
 
-    def are_narrow(self, parts: Parts) -> bool:
+    def are_narrow(self, components: Components) -> bool:
         """Whether float32 is too coarse for exponents of components, which are of the order of ``n_i (S_k⁻¹)_ii``."""
-        return float((self.n * parts.precisions.detach()).max()) > _NARROW
+        return float((self.n * components.precisions.detach()).max()) > _NARROW
 
-    def carried(self, parts: Parts, onto: Coordinates) -> Parts:
+    def carried(self, components: Components, onto: Coordinates) -> Components:
         """The same plan in the coordinates of ``onto``, up to what couples those beyond its width to others.
 
         With ``ỹ' = Aỹ + a`` and ``x̃ = Aᵀx̃' + d``, ``v'(ỹ')`` is ``v(ỹ) e^{A^{−T}d · ỹ'}`` up to a constant.
         """
-        parts = parts.widened(self.all_s)
+        components = components.widened(self.all_s)
         across = torch.linalg.solve(self.maps[1], onto.maps[1], left=False)
         shift = onto.maps[1] @ (self.centres[1] - onto.centres[1])
         tilt = onto.maps[0] @ (onto.centres[0] - self.centres[0])
-        full = torch.diag_embed(parts.spreads) if self.diagonal else parts.spreads
-        spreads, means = across @ full @ across.mT, parts.means @ across.mT + shift
-        moved = spreads @ tilt
-        logits = parts.logits + (means + 0.5 * moved) @ tilt
+        full = torch.diag_embed(components.covariances) if self.diagonal else components.covariances
+        covariances, means = across @ full @ across.mT, components.means @ across.mT + shift
+        moved = covariances @ tilt
+        logits = components.logits + (means + 0.5 * moved) @ tilt
         if self.diagonal:
-            spreads = spreads.diagonal(dim1=1, dim2=2)
-        return Parts(logits - logits.logsumexp(0), means + moved, spreads).narrowed(onto.width)
+            covariances = covariances.diagonal(dim1=1, dim2=2)
+        return Components(logits - logits.logsumexp(0), means + moved, covariances).narrowed(onto.width)
 
-    def potential(self, parts: Parts) -> MixturePotential:
+    def potential(self, components: Components) -> MixturePotential:
         """``g(y) = log v(ỹ) + ½ yᵀQ^{−1}y − m(T | 0, c_x)ᵀQ^{−1}y``, the potential in the user's coordinates."""
-        dim, parts, (onto, c_y) = len(self.variances), parts.widened(self.all_s), (self.maps[1], self.centres[1])
-        full = torch.diag_embed(parts.spreads) if self.diagonal else parts.spreads
+        dim, components, (onto, c_y) = (
+            len(self.variances),
+            components.widened(self.all_s),
+            (self.maps[1], self.centres[1]),
+        )
+        full = torch.diag_embed(components.covariances) if self.diagonal else components.covariances
         precision = torch.cholesky_inverse(torch.linalg.cholesky(full))
-        means = parts.means + onto @ c_y
+        means = components.means + onto @ c_y
         shift = (precision @ means.unsqueeze(-1)).squeeze(-1)
-        logits = parts.logits - 0.5 * (torch.logdet(full) + (shift * means).sum(1))
+        logits = components.logits - 0.5 * (torch.logdet(full) + (shift * means).sum(1))
         whole = self.process.transition(0.0, self.process.horizon)
         shift = shift @ onto - whole.precision(whole.mean(self.centres[0].unsqueeze(0)))
         precision = onto.mT @ precision @ onto - whole.precision.expanded(dim)
@@ -159,56 +163,56 @@ class Coordinates:
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class Components:
     """The components: ``a`` of shape ``(K,)``, ``m`` ``(K, dim)``, ``S`` ``(K, dim)`` or ``(K, dim, dim)``, float64."""
 
     logits: Tensor
     means: Tensor
-    spreads: Tensor
+    covariances: Tensor
 
     @property
     def precisions(self) -> Tensor:
         """The diagonals of ``S⁻¹``, shape ``(K, dim)``."""
-        if self.spreads.ndim == 2:
-            return 1.0 / self.spreads
-        return torch.cholesky_inverse(torch.linalg.cholesky(self.spreads)).diagonal(dim1=1, dim2=2)
+        if self.covariances.ndim == 2:
+            return 1.0 / self.covariances
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.covariances)).diagonal(dim1=1, dim2=2)
 
     @property
     def have_densities(self) -> bool:
         """Whether every ``S`` is finite and positive definite, to rounding."""
-        if not bool(self.logits.isfinite().all() and self.means.isfinite().all() and self.spreads.isfinite().all()):
+        if not bool(self.logits.isfinite().all() and self.means.isfinite().all() and self.covariances.isfinite().all()):
             return False
-        if self.spreads.ndim == 2:
-            return bool((self.spreads > 0).all())
-        return not bool(torch.linalg.cholesky_ex(self.spreads).info.any())
+        if self.covariances.ndim == 2:
+            return bool((self.covariances > 0).all())
+        return not bool(torch.linalg.cholesky_ex(self.covariances).info.any())
 
-    def widened(self, s: Tensor) -> Parts:
+    def widened(self, s: Tensor) -> Components:
         """The same in as many coordinates as ``s`` has: in those that are new the Gaussian bridge, ``m = 0, S = s``."""
         (count, width), more = self.means.shape, s[self.means.shape[1] :]
         means = torch.cat([self.means, torch.zeros(count, len(more), dtype=s.dtype)], 1)
-        if self.spreads.ndim == 2:
-            return Parts(self.logits, means, torch.cat([self.spreads, more.expand(count, -1)], 1))
-        spreads = torch.diag(s).repeat(count, 1, 1)
-        spreads[:, :width, :width] = self.spreads
-        return Parts(self.logits, means, spreads)
+        if self.covariances.ndim == 2:
+            return Components(self.logits, means, torch.cat([self.covariances, more.expand(count, -1)], 1))
+        covariances = torch.diag(s).repeat(count, 1, 1)
+        covariances[:, :width, :width] = self.covariances
+        return Components(self.logits, means, covariances)
 
-    def narrowed(self, width: int) -> Parts:
+    def narrowed(self, width: int) -> Components:
         """The first ``width`` coordinates of them."""
-        spreads = self.spreads[:, :width] if self.spreads.ndim == 2 else self.spreads[:, :width, :width]
-        return Parts(self.logits, self.means[:, :width], spreads)
+        covariances = self.covariances[:, :width] if self.covariances.ndim == 2 else self.covariances[:, :width, :width]
+        return Components(self.logits, self.means[:, :width], covariances)
 
     def source_forms(self, s: Tensor) -> Quadratics:
         """``log Z_k(x̃) − ½ x̃ᵀ diag(s) x̃``; what is taken away is the same for all, and most of it at small ε."""
-        base = s if self.spreads.ndim == 2 else torch.diag(s)
-        return Quadratics(self.logits, self.means, 0.5 * (self.spreads - base))
+        base = s if self.covariances.ndim == 2 else torch.diag(s)
+        return Quadratics(self.logits, self.means, 0.5 * (self.covariances - base))
 
     def target_forms(self, s: Tensor) -> Quadratics:
         """``log v_k(ỹ) + ½ ỹᵀ diag(1/s) ỹ``, without ``−½ dim log 2π``."""
-        if self.spreads.ndim == 2:
-            precision, base, volume = 1.0 / self.spreads, 1.0 / s, self.spreads.log().sum(1)
+        if self.covariances.ndim == 2:
+            precision, base, volume = 1.0 / self.covariances, 1.0 / s, self.covariances.log().sum(1)
             slope = precision * self.means
         else:
-            root = torch.linalg.cholesky(self.spreads)
+            root = torch.linalg.cholesky(self.covariances)
             precision, base = torch.cholesky_inverse(root), torch.diag(1.0 / s)
             volume = 2.0 * root.diagonal(dim1=1, dim2=2).log().sum(1)
             slope = (precision @ self.means.unsqueeze(-1)).squeeze(-1)

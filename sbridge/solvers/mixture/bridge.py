@@ -25,9 +25,9 @@ from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.gaussian import span_fewer
-from sbridge.solvers.mixture_climb import Watch, climb_by_matching, climb_by_quasi_newton, shrink
-from sbridge.solvers.mixture_likelihood import Likelihood, Rows
-from sbridge.solvers.mixture_plan import Coordinates, Parts
+from sbridge.solvers.mixture.components import Components, Coordinates
+from sbridge.solvers.mixture.likelihood import Likelihood, Rows
+from sbridge.solvers.mixture.optimise import EarlyStopping, fit_em, fit_lbfgs, shrink_covariances
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Derived, Info, State
@@ -52,7 +52,7 @@ class MixtureBridge(Solver["MixtureState"]):
 
     The model is that of Korotin et al. 2024 (arXiv:2310.01174): it maximises ``E_{p_T} g − E_{p_0} log c``, a lower
     bound on the value of the problem that is reached by the bridge itself. Here on all rows at once: from clusters of
-    the target every component is matched, again and again, to the bridge between the Gaussians that it claims of
+    the target every component is matched, again and again, to the bridge between the Gaussians that it statistics of
     either end; its shape is drawn towards that of the Gaussian bridge as far as it is sampling noise (which counts in
     high dimension and at small noise); then L-BFGS. Numbers of components are tried in rising order as long as the
     likelihood of held-out rows rises, in the leading coordinates of the Gaussian bridge, those in which both ends vary
@@ -68,15 +68,15 @@ class MixtureBridge(Solver["MixtureState"]):
         rows: rows a side on which numbers of components and of coordinates are compared.
         held_out: the share of these rows on which they are compared.
         max_rows: rows a side of the last fit; of larger sets a random subset.
-        matchings: largest number of matchings of components to what they claim, before L-BFGS.
+        matchings: largest number of EM steps before L-BFGS.
         rounds: largest number of rounds of L-BFGS, as long as one uses up its iterations. A fit is given up after one
-            that leaves held-out rows less likely than the best fit so far does, or as soon as matchings make them
+            that leaves held-out rows less likely than the best fit so far does, or as soon as EM steps make them
             less and less so.
         iterations: iterations of L-BFGS in a round.
-        tolerance: gain of the mean log likelihood by a matching, or by a round, that ends either, in nats.
+        tolerance: gain of the mean log likelihood by an EM step, or by a round, that ends either, in nats.
         grid: time grid on which the solution is simulated.
 
-    Time: ``O(rows · components · width²)`` for each matching and iteration. Numbers for which fewer than ``width + 1``
+    Time: ``O(rows · components · width²)`` for each EM step and iteration. Numbers for which fewer than ``width + 1``
     rows a component are left are not tried.
 
     Raises:
@@ -126,7 +126,7 @@ class MixtureBridge(Solver["MixtureState"]):
         return reason
 
     def max_steps(self, problem: BridgeProblem) -> int:
-        """All numbers of components and coordinates and the last fit: each a step of matching and rounds of L-BFGS."""
+        """All numbers of components and coordinates and the last fit: each a step of EM and rounds of L-BFGS."""
         return (len(self.components) + len(self.tried(problem.dim))) * (self.rounds + 1)
 
     def tried(self, dim: int) -> tuple[int, ...]:
@@ -147,19 +147,19 @@ class MixtureBridge(Solver["MixtureState"]):
     def step(self, problem: BridgeProblem, state: MixtureState) -> tuple[MixtureState, Info]:
         """Matching, or one round of L-BFGS; then, if that ends a fit, what is fitted next."""
         likelihood = state.likelihood
-        start, tolerance = state.parts, self.tolerance
+        start, tolerance = state.components, self.tolerance
         if state.round == 0:
-            watch = state.watch()
-            value, parts = climb_by_matching(likelihood, start, self.matchings, tolerance, state.pulls, watch)
+            early_stopping = state.early_stopping()
+            value, components = fit_em(likelihood, start, self.matchings, tolerance, state.shrinkage, early_stopping)
             if not state.last:
-                parts, state.pulls = shrink(likelihood, parts)
-            before, over = None, watch is not None and watch.hopeless
+                components, state.shrinkage = shrink_covariances(likelihood, components)
+            before, over = None, early_stopping is not None and early_stopping.stopped
         else:
-            value, parts, top = climb_by_quasi_newton(likelihood, start, self.iterations, 0.1 * tolerance, state.pulls)
+            value, components, top = fit_lbfgs(likelihood, start, self.iterations, 0.1 * tolerance, state.shrinkage)
             before, over = value, top or state.round == self.rounds or _gained(state.value, value) < tolerance
-            over = over or not (state.last or state.improves(parts))
-        state.parts, state.value, state.round, state.step = parts, before, state.round + 1, state.step + 1
-        info = {"log likelihood": value, "components": float(len(parts.logits))}
+            over = over or not (state.last or state.improves(components))
+        state.components, state.value, state.round, state.step = components, before, state.round + 1, state.step + 1
+        info = {"log likelihood": value, "components": float(len(components.logits))}
         if over:
             state.advance(self)
         return state, info
@@ -167,13 +167,13 @@ class MixtureBridge(Solver["MixtureState"]):
     def finish(self, problem: BridgeProblem, state: MixtureState) -> Bridge:
         """The potential at hand, and the two processes."""
         reference = problem.linear_reference
-        potential = state.coordinates.potential(state.parts)
+        potential = state.coordinates.potential(state.components)
         forward = PathMeasure(
             reference, MixtureControl(potential), problem.source, grid=self.grid, end_kernel=MixtureKernel(potential)
         )
         rows, weights = state.data.source
-        parts = rows.split(_PIECE)  # in float64 a piece at a time: there may be millions
-        logits = -torch.cat([potential.log_normaliser(part.double()) for part in parts])
+        pieces = rows.split(_PIECE)  # in float64 a piece at a time: there may be millions
+        logits = -torch.cat([potential.log_normaliser(piece.double()) for piece in pieces])
         cloud = Cloud(rows, logits if weights is None else logits + weights.double().log())
         far = FarEnd(reference, cloud, Direction.BACKWARD)
         backward = PathMeasure(
@@ -193,26 +193,26 @@ class MixtureState(State):
 
     Attributes:
         data: the rows of both ends.
-        parts: the components at hand.
-        pulls: how strongly their shapes are drawn towards that of the Gaussian bridge, ``(K,)``.
+        components: the components at hand.
+        shrinkage: how strongly their shapes are drawn towards that of the Gaussian bridge, ``(K,)``.
         best: the components under which held-out rows are likeliest.
-        best_pulls: their pulls.
+        best_shrinkage: their shrinkage.
         value: the mean log likelihood after the last round of L-BFGS.
-        rung: index of the number of components.
-        wide: index of the number of coordinates.
-        round: 0: matching; k: the k-th round of L-BFGS.
+        component_index: index of the number of components.
+        width_index: index of the number of coordinates.
+        round: 0: EM; k: the k-th round of L-BFGS.
         last: whether the fit is the last one, on all rows.
         done: whether that is over, too.
     """
 
     data: Derived[_Data]
-    parts: Parts
-    pulls: Tensor | None = None
-    best: Parts | None = None
-    best_pulls: Tensor | None = None
+    components: Components
+    shrinkage: Tensor | None = None
+    best: Components | None = None
+    best_shrinkage: Tensor | None = None
     value: float | None = None
-    rung: int = 0
-    wide: int = 0
+    component_index: int = 0
+    width_index: int = 0
     round: int = 0
     last: bool = False
     done: bool = False
@@ -220,7 +220,7 @@ class MixtureState(State):
     @property
     def view(self) -> _View:
         """Both ends in the coordinates at hand."""
-        return self.data.view(self.wide, last=self.last)
+        return self.data.view(self.width_index, last=self.last)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -238,37 +238,37 @@ class MixtureState(State):
         if self.last:
             self.done = True
             return
-        better, first = self.improves(self.parts), self.wide == 0
+        better, first = self.improves(self.components), self.width_index == 0
         if better:
-            self.best, self.best_pulls = self.parts, self.pulls
-        best = self.best or self.parts
-        following = solver.components[self.rung + 1 : self.rung + 2] if first and better else ()
+            self.best, self.best_shrinkage = self.components, self.shrinkage
+        best = self.best or self.components
+        following = solver.components[self.component_index + 1 : self.component_index + 2] if first and better else ()
         if following and self.data.affords(following[0], self.data.widths[0]):
-            self.rung += 1
-            self.parts, self.pulls = self.view.start(following[0], self.seed), None
+            self.component_index += 1
+            self.components, self.shrinkage = self.view.start(following[0], self.seed), None
             return
-        wider = self.data.widths[self.wide + 1 : self.wide + 2] if first or better else ()
+        wider = self.data.widths[self.width_index + 1 : self.width_index + 2] if first or better else ()
         if wider and self.data.affords(len(best.logits), wider[0]):
-            self.wide += 1
+            self.width_index += 1
             best = best.widened(self.coordinates.s)
         else:
             if not (first or better):
-                self.wide -= 1
+                self.width_index -= 1
                 best = best.narrowed(self.coordinates.width)
             compared, self.last = self.coordinates, True
             best = compared.carried(best, self.coordinates)
             share = self.view.subset.source.count / self.view.everything.source.count
-            self.best_pulls = None if self.best_pulls is None else share * self.best_pulls  # more rows, less chance
-        self.best = self.parts = best
-        self.pulls = self.best_pulls
+            self.best_shrinkage = None if self.best_shrinkage is None else share * self.best_shrinkage
+        self.best = self.components = best
+        self.shrinkage = self.best_shrinkage
 
-    def improves(self, parts: Parts) -> bool:
-        """Whether held-out rows are likelier under ``parts`` than under the best so far."""
-        return self.best is None or self.view.held_out(parts) > self.view.held_out(self.best)
+    def improves(self, components: Components) -> bool:
+        """Whether held-out rows are likelier under ``components`` than under the best so far."""
+        return self.best is None or self.view.held_out(components) > self.view.held_out(self.best)
 
-    def watch(self) -> Watch | None:
+    def early_stopping(self) -> EarlyStopping | None:
         """What gives up a fit that does not come up to the best so far."""
-        return None if self.last or self.best is None else Watch(self.view.judge, self.view.held_out(self.best))
+        return None if self.last or self.best is None else EarlyStopping(self.view.judge, self.view.held_out(self.best))
 
 
 @dataclass(eq=False)
@@ -311,14 +311,17 @@ class _Data:
         _check_resolution(data.view(0, last=False).coordinates, chosen[0][0])
         return data
 
-    def view(self, wide: int, *, last: bool) -> _View:
+    def view(self, width_index: int, *, last: bool) -> _View:
         """Both ends in the leading coordinates: of the rows on which numbers are fitted, or in the last fit of all."""
         if self._coordinates is None or self._coordinates[0] != last:
             (x, a), (y, b) = (side.part(0 if last else side.held_out, None) for side in self.sides)
             found = Coordinates.of(self.reference, x, y, diagonal=self.diagonal, weights=(a, b))
             self._coordinates, self._latest = (last, found), None
-        if self._latest is None or self._latest[0] != (wide, last):
-            self._latest = (wide, last), _View(self._coordinates[1].leading(self.widths[wide]), *self.sides)
+        if self._latest is None or self._latest[0] != (width_index, last):
+            self._latest = (
+                (width_index, last),
+                _View(self._coordinates[1].leading(self.widths[width_index]), *self.sides),
+            )
         return self._latest[1]
 
     def affords(self, count: int, width: int) -> bool:
@@ -385,18 +388,18 @@ class _View:
         """The rows on which they are compared."""
         return self._of(lambda side: side.part(0, side.held_out))
 
-    def start(self, count: int, seed: int) -> Parts:
+    def start(self, count: int, seed: int) -> Components:
         """``count`` components from clusters of the target."""
         return self.subset.start(count, generator_of(derive(seed, "clusters", count)))
 
-    def held_out(self, parts: Parts) -> float:
+    def held_out(self, components: Components) -> float:
         """The mean log likelihood of the rows on which numbers are compared."""
-        if parts not in self._known:
-            self._known[parts] = self.judge.value(parts)
-        return self._known[parts]
+        if components not in self._known:
+            self._known[components] = self.judge.value(components)
+        return self._known[components]
 
     @cached_property
-    def _known(self) -> dict[Parts, float]:
+    def _known(self) -> dict[Components, float]:
         return {}
 
     def _of(self, part: Callable[[_Side], tuple[Tensor, Tensor | None]]) -> Likelihood:

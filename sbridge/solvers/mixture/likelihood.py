@@ -1,13 +1,14 @@
-"""The likelihood of a Gaussian-mixture plan given unpaired rows of both ends, and where it is stationary.
+"""The likelihood of a Gaussian-mixture plan given unpaired rows of both ends, and its maximisation by EM steps.
 
 The mean log likelihood of rows ``y`` given rows ``x`` is, up to a constant, ``D = E log v(ỹ) − E log Z(x̃)`` (Korotin et
-al. 2024, arXiv:2310.01174; notation of :mod:`sbridge.solvers.mixture_plan`). Both are logarithms of sums of
-exponentials of quadratic forms, so the moments of what each component claims of the rows carry all of the gradient::
+al. 2024, arXiv:2310.01174; notation of :mod:`sbridge.solvers.mixture.components`). Both terms are
+logarithms of sums of exponentials of quadratic forms. Their gradient therefore depends on the rows only through the
+responsibilities ``q_k, r_k`` of the components, in the sufficient statistics::
 
     E[q_k (1, ỹ, ỹỹᵀ)]   q_k(ỹ): share of component k in v         E[r_k (1, x̃, x̃x̃ᵀ)]   r_k(x̃): its share in Z
 
-``D`` is stationary where each component is the bridge between the Gaussians with the moments of its two claims, and
-claims as much of one end as of the other. :func:`match` makes it so for the claims as they are.
+``D`` is stationary where each component is the bridge between the Gaussians with its moments at the two ends, and has
+the same mass at both. :func:`m_step` solves this for given responsibilities.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
+from sbridge.solvers.mixture.components import Components, Coordinates, Quadratics
 
 _CHUNK = 2**18  # numbers in the largest array that a chunk of rows makes: it stays in the cache
 _LEAST_SHARE = 1e-30  # a smaller one is none: numbers too small for their type make a product many times slower
 _LEAST_EXPONENT = -70.0  # of a share below the least
-_LEAST_SPREAD = 1e-6  # smallest variance of a claim, in units of that of all rows
+_LEAST_SPREAD = 1e-6  # smallest variance of a component's rows, in units of that of all rows
 _CLUSTER_ROWS, _CLUSTER_ROUNDS = 20_000, 20
 
 
 @dataclass(frozen=True, eq=False)
-class Claims:
-    """What the components claim of one end: ``E[q_k]``, ``E[q_k z]``, ``E[q_k zzᵀ]`` (or its diagonal), float64."""
+class SufficientStatistics:
+    """Moments of one end by component: ``E[q_k]``, ``E[q_k z]``, ``E[q_k zzᵀ]`` (or its diagonal), float64."""
 
     masses: Tensor
     firsts: Tensor
@@ -38,24 +39,24 @@ class Claims:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of each claim, ``(K, dim)``."""
+        """Mean of the rows of each component, ``(K, dim)``."""
         return self.firsts / self.masses.unsqueeze(1)
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of each claim: matrices, or diagonals."""
+        """Covariance of the rows of each component: matrices, or diagonals."""
         mean = self.mean
         if self.seconds.ndim == 2:
             return self.seconds / self.masses.unsqueeze(1) - mean.square()
         return self.seconds / self.masses.reshape(-1, 1, 1) - mean.unsqueeze(2) * mean.unsqueeze(1)
 
-    def pulled(self, n: Tensor, pulls: Tensor | None) -> Tensor:
-        """:attr:`covariance`, averaged with ``diag(n)`` as if that had been seen with masses ``pulls``."""
+    def shrunk(self, n: Tensor, shrinkage: Tensor | None) -> Tensor:
+        """:attr:`covariance`, averaged with ``diag(n)`` as if that had been seen with masses ``shrinkage``."""
         own = self.covariance
-        if pulls is None:
+        if shrinkage is None:
             return own
         everything = n if own.ndim == 2 else torch.diag(n)
-        share = (pulls / (pulls + self.masses)).reshape(-1, *[1] * (own.ndim - 1))
+        share = (shrinkage / (shrinkage + self.masses)).reshape(-1, *[1] * (own.ndim - 1))
         return own + share * (everything - own)
 
 
@@ -76,8 +77,8 @@ class Rows:
         sums = torch.cat([_log_sum(*_relative(evaluate())) for _, _, evaluate in self._chunks(forms)])
         return float(sums.mean() if self.weights is None else (sums * self.weights).sum())
 
-    def claims(self, forms: Quadratics) -> tuple[float, Claims]:
-        """:meth:`mean_log_sum`, and the claims."""
+    def statistics(self, forms: Quadratics) -> tuple[float, SufficientStatistics]:
+        """:meth:`mean_log_sum`, and the sufficient statistics: the E-step."""
         (count, dim), total = forms.linear.shape, 0.0
         dense = forms.quadratic.ndim == 3
         sums = torch.zeros(count, 1 + dim + (dim * dim if dense else dim), dtype=torch.float64)
@@ -91,17 +92,18 @@ class Rows:
         if self.weights is None:
             total, sums = total / len(self.rows), sums / len(self.rows)
         seconds = sums[:, 1 + dim :].reshape(count, dim, dim) if dense else sums[:, 1 + dim :]
-        return total, Claims(sums[:, 0], sums[:, 1 : 1 + dim], seconds)
+        return total, SufficientStatistics(sums[:, 0], sums[:, 1 : 1 + dim], seconds)
 
-    def claimed(self, shares: Tensor, *, diagonal: bool) -> Claims:
-        """The claims for given shares ``(n, K)`` of the rows."""
-        weighted = shares / len(shares) if self.weights is None else shares * self.weights.to(shares).unsqueeze(1)
+    def statistics_of(self, responsibilities: Tensor, *, diagonal: bool) -> SufficientStatistics:
+        """The sufficient statistics for given responsibilities ``(n, K)``."""
+        q = responsibilities
+        weighted = q / len(q) if self.weights is None else q * self.weights.to(q).unsqueeze(1)
         z, q = self.rows.double(), weighted.double()
         if diagonal:
             seconds = q.mT @ z.square()
         else:
             seconds = torch.stack([(q[:, k : k + 1] * z).mT @ z for k in range(q.shape[1])])
-        return Claims(q.sum(0).cpu(), (q.mT @ z).cpu(), seconds.cpu())
+        return SufficientStatistics(q.sum(0).cpu(), (q.mT @ z).cpu(), seconds.cpu())
 
     def _chunks(self, forms: Quadratics) -> Iterator[tuple[slice, _Gather, _Evaluate]]:
         """Slices of the rows, each with how shares become sums of ``(1, z, zzᵀ)`` and how the forms are evaluated.
@@ -216,21 +218,21 @@ class Likelihood:
     source: Rows
     target: Rows
 
-    def claims(self, parts: Parts) -> tuple[float, Claims, Claims]:
-        """``D`` and the claims on source and target."""
-        s, (source, target) = self.coordinates.s, self._resolving(parts)
-        below, claims_x = source.claims(parts.source_forms(s))
-        above, claims_y = target.claims(parts.target_forms(s))
-        return above - below, claims_x, claims_y
+    def statistics(self, components: Components) -> tuple[float, SufficientStatistics, SufficientStatistics]:
+        """``D`` and the sufficient statistics of source and target."""
+        s, (source, target) = self.coordinates.s, self._resolving(components)
+        below, statistics_x = source.statistics(components.source_forms(s))
+        above, statistics_y = target.statistics(components.target_forms(s))
+        return above - below, statistics_x, statistics_y
 
-    def value(self, parts: Parts) -> float:
+    def value(self, components: Components) -> float:
         """``D`` alone."""
-        s, (source, target) = self.coordinates.s, self._resolving(parts)
-        return target.mean_log_sum(parts.target_forms(s)) - source.mean_log_sum(parts.source_forms(s))
+        s, (source, target) = self.coordinates.s, self._resolving(components)
+        return target.mean_log_sum(components.target_forms(s)) - source.mean_log_sum(components.source_forms(s))
 
-    def _resolving(self, parts: Parts) -> tuple[Rows, Rows]:
+    def _resolving(self, components: Components) -> tuple[Rows, Rows]:
         """Both sides, in a precision that resolves the exponents of the components."""
-        return self._precise if self.coordinates.are_narrow(parts) else (self.source, self.target)
+        return self._precise if self.coordinates.are_narrow(components) else (self.source, self.target)
 
     @cached_property
     def _precise(self) -> tuple[Rows, Rows]:
@@ -239,7 +241,7 @@ class Likelihood:
             Rows(self.target.rows.double(), self.target.weights),
         )
 
-    def start(self, count: int, generator: torch.Generator) -> Parts:
+    def start(self, count: int, generator: torch.Generator) -> Components:
         """``count`` clusters of the target rows, each joined to the whole source."""
         coordinates, device = self.coordinates, self.target.rows.device
         unit = self.target.rows / coordinates.n.sqrt().to(self.target.rows)
@@ -247,61 +249,78 @@ class Likelihood:
         shares = torch.nn.functional.one_hot(nearest, count).double().to(device)
         everything = torch.full((len(self.source.rows), count), 1.0 / count, dtype=torch.float64, device=device)
         dim = len(coordinates.n)
-        spreads = coordinates.s if coordinates.diagonal else torch.diag(coordinates.s)
-        flat = Parts(
+        covariances = coordinates.s if coordinates.diagonal else torch.diag(coordinates.s)
+        flat = Components(
             torch.zeros(count, dtype=torch.float64),
             torch.zeros(count, dim, dtype=torch.float64),
-            spreads.expand(count, *spreads.shape),
+            covariances.expand(count, *covariances.shape),
         )
-        claims_x = self.source.claimed(everything, diagonal=coordinates.diagonal)
-        return match(flat, claims_x, self.target.claimed(shares, diagonal=coordinates.diagonal), coordinates)
+        statistics_x = self.source.statistics_of(everything, diagonal=coordinates.diagonal)
+        return m_step(flat, statistics_x, self.target.statistics_of(shares, diagonal=coordinates.diagonal), coordinates)
 
 
-def match(parts: Parts, source: Claims, target: Claims, coordinates: Coordinates, pulls: Tensor | None = None) -> Parts:
-    """Every component as the bridge between the Gaussians of its claims, and its mass scaled by their ratio.
+def m_step(
+    components: Components,
+    source: SufficientStatistics,
+    target: SufficientStatistics,
+    coordinates: Coordinates,
+    shrinkage: Tensor | None = None,
+) -> Components:
+    """The M-step: every component becomes the bridge between the Gaussians with its moments at the two ends.
 
-    ``S`` solves ``S A S + S = B`` for the covariances ``A, B`` of the two claims, ``m = ȳ − S x̄`` for their means;
-    ``a_k`` changes by ``log E q_k / E r_k`` and so that the mean of the exponent over the claimed source rows stays.
-    Components that claim next to nothing of an end are left as they are. With pulls ``τ_k``, covariances of claims are
-    averaged with that of all rows, which counts as much as a mass ``τ_k``.
+    Its covariance ``S`` solves ``S A S + S = B`` for the covariances ``A, B`` of its source and target rows, and its
+    mean is ``m = ȳ − S x̄``. Its logit changes by ``log E q_k / E r_k``, and so that the mean of the exponent over its
+    source rows stays. Components with next to no mass at an end are left as they are. With ``shrinkage`` ``τ_k``,
+    covariances are averaged with that of all rows, which counts as much as a mass ``τ_k``.
     """
     floor = _LEAST_SPREAD * coordinates.n
     held = torch.minimum(source.masses, target.masses) > 1e-12
-    safe_x, safe_y = (Claims(torch.where(held, c.masses, 1.0), c.firsts, c.seconds) for c in (source, target))
+    safe_x, safe_y = (
+        SufficientStatistics(torch.where(held, c.masses, 1.0), c.firsts, c.seconds) for c in (source, target)
+    )
     ax, by = safe_x.mean, safe_y.mean
-    a, b = (one.pulled(coordinates.n, pulls) for one in (safe_x, safe_y))
+    a, b = (one.shrunk(coordinates.n, shrinkage) for one in (safe_x, safe_y))
     if coordinates.diagonal:
         a, b = a.clamp_min(0.0) + floor, b.clamp_min(0.0) + floor
-        spreads = 2.0 * b / (1.0 + (1.0 + 4.0 * a * b).sqrt())
+        # a s² + s = b, with the root s = 2b/(1 + √(1 + 4ab)), in which nothing cancels.
+        covariances = 2.0 * b / (1.0 + (1.0 + 4.0 * a * b).sqrt())
     else:
         root_a, root_b = (_root(one, floor) for one in (a, b))
+        # With A = R_A R_Aᵀ, B = R_B R_Bᵀ and R_Bᵀ R_A = U N Vᵀ, the solution of S A S + S = B (Bunne et al. 2023,
+        # arXiv:2202.05722) is S = R_B U diag(2/(1 + √(1 + 4n²))) Uᵀ R_Bᵀ.
         u, n, _ = torch.linalg.svd(root_b.mT @ root_a)
         side = root_b @ u
-        spreads = (side * (2.0 / (1.0 + (1.0 + 4.0 * n.square()).sqrt())).unsqueeze(1)) @ side.mT
-    means = by - _apply(spreads, ax)
-    found = Parts(parts.logits, means, spreads)
-    logits = parts.logits + (target.masses / source.masses).log() + _exponent(parts, ax, a) - _exponent(found, ax, a)
-    wide = held.reshape(-1, *([1] * (spreads.ndim - 1)))
-    return Parts(
-        torch.where(held, logits, parts.logits),
-        torch.where(held.unsqueeze(1), means, parts.means),
-        torch.where(wide, spreads, parts.spreads),
+        covariances = (side * (2.0 / (1.0 + (1.0 + 4.0 * n.square()).sqrt())).unsqueeze(1)) @ side.mT
+    means = by - _apply(covariances, ax)  # E[y | x] = m + S x, so m = ȳ − S x̄
+    found = Components(components.logits, means, covariances)
+    # a_k ← a_k + log E q_k/E r_k + E_r[old exponent] − E_r[new exponent]: the mass in Z follows that in v.
+    logits = (
+        components.logits
+        + (target.masses / source.masses).log()
+        + _exponent(components, ax, a)
+        - _exponent(found, ax, a)
+    )
+    wide = held.reshape(-1, *([1] * (covariances.ndim - 1)))
+    return Components(
+        torch.where(held, logits, components.logits),
+        torch.where(held.unsqueeze(1), means, components.means),
+        torch.where(wide, covariances, components.covariances),
     )
 
 
-def blur(parts: Parts, masses: Tensor, coordinates: Coordinates) -> Tensor:
-    """What ``D`` loses if target rows are blurred by the least variance of a claim, ``½ Σ_k masses_k tr(S_k⁻¹ f)``.
+def blur(components: Components, masses: Tensor, coordinates: Coordinates) -> Tensor:
+    """What ``D`` loses if target rows are blurred by the least variance ``f``, ``½ Σ_k masses_k tr(S_k⁻¹ f)``.
 
     Where values repeat ``D`` has no largest value: components close on them, and only their widths matter. With the
-    loss each ends at the spread that :func:`match` gives it, which adds ``f`` to the covariance of its claim.
+    loss each ends at the spread that :func:`m_step` gives it, which adds ``f`` to the covariance of its rows.
     """
-    return 0.5 * masses @ (parts.precisions @ (_LEAST_SPREAD * coordinates.n))
+    return 0.5 * masses @ (components.precisions @ (_LEAST_SPREAD * coordinates.n))
 
 
-def _exponent(parts: Parts, mean: Tensor, covariance: Tensor) -> Tensor:
+def _exponent(components: Components, mean: Tensor, covariance: Tensor) -> Tensor:
     """Mean of ``m_k·x̃ + ½x̃ᵀS_k x̃`` over Gaussian ``x̃``, without ``a_k``."""
-    straight = ((parts.means + 0.5 * _apply(parts.spreads, mean)) * mean).sum(1)
-    return straight + 0.5 * (parts.spreads * covariance).flatten(1).sum(1)
+    straight = ((components.means + 0.5 * _apply(components.covariances, mean)) * mean).sum(1)
+    return straight + 0.5 * (components.covariances * covariance).flatten(1).sum(1)
 
 
 def _apply(maps: Tensor, vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the likelihood of a Gaussian-mixture plan is climbed: by matching, by pulling shapes together, by L-BFGS."""
+"""Maximises the likelihood of a Gaussian-mixture plan: EM steps, shrinkage of covariances, L-BFGS."""
 
 from __future__ import annotations
 
@@ -9,64 +9,65 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sbridge.solvers.mixture_likelihood import Claims, Likelihood, blur, match
-from sbridge.solvers.mixture_plan import Coordinates, Parts, Quadratics
+from sbridge.solvers.mixture.components import Components, Coordinates, Quadratics
+from sbridge.solvers.mixture.likelihood import Likelihood, SufficientStatistics, blur, m_step
 
-_LEAST_PULL = 0.05  # below it a shape is plain to see, and left as it is
-_MOST_PULL = 3.0  # of a component whose shape is all chance, in units of its mass
-_EVERY = 2  # matchings from one look at held-out rows to the next
+_LEAST_SHRINKAGE = 0.05  # below it a shape is plain to see, and left as it is
+_MOST_SHRINKAGE = 3.0  # of a component whose shape is all chance, in units of its mass
+_EVERY = 2  # EM steps from one look at held-out rows to the next
 _REJECTED = 1e3  # nats by which a step to components without a density is worse than the start of the climb
 
 
-class Watch:
-    """Sees when a fit is not worth going on: held-out rows are less likely than they were, and than under another fit.
+class EarlyStopping:
+    """Stops a fit when held-out rows are less likely than at the last look, and less likely than under another fit.
 
     Args:
         likelihood: of the held-out rows.
-        mark: what the other fit has there.
+        mark: their log likelihood under the other fit.
     """
 
     def __init__(self, likelihood: Likelihood, mark: float) -> None:
         self._likelihood, self._mark, self._last = likelihood, mark, -math.inf
-        self.hopeless = False
+        self.stopped = False
 
-    def __call__(self, parts: Parts) -> bool:
-        """Whether it is so now, for good."""
-        value = self._likelihood.value(parts)
-        self.hopeless = self.hopeless or value < min(self._mark, self._last)
+    def __call__(self, components: Components) -> bool:
+        """Looks at the held-out rows; returns whether to stop."""
+        value = self._likelihood.value(components)
+        self.stopped = self.stopped or value < min(self._mark, self._last)
         self._last = value
-        return self.hopeless
+        return self.stopped
 
 
-def climb_by_matching(
+def fit_em(
     likelihood: Likelihood,
-    parts: Parts,
+    components: Components,
     steps: int,
     tolerance: float,
-    pulls: Tensor | None = None,
-    watch: Watch | None = None,
-) -> tuple[float, Parts]:
-    """:func:`match` as long as ``D``, less the pull, rises by more than ``tolerance``; the best and its components.
+    shrinkage: Tensor | None = None,
+    early_stopping: EarlyStopping | None = None,
+) -> tuple[float, Components]:
+    """EM: repeats :func:`m_step` as long as the penalised ``D`` rises by more than ``tolerance``.
 
-    ``watch`` ends it, too.
+    Returns:
+        The largest value and its components.
     """
-    best, found, chart = -torch.inf, parts, Chart(likelihood.coordinates, len(parts.logits))
+    best, found, chart = -torch.inf, components, Chart(likelihood.coordinates, len(components.logits))
     for step in range(steps):
-        value, *claims = likelihood.claims(parts)
-        if pulls is not None:
-            value -= float(chart.pull(chart.point(parts), pulls))
+        value, *statistics = likelihood.statistics(components)  # the E-step
+        if shrinkage is not None:
+            value -= float(chart.penalty(chart.point(components), shrinkage))
         gain = value - best
         if not gain > 0:
             break
-        best, found = value, parts
-        if gain <= tolerance or (watch is not None and step % _EVERY == 0 and watch(parts)):
+        best, found = value, components
+        if gain <= tolerance or (early_stopping is not None and step % _EVERY == 0 and early_stopping(components)):
             break
-        parts = match(parts, *claims, likelihood.coordinates, pulls)
+        components = m_step(components, *statistics, likelihood.coordinates, shrinkage)
     return float(best), found
 
 
-def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
-    """Components drawn towards the shape of the Gaussian bridge as far as their own is noise, and the pulls that do so.
+def shrink_covariances(likelihood: Likelihood, components: Components) -> tuple[Components, Tensor]:
+    """Shrinks covariances towards that of the Gaussian bridge, as far as they are noise; returns the weights too.
 
     A component of mass ``m_k`` shows an estimate of ``S_k``: in units of the Gaussian bridge it differs from the
     identity by ``|s^{−½} S_k s^{−½} − I|²``, of which ``¼(1/n_0 + 1/n_T)(d² + d)/m_k`` comes by chance (as in
@@ -74,64 +75,67 @@ def shrink(likelihood: Likelihood, parts: Parts) -> tuple[Parts, Tensor]:
     ``τ_k`` of the squared parameters of its shape, shape ``(K,)``; nothing if the ratio is below a twentieth. One
     component alone is the Gaussian bridge.
     """
-    if len(parts.logits) == 1:
-        return parts, torch.zeros(1, dtype=torch.float64)
-    coordinates, (_, *claims) = likelihood.coordinates, likelihood.claims(parts)
+    if len(components.logits) == 1:
+        return components, torch.zeros(1, dtype=torch.float64)
+    coordinates, (_, *statistics) = likelihood.coordinates, likelihood.statistics(components)
     dim, s = len(coordinates.s), coordinates.s
-    masses = torch.minimum(claims[0].masses, claims[1].masses)
+    masses = torch.minimum(statistics[0].masses, statistics[1].masses)
     freedom = 2.0 * dim if coordinates.diagonal else dim * (dim + 1.0)
     chance = 0.25 * (1.0 / likelihood.source.count + 1.0 / likelihood.target.count) * freedom
+    # E|Ŝ − S|² by chance, ¼(1/n_0 + 1/n_T)(d² + d)/m_k; the shrinkage intensity of Ledoit & Wolf 2004 is its ratio to
+    # the rest of |Ŝ − I|².
     if coordinates.diagonal:
-        apart = (parts.spreads / s - 1.0).square().sum(1)
+        apart = (components.covariances / s - 1.0).square().sum(1)
     else:
-        white = parts.spreads / (s.unsqueeze(1) * s).sqrt() - torch.eye(dim, dtype=torch.float64)
+        white = components.covariances / (s.unsqueeze(1) * s).sqrt() - torch.eye(dim, dtype=torch.float64)
         apart = white.square().sum((1, 2))
     chance = chance / masses.clamp_min(1e-12)
-    pulls = chance / torch.maximum(apart - chance, chance / _MOST_PULL)
-    pulls = torch.where(pulls < _LEAST_PULL, 0.0, pulls)
+    shrinkage = chance / torch.maximum(apart - chance, chance / _MOST_SHRINKAGE)
+    shrinkage = torch.where(shrinkage < _LEAST_SHRINKAGE, 0.0, shrinkage)
     chart = Chart(coordinates, len(masses))
-    point = chart.point(parts)
-    chart.shapes(point).div_((1.0 + pulls).unsqueeze(1))
-    return chart.parts(point), pulls * masses
+    point = chart.point(components)
+    chart.shapes(point).div_((1.0 + shrinkage).unsqueeze(1))
+    return chart.components(point), shrinkage * masses
 
 
-def climb_by_quasi_newton(
-    likelihood: Likelihood, parts: Parts, steps: int, tolerance: float, pulls: Tensor | None = None
-) -> tuple[float, Parts, bool]:
+def fit_lbfgs(
+    likelihood: Likelihood, components: Components, steps: int, tolerance: float, shrinkage: Tensor | None = None
+) -> tuple[float, Components, bool]:
     """At most ``steps`` iterations of L-BFGS, in parameters whose second derivatives are of one size.
 
-    Returns what :func:`climb_by_matching` does, and whether the climb was over before ``steps`` were taken. Narrow
+    Returns what :func:`fit_em` does, and whether it converged before ``steps`` were taken. Narrow
     components are climbed in a :class:`LocalChart`, and less :func:`blur`.
 
     Args:
         likelihood: climbed, less ``½ Σ_k τ_k |shape_k|²``.
-        parts: the start.
+        components: the start.
         steps: largest number.
         tolerance: relative gain that ends it.
-        pulls: ``τ``, shape ``(K,)``.
+        shrinkage: ``τ``, shape ``(K,)``.
     """
-    coordinates, count = likelihood.coordinates, len(parts.logits)
-    narrow = coordinates.are_narrow(parts)
-    chart = LocalChart(coordinates, count, parts) if narrow else Chart(coordinates, count)
-    pulls = torch.zeros(count, dtype=torch.float64) if pulls is None else pulls
-    value, _, target = likelihood.claims(parts)
+    coordinates, count = likelihood.coordinates, len(components.logits)
+    narrow = coordinates.are_narrow(components)
+    chart = LocalChart(coordinates, count, components) if narrow else Chart(coordinates, count)
+    shrinkage = torch.zeros(count, dtype=torch.float64) if shrinkage is None else shrinkage
+    value, _, target = likelihood.statistics(components)
     rejected = _REJECTED - value
 
     def objective(flat: object) -> tuple[float, object]:
         point = torch.as_tensor(flat, dtype=torch.float64).requires_grad_()
-        here = chart.parts(point)
+        here = chart.components(point)
         if not here.have_densities:  # a step too far of the line search, which then takes a shorter one
             return rejected, torch.zeros_like(point).detach().numpy()
         s = coordinates.s
         forms = here.source_forms(s), here.target_forms(s)
         with torch.no_grad():
-            value, *claims = likelihood.claims(here)
-        pull = chart.pull(point, pulls)
+            value, *statistics = likelihood.statistics(here)
+        penalty = chart.penalty(point, shrinkage)
         if narrow:
-            pull = pull + blur(here, target.masses, coordinates)
-        fall = _linearised(forms[0], claims[0]) - _linearised(forms[1], claims[1]) + pull
+            penalty = penalty + blur(here, target.masses, coordinates)
+        # ∇ E log Σ_k e^{form_k} = E Σ_k q_k ∇form_k: linear in the sufficient statistics, which are constants here.
+        fall = _linearised(forms[0], statistics[0]) - _linearised(forms[1], statistics[1]) + penalty
         (gradient,) = torch.autograd.grad(fall, point)
-        found = float(pull.detach()) - value
+        found = float(penalty.detach()) - value
         if not (math.isfinite(found) and bool(gradient.isfinite().all())):
             return rejected, torch.zeros_like(gradient).numpy()
         return found, gradient.numpy()
@@ -139,9 +143,9 @@ def climb_by_quasi_newton(
     options = {"maxiter": steps, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7}
     from scipy.optimize import minimize  # half a second: not before it is needed
 
-    result = minimize(objective, chart.point(parts).numpy(), jac=True, method="L-BFGS-B", options=options)
+    result = minimize(objective, chart.point(components).numpy(), jac=True, method="L-BFGS-B", options=options)
     with torch.no_grad():
-        return -float(result.fun), chart.parts(torch.as_tensor(result.x, dtype=torch.float64)), result.nit < steps
+        return -float(result.fun), chart.components(torch.as_tensor(result.x, dtype=torch.float64)), result.nit < steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,41 +170,41 @@ class Chart:
         h = self._curvatures
         return (0.5 * (1.0 + 2.0 * h if self.coordinates.diagonal else 1.0 + h.unsqueeze(-1) + h.unsqueeze(-2))).rsqrt()
 
-    def point(self, parts: Parts) -> Tensor:
-        """The vector of ``parts``."""
+    def point(self, components: Components) -> Tensor:
+        """The vector of ``components``."""
         s, scales = self.coordinates.s, self._scales
         if self.coordinates.diagonal:
-            shape = (parts.spreads / s).log() / scales
+            shape = (components.covariances / s).log() / scales
         else:
-            low = torch.linalg.cholesky(parts.spreads / (s.unsqueeze(1) * s).sqrt())
+            low = torch.linalg.cholesky(components.covariances / (s.unsqueeze(1) * s).sqrt())
             diagonal = low.diagonal(dim1=1, dim2=2)
             i, j = torch.tril_indices(len(s), len(s))
             shape = ((low - torch.diag_embed(diagonal - 2.0 * diagonal.log())) / scales)[:, i, j]
-        return torch.cat([parts.logits, (parts.means / s.sqrt()).reshape(-1), shape.reshape(-1)])
+        return torch.cat([components.logits, (components.means / s.sqrt()).reshape(-1), shape.reshape(-1)])
 
     def shapes(self, point: Tensor) -> Tensor:
         """The part of ``point`` that makes ``S``: zero for the Gaussian bridge's own, shape ``(K, …)``."""
         return point[self.count * (1 + len(self.coordinates.s)) :].reshape(self.count, -1)
 
-    def pull(self, point: Tensor, pulls: Tensor) -> Tensor:
+    def penalty(self, point: Tensor, shrinkage: Tensor) -> Tensor:
         """``½ Σ_k τ_k |shape_k|²``."""
-        return 0.5 * (pulls.unsqueeze(1) * self.shapes(point).square()).sum()
+        return 0.5 * (shrinkage.unsqueeze(1) * self.shapes(point).square()).sum()
 
-    def parts(self, point: Tensor) -> Parts:
+    def components(self, point: Tensor) -> Components:
         """The components of a vector."""
         scales, k, dim = self._scales, self.count, len(self.coordinates.s)
         means, shape = point[k : k + k * dim].reshape(k, dim), self.shapes(point)
         if self.coordinates.diagonal:
-            return Parts(point[:k], *self._placed(means, (shape * scales).exp()))
+            return Components(point[:k], *self._placed(means, (shape * scales).exp()))
         i, j = torch.tril_indices(dim, dim)
         low = torch.zeros(k, dim, dim, dtype=point.dtype)
         low[:, i, j] = shape * scales[..., i, j]
-        return Parts(
+        return Components(
             point[:k], *self._placed(means, low.tril(-1) + torch.diag_embed((0.5 * low.diagonal(dim1=1, dim2=2)).exp()))
         )
 
     def _placed(self, means: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and spreads, from means and roots (diagonal components: variances) in units of the chart."""
+        """Means and covariances, from means and roots (diagonal components: variances) in units of the chart."""
         s = self.coordinates.s
         if self.coordinates.diagonal:
             return means * s.sqrt(), s * roots
@@ -220,24 +224,24 @@ class LocalChart(Chart):
         base: components at the origin, ``S_k = R_k R_kᵀ``.
     """
 
-    base: Parts
+    base: Components
 
-    def point(self, parts: Parts) -> Tensor:
+    def point(self, components: Components) -> Tensor:
         """The vector of :attr:`base`, the only components that have one here."""
-        logits, means, spreads = self.base.logits, self.base.means, self.base.spreads
+        logits, means, covariances = self.base.logits, self.base.means, self.base.covariances
         dim = means.shape[1]
-        entries = dim if spreads.ndim == 2 else dim * (dim + 1) // 2
+        entries = dim if covariances.ndim == 2 else dim * (dim + 1) // 2
         return torch.cat([logits, logits.new_zeros(self.count * (dim + entries))])
 
-    def pull(self, point: Tensor, pulls: Tensor) -> Tensor:
+    def penalty(self, point: Tensor, shrinkage: Tensor) -> Tensor:
         """As of any chart: of shapes beside that of the Gaussian bridge."""
         plain = Chart(self.coordinates, self.count)
-        return plain.pull(plain.point(self.parts(point)), pulls)
+        return plain.penalty(plain.point(self.components(point)), shrinkage)
 
     @cached_property
     def _roots(self) -> Tensor:
-        spreads = self.base.spreads
-        return spreads.sqrt() if self.coordinates.diagonal else torch.linalg.cholesky(spreads)
+        covariances = self.base.covariances
+        return covariances.sqrt() if self.coordinates.diagonal else torch.linalg.cholesky(covariances)
 
     @property
     def _curvatures(self) -> Tensor:
@@ -246,12 +250,12 @@ class LocalChart(Chart):
 
     def _placed(self, means: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
         if self.coordinates.diagonal:
-            return self.base.means + self._roots * means, self.base.spreads * roots
+            return self.base.means + self._roots * means, self.base.covariances * roots
         roots = self._roots @ roots
         return self.base.means + (self._roots @ means.unsqueeze(-1)).squeeze(-1), roots @ roots.mT
 
 
-def _linearised(forms: Quadratics, claims: Claims) -> Tensor:
+def _linearised(forms: Quadratics, statistics: SufficientStatistics) -> Tensor:
     """What has the same gradient as the mean of ``log Σ_k exp(form_k)``."""
-    linear = (forms.constants * claims.masses).sum() + (forms.linear * claims.firsts).sum()
-    return linear + (forms.quadratic * claims.seconds).sum()
+    linear = (forms.constants * statistics.masses).sum() + (forms.linear * statistics.firsts).sum()
+    return linear + (forms.quadratic * statistics.seconds).sum()

@@ -167,7 +167,7 @@ def test_the_corrector_loss_is_least_at_the_exact_control(name, out):
     for wrong in (0.0, 0.1):
         probe = Probe(GaussianControl(exact, out.opposite), problem.reference.horizon, wrong)
         state.learners[out.opposite].module = probe
-        for _ in range(4):
+        for _ in range(16):
             solver.corrector_loss(problem, state).backward()
         slopes.append(float(probe.theta.grad.norm()))
     assert 6.0 * slopes[0] < slopes[1]

@@ -298,5 +298,5 @@ def test_a_judge_under_another_reference_is_refused(other):
     own = MixturePotential(BrownianMotion(1.0), judge.logits, judge.shifts, judge.precisions)
     assert certify(bridge, x0, x1, seed=0, potential=own).gap.value > 0
     three = MixturePotential(BrownianMotion(1.0), judge.logits, torch.ones(1, 3), torch.ones(1, 3))
-    with pytest.raises(InvalidInputError, match="has 3 columns, the bridge 2"):
+    with pytest.raises(InvalidInputError, match="has 3 columns, the bridge has 2"):
         certify(bridge, x0, x1, seed=0, potential=three)

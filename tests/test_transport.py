@@ -357,7 +357,7 @@ def test_sinkhorn_says_why_it_stopped_and_can_go_on():
         EntropicProblem(rows(50, 2, 1), rows(50, 2, 2), 1e-2),
         Sinkhorn(max_iterations=120, tolerance=1e-6),
     )
-    with pytest.raises(NotConvergedError, match=r"error is .* at ε = 0\.01 after .* iterations; 1e-06 .* Raise max"):
+    with pytest.raises(NotConvergedError, match=r"error is .* at ε = 0\.01 after .* iterations; the tolerance is 1e-06 .* Raise max"):
         sinkhorn(problem, short)
     state = sinkhorn_init(problem, short)
     while int(state["iterations"]) < short.max_iterations:
@@ -384,7 +384,7 @@ def test_c_transform_is_f_on_the_data_and_the_formula_elsewhere(dtype):
 BAD_PROBLEMS = {
     "x has 2 columns and y has 3": lambda x: (x, rows(4, 3), 1.0),
     "NaN": lambda x: (x / 0 * 0, x, 1.0),
-    "use y.to": lambda x: (x, x.float(), 1.0),
+    "with y.to": lambda x: (x, x.float(), 1.0),
     "epsilon must be positive and finite, got 0": lambda x: (x, x, 0.0),
     "epsilon must be positive and finite, got nan": lambda x: (x, x, math.nan),
     "a must hold 4 positive numbers": lambda x: (x, x, 1.0, torch.tensor([0.5, 0.5, 0.0, 0.0])),
@@ -497,7 +497,7 @@ def test_cloud_is_differentiable():
 
 def test_cloud_refuses_bad_input():
     cloud = Cloud(rows(6, 2), torch.zeros(6))
-    with pytest.raises(InvalidInputError, match="one logit a row"):
+    with pytest.raises(InvalidInputError, match="one logit per row"):
         Cloud(rows(6, 2), torch.zeros(5))
     with pytest.raises(InvalidInputError, match=r"shape \(rows, 2\)"):
         cloud.mean(rows(3, 3), 1.0)

@@ -179,5 +179,5 @@ def test_bad_input_is_told():
         log_weights(paths, lambda t, x: x[:, 0] / 0.0)
     with pytest.raises(InvalidInputError, match="creates mass"):
         kill(paths, lambda t, x: x[:, 0] - 5.0, seed=1)
-    with pytest.raises(InvalidInputError, match="one number a row"):
+    with pytest.raises(InvalidInputError, match="one number per row"):
         kill(paths, lambda t, x: x, seed=1)

@@ -162,7 +162,7 @@ def test_refusals():
         GuidedScore(process, score, MIXED, Y)
     with pytest.raises(UnsupportedError, match="cannot differentiate"):
         GuidedScore(process, lambda t, x: score(t, x).detach(), MIXED, Y[None])(0.5, states(2, 1))
-    with pytest.raises(InvalidInputError, match="states are"):
+    with pytest.raises(InvalidInputError, match="states have"):
         GuidedScore(process, score, MIXED, Y[None])(0.5, torch.ones(2, 2))
     with pytest.raises(InvalidInputError, match="different indices"):
         LinearObservation.of_coordinates([0, 3], 3)

@@ -143,7 +143,7 @@ def test_refusals():
     bridge = reverse_diffusion(process, data, score, prior=Samples(torch.randn(5, 2).double()))
     with pytest.raises(UnsupportedError, match="prior=end_distribution"):
         log_likelihood(bridge, data.means)
-    with pytest.raises(InvalidInputError, match="s_min must lie"):
+    with pytest.raises(InvalidInputError, match="s_min must be"):
         log_likelihood(exact_bridge(process, data), data.means, s_min=1.0)
     opaque = reverse_diffusion(process, data, lambda t, x: torch.from_numpy(score(t, x).detach().numpy().copy()))
     with pytest.raises(InvalidInputError, match=r"shape \(rows, 2\)"):

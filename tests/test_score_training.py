@@ -261,7 +261,7 @@ def test_bad_input_is_told():
         ScoreMatching(updates=0)
     with pytest.raises(InvalidInputError, match="strictly between 0 and 1"):
         ScoreMatching(start_time=0.0)
-    with pytest.raises(InvalidInputError, match="same"):
+    with pytest.raises(InvalidInputError, match="equal"):
         diffuse(torch.ones(10, 2), solver=TINY)
     with pytest.raises(InvalidInputError, match="NaN"):
         diffuse(torch.full((10, 2), math.nan), solver=TINY)

@@ -238,7 +238,7 @@ def test_all_kinds_and_dtypes(n):
     grid = itertools.product(KINDS, (torch.float32, torch.float64), range(3))
     found = [one for kind, dtype, seed in grid for one in compare(kind, n, dtype, seed)]
     assert sum(one.worse > 2.0 for one in found) <= 0.05 * len(found), _said(found)
-    assert max(one.worse for one in found) < 4.0, _said(found)
+    assert max((one.worse for one in found), default=0.0) < 4.0, _said(found)  # 50 rows always get the plug-in
 
 
 # --- the mixture by itself

@@ -24,6 +24,7 @@ from sbridge.data import (
 )
 from sbridge.diffusion import (
     generate as generate,
+    reversal_problem as reversal_problem,
     samplers as samplers,
 )
 from sbridge.diffusion.exact import (

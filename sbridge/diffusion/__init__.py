@@ -26,7 +26,13 @@ from sbridge.diffusion.monitor import GapRecorder
 from sbridge.diffusion.networks import NetworkScore
 from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
 from sbridge.diffusion.pinned import draw_earlier, draw_start, pinned_kernel, pinned_kl
-from sbridge.diffusion.reverse import end_distribution, reverse_diffusion, reverse_grid
+from sbridge.diffusion.reverse import (
+    NegativeLogDensity,
+    end_distribution,
+    reversal_problem,
+    reverse_diffusion,
+    reverse_grid,
+)
 from sbridge.diffusion.samplers import (
     AncestralSampler,
     AnnealedLangevin,
@@ -66,6 +72,7 @@ __all__ = [
     "Likelihood",
     "LinearObservation",
     "LogLikelihood",
+    "NegativeLogDensity",
     "NetworkScore",
     "PredictorCorrector",
     "Sampled",
@@ -91,6 +98,7 @@ __all__ = [
     "noise_from_score",
     "pinned_kernel",
     "pinned_kl",
+    "reversal_problem",
     "reverse_diffusion",
     "reverse_grid",
     "score_from_noise",

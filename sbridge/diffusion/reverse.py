@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from sbridge.diffusion.conversions import Score, ScoreControl
+from sbridge.diffusion.exact import ExactScore
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
+from sbridge.laws import Gaussian, GaussianMixture, HasDensity, Law, Samples
 from sbridge.measures import Direction, PathMeasure
-from sbridge.processes import LinearProcess, Process
+from sbridge.problems import ControlProblem
+from sbridge.processes import LinearProcess, Process, ReversedDrift
 from sbridge.processes.chain import StepRule
 from sbridge.solutions import Bridge
+from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
 START_TIME = 1e-3
@@ -98,3 +103,58 @@ def moments(data: Law) -> tuple[Tensor, Tensor]:
     offsets = rows - mean
     inside = (weights[: len(within), None, None] * within).sum(0) if len(within) == len(weights) else within[0]
     return mean, inside + (weights[:, None] * offsets).mT @ offsets
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class NegativeLogDensity:
+    """The terminal cost ``g(x) = constant − log ρ_0(x)``."""
+
+    data: HasDensity
+    constant: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Computes ``g(x)``, shape ``(batch,)``."""
+        return self.constant - self.data.log_density(x)
+
+
+def reversal_problem(noising: LinearProcess, data: HasDensity, *, prior: Law | None = None) -> ControlProblem:
+    """Makes the control problem that reverse diffusion solves (Premkumar 2023; Berner et al. 2022, arXiv:2211.01364).
+
+    In the time ``s = T − t`` of the reversal, with ``dX = b dt + σ dW`` the noising process and ``ρ_t`` its marginals::
+
+        dY = (−b(T − s, Y) + σu) ds + σ dW,   Y_0 ~ ρ_T,   min_u E[∫ ½|u|² + ∇·b(T − s) ds − log ρ_0(Y_T)]
+
+    The value is ``−log ρ_{T−s}`` and the optimal control ``u* = σᵀ∇log ρ_{T−s}``: the score in noise units. The
+    divergence of a linear drift does not depend on the state, so its integral ``log |det Φ(T, 0)|`` is added to the
+    terminal cost.
+
+    Args:
+        noising: the noising process, linear. data: ρ_0: a ``Gaussian``, a ``GaussianMixture`` or a ``Density``; the
+        last may be unnormalised, which shifts the value by a constant. prior: ρ_T, where the reversal starts. ``None``:
+        computed for a Gaussian and a mixture; a density needs it.
+
+    Raises:
+        UnsupportedError: for a process that is not linear, data without a density (such as samples), or a density
+            without ``prior``.
+        InvalidInputError: if dimensions disagree.
+    """
+    if not isinstance(noising, LinearProcess):
+        raise UnsupportedError(
+            f"the reversal of a {type(noising).__name__} needs the divergence of its drift; use a LinearProcess "
+            "such as OrnsteinUhlenbeck or VariancePreserving."
+        )
+    if not callable(getattr(data, "log_density", None)):
+        raise UnsupportedError(
+            f"a {type(data).__name__} has no density at time 0, so −log ρ_0 is no cost; use a GaussianMixture around "
+            "the samples, or train the score directly with diffuse()."
+        )
+    if prior is None:
+        if not isinstance(data, (Gaussian, GaussianMixture)):
+            raise UnsupportedError(
+                f"the distribution of the noised {type(data).__name__} has no closed form; pass prior=, such as the "
+                "stationary Gaussian of the process."
+            )
+        prior = ExactScore(noising, data).marginal(noising.horizon)
+    shift = float(noising.transition(0.0, noising.horizon).map.log_abs_det(data.dim))
+    return ControlProblem(ReversedDrift(noising), prior, terminal_cost=NegativeLogDensity(data, shift))

@@ -7,6 +7,7 @@ from sbridge.processes.conformance import check_process
 from sbridge.processes.drift import DriftProcess
 from sbridge.processes.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sbridge.processes.rescaled import RescaledLinearProcess, RescaledProcess, rescale
+from sbridge.processes.reversed import ReversedDrift
 from sbridge.processes.schedules import CosineSchedule, LinearSchedule, Schedule
 from sbridge.processes.variance import VarianceExploding, VariancePreserving
 
@@ -25,6 +26,7 @@ __all__ = [
     "Process",
     "RescaledLinearProcess",
     "RescaledProcess",
+    "ReversedDrift",
     "Schedule",
     "StepRule",
     "Transition",

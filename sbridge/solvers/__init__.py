@@ -15,6 +15,7 @@ from sbridge.solvers.control import (
     RelativeEntropy,
     Replay,
     RiccatiStart,
+    TrustRegion,
     WarmStart,
     ZeroStart,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "SinkhornBridge",
     "Solver",
     "State",
+    "TrustRegion",
     "WarmStart",
     "ZeroStart",
     "check_solver",

@@ -6,6 +6,7 @@ from sbridge.solvers.control.entropy import RelativeEntropy
 from sbridge.solvers.control.ratios import CrossEntropy, LogVariance, Moment
 from sbridge.solvers.control.reciprocal import ReciprocalAdjointMatching
 from sbridge.solvers.control.starts import Annealing, EarlierStart, RiccatiStart, WarmStart, ZeroStart
+from sbridge.solvers.control.trust_region import TrustRegion
 
 __all__ = [
     "AdjointMatching",
@@ -20,6 +21,7 @@ __all__ = [
     "RelativeEntropy",
     "Replay",
     "RiccatiStart",
+    "TrustRegion",
     "WarmStart",
     "ZeroStart",
 ]

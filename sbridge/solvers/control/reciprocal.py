@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Point
+from sbridge.linear import LinearMap
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, terminal_gradient
+from sbridge.objectives.control import control_objective, log_weight
 from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.processes import ExactTransition, LinearProcess
 from sbridge.random import generator
-from sbridge.solvers.control.adjoint import AdjointRegressionSolver
-from sbridge.solvers.control.base import ControlState
+from sbridge.solvers.control.adjoint import AdjointRegressionSolver, keep_rows
+from sbridge.solvers.control.base import ControlSolver, ControlState
+from sbridge.solvers.control.trust_region import TrustRegion
 from sbridge.storage.registry import register
+from sbridge.training import Info
 
 _MEMORY = 1e-3
 _PROBE_ROWS = 1024
@@ -35,11 +41,23 @@ class ReciprocalAdjointMatching(AdjointRegressionSolver):
     Needs a linear process with exact steps, no running cost, and a start that is a point or forgotten by the end: only
     then is the optimum the only fixed point.
 
+    With a ``trust_region`` ends are weighted, any start will do, and every update draws fresh rows. With ``X_0, X_T``
+    of the paths of the current control, drawn by tempered weights, and ``X_t`` from bridges of the uncontrolled
+    process, the control is regressed on ::
+
+        σᵀ Φᵀ (v + Q)⁻¹ (X_T − m(T | t, X_t) − v ∇g(X_T)),      Φ, Q of (T, t),   v = dim/E|∇g(X_T)|²
+
+    which is ``c (−σᵀΦᵀ∇g) + (1 − c) σᵀ∇_x log R(X_T | x)`` with ``c = v (v + Q)⁻¹``. Both terms have the optimal
+    control as their mean given ``X_t`` under the optimal path measure, and for a Gaussian ``e^{−g}`` of variance ``v``
+    their noise cancels.
+
     Args:
         draws: bridges drawn from the ends of one simulation, one every ``replay.updates`` updates.
+        trust_region: bounds the step from one simulation to the next; ``None``: no weights.
     """
 
     draws: int = 2
+    trust_region: TrustRegion | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,12 +77,65 @@ class ReciprocalAdjointMatching(AdjointRegressionSolver):
                 "ReciprocalAdjointMatching draws states between the ends from the uncontrolled process, which a "
                 "running cost changes: use AdjointMatching."
             )
-        if not isinstance(problem.start, Point) and remembered(problem, process) > _MEMORY:
+        weighted = self.trust_region is not None
+        if not weighted and not isinstance(problem.start, Point) and remembered(problem, process) > _MEMORY:
             return (
                 "ReciprocalAdjointMatching needs a start that is a Point, or that the process forgets by its end: use "
-                "AdjointMatching."
+                "trust_region=TrustRegion(), which weights the ends, or AdjointMatching."
             )
         return super().refusal(problem)
+
+    def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
+        """With a trust region the output is measured by the first weighted targets."""
+        if self.trust_region is None:
+            return super().scales(problem, state)
+        self.simulate_ends(problem, problem.costs, state, state.base)
+        _, _, targets = self.weighted_rows(problem, state)
+        state.memory.clear()
+        return ControlSolver.scales(self, problem, state) | {"output": float(targets.double().square().mean().sqrt())}
+
+    def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
+        """Mean square error on rows of pinned bridges; with a trust region, between weighted ends."""
+        if self.trust_region is None:
+            return super().loss(problem, costs, state)
+        if state.step % self.replay.updates == 0:
+            self.simulate_ends(problem, costs, state, state.control)
+        t, x, targets = self.weighted_rows(problem, state)
+        return (state.control(t, x) - targets).square().mean(), {
+            "objective": float(state.memory["objective"]),
+            "power": float(state.memory["power"]),
+        }
+
+    def simulate_ends(
+        self, problem: ControlProblem, costs: Costs, state: ControlState, control: Control | None
+    ) -> None:
+        """Ends of new paths of ``control``, with the gradients of the cost and tempered weights there."""
+        paths, _ = self.sample(problem, state, control, self.replay.paths)
+        kept = state.memory
+        kept["objective"] = self.checked_objective(control_objective(paths, problem.costs), state)
+        weights, power = cast(TrustRegion, self.trust_region).weights(log_weight(paths, costs))
+        end = paths.x[-1].clone()
+        new = {"start": paths.x[0].clone(), "end": end, "gradient": terminal_gradient(end, costs), "w": weights}
+        keep_rows(kept, new, self.replay.kept)
+        squares = kept["gradient"].double().square().mean(1)
+        kept["variance"] = (kept["w"].sum() / (kept["w"] * squares).sum()).clamp(1e-12, 1e12)
+        kept["power"] = torch.tensor(power)
+
+    def weighted_rows(self, problem: ControlProblem, state: ControlState) -> tuple[Tensor, Tensor, Tensor]:
+        """Times ``(batch,)``, states and targets ``(batch, dim)``."""
+        process, kept, batch = _linear(problem), state.memory, self.optimisation.batch
+        device = kept["end"].device
+        index = torch.multinomial(kept["w"].cpu(), batch, replacement=True, generator=state.generator).to(device)
+        knots = torch.tensor(self.grid.fractions[:-1], dtype=torch.float64) * process.horizon
+        t = knots[torch.randint(len(knots), (batch,), generator=state.generator)]
+        start, end = kept["start"][index], kept["end"][index]
+        noise = torch.randn(end.shape, generator=state.generator, dtype=end.dtype).to(device)
+        x = process.pinned(t).sample(start, end, noise)
+        ahead, v = process.transition(t, process.horizon), kept["variance"].cpu()
+        smoothing = (ahead.covariance + LinearMap(v * torch.ones_like(ahead.offset[..., :1]))).inverse()
+        gap = (end - ahead.mean(x) - v.to(end) * kept["gradient"][index]).double()
+        pulled = (process.scale(t).T @ ahead.map.T @ smoothing).to(gap)(gap)
+        return t.to(x), x, pulled.to(x)
 
     def refresh(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
         """New bridges if it is time, between new ends if they have served."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError
 from sbridge.exact import MixtureControl, MixtureKernel
 from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
-from sbridge.laws import Law, Point, Samples
+from sbridge.laws import Point
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, unknown_transition, unsampled_end
@@ -24,16 +24,15 @@ from sbridge.processes import Direction, LinearProcess
 from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
-from sbridge.solvers.gaussian import span_fewer
 from sbridge.solvers.mixture.components import Components, Coordinates
 from sbridge.solvers.mixture.likelihood import Likelihood, Rows
 from sbridge.solvers.mixture.optimise import EarlyStopping, fit_em, fit_lbfgs, shrink_covariances
+from sbridge.solvers.mixture.rows import check_resolution, chosen as chosen_rows, drawn
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Derived, Info, State
 from sbridge.transport import Cloud
 
-_RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
 _PIECE = 2**14
 
 
@@ -299,16 +298,16 @@ class _Data:
             InvalidInputError: if there are too few of them, they have no density, or the noise is too small.
         """
         source, target = (
-            _drawn(law, name, solver.max_rows, seed)
+            drawn(law, name, solver.max_rows, seed)
             for law, name in ((problem.source, "source"), (problem.target, "target"))
         )
         named = ("source", source), ("target", target)
-        chosen = [_chosen(*end, name, solver.max_rows, derive(seed, i)) for i, (name, end) in enumerate(named)]
+        chosen = [chosen_rows(*end, name, solver.max_rows, derive(seed, i)) for i, (name, end) in enumerate(named)]
         first, second = (_Side(*end, solver.rows, solver.held_out) for end in chosen)
         diagonal = solver.covariance is Covariance.DIAGONAL
         data = cls(source, (first, second), solver.tried(problem.dim), problem.linear_reference, diagonal)
         data.check_enough(solver.components[0], problem.dim)
-        _check_resolution(data.view(0, last=False).coordinates, chosen[0][0])
+        check_resolution(data.view(0, last=False).coordinates, chosen[0][0])
         return data
 
     def view(self, width_index: int, *, last: bool) -> _View:
@@ -409,35 +408,3 @@ class _View:
 
 def _gained(before: float | None, now: float) -> float:
     return math.inf if before is None else now - before
-
-
-def _drawn(law: Law, name: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """The rows of samples with their weights, or draws of another law."""
-    if isinstance(law, Samples):
-        return law.rows, None if law.weights is None else law.weights.double()
-    return law.sample(count, generator_of(derive(seed, name))), None
-
-
-def _chosen(rows: Tensor, weights: Tensor | None, name: str, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """At most ``most`` rows in random order, which have a density in every direction."""
-    order = torch.randperm(len(rows), generator=generator_of(seed))[:most].to(rows.device)
-    found = rows[order]
-    if span_fewer(found):
-        raise InvalidInputError(
-            f"{len(found)} rows of the {name} span fewer than their {rows.shape[1]} dimensions, so no component has a "
-            "density there; drop columns that are constant or follow from others (PCA), or use SinkhornBridge()."
-        )
-    return found, None if weights is None else weights[order] / weights[order].sum()
-
-
-def _check_resolution(coordinates: Coordinates, like: Tensor) -> None:
-    """Log weights of components are of the order of the spread in units of the noise, and must not be rounding."""
-    largest, eps = float(coordinates.n.max()), torch.finfo(like.dtype).eps
-    if largest * eps > _RESOLUTION:
-        remedy = "give the rows in float64, or " if like.dtype == torch.float32 else ""
-        factor = 1.01 * math.sqrt(largest * eps / _RESOLUTION)
-        raise InvalidInputError(
-            f"the noise of the reference is too small for a MixtureBridge in {like.dtype}: the ends are {largest:.1e} "
-            f"times as wide as it in variance, and at most {_RESOLUTION / eps:.1e} can be resolved. For the smallest "
-            f"workable ε, {remedy}multiply σ by {factor:.3g} (ε = σ²T); GaussianBridge() takes any."
-        )

@@ -1,0 +1,48 @@
+"""The rows of either end on which a mixture is fitted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
+from sbridge.laws import Law, Samples
+from sbridge.random import derive, generator as generator_of
+from sbridge.solvers.gaussian import span_fewer
+from sbridge.solvers.mixture.components import Coordinates
+
+_RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
+
+
+def drawn(law: Law, name: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """The rows of samples with their weights, or draws of another law."""
+    if isinstance(law, Samples):
+        return law.rows, None if law.weights is None else law.weights.double()
+    return law.sample(count, generator_of(derive(seed, name))), None
+
+
+def chosen(rows: Tensor, weights: Tensor | None, name: str, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """At most ``most`` rows in random order, which have a density in every direction."""
+    order = torch.randperm(len(rows), generator=generator_of(seed))[:most].to(rows.device)
+    found = rows[order]
+    if span_fewer(found):
+        raise InvalidInputError(
+            f"{len(found)} rows of the {name} span fewer than their {rows.shape[1]} dimensions, so no component has a "
+            "density there; drop columns that are constant or follow from others (PCA), or use SinkhornBridge()."
+        )
+    return found, None if weights is None else weights[order] / weights[order].sum()
+
+
+def check_resolution(coordinates: Coordinates, like: Tensor) -> None:
+    """Log weights of components are of the order of the spread in units of the noise, and must not be rounding."""
+    largest, eps = float(coordinates.n.max()), torch.finfo(like.dtype).eps
+    if largest * eps > _RESOLUTION:
+        remedy = "give the rows in float64, or " if like.dtype == torch.float32 else ""
+        factor = 1.01 * math.sqrt(largest * eps / _RESOLUTION)
+        raise InvalidInputError(
+            f"the noise of the reference is too small for a MixtureBridge in {like.dtype}: the ends are {largest:.1e} "
+            f"times as wide as it in variance, and at most {_RESOLUTION / eps:.1e} can be resolved. For the smallest "
+            f"workable ε, {remedy}multiply σ by {factor:.3g} (ε = σ²T); GaussianBridge() takes any."
+        )

@@ -62,7 +62,7 @@ def test_the_score_is_learned_without_being_given():
     noising = NOISING["OU"]
     problem, exact = sb.reversal_problem(noising, DATA), sb.ExactScore(noising, DATA)
     solver = sb.ReciprocalAdjointMatching(
-        updates=300,
+        updates=800,
         replay=Replay(paths=512, updates=20, kept=3),
         trust_region=sb.solvers.TrustRegion(),
         optimisation=sb.Optimisation(learning_rate=5e-3, batch=512),
@@ -76,13 +76,10 @@ def test_the_score_is_learned_without_being_given():
         best = math.sqrt(2.0) * exact(t, x)
         missed += float((solution.control(torch.tensor(noising.horizon - t), x).detach() - best).square().mean())
         size += float(best.square().mean())
-    assert missed < LARGEST_ERROR * size
+    assert missed < 0.1 * size  # .034 at seeds 0 and 1; 1 without control
     ends = solution.sample(2000, seed=5).x[-1]
     shares = torch.cdist(ends, MEANS).argmin(1).bincount(minlength=3) / 2000
     assert (shares - WEIGHTS).abs().max() < 0.06  # s.e. .011
-
-
-LARGEST_ERROR = 0.05
 
 
 def test_the_trust_region_bounds_the_divergence():
@@ -101,9 +98,8 @@ def test_the_trust_region_bounds_the_divergence():
 
 
 def test_what_has_no_density_is_refused():
-    rows = torch.randn(20, 2)
     with pytest.raises(UnsupportedError, match="GaussianMixture around the samples"):
-        sb.reversal_problem(NOISING["OU"], sb.Samples(rows))
+        sb.reversal_problem(NOISING["OU"], sb.Samples(torch.randn(20, 2)))
     density = sb.Density(lambda x: -x.square().sum(1), 2)
     with pytest.raises(UnsupportedError, match="pass prior="):
         sb.reversal_problem(NOISING["OU"], density)

@@ -118,7 +118,7 @@ class NegativeLogDensity:
         return self.constant - self.data.log_density(x)
 
 
-def reversal_problem(noising: LinearProcess, data: HasDensity, *, prior: Law | None = None) -> ControlProblem:
+def reversal_problem(noising: Process, data: Law, *, prior: Law | None = None) -> ControlProblem:
     """Makes the control problem that reverse diffusion solves (Premkumar 2023; Berner et al. 2022, arXiv:2211.01364).
 
     In the time ``s = T − t`` of the reversal, with ``dX = b dt + σ dW`` the noising process and ``ρ_t`` its marginals::
@@ -144,7 +144,7 @@ def reversal_problem(noising: LinearProcess, data: HasDensity, *, prior: Law | N
             f"the reversal of a {type(noising).__name__} needs the divergence of its drift; use a LinearProcess "
             "such as OrnsteinUhlenbeck or VariancePreserving."
         )
-    if not callable(getattr(data, "log_density", None)):
+    if not isinstance(data, HasDensity):
         raise UnsupportedError(
             f"a {type(data).__name__} has no density at time 0, so −log ρ_0 is no cost; use a GaussianMixture around "
             "the samples, or train the score directly with diffuse()."

@@ -259,19 +259,7 @@ def certify(
     if not isinstance(solver, MixtureBridge):
         raise InvalidInputError(f"the judging potential is fitted by a MixtureBridge, got a {type(solver).__name__}.")
     _check_reference(bridge, potential)
-    rows = checked_rows(bridge, {"x0": x0, "x1": x1})
-    if min(len(side) for side in rows) < _LEAST_ROWS:
-        raise InvalidInputError(
-            f"a certificate needs at least {_LEAST_ROWS} held-out rows of either end, got "
-            f"{[len(side) for side in rows]}; hold out more rows (--held-out of the command line)."
-        )
-    if bridge.forward.direction is Direction.BACKWARD:
-        bridge, rows = bridge.reversed(), rows[::-1]
-    if "forward" in plug_in_directions(bridge):
-        raise UnsupportedError(
-            "a certificate bounds the energy of the forward process, but this one ends in the data points: its energy "
-            "grows with the number of steps, however good the fit; evaluate() scores the ends."
-        )
+    bridge, rows = _judged(bridge, x0, x1)
     near, far = (shuffled(side, len(side), derive(seed, i)) for i, side in enumerate(rows))
     forward, backward = (replace(measure, end_kernel=None) for measure in (bridge.forward, bridge.backward))
     if potential is None:
@@ -285,6 +273,24 @@ def certify(
         Bridge(forward, backward), near, far, seed=seed, metrics=(EnergyDistance(),), baselines=(), limits=limits
     )
     return Certificate(bound, spent, gap, report, potential, potential.components)
+
+
+def _judged(bridge: Bridge, x0: Rows, x1: Rows) -> tuple[Bridge, list[Tensor]]:
+    """Returns the bridge with its forward process in front, and its checked rows in that order."""
+    rows = checked_rows(bridge, {"x0": x0, "x1": x1})
+    if min(len(side) for side in rows) < _LEAST_ROWS:
+        raise InvalidInputError(
+            f"a certificate needs at least {_LEAST_ROWS} held-out rows of either end, got "
+            f"{[len(side) for side in rows]}; hold out more rows (--held-out of the command line)."
+        )
+    if bridge.forward.direction is Direction.BACKWARD:
+        bridge, rows = bridge.reversed(), rows[::-1]
+    if "forward" in plug_in_directions(bridge):
+        raise UnsupportedError(
+            "a certificate bounds the energy of the forward process, but this one ends in the data points: its energy "
+            "grows with the number of steps, however good the fit; evaluate() scores the ends."
+        )
+    return bridge, rows
 
 
 def dual_bound(potential: MixturePotential, x0: Tensor, x1: Tensor) -> Estimate:

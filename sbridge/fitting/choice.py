@@ -65,6 +65,11 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     Raises:
         UnsupportedError: if there is no default for the problem.
     """
+    return _without_samples(problem) or _from_samples(problem)
+
+
+def _without_samples(problem: BridgeProblem) -> SolverChoice | None:
+    """Chooses by the reference and the kinds of the ends; ``None`` if the samples decide."""
     ends, kind = (problem.source, problem.target), type(problem.reference).__name__
     unnormalised = any(isinstance(end, Density) for end in ends)
     if all(isinstance(end, Density) for end in ends):
@@ -85,6 +90,12 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     if any(isinstance(end, Point) for end in ends):
         reason = "since one end is a point: the plan is known, every pair, and one regression learns both directions"
         return SolverChoice(MatchedBridge(), reason)
+    return None
+
+
+def _from_samples(problem: BridgeProblem) -> SolverChoice:
+    """Chooses between solvers for ends that can be sampled, under a linear reference."""
+    ends = (problem.source, problem.target)
     counts = [len(end.rows) for end in ends if isinstance(end, Samples)]
     rows = min(counts, default=None)
     sampled = len(counts) == len(ends)

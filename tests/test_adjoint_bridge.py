@@ -431,7 +431,7 @@ def test_other_problems_are_refused_with_the_solver_that_fits():
     for ends, reference, told in (
         ((ROWS, ROWS), wide, r"both of these can be sampled: use IMF\(\), or GaussianBridge\(\)"),
         ((density(FAR), density(FAR)), wide, "both of these are densities: draw samples of one first"),
-        ((ROWS, density(FAR)), drifting, "which DriftProcess has not"),
+        ((ROWS, density(FAR)), drifting, "which DriftProcess does not have"),
         ((density(FAR), ROWS), VariancePreserving(), r"VariancePreserving keeps only 0\.0066 of its start"),
         ((ROWS, Density(lambda x: -x.detach().square().sum(1), 2)), wide, "depends on x here but has none"),
         ((ROWS, Density(lambda x: (x > 0).all(1).float(), 2)), wide, "a step function"),

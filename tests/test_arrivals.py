@@ -31,7 +31,7 @@ def test_a_mean_is_missed_beyond_both_thresholds():
     assert miss.what == "mean of column 1"
     assert miss.arrived - miss.wanted == pytest.approx(0.15)
     assert miss.error == pytest.approx(math.sqrt(2.0 / 10_000), rel=0.03)
-    assert str(miss).startswith("mean of column 1 0.1")
+    assert str(miss).startswith("mean of column 1: 0.1")
     assert not misses(wanted + 0.6 * shift, wanted, 1.0)  # .09 standard deviations are not material
     assert not misses(wanted[:500] + shift, wanted[:500], 1.0)  # and .15 of them are 2.4 standard errors here
 
@@ -77,7 +77,7 @@ def test_a_fit_that_misses_an_end_warns_in_either_direction():
         warnings.simplefilter("always", MarginalWarning)
         sb.fit(x0, x1, solver=sb.GaussianBridge(), seed=3)
     said = [str(one.message) for one in told if one.category is MarginalWarning]
-    assert any("samples of x0 to x1: share of 0 in column 1 0." in one for one in said)
+    assert any("samples of x0 to x1: share of 0 in column 1: 0." in one for one in said)
     assert all("standard errors" in one and "samples transported" in one for one in said)
 
 

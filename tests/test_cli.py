@@ -343,7 +343,7 @@ class TestRefusals:
         monkeypatch.setattr("sbridge.cli.fit.evaluate", interrupted)
         assert run(["fit", "a.npy", "b.npy", "--out", "run", *options]) == 130
         assert "sbridge fit a.npy b.npy --out run --solver sinkhorn --no-figures --resume\n" in capsys.readouterr().err
-        refused(capsys, ["fit", "a.npy", "b.npy", "--out", "run", *options], "the same command with --resume")
+        refused(capsys, ["fit", "a.npy", "b.npy", "--out", "run", *options], "--resume with the same command")
         refused(capsys, ["fit", "a.npy", "b.npy", "--out", "run", *options, "--sigma", "2", "--resume"], "sigma was")
         refused(
             capsys, ["fit", "a.npy", "b.npy", "--out", "run", *options, "--seed", "2", "--resume"], "seed was 0, is 2"

@@ -15,7 +15,7 @@ from sbridge.identities.killing import Well
 from sbridge.identities.settings import PROCESSES, mixture
 from sbridge.identities.tilts import Derivatives, Tilt
 from sbridge.laws import Gaussian, Samples
-from sbridge.pde import Action, GridSolution
+from sbridge.pde import GridAction, GridSolution
 from sbridge.processes import LinearProcess, OrnsteinUhlenbeck
 
 MODULES = (equations, stationarity, schroedinger, duality)
@@ -133,24 +133,24 @@ def other_data(patch):
 
 def half_energy(patch):
     """The running cost ¼|u|² for ½|u|²."""
-    patch.setattr(Action, "_running_cost", lambda self, u: 0.25 * (u**2).sum(0) + self._cost)
+    patch.setattr(GridAction, "_running_cost", lambda self, u: 0.25 * (u**2).sum(0) + self._cost)
 
 
 def no_boundary_terms(patch):
     """(3.21) without ∫p_0 J_0 − ∫p_T J_T."""
-    original = Action.adjoint_form
+    original = GridAction.adjoint_form
 
     def wrong(self, p, u, multiplier):
         ends = (p[0] * multiplier[0]).sum() - (p[-1] * multiplier[-1]).sum()
         return original(self, p, u, multiplier) - float(ends) * self.space.grid.volume
 
-    patch.setattr(Action, "adjoint_form", wrong)
+    patch.setattr(GridAction, "adjoint_form", wrong)
 
 
 def unscaled_flow(patch):
     """b + u for b + σu in the generator."""
-    original = Action._generator
-    patch.setattr(Action, "_generator", lambda self, field, u: original(self, field, u / 1.5))
+    original = GridAction._generator
+    patch.setattr(GridAction, "_generator", lambda self, field, u: original(self, field, u / 1.5))
 
 
 def weak_solution(patch):

@@ -9,6 +9,7 @@ from sbridge.diffusion import ExactScore, GapRecorder
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Gaussian, GaussianMixture, Samples
 from sbridge.processes import OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
+from sbridge.training import State
 
 PROCESSES = {
     "vp": VariancePreserving(),
@@ -71,4 +72,4 @@ def test_bad_input_is_told():
     with pytest.raises(InvalidInputError, match="every must be positive"):
         GapRecorder(exact, every=0)
     with pytest.raises(InvalidInputError, match="needs ScoreMatching"):
-        GapRecorder(exact)(type("S", (), {"step": 1})(), {})
+        GapRecorder(exact)(State(seed=0, step=1), {})

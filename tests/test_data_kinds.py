@@ -278,7 +278,7 @@ def test_a_local_chart_is_another_view_of_the_same_components():
     base = Components(_normal(4, 1, g)[:, 0], _normal(4, 3, g), roots @ roots.mT + 0.1 * torch.eye(3))
     chart, plain, pulls = LocalChart(coordinates, 4, base), Chart(coordinates, 4), torch.ones(4, dtype=torch.float64)
     back = chart.components(chart.point(base))
-    for name in ("logits", "means", "spreads"):
+    for name in ("logits", "means", "covariances"):
         torch.testing.assert_close(getattr(back, name), getattr(base, name))
     point = chart.point(base) + 0.1 * _normal(1, len(chart.point(base)), g)[0]
     expected = plain.penalty(plain.point(chart.components(point)), pulls)

@@ -188,12 +188,14 @@ def test_solvers_that_need_a_transition_name_the_one_that_does_not(solver):
         ends[1] = Density(lambda x: -x.square().sum(1), 2)
     name = type(solver).__name__
     instead = r"IPF\(forward=AdjointHalfBridge\(\)\)" if name == "AdjointBridge" else r"IPF\(\)"
-    wanted = rf"^{name} needs transitions in closed form, which DriftProcess has not: .* or {instead}, which simulates"
+    wanted = (
+        rf"^{name} needs transitions in closed form, which DriftProcess does not have: .* or {instead}, which simulates"
+    )
     problem = BridgeProblem(*ends, curved)
     assert solver.refusal(BridgeProblem(*ends, BrownianMotion(1.0))) is None
     with pytest.raises(UnsupportedError, match=wanted):
         raise UnsupportedError(solver.refusal(problem))
-    with pytest.raises(UnsupportedError, match=r"which DriftProcess has not: .* or IPF\(\)"):
+    with pytest.raises(UnsupportedError, match=r"which DriftProcess does not have: .* or IPF\(\)"):
         _ = problem.linear_reference
 
 

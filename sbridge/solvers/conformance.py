@@ -78,7 +78,7 @@ class _Trial:
 
     def require(self, *, law: str, holds: bool, found: str) -> None:
         if not holds:
-            raise InvalidInputError(f"{type(self.solver).__name__} breaks the law “{law}”: {found}.")
+            raise InvalidInputError(f"{type(self.solver).__name__} violates the law “{law}”: {found}.")
 
     def equal(self, law: str, left: StateDict, right: StateDict) -> None:
         """The same keys and the same bits."""
@@ -88,13 +88,13 @@ class _Trial:
         self.require(law=law, holds=not wrong, found=f"{', '.join(map(repr, wrong[:5]))}{more} differ")
 
     def call(self, law: str, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """``function(*args)``, any error of which breaks the law."""
+        """``function(*args)``, any error of which violates the law."""
         try:
             return function(*args, **kwargs)
         except Exception as error:
             name, said = type(error).__name__, str(error).rstrip(".")
             raise InvalidInputError(
-                f"{type(self.solver).__name__} breaks the law “{law}”: it raised {name}: {said}."
+                f"{type(self.solver).__name__} violates the law “{law}”: it raised {name}: {said}."
             ) from error
 
     def finish(self, state: State) -> Bridge | ControlSolution:

@@ -399,14 +399,14 @@ REFUSED: dict[str, tuple[IPF, Law, Law, Process, str]] = {
         NORMAL,
         Samples(torch.eye(3, 2, dtype=torch.float64)),
         PLANE["Brownian"],
-        r"log density of the target, which Samples has not: use IPF\(forward=MeanMatching",
+        r"log density of the target, which Samples does not have: use IPF\(forward=MeanMatching",
     ),
     "a source without a density": (
         IPF(backward=AdjointHalfBridge()),
         Point(M0),
         NORMAL,
         PLANE["Brownian"],
-        r"log density of the source, which Point has not: use IPF\(backward=MeanMatching",
+        r"log density of the source, which Point does not have: use IPF\(backward=MeanMatching",
     ),
     "own paths from what cannot be sampled": (
         IPF(forward=AdjointHalfBridge()),

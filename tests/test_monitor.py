@@ -72,4 +72,4 @@ def test_bad_input_is_told():
     with pytest.raises(InvalidInputError, match="every must be positive"):
         GapRecorder(exact, every=0)
     with pytest.raises(InvalidInputError, match="needs ScoreMatching"):
-        GapRecorder(exact)(State(seed=0, step=1), {})
+        GapRecorder(exact)(State(0), {})

@@ -115,7 +115,7 @@ def test_nine_modes_are_all_found_and_weighed():
 
 def test_bad_input():
     point, brownian = Point(torch.zeros(2)), BrownianMotion(1.0)
-    with pytest.raises(UnsupportedError, match="end law"):
+    with pytest.raises(UnsupportedError, match="end distribution"):
         sampling_problem(TARGET, DriftProcess(lambda t, x: -x, 1.0), point)
     with pytest.raises(UnsupportedError, match="Point or a Gaussian"):
         sampling_problem(TARGET, brownian, Samples(torch.zeros(3, 2)))

@@ -67,13 +67,11 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
         """Needs a linear reference and ends that can be sampled."""
         if not isinstance(problem.reference, LinearProcess):
             return (
-                f"ScoreMatching needs transitions in closed form, which {type(problem.reference).__name__} has not: "
-                "take a LinearProcess such as VariancePreserving as reference."
+                f"ScoreMatching needs transitions in closed form, which {type(problem.reference).__name__} does not "
+                "have: take a LinearProcess such as VariancePreserving as reference."
             )
         if isinstance(problem.source, Density) or isinstance(problem.target, Density):
-            return (
-                "ScoreMatching learns from samples, which an unnormalised density has not: draw samples from it first."
-            )
+            return "ScoreMatching learns from samples, and one end is a density: draw samples from it first."
         return None
 
     def max_steps(self, problem: BridgeProblem) -> int:

@@ -176,8 +176,8 @@ class AdjointHalfBridge(HalfBridge):
             )
         if not isinstance(far, HasDensity):
             return (
-                f"AdjointHalfBridge needs the log density of the {end_name(trained)}, which {type(far).__name__} has "
-                f"not: use IPF({name}=MeanMatching()) or IPF({name}=MaximumLikelihood())."
+                f"AdjointHalfBridge needs the log density of the {end_name(trained)}, which {type(far).__name__} "
+                f"does not have: use IPF({name}=MeanMatching()) or IPF({name}=MaximumLikelihood())."
             )
         if not isinstance(problem.reference, LinearProcess) and not _differentiable(problem):
             return (

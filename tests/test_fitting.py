@@ -564,7 +564,7 @@ def test_sigma_must_be_positive(sigma):
 
 def test_a_solver_refuses_before_it_begins_and_names_the_users_own_process():
     drifting = sb.DriftProcess(lambda t, x: -(x**3), sigma=1.0)
-    with pytest.raises(UnsupportedError, match="which DriftProcess does not have: take a LinearProcess"):
+    with pytest.raises(UnsupportedError, match="which DriftProcess does not have: use a LinearProcess"):
         prepare(X0, X1, reference=drifting, solver=SMALL)
     with pytest.raises(InvalidInputError, match="reference process has dimension 3, the data have 2"):
         prepare(X0, X1, reference=sb.BrownianMotion([1.0, 2.0, 3.0]))

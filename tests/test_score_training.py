@@ -276,5 +276,5 @@ def test_bad_input_is_told():
         Action(steps=1)
     with pytest.raises(InvalidInputError, match="reverse grid"):
         reverse_grid(100, 1.0)
-    with pytest.raises(InvalidInputError, match="s_min must lie"):
+    with pytest.raises(InvalidInputError, match="s_min must be strictly between"):
         NoiseTimes().draw(VariancePreserving(), 0.0, 4, generator())

@@ -235,8 +235,12 @@ def test_rows_beyond_the_limit_get_their_potential_by_one_transform():
     large = BridgeProblem(Samples(x0), Samples(x1), reference)
     solver = SinkhornBridge(max_rows=limit, sinkhorn=Sinkhorn(tolerance=1e-11))
     one = solve(large, solver, seed=4)
-    state = solver.init(large, 4)
-    source, target = state.source_index, state.target_index
+    static = solver.init(large, 4).static
+    white = reference.transition(0.0, reference.horizon).whitened(x0, x1)
+    source, target = (
+        (part[:, None] == whole).all(-1).nonzero()[:, 1]
+        for part, whole in zip((static.x, static.y), white, strict=True)
+    )
     assert len(source) == len(target) == limit
     assert len(source.unique()) == len(target.unique()) == limit
     few = BridgeProblem(Samples(x0[source]), Samples(x1[target]), reference)

@@ -137,7 +137,9 @@ def test_pot_plan_solves_the_dual_system():
 
 
 def test_pot_plan_raises_when_it_does_not_converge():
-    with pytest.raises(NotConvergedError, match=r"marginal error of .* after .* iterations; 1e-12 at ε = 0.001"):
+    with pytest.raises(
+        NotConvergedError, match=r"marginal error of .* after .* iterations; the tolerance is 1e-12 at ε = 0.001"
+    ):
         entropic_plan(rows(20, 2, 1), rows(20, 2, 2), 1e-3, tolerance=1e-12, max_iterations=100)
 
 

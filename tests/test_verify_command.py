@@ -76,7 +76,7 @@ def test_a_model_brings_its_process_its_data_and_its_score(here, model, capsys):
     assert "VariancePreserving" in out
     assert "trained here" not in err
     np.save("wide.npy", rows(3))
-    refused(capsys, ["--model", str(model), "--data", "wide.npy"], "3 columns", "2 dimensions")
+    refused(capsys, ["--model", str(model), "--data", "wide.npy"], "3 columns", "dimension 2")
     refused(capsys, ["--model", str(model), "--process", "brownian"], "omit --process")
 
 

@@ -307,7 +307,7 @@ def test_settings_refuse_what_cannot_be_checked():
     with pytest.raises(UnsupportedError, match="no components"):
         Components.of(Density(lambda x: x.sum(1), 2))
     same = Setting("same", VariancePreserving(), Samples(torch.ones(5, 2, dtype=torch.float64)))
-    with pytest.raises(InvalidInputError, match="the same"):
+    with pytest.raises(InvalidInputError, match="are equal"):
         same.grid()
     with pytest.raises(InvalidInputError, match="fraction of the horizon"):
         dataclasses.replace(quick(), start_time=0.0)

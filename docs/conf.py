@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_extensions")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
-import sbridge  # noqa: E402  (the tree that this file stands in, not one that is installed)
+import sbridge.training  # noqa: E402  (the tree that this file stands in, not one that is installed)
 
 project = "sbridge"
 author = "The sbridge developers"
@@ -47,7 +47,8 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
 PACKAGES = [f"sbridge.{init.parent.name}" for init in ROOT.glob("sbridge/*/__init__.py")]
-ELSEWHERE = {"sbridge.measures": ["Direction"]}
+IN_TRAINING = [name for name in dir(sbridge.training) if name in sbridge.solvers.__all__]
+ELSEWHERE = {"sbridge.measures": ["Direction"], "sbridge.solvers": IN_TRAINING}
 autosummary_context = {
     "packages": PACKAGES,
     "elsewhere": ELSEWHERE,  # names that two rooms hand out

@@ -23,8 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.storage.registry import register
 
+# A state as data, PyTorch's word for it: names of fields (joined by dots) to tensors and JSON scalars.
 StateDict = dict[str, Tensor | int | float | str]
-"""A state as data, PyTorch's word for it: names of fields (joined by dots) to tensors and JSON scalars."""
 Info = dict[str, float]
 _T = TypeVar("_T")
 _DERIVED = "derived"

@@ -391,7 +391,7 @@ def test_numbers_that_are_not_finite_never_reach_the_report(bridge):
     x0, x1 = rows(LAW_0, 60, 1), rows(LAW_1, 60, 2)
     report = evaluate(bridge, x0, x1, seed=0, metrics=(NaNMetric(), EnergyDistance()), baselines=(), limits=LIMITS)
     assert report.score("forward", "bridge", "nan metric").value is None
-    assert "gave nan" in report.score("forward", "bridge", "nan metric").reason
+    assert "returned nan" in report.score("forward", "bridge", "nan metric").reason
     assert report.score("forward", "bridge", "energy distance").value is not None
     assert Quantity.of("x", Estimate(math.inf, 1.0, 4)).value is None
     json.dumps(report.to_json(), allow_nan=False)

@@ -176,11 +176,11 @@ def test_a_component_that_cannot_be_factorised_is_a_rejected_step():
     seen = []
 
     class Trap(Likelihood):
-        def claims(self, parts):
+        def statistics(self, parts):
             """Beyond a certain size the likelihood is no number."""
             seen.append(float(parts.means.detach().abs().max()))
-            value, *claims = super().statistics(parts)
-            return (float("nan") if seen[-1] > 1.02 * seen[0] else value), *claims
+            value, *statistics = super().statistics(parts)
+            return (float("nan") if seen[-1] > 1.02 * seen[0] else value), *statistics
 
     best, found, _ = fit_lbfgs(Trap(c, likelihood.source, likelihood.target), start, 20, 1e-9)
     assert math.isfinite(best)

@@ -71,7 +71,9 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
                 "have: take a LinearProcess such as VariancePreserving as reference."
             )
         if isinstance(problem.source, Density) or isinstance(problem.target, Density):
-            return "ScoreMatching learns from samples, and one end is an unnormalised density: draw samples from it first."
+            return (
+                "ScoreMatching learns from samples, and one end is an unnormalised density: draw samples from it first."
+            )
         return None
 
     def max_steps(self, problem: BridgeProblem) -> int:

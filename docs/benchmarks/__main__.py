@@ -44,6 +44,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "many_rows": (f"{_MODULES}.many_rows",),
     "diffusion": (f"{_MODULES}.diffusion",),
     "samplers": (f"{_MODULES}.samplers",),
+    "reversal": (f"{_MODULES}.reversal",),
 }
 """The arguments of ``python -m``, by name of the file."""
 

@@ -114,9 +114,9 @@ def test_a_new_solver_and_process_need_their_own_files_and_a_line_each_in_the_li
     code = f"""
 import sys
 sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT / "docs/_extensions")!r}]
-import sbridge, site_content
+import sbridge, public_names
 assert {{"OneMoreBridge", "OneMoreMotion"}} <= set(dir(sbridge))
-names = site_content.groups()
+names = public_names.groups()
 assert "OneMoreBridge" in names["Solvers"] and "OneMoreMotion" in names["Processes"]
 from sbridge.cli import run
 options = "--solver one-more --reference one-more --reference.factor 3 --sigma 1 --held-out 0 --quiet".split()

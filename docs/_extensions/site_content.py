@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from public_names import groups
 from sphinx.ext import autosummary
 from sphinx.util import logging
 
@@ -79,26 +80,6 @@ def write_identities(app):
     folder = Path(app.srcdir, "generated")
     folder.mkdir(exist_ok=True)
     (folder / "identities.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def groups():
-    """Headings of the reference, each with the public names below it: from the list of the package root alone."""
-    import sbridge
-    from sbridge.laws import Law
-    from sbridge.processes import Process
-    from sbridge.solvers.base import Method
-
-    found = {"Functions": [], "Solvers": [], "Processes": [], "Distributions": [], "Other classes": [], "Rooms": []}
-    for name in sbridge.HOMES:
-        thing = getattr(sbridge, name)
-        kinds = {"Solvers": Method, "Processes": Process, "Distributions": Law}
-        if inspect.ismodule(thing):
-            found["Rooms"].append(name)
-        elif inspect.isclass(thing):
-            found[next((k for k, base in kinds.items() if issubclass(thing, base)), "Other classes")].append(name)
-        else:
-            found["Functions"].append(name)
-    return found
 
 
 def write_names(app):

@@ -61,7 +61,11 @@ from sbridge.laws import (
     GaussianMixture as GaussianMixture,
     Point as Point,
     Samples as Samples,
-    scaling as scaling,
+)
+from sbridge.laws.scaling import (
+    CommonScale as CommonScale,
+    NoScaling as NoScaling,
+    PerCoordinate as PerCoordinate,
 )
 from sbridge.measures import (
     PathMeasure as PathMeasure,

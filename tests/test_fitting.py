@@ -33,9 +33,9 @@ REFERENCE = sb.BrownianMotion(sigma=0.8)
 
 
 @pytest.mark.parametrize("solver", [sb.GaussianBridge(), sb.SinkhornBridge(sinkhorn=Sinkhorn(tolerance=1e-9))])
-@pytest.mark.parametrize("scaling", [sb.scaling.NoScaling(), sb.scaling.CommonScale(), sb.scaling.PerCoordinate()])
+@pytest.mark.parametrize("scaling", [sb.NoScaling(), sb.CommonScale(), sb.PerCoordinate()])
 def test_scaling_does_not_change_the_problem(solver, scaling):
-    plain = sb.fit(X0, X1, reference=REFERENCE, solver=solver, scaling=sb.scaling.NoScaling())
+    plain = sb.fit(X0, X1, reference=REFERENCE, solver=solver, scaling=sb.NoScaling())
     scaled = sb.fit(X0, X1, reference=REFERENCE, solver=solver, scaling=scaling)
     for t in (0.1, 0.6):
         torch.testing.assert_close(scaled.velocity(t, X0), plain.velocity(t, X0), rtol=1e-5, atol=1e-6)
@@ -280,7 +280,7 @@ def test_a_constant_column_is_named_where_scaling_divides_by_it():
     flat = X0.clone()
     flat[:, 1] = 3.0
     with pytest.raises(InvalidInputError, match=r"columns \[1\] are constant"):
-        prepare(flat, flat + torch.tensor([1.0, 0.0]), reference=REFERENCE, scaling=sb.scaling.PerCoordinate())
+        prepare(flat, flat + torch.tensor([1.0, 0.0]), reference=REFERENCE, scaling=sb.PerCoordinate())
 
 
 def test_a_seed_that_is_none_is_refused():
@@ -334,14 +334,12 @@ def drifts(bridge, t, x):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=["Gaussian", "Sinkhorn"])
-@pytest.mark.parametrize(
-    "scaling", [sb.scaling.CommonScale(), sb.scaling.PerCoordinate()], ids=["common", "per coordinate"]
-)
+@pytest.mark.parametrize("scaling", [sb.CommonScale(), sb.PerCoordinate()], ids=["common", "per coordinate"])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_scaling_changes_no_draw_and_no_drift(name, scaling, solver):
     plain, scaled = (
         sb.fit(FEW_X0, FEW_X1, reference=REFERENCES[name], solver=solver, scaling=how)
-        for how in (sb.scaling.NoScaling(), scaling)
+        for how in (sb.NoScaling(), scaling)
     )
     t = 0.3 * plain.horizon
     for left, right in zip(drifts(scaled, t, FEW_X0), drifts(plain, t, FEW_X0), strict=True):
@@ -389,7 +387,7 @@ def test_a_course_does_not_depend_on_the_unit_of_time(solver):
 
 def test_sigma_is_chosen_for_every_leg_of_a_course_and_scaling_is_passed_on():
     snapshots = [rows(0), 3 * rows(1), rows(2)]
-    course = sb.fit_course(snapshots, [0.0, 1.0, 5.0], solver=sb.GaussianBridge(), scaling=sb.scaling.PerCoordinate())
+    course = sb.fit_course(snapshots, [0.0, 1.0, 5.0], solver=sb.GaussianBridge(), scaling=sb.PerCoordinate())
     for leg, bridge in enumerate(course.bridges):
         wanted = sb.choose_sigma(snapshots[leg], snapshots[leg + 1], horizon=bridge.horizon).sigma
         assert bridge.reference.sigma == pytest.approx(wanted)
@@ -571,7 +569,7 @@ def test_a_solver_refuses_before_it_begins_and_names_the_users_own_process():
 
 
 @pytest.mark.parametrize(
-    ("solver", "scaling"), [(None, None), (sb.SinkhornBridge(), sb.scaling.NoScaling()), (sb.GaussianBridge(), None)]
+    ("solver", "scaling"), [(None, None), (sb.SinkhornBridge(), sb.NoScaling()), (sb.GaussianBridge(), None)]
 )
 @pytest.mark.parametrize("form", ["array", "tensor", "samples"])
 def test_a_fit_owns_its_data(solver, scaling, form):

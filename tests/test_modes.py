@@ -75,7 +75,7 @@ FITS = {
     "AdjointBridge": lambda: bridge(AdjointBridge(updates=2, **TINY), X0, sb.Density(normal_density, 2)),
     "diffuse": lambda: sb.diffuse(X0, solver=SCORE, seed=0),
     "no scaling, Ornstein-Uhlenbeck": lambda: sb.fit(
-        X0, X1, reference=sb.OrnsteinUhlenbeck(RATE, 0.8), scaling=sb.scaling.NoScaling(), seed=0
+        X0, X1, reference=sb.OrnsteinUhlenbeck(RATE, 0.8), scaling=sb.NoScaling(), seed=0
     ),
 }  # fmt: skip
 

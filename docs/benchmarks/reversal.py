@@ -18,7 +18,7 @@ import tyro
 
 from sbridge.benchmarks.output import row, say
 from sbridge.diffusion import ExactScore, reversal_problem
-from sbridge.errors import InvalidInputError, NotConvergedError
+from sbridge.errors import InvalidInputError, NonFiniteError, NotConvergedError
 from sbridge.fitting import solve
 from sbridge.laws import GaussianMixture
 from sbridge.processes import OrnsteinUhlenbeck
@@ -95,7 +95,7 @@ def main(settings: Settings) -> None:
                     start = time.process_time()
                     try:
                         solution = solve(problem, solver, seed=seed)
-                    except NotConvergedError as failure:
+                    except (NotConvergedError, NonFiniteError) as failure:
                         row(name, seed=seed, ended=str(failure).split(":")[0])
                         continue
                     seconds = time.process_time() - start

@@ -57,6 +57,13 @@ def plain(text):
     return re.sub(r"([\\_*`$<|\[\]{}~^])", r"\\\1", text)
 
 
+def write_generated(app, name, lines):
+    """Writes a page, or a part of one, that other pages include."""
+    folder = Path(app.srcdir, "generated")
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def write_identities(app):
     """One section for each identity that the package checks, as it describes itself."""
     from sbridge.identities import identities
@@ -77,9 +84,7 @@ def write_identities(app):
                 routes = f"left: {one.left}; right: {one.right}"
                 lines += ["", f"### {one.name}", "", plain(f"{one.statement} ({one.equation})"), ""]
                 lines += [f"*{one.kind.name.lower()}* · {plain(routes)}"]
-    folder = Path(app.srcdir, "generated")
-    folder.mkdir(exist_ok=True)
-    (folder / "identities.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_generated(app, "identities.md", lines)
 
 
 def write_names(app):
@@ -96,9 +101,7 @@ def write_names(app):
             lines += ["```{eval-rst}", ".. autosummary::", "   :nosignatures:", ""]
             lines += [f"   ~sbridge.{name}" for name in names] + ["```"]
         lines.append("")
-    folder = Path(app.srcdir, "generated")
-    folder.mkdir(exist_ok=True)
-    (folder / "names.txt").write_text("\n".join(lines), encoding="utf-8")
+    write_generated(app, "names.txt", lines)
 
 
 def homes_of(target):

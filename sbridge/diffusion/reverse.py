@@ -130,9 +130,10 @@ def reversal_problem(noising: Process, data: Law, *, prior: Law | None = None) -
     terminal cost.
 
     Args:
-        noising: the noising process, linear. data: ρ_0: a ``Gaussian``, a ``GaussianMixture`` or a ``Density``; the
-        last may be unnormalised, which shifts the value by a constant. prior: ρ_T, where the reversal starts. ``None``:
-        computed for a Gaussian and a mixture; a density needs it.
+        noising: the noising process, linear.
+        data: ρ_0, a ``Gaussian``, a ``GaussianMixture`` or a ``Density``; the last may be unnormalised, which shifts
+            the value by a constant.
+        prior: ρ_T, where the reversal starts. ``None``: computed for a Gaussian and a mixture; a density needs it.
 
     Raises:
         UnsupportedError: for a process that is not linear, data without a density (such as samples), or a density

@@ -187,7 +187,7 @@ class Pinned:
     @cached_property
     def shift(self) -> Tensor:
         """``(I − KΦ) k(t, 0) − K k(T, t)``, which is added in the mean, shape ``(..., 1 | dim)``."""
-        return _applied(self.kept, self.behind.offset) - _applied(self.gain, self.ahead.offset)
+        return applied(self.kept, self.behind.offset) - applied(self.gain, self.ahead.offset)
 
     @cached_property
     def covariance(self) -> LinearMap:
@@ -251,7 +251,7 @@ def repeat_per_row(values: Tensor, rows: int, single: int = 1) -> Tensor:
     return values if values.ndim == single else values.repeat_interleave(rows // len(values), 0)
 
 
-def _applied(one: LinearMap, vector: Tensor) -> Tensor:
+def applied(one: LinearMap, vector: Tensor) -> Tensor:
     """Computes ``A v`` for one vector per time, ``(..., 1 | dim)``."""
     if not one.dense:
         return one.values * vector

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sbridge.laws.scaling import AffineScaling
 from sbridge.linear import LinearMap
-from sbridge.processes.base import LinearProcess, Process, Time, Transition
+from sbridge.processes.base import LinearProcess, Process, Time, Transition, applied
 from sbridge.processes.brownian import BrownianMotion
 from sbridge.processes.coefficients import Diffusion, ScaleFunction
 from sbridge.processes.ornstein_uhlenbeck import OrnsteinUhlenbeck
@@ -69,7 +69,7 @@ class RescaledLinearProcess(LinearProcess):
     def offset(self, t: Time) -> Tensor:
         """Computes ``S⁻¹(c + A m)``."""
         shift = self.scaling.shift.double().cpu()
-        return (self.process.offset(t) + _apply(self.process.linear(t), shift)) * _shrink(self.scaling).values
+        return (self.process.offset(t) + applied(self.process.linear(t), shift)) * _shrink(self.scaling).values
 
     def scale(self, t: Time) -> LinearMap:
         """Computes ``S⁻¹ σ(t)``."""
@@ -79,7 +79,7 @@ class RescaledLinearProcess(LinearProcess):
         """Computes the transition as in the class's description."""
         law, shrink = self.process.transition(s, t), _shrink(self.scaling)
         shift = self.scaling.shift.double().cpu()
-        moved = law.offset + (_apply(law.map, shift) - shift)
+        moved = law.offset + (applied(law.map, shift) - shift)
         return Transition(_conjugate(law.map, self.scaling), moved * shrink.values, shrink @ law.covariance @ shrink)
 
 
@@ -135,11 +135,6 @@ def _shrink(scaling: AffineScaling) -> LinearMap:
 def _conjugate(one: LinearMap, scaling: AffineScaling) -> LinearMap:
     """Computes ``S⁻¹ A S``; diagonal maps commute with ``S``."""
     return _shrink(scaling) @ one @ LinearMap(scaling.scale.double().cpu()) if one.dense else one
-
-
-def _apply(one: LinearMap, vector: Tensor) -> Tensor:
-    """Computes ``A v`` for one vector ``(dim,)``, shape ``(..., dim)``."""
-    return one.values @ vector if one.dense else one.values * vector
 
 
 def _dim(process: Process, scaling: AffineScaling) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sbridge.linear import LinearMap
-from sbridge.processes.base import LinearProcess, Time, Transition, check_time
+from sbridge.processes.base import LinearProcess, Time, Transition, applied, check_time
 from sbridge.storage.registry import register
 
 
@@ -17,8 +17,8 @@ class ReversedDrift(LinearProcess):
     """``dY = −b(T − t, Y) dt + σ(T − t) dW`` for ``dX = b(t, X) dt + σ(t) dW``.
 
     With ``Φ, k, Q`` the transition of ``X`` from ``T − t`` to ``T − s``, the transition of ``Y`` from s to t has
-    ``Φ⁻¹, −Φ⁻¹k, Φ⁻¹QΦ⁻ᵀ``. It grows where the process contracts: no control brings it back to the data but
-    ``σᵀ∇log ρ`` (Anderson 1982).
+    ``Φ⁻¹, −Φ⁻¹k, Φ⁻¹QΦ⁻ᵀ``. It grows where the process contracts. Started in ``ρ_T`` and controlled by
+    ``σᵀ∇log ρ`` it is the process read backwards (Anderson 1982).
 
     Args:
         process: of X.
@@ -52,8 +52,7 @@ class ReversedDrift(LinearProcess):
         """Computes the transition as in the class's description."""
         law = self.process.transition(self._mirrored(t), self._mirrored(s))
         back = law.map.inverse()
-        offset = back.values @ law.offset[..., None] if back.dense else back.values * law.offset
-        return Transition(back, -(offset.squeeze(-1) if back.dense else offset), back @ law.covariance @ back.T)
+        return Transition(back, -applied(back, law.offset), back @ law.covariance @ back.T)
 
     def _mirrored(self, t: Time) -> Time:
         """``T − t``, within ``[0, T]``: for t close to T the difference may be rounded below 0."""

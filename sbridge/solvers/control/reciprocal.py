@@ -11,13 +11,13 @@ from torch import Tensor
 from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Point
-from sbridge.linear import LinearMap
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, terminal_gradient
 from sbridge.objectives.control import control_objective, log_weight
 from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.processes import ExactTransition, LinearProcess
+from sbridge.processes.coefficients import identity
 from sbridge.random import generator
 from sbridge.solvers.control.adjoint import AdjointRegressionSolver, keep_rows
 from sbridge.solvers.control.base import ControlSolver, ControlState
@@ -126,13 +126,13 @@ class ReciprocalAdjointMatching(AdjointRegressionSolver):
         process, kept, batch = _linear(problem), state.memory, self.optimisation.batch
         device = kept["end"].device
         index = torch.multinomial(kept["w"].cpu(), batch, replacement=True, generator=state.generator).to(device)
-        knots = torch.tensor(self.grid.fractions[:-1], dtype=torch.float64) * process.horizon
+        knots = self.grid.times(process.horizon)[:-1]
         t = knots[torch.randint(len(knots), (batch,), generator=state.generator)]
         start, end = kept["start"][index], kept["end"][index]
         noise = torch.randn(end.shape, generator=state.generator, dtype=end.dtype).to(device)
         x = process.pinned(t).sample(start, end, noise)
         ahead, v = process.transition(t, process.horizon), kept["variance"].cpu()
-        smoothing = (ahead.covariance + LinearMap(v * torch.ones_like(ahead.offset[..., :1]))).inverse()
+        smoothing = (ahead.covariance + identity(t.shape) * v).inverse()
         gap = (end - ahead.mean(x) - v.to(end) * kept["gradient"][index]).double()
         pulled = (process.scale(t).T @ ahead.map.T @ smoothing).to(gap)(gap)
         return t.to(x), x, pulled.to(x)

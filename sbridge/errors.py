@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
+_LONGEST = 120  # characters of one thing in a message
+
 
 class SbridgeError(Exception):
     """Base class of all errors that sbridge raises deliberately."""
@@ -94,7 +96,16 @@ def number(value: float) -> str:
     return f"{float(value):.10g}"
 
 
-def _cut(text: str, length: int = 120) -> str:
+def shown(value: object) -> str:
+    """Returns the ``repr`` of what a user gave, in one line; long ones cut, long arrays by dtype and shape."""
+    text = " ".join(repr(value).split())
+    shape = getattr(value, "shape", None)
+    if len(text) > _LONGEST and isinstance(shape, tuple):
+        return f"{type(value).__name__} of {getattr(value, 'dtype', 'values')} and shape {tuple(shape)}"
+    return _cut(text)
+
+
+def _cut(text: str, length: int = _LONGEST) -> str:
     """Shortens a long text to its beginning and end: paths differ at their ends."""
     return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 + 1 :]}"
 
@@ -103,8 +114,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     """Makes the error for an unknown ``name`` of some ``kind``, with the nearest known name first."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UnknownNameError(f"Unknown {kind} {_cut(repr(name))}.{hint} Known: {listed(names, 20)}.")
+    hint = f" Did you mean {shown(near[0])}?" if near else ""
+    return UnknownNameError(f"Unknown {kind} {shown(name)}.{hint} Known: {listed(names, 20)}.")
 
 
 def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:

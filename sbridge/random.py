@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 
 Seed = int | np.integer | torch.Generator
 
@@ -34,7 +34,7 @@ def as_seed(seed: Seed) -> int:
         drawn = torch.randint(_SEED_LIMIT - 1, (1,), generator=seed, device=seed.device)
         return int(drawn)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < _SEED_LIMIT:
-        raise InvalidInputError(f"seed must be an integer in [0, 2**63) or a torch.Generator, got {seed!r}.")
+        raise InvalidInputError(f"seed must be an integer in [0, 2**63) or a torch.Generator, got {shown(seed)}.")
     return int(seed)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sbridge.controls.base import Control, ScaledControl, Time, ZeroControl
 from sbridge.display import short_repr
-from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
+from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning, shown
 from sbridge.laws import Law, as_rows
 from sbridge.laws.scaling import AffineScaling
 from sbridge.measures import Direction, EndKernel, PathMeasure, Paths, Times
@@ -211,7 +211,9 @@ def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
         measure = PathMeasure(problem.process, parts["control"], problem.start, grid=grid, rule=rule)
         _check_fit(measure, tensors)
     except NOT_MADE as error:
-        raise FileFormatError(f"{path} holds parts that do not fit each other or the problem: {error!r}.") from error
+        raise FileFormatError(
+            f"{path} holds parts that do not fit each other or the problem: {shown(error)}."
+        ) from error
     return ControlSolution(problem, measure)
 
 
@@ -253,7 +255,7 @@ def load_bridge(path: str | Path, run: str | None = None) -> Bridge:
         for measure in (bridge.forward, bridge.backward):
             _check_fit(measure, tensors)
     except NOT_MADE as error:
-        raise FileFormatError(f"{stem}.json holds parts that do not fit each other: {error!r}.") from error
+        raise FileFormatError(f"{stem}.json holds parts that do not fit each other: {shown(error)}.") from error
     return bridge
 
 
@@ -325,7 +327,7 @@ def _read(path: str | Path, form: str, key: str) -> tuple[dict[str, Json], dict[
     old = _WITHOUT_CHECKSUMS[form]
     if not isinstance(document, dict) or document.get("format") not in (form, old) or key not in document:
         kind = "bridge" if form == FORMAT else "control"
-        raise FileFormatError(f"{json_file} is not a saved {kind} (expected format {form!r}).")
+        raise FileFormatError(f"{json_file} is not a saved {kind} (expected format {shown(form)}).")
     if document["format"] == old:
         warnings.warn(
             f"{json_file} was saved by an earlier version and carries no checksums, so damage to it or to its "

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.storage.registry import register
 
 _ROUNDING = 1e-9  # of the whole stretch of time
@@ -146,7 +146,7 @@ def _rounding(first: float, last: float) -> float:
 
 def _check_steps(steps: int) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InvalidInputError(f"steps must be a positive integer, got {steps!r}.")
+        raise InvalidInputError(f"steps must be a positive integer, got {shown(steps)}.")
 
 
 def _abbreviated(knots: tuple[float, ...]) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.errors import FileFormatError, InvalidInputError, NonFiniteError, UnsupportedError, shown
 from sbridge.storage.registry import register
 
 # A state as data, PyTorch's word for it: names of fields (joined by dots) to tensors and JSON scalars.
@@ -256,7 +256,7 @@ def _entries(value: object, name: str) -> Iterator[tuple[str, Tensor | int | flo
         parts = {key: getattr(value, key) for key in _declared(type(value))}
     elif value is not None:
         raise UnsupportedError(
-            f"the field {name!r} of a state holds a {type(value).__name__}, which cannot be saved. Mark it as "
+            f"the field {shown(name)} of a state holds a {type(value).__name__}, which cannot be saved. Mark it as "
             "Derived[…] if init makes it from problem and seed."
         )
     for key, part in parts.items():
@@ -301,7 +301,7 @@ def _take(kind: Any, left: StateDict, name: str) -> Any:  # noqa: ANN401
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
         word = "tensor" if kind is Tensor else "number" if kind in (int, float) else kind.__name__
-        raise FileFormatError(f"the state has no {word} {name!r}: {_FOREIGN}.")
+        raise FileFormatError(f"the state has no {word} {shown(name)}: {_FOREIGN}.")
     return value
 
 

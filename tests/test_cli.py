@@ -493,6 +493,30 @@ def assert_among(found, known):
     assert float(distance.max()) < 1e-5
 
 
+def test_columns_are_those_of_the_fit(here, capsys):
+    """By name and in order, for sample and evaluate; rows of a file with more columns are found by name."""
+    g = np.random.default_rng(1)
+    x, y = g.normal(size=50), g.normal(size=50)
+    for name, columns in (("a", {"x": x, "y": y}), ("other", {"z": y, "y": y, "x": x}), ("renamed", {"u": x, "v": y})):
+        np.savetxt(
+            f"{name}.csv", np.stack([*columns.values()], 1), delimiter=",", header=",".join(columns), comments=""
+        )
+    quick = ["--solver", "gaussian", "--no-figures", "--held-out", "0", "--quiet"]
+    assert run(["fit", "a.csv", "a.csv", "--sigma", "1", "--out", "run", *quick]) == 0
+    sample = ["sample", "run", "--out", "y.csv", "--input"]
+    wrong = "other.csv has the columns z, y, x, but the run was fitted on x, y. Choose them by name"
+    refused(capsys, [*sample, "other.csv"], f"{wrong}, in the order of the fit: --columns x y.")
+    refused(
+        capsys, [*sample, "other.csv", "--columns", "y", "x"], "has the columns y, x, but the run was fitted on x, y"
+    )
+    refused(capsys, [*sample, "renamed.csv"], "columns u, v, but the run was fitted on x, y. Rename the columns")
+    refused(
+        capsys, ["evaluate", "run", "renamed.csv", "renamed.csv"], "the columns u, v, but the run was fitted on x, y"
+    )
+    assert run([*sample, "a.csv"]) == run([*sample[:3], "z.csv", "--input", "other.csv", "--columns", "x", "y"]) == 0
+    assert Path("y.csv").read_text() == Path("z.csv").read_text()
+
+
 class TestEvaluateAndPlot:
     def test_ends_and_a_time_between(self, finished, here, capsys):
         folder = str(finished / "course")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from sbridge.diffusion.conversions import (
     velocity_from_start,
 )
 from sbridge.diffusion.exact import ExactScore
-from sbridge.diffusion.reverse import end_distribution, reverse_diffusion
+from sbridge.diffusion.reverse import end_distribution, moments, reverse_diffusion
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Density, Gaussian, GaussianMixture, Samples
 from sbridge.measures import jeffreys, path_kl
@@ -226,3 +227,19 @@ def test_bad_input_is_told():
         end_distribution(DriftProcess(lambda t, x: -x, 1.0), law)
     with pytest.raises(UnsupportedError, match="no known moments"):
         end_distribution(VariancePreserving(), Density(lambda x: x.sum(1), 2))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_of_float32_rows_keep_their_digits(weighted):
+    """A column far from zero beside a narrow one: sums in float32 would lose digits that the rows have."""
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(100_000, 2, generator=g) * torch.tensor([1.0, 0.1]) + torch.tensor([3000.0, 700.0])
+    weights = torch.rand(len(rows), generator=g) if weighted else None
+    weights = None if weights is None else weights / weights.sum()
+    mean, covariance = moments(Samples(rows, weights))
+    exact = torch.full((len(rows),), 1.0) if weights is None else weights
+    expected = torch.from_numpy(np.cov(rows.double().numpy().T, aweights=exact.double().numpy(), ddof=0))
+    assert mean.dtype == covariance.dtype == torch.float32
+    centre = torch.from_numpy(np.average(rows.double().numpy(), axis=0, weights=exact.double().numpy()))
+    torch.testing.assert_close(mean.double(), centre, rtol=6e-8, atol=0.0)
+    torch.testing.assert_close(covariance.double(), expected, rtol=1e-6, atol=1e-6)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sbridge.cli import commands
 from sbridge.data.specs import ENDINGS, check_spec
-from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnknownNameError
+from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnknownNameError, shown
 from sbridge.storage.claims import check_run, check_startable
 
 _NO_INPUT = ("--out", "--json", "--figure", "--columns", "--rep", "--time-key", "--device", "--only")
@@ -44,7 +44,7 @@ def check_words(kind: type, words: Sequence[str], found: Iterable[SbridgeError] 
 def _unknown_option(name: str, known: Iterable[str]) -> UnknownNameError:
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}? " if near else ""
-    return UnknownNameError(f"Unknown option {name!r}. {hint}All options: --help.")
+    return UnknownNameError(f"Unknown option {shown(name)}. {hint}All options: --help.")
 
 
 def check(command: commands.Command) -> None:
@@ -171,7 +171,7 @@ def _sample(command: commands.Sample) -> Iterator[Check]:
         yield _require(not taken, f"{out} exists. Choose another --out, or add --overwrite.")
         yield _require(out.parent.is_dir(), f"the folder {out.parent} does not exist. Create it first.")
     else:
-        wrong = FileFormatError(f"{out} has the ending {out.suffix!r}; samples are written as .npy or .csv.")
+        wrong = FileFormatError(f"{out} has the ending {shown(out.suffix)}; samples are written as .npy or .csv.")
         yield partial(_refuse, [wrong])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from sbridge.cli.options import Automatic, Noise
 from sbridge.data.sources import ReadOptions
 from sbridge.data.tables import Inputs, read_inputs, read_table, split
 from sbridge.diffusion import end_distribution
-from sbridge.errors import InvalidInputError, number
+from sbridge.errors import FileFormatError, InvalidInputError, listed, number, shown
 from sbridge.fitting import Course, Preparation, choose_sigma, prepare, prepare_course
 from sbridge.laws import Density, Samples
 from sbridge.laws.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
@@ -171,6 +172,27 @@ def read_options(reading: Reading, seed: int, run: RunFolder | None = None) -> R
     )
 
 
+def check_columns(name: str, columns: Sequence[str], run: RunFolder) -> None:
+    """Checks the column names of new samples against those of the fit, where both are known.
+
+    Raises:
+        InvalidInputError: if they differ, in their order too.
+        FileFormatError: if ``config.json`` holds no inputs.
+    """
+    try:
+        fitted = run.config()["inputs"][0]["columns"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise FileFormatError(f"{run.config_file} names no inputs with their columns.") from error
+    if not columns or not isinstance(fitted, list) or list(columns) == fitted:
+        return
+    remedy = "Rename the columns if they are the same quantities."
+    if set(fitted) <= set(columns):
+        wanted = listed(map(shlex.quote, fitted), between=" ")
+        remedy = f"Choose them by name, in the order of the fit: --columns {wanted}."
+    told = f"{name} has the columns {listed(columns)}, but the run was fitted on {listed(fitted)}."
+    raise InvalidInputError(f"{told} {remedy}")
+
+
 def _annotated(command: Training) -> Json:
     """Returns how annotated cells were read, for later commands on the run."""
     specs = command.inputs if isinstance(command, Fit) else (command.input,) if isinstance(command, Diffuse) else ()
@@ -210,10 +232,10 @@ def check_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device, dtype=torch.float64)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise InvalidInputError(f"device {name!r} is not available; use {' or '.join(found)}.") from error
+        raise InvalidInputError(f"device {shown(name)} is not available; use {' or '.join(found)}.") from error
     if device.type not in ("cpu", "cuda"):
         raise InvalidInputError(
-            f"device {name!r} is not supported because it has no float64; use {' or '.join(found)}."
+            f"device {shown(name)} is not supported because it has no float64; use {' or '.join(found)}."
         )
     return device
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sbridge.cli.commands import Report
 from sbridge.cli.console import Console
-from sbridge.errors import FileFormatError, listed
+from sbridge.errors import FileFormatError, listed, shown
 from sbridge.runs import RunFolder
 from sbridge.runs.page import FIGURES, report_page
 from sbridge.storage import files
@@ -25,7 +25,7 @@ def run_report(command: Report, console: Console) -> int:
         page = report_page(document, _own(folder, _figures(folder.figures), console))
     except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:
         raise FileFormatError(
-            f"{folder.report_file} is not a report of this version ({error!r}); repeat the fit to write it again."
+            f"{folder.report_file} is not a report of this version ({shown(error)}); repeat the fit to write it again."
         ) from error
     files.write_text(out, page)
     console.say(str(out))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sbridge.cli.commands import Sample
 from sbridge.cli.console import Console
-from sbridge.cli.plan import dtype_of, read_options, time_given
+from sbridge.cli.plan import check_columns, dtype_of, read_options, time_given
 from sbridge.data.outputs import writer_for
 from sbridge.data.sources import open_rows
 from sbridge.data.text import BLOCK_ROWS
@@ -91,6 +91,7 @@ def run_sample(command: Sample, console: Console) -> int:
     if command.input is not None:
         options = read_options(command.reading, derive(command.seed, "input"), folder)
         source = open_rows(command.input, replace(options, inexact=dtype_of(course)))
+        check_columns(command.input, source.columns, folder)
         if source.dim != dim:
             raise InvalidInputError(f"{command.input} has {source.dim} columns, but the bridge has dimension {dim}.")
         start = time_given("--start", command.start, source.time, course.times)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from sbridge.cli.commands import Evaluate
 from sbridge.cli.console import Console, ScoringBar
-from sbridge.cli.plan import dtype_of, read_options, time_given
+from sbridge.cli.plan import check_columns, dtype_of, read_options, time_given
 from sbridge.data.tables import Table, read_inputs
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
@@ -39,6 +39,8 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
     course = folder.course()
     options = read_options(command.reading, derive(command.seed, "evaluate"), folder)
     source, target = read_inputs(command.inputs, (), replace(options, inexact=dtype_of(course))).tables
+    for table in (source, target):
+        check_columns(table.name, table.columns, folder)
     start = time_given("--start", command.start, source.time, course.times)
     stop = time_given("--time", command.time, target.time, course.times)
     start = course.times[0] if start is None else snapped(start, course.times)

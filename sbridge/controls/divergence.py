@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls.base import Control, Time
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError, shown
 from sbridge.random import Seed, generator
 from sbridge.storage.registry import register
 
@@ -127,6 +127,6 @@ def probed_trace(values: Tensor, x: Tensor, directions: Tensor, *, recorded: boo
 def rademacher(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draws signs ±1 of shape ``(count, *like.shape)``, in the dtype and on the device of ``like``."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidInputError(f"the number of probes must be a positive integer, got {count!r}.")
+        raise InvalidInputError(f"the number of probes must be a positive integer, got {shown(count)}.")
     signs = torch.randint(0, 2, (count, *like.shape), generator=generator, device=generator.device)
     return 2.0 * signs.to(like) - 1.0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sbridge.data.snapshots import as_times
-from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, listed, unknown_name
+from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, listed, shown, unknown_name
 from sbridge.time import times_of_labels
 
 _MOST_TIMES = 100  # a column with more different values is not offered as times
@@ -58,7 +58,7 @@ def read_annotated(path: Path, representation: str, time_key: str | None) -> Ann
         if representation != "X" and representation not in data.obsm:
             raise unknown_name(f"representation in {path}", representation, ["X", *data.obsm])
         array = _matrix(path, data) if representation == "X" else data.obsm[representation]
-        array = _numbers(array, f"{path}: obsm[{representation!r}]")
+        array = _numbers(array, f"{path}: obsm[{shown(representation)}]")
         names = data.obs_names.to_numpy()
         times, labels = (None, None) if time_key is None else _times(path, data.obs, time_key)
     finally:
@@ -89,8 +89,10 @@ def _times(path: Path, obs: Any, key: str) -> tuple[np.ndarray, np.ndarray]:  # 
     missing = column.isna().to_numpy()
     if missing.any():
         names = listed(obs.index[missing].tolist(), 6)
-        raise InvalidInputError(f"{path}: obs[{key!r}] is missing for {int(missing.sum())} cells: {names}. Drop them.")
-    return as_times(labels, f"{path}: obs[{key!r}]", ranks), labels
+        raise InvalidInputError(
+            f"{path}: obs[{shown(key)}] is missing for {int(missing.sum())} cells: {names}. Drop them."
+        )
+    return as_times(labels, f"{path}: obs[{shown(key)}]", ranks), labels
 
 
 def _candidates(obs: Any) -> list[str]:  # noqa: ANN401
@@ -118,7 +120,7 @@ def _numbers(array: Any, name: str) -> Any:  # noqa: ANN401
         return array.tocsr()
     if not hasattr(array, "dtypes"):
         return np.asarray(array)
-    foreign = [f"{column!r} ({dtype})" for column, dtype in array.dtypes.items() if dtype.kind not in "iuf"]
+    foreign = [f"{shown(column)} ({dtype})" for column, dtype in array.dtypes.items() if dtype.kind not in "iuf"]
     if foreign:
         raise InvalidInputError(
             f"{name} is a data frame with columns that are not numeric: {listed(foreign)}. Drop or convert them, and "
@@ -128,7 +130,9 @@ def _numbers(array: Any, name: str) -> Any:  # noqa: ANN401
     if gaps.to_numpy().any():
         column = gaps.columns[gaps.any()][0]
         cells = listed(array.index[gaps[column]].tolist(), 6)
-        raise InvalidInputError(f"{name}: column {column!r} is missing for the cells {cells}. Drop or impute them.")
+        raise InvalidInputError(
+            f"{name}: column {shown(column)} is missing for the cells {cells}. Drop or impute them."
+        )
     return array.to_numpy(dtype=np.result_type(*(np.dtype(f"{d.kind}{d.itemsize}") for d in array.dtypes)))
 
 

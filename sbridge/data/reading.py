@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sbridge.data.sources import ArrayRows, RowSource
-from sbridge.errors import ReadingWarning
+from sbridge.errors import ReadingWarning, shown
 from sbridge.laws.arrays import FINE_STEPS, coarse_column
 
 _COUNTED_ROWS = 10  # as many rows in step with a column are no accident
@@ -65,4 +65,4 @@ def _array(source: RowSource) -> np.ndarray:
 
 
 def _column(source: RowSource, index: int) -> str:
-    return f"column {source.columns[index]!r}" if source.columns else f"column {index} (counted from 0)"
+    return f"column {shown(source.columns[index])}" if source.columns else f"column {index} (counted from 0)"

@@ -19,7 +19,7 @@ from sbridge.data.annotated import Annotated, read_annotated
 from sbridge.data.specs import BUILT_IN, ENDINGS, existing_file, file_and_key, is_stream, unknown_set
 from sbridge.data.streams import spooled
 from sbridge.data.text import BLOCK_ROWS, TextRows, finite
-from sbridge.errors import FileFormatError, InvalidInputError, listed, number, unknown_name
+from sbridge.errors import FileFormatError, InvalidInputError, listed, number, shown, unknown_name
 from sbridge.time import same_times, snapped
 
 _UNPACKED, _UNPACKED_RATIO = 2**26, 100  # bytes that an archive may always unpack to; and how many to one else
@@ -237,7 +237,7 @@ def _annotated(spec: str, path: Path, key: str | None, options: ReadOptions) -> 
             )
         data = read_annotated(path, options.representation, None)
         return replace(array_rows(spec, data.array, options), labels=data.names)
-    data, column = read_annotated(path, options.representation, options.time_key), f"obs[{options.time_key!r}]"
+    data, column = read_annotated(path, options.representation, options.time_key), f"obs[{shown(options.time_key)}]"
     known, _ = same_times(np.asarray(data.times))
     if key is None and len(known) > 1:
         raise InvalidInputError(
@@ -246,7 +246,7 @@ def _annotated(spec: str, path: Path, key: str | None, options: ReadOptions) -> 
         )
     time = float(known[0]) if key is None else data.time_of(key)
     if time is None:
-        raise InvalidInputError(f"{spec}: {key!r} is not a time; {column} is {listed(known.tolist())}.")
+        raise InvalidInputError(f"{spec}: {shown(key)} is not a time; {column} is {listed(known.tolist())}.")
     cells = cells_at(data, time, f"{path}: {column}")
     source = array_rows(spec, data.array[cells], options)
     return replace(source, time=snapped(time, known.tolist()), labels=data.names[cells])

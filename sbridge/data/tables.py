@@ -17,7 +17,7 @@ from sbridge.data.reading import gathered, warn_of_row_numbers
 from sbridge.data.sources import ArrayRows, ReadOptions, RowSource, array_rows, cells_at, open_rows
 from sbridge.data.specs import existing_file
 from sbridge.display import short_repr
-from sbridge.errors import InvalidInputError, listed
+from sbridge.errors import InvalidInputError, listed, shown
 from sbridge.random import derive, generator
 from sbridge.time import same_times, snapped
 
@@ -139,7 +139,7 @@ def _snapshots(
     if Path(spec).suffix.lower() != ".h5ad":
         raise InvalidInputError(f"a time key selects the snapshots in an .h5ad file, got {spec}.")
     data = read_annotated(existing_file(Path(spec)), options.representation, options.time_key)
-    dtype, column = array_rows(spec, data.array, options).dtype, f"{spec}: obs[{options.time_key!r}]"
+    dtype, column = array_rows(spec, data.array, options).dtype, f"{spec}: obs[{shown(options.time_key)}]"
     known = same_times(np.asarray(data.times))[0].tolist()
     wanted = [snapped(float(t), known) for t in times or known]
     if len(wanted) < 2:
@@ -173,8 +173,8 @@ def _check_alike(tables: Sequence[Table]) -> None:
         for left, right in zip(first.columns, other.columns, strict=False):
             if left != right:
                 raise InvalidInputError(
-                    f"columns differ: {left!r} in {first.name}, {right!r} in {other.name} at the same position. Put "
-                    "them in the same order, or choose them by name (--columns)."
+                    f"columns differ: {shown(left)} in {first.name}, {shown(right)} in {other.name} at the same "
+                    "position. Put them in the same order, or choose them by name (--columns)."
                 )
         if other.rows.dtype != first.rows.dtype:
             raise InvalidInputError(

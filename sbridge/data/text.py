@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sbridge.errors import FileFormatError, InvalidInputError, ReadingWarning, listed, unknown_name
+from sbridge.errors import FileFormatError, InvalidInputError, ReadingWarning, listed, shown, unknown_name
 
 BLOCK_ROWS = 8192
 _MISSING = {"", "na", "n/a", "null", "none"}
@@ -158,7 +158,7 @@ class TextRows:
         )
 
     def _column(self, position: int) -> str:
-        return f"column {self.columns[position]!r}" if self.columns else f"column {self.used[position] + 1}"
+        return f"column {shown(self.columns[position])}" if self.columns else f"column {self.used[position] + 1}"
 
 
 def finite(values: np.ndarray, dtype: np.dtype, place: Callable[[int, int], str]) -> np.ndarray:
@@ -235,4 +235,4 @@ def _check_names(path: Path, names: tuple[str, ...]) -> None:
                 "table without them (pandas: index=False), or choose columns by name (--columns)."
             )
         if names.index(name) != position:
-            raise InvalidInputError(f"{path}: two columns are named {name!r}. Give each column its own name.")
+            raise InvalidInputError(f"{path}: two columns are named {shown(name)}. Give each column its own name.")

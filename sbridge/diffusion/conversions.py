@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls.base import Control, Time
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError, shown
 from sbridge.objectives.score_matching import checked_score, denoising_target
 from sbridge.processes import LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import repeat_per_row
@@ -113,7 +113,7 @@ def _preserving(process: VariancePreserving, t: Time, x: Tensor) -> tuple[Tensor
     if not isinstance(process, VariancePreserving) or process.stationary_std != 1.0 or process.mean != 0.0:
         raise UnsupportedError(
             "v-prediction is defined for a VariancePreserving process with stationary_std 1 and mean 0, got "
-            f"{process!r}; predict the noise or the start instead."
+            f"{shown(process)}; predict the noise or the start instead."
         )
     law = process.transition(0.0, t)
     return law.map.values.to(x), law.root.values.to(x)

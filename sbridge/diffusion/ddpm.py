@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sbridge.diffusion.conversions import Score, checked_score, noise_from_score
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError, shown
 from sbridge.processes import LinearProcess, VariancePreserving
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
@@ -68,7 +68,7 @@ class DiscreteNoise:
         if not isinstance(process, VariancePreserving) or process.stationary_std != 1.0 or process.mean != 0.0:
             raise UnsupportedError(
                 "the discrete chain of Ho et al. needs a VariancePreserving process with stationary_std 1 and mean 0, "
-                f"got {process!r}; for other linear processes use AncestralSampler and DDIMSampler."
+                f"got {shown(process)}; for other linear processes use AncestralSampler and DDIMSampler."
             )
         times = grid.times(process.horizon)
         steps, whole = process.transition(times[:-1], times[1:]), process.transition(0.0, times)

@@ -88,21 +88,25 @@ def end_distribution(process: Process, data: Law) -> Gaussian:
 
 
 def moments(data: Law) -> tuple[Tensor, Tensor]:
-    """Returns mean ``(dim,)`` and covariance ``(dim, dim)`` of a distribution given by points or Gaussians."""
+    """Returns mean ``(dim,)`` and covariance ``(dim, dim)`` of a distribution given by points or Gaussians.
+
+    Sums are taken in float64: in float32, the mean of 10⁵ rows far from zero would be off by its rounding.
+    """
     if isinstance(data, Gaussian):
         return data.mean, data.covariance
     if isinstance(data, GaussianMixture):
-        weights, rows, within = data.weights, data.means, data.covariances
+        weights, rows, within = data.weights.double(), data.means, data.covariances.double()
     elif isinstance(data, Samples):
         rows = data.rows
-        weights = rows.new_full((len(rows),), 1.0 / len(rows)) if data.weights is None else data.weights.to(rows)
-        within = rows.new_zeros(1, data.dim, data.dim)
+        weights = data.rows.new_ones(len(rows)) if data.weights is None else data.weights
+        weights = weights.double() / weights.double().sum()
+        within = weights.new_zeros(1, data.dim, data.dim)
     else:
         raise UnsupportedError(f"a {type(data).__name__} has no known moments; draw Samples from it, or pass prior=.")
-    mean = weights @ rows
-    offsets = rows - mean
+    mean = weights @ rows.double()
+    offsets = rows.double() - mean
     inside = (weights[: len(within), None, None] * within).sum(0) if len(within) == len(weights) else within[0]
-    return mean, inside + (weights[:, None] * offsets).mT @ offsets
+    return mean.to(rows), (inside + (weights[:, None] * offsets).mT @ offsets).to(rows)
 
 
 @register

@@ -20,7 +20,7 @@ from sbridge.diffusion.accessors import backward_measure, linear_reference, scor
 from sbridge.diffusion.conversions import Score, checked_score, noise_from_score, start_from_score
 from sbridge.diffusion.ddpm import StepVariance
 from sbridge.diffusion.pinned import pinned_kernel
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError, shown
 from sbridge.laws import as_rows
 from sbridge.linear import LinearMap
 from sbridge.measures.measure import noise_for, pieces
@@ -144,7 +144,7 @@ class Sampler(ABC):
         grid = self.grid or measure.grid
         knots = self.last.knots(grid.times(bridge.horizon))
         if len(knots) < 2:
-            raise InvalidInputError(f"{self.last!r} leaves no step of a grid with {grid.steps}; use a finer grid.")
+            raise InvalidInputError(f"{shown(self.last)} leaves no step of a grid with {grid.steps}; use a finer grid.")
         down = self._descend(bridge, x, knots, grid, seed)
         rest = self.last.finish(bridge, float(knots[0]), down.x)
         require_finite(rest.x, "the denoised state", len(knots) - 1, float(knots[0]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sbridge.display import value_and_error
-from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnsupportedError
+from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnsupportedError, shown
 from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate, parts_of, plug_in_directions
 from sbridge.evaluation.report import COPY, MODEL, PERFECT, Quantity, Report
 from sbridge.evaluation.rows import shuffled
@@ -144,7 +144,7 @@ class Certificate:
             report, components = Report.from_json(document["report"]), int(document.get("components", 0))
             return cls(**bounds, report=report, judge=None, components=components)
         except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"the certificate is damaged: {error!r}.") from error
+            raise FileFormatError(f"the certificate is damaged: {shown(error)}.") from error
 
     def text(self) -> str:
         """Formats the whole certificate."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sbridge.display import decimals_of, value_and_error
-from sbridge.errors import FileFormatError, unknown_name
+from sbridge.errors import FileFormatError, shown, unknown_name
 from sbridge.measures import Estimate
 
 SCHEMA = "sbridge.runs.report/1"
@@ -229,7 +229,7 @@ class Report:
             seen, given = document.get("seen", (0, 0))
             return cls(*head, columns, tasks, path, tuple(document["notes"]), (seen, given))
         except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"the report is damaged: {error!r}.") from error
+            raise FileFormatError(f"the report is damaged: {shown(error)}.") from error
 
     def text(self) -> str:
         """Formats aligned tables, at most 100 columns wide, with one line for each column."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sbridge.data.snapshots import Times, as_times, snapshots
 from sbridge.display import short_repr
-from sbridge.errors import FileFormatError, InvalidInputError, listed, number
+from sbridge.errors import FileFormatError, InvalidInputError, listed, number, shown
 from sbridge.fitting.fit import End, Preparation, choose_sigma, prepare
 from sbridge.laws import as_rows
 from sbridge.laws.scaling import ScalingRecipe
@@ -146,7 +146,7 @@ def prepare_course(
             if not isinstance(process, Process) or not math.isclose(process.horizon, duration, rel_tol=1e-9):
                 raise InvalidInputError(
                     f"reference(x0, x1, duration) must return a process with horizon = duration = {number(duration)}, "
-                    f"got {process!r}."
+                    f"got {shown(process)}."
                 )
         legs.append(prepare(x0, x1, reference=process, solver=solver, scaling=scaling, seed=leg_seed))
     return times, tuple(legs)

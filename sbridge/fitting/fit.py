@@ -11,7 +11,7 @@ from torch import Tensor
 from sbridge.diffusion.reverse import end_distribution, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.display import short_repr
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError, shown
 from sbridge.fitting.arrivals import warn_if_missed
 from sbridge.fitting.choice import SolverChoice, choose_solver
 from sbridge.fitting.data_checks import warn_if_hard
@@ -331,7 +331,7 @@ def _check_options(reference: object, solver: object, scaling: object) -> None:
         ("scaling", scaling, ScalingRecipe, "CommonScale()"),
     ):
         if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
-            raise InvalidInputError(f"{name} must be an object such as {example}, or None; got {value!r}.")
+            raise InvalidInputError(f"{name} must be an object such as {example}, or None; got {shown(value)}.")
 
 
 def _check_treatable(problem: P, solver: Method[P, S, R]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from sbridge.errors import InvalidInputError, NonFiniteError, SbridgeError, check_known
+from sbridge.errors import InvalidInputError, NonFiniteError, SbridgeError, check_known, shown
 from sbridge.identities.settings import Setting
 from sbridge.storage.registry import Json
 
@@ -177,12 +177,12 @@ def identity(
         InvalidInputError: if the name is taken, or the group is none of :data:`GROUPS`.
     """
     if group not in GROUPS:
-        raise InvalidInputError(f"a group must be one of {', '.join(GROUPS)}; got {group!r}.")
+        raise InvalidInputError(f"a group must be one of {', '.join(GROUPS)}; got {shown(group)}.")
 
     def enter(body: Body) -> Body:
         name = body.__name__
         if name in _IDENTITIES and _IDENTITIES[name].body.__module__ != body.__module__:
-            raise InvalidInputError(f"an identity named {name!r} exists already; rename yours.")
+            raise InvalidInputError(f"an identity named {shown(name)} exists already; rename yours.")
         _IDENTITIES[name] = Identity(name, group, statement, equation, kind, left, right, applies, body)
         return body
 

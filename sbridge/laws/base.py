@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sbridge.display import short_repr
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError, listed
 from sbridge.laws.arrays import Array, as_numbers, check_rows
 from sbridge.laws.scaling import AffineScaling
 from sbridge.storage.registry import register
@@ -202,7 +202,9 @@ class GaussianMixture(Law):
                 f"{tuple(self.weights.shape)}, {tuple(self.means.shape)} and {tuple(self.covariances.shape)}."
             )
         if not bool((self.weights >= 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-4:
-            raise InvalidInputError(f"mixture weights must be non-negative with sum 1, got {self.weights.tolist()}.")
+            raise InvalidInputError(
+                f"mixture weights must be non-negative with sum 1, got {listed(self.weights.tolist())}."
+            )
         if bool(torch.linalg.cholesky_ex(self.covariances).info.any()):
             raise InvalidInputError("every covariance of a mixture must be positive definite.")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sbridge.controls import Control
 from sbridge.display import short_repr
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.laws import Law, as_rows
 from sbridge.modes import standard_modes
 from sbridge.processes.base import LinearProcess, Process, check_time
@@ -105,10 +105,10 @@ class PathMeasure:
     def __post_init__(self) -> None:
         if not isinstance(self.direction, Direction):
             raise InvalidInputError(
-                f"direction must be Direction.FORWARD or Direction.BACKWARD, got {self.direction!r}."
+                f"direction must be Direction.FORWARD or Direction.BACKWARD, got {shown(self.direction)}."
             )
         if self.control is not None and not callable(self.control):
-            raise InvalidInputError(f"control must be a function (t, x) -> u, or None; got {self.control!r}.")
+            raise InvalidInputError(f"control must be a function (t, x) -> u, or None; got {shown(self.control)}.")
         if self.process.dim not in (None, self.start.dim):
             raise InvalidInputError(
                 f"the process has dimension {self.process.dim}, its start distribution has {self.start.dim}; they must "
@@ -314,7 +314,7 @@ def pieces(x: Tensor, steps: int, seed: int, chunk: int | None) -> Iterator[tupl
 def check_count(value: int, name: str) -> None:
     """Raises InvalidInputError unless ``value`` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name} must be a positive integer, got {value!r}.")
+        raise InvalidInputError(f"{name} must be a positive integer, got {shown(value)}.")
 
 
 def _draw_ends(kernel: EndKernel, x: Tensor, seed: int) -> Tensor:

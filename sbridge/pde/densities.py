@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import logsumexp, ndtr
 
-from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError, listed
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Samples
 from sbridge.pde.grids import Field, Grid
 
@@ -51,8 +51,8 @@ class KernelDensity(SampleDensity):
             widths = np.full(grid.dim, self.bandwidth)
         if not (widths > 0).all():
             raise InvalidInputError(
-                f"the bandwidth of a kernel density must be positive, got {widths.tolist()}; a constant coordinate has "
-                "no density."
+                f"the bandwidth of a kernel density must be positive, got {listed(widths.tolist())}; a constant "
+                "coordinate has no density."
             )
         _check_components(grid, weights, rows, np.broadcast_to(widths, rows.shape))
         found = np.full(grid.shape, -np.inf)

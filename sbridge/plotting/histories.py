@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.plotting.style import INK, SOURCE, axes, tidy
 
 _WIDE_RANGE = 20.0
@@ -38,7 +38,7 @@ def history(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None, q
     rows = [(k, row) for k, row in enumerate(history, 1) if quantity in row]
     if not rows:
         known = sorted({key for row in history for key in row} - {"step", "stage"})
-        raise InvalidInputError(f"no row of the history has {quantity!r}; it has {', '.join(known) or 'nothing'}.")
+        raise InvalidInputError(f"no row of the history has {shown(quantity)}; it has {', '.join(known) or 'nothing'}.")
     ax = axes(ax, (5.6, 3.4))
     tidy(ax)
     window = max(1, len(rows) // _WINDOWS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sbridge.display import short_repr
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError, shown
 from sbridge.laws import Density, Law, Samples, check_same_kind, check_same_space
 from sbridge.laws.scaling import AffineScaling
 from sbridge.problems.costs import Costs, RunningCost, StoppingSet, TerminalCost
@@ -152,7 +152,7 @@ class ControlProblem:
         for name in ("running_cost", "terminal_cost"):
             cost = getattr(self, name)
             if cost is not None and not callable(cost):
-                raise InvalidInputError(f"{name} must be a function or None, got {cost!r}.")
+                raise InvalidInputError(f"{name} must be a function or None, got {shown(cost)}.")
         if isinstance(self.start, Density):
             raise UnsupportedError(
                 "a control problem needs a start distribution that can be sampled; a Density cannot."

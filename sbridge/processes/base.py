@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError, number
+from sbridge.errors import InvalidInputError, number, shown
 from sbridge.linear import LinearMap
 from sbridge.time import snapped
 
@@ -274,7 +274,7 @@ def affine(matrix: Tensor, offset: Tensor, x: Tensor) -> Tensor:
 def check_horizon(horizon: float | int) -> float:
     """Returns ``horizon`` as a float; raises InvalidInputError unless it is positive and finite."""
     if not (isinstance(horizon, (int, float)) and math.isfinite(horizon) and horizon > 0):
-        raise InvalidInputError(f"horizon must be a positive number, got {horizon!r}.")
+        raise InvalidInputError(f"horizon must be a positive number, got {shown(horizon)}.")
     return float(horizon)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.linear import LinearMap
 from sbridge.modes import owned
 from sbridge.processes.base import Time, as_time, check_time
@@ -37,7 +37,7 @@ def as_coefficient(value: Coefficient, name: str) -> float | Tensor:
         tensor = owned(torch.as_tensor(value, dtype=torch.float64, device="cpu").detach())
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(
-            f"{name} must be a number, a vector (dim,) or a matrix (dim, dim), got {value!r}."
+            f"{name} must be a number, a vector (dim,) or a matrix (dim, dim), got {shown(value)}."
         ) from error
     square = tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]
     if tensor.numel() == 0 or not (tensor.ndim <= 1 or square):
@@ -45,7 +45,7 @@ def as_coefficient(value: Coefficient, name: str) -> float | Tensor:
             f"{name} must be a number, a vector (dim,) or matrix (dim, dim), got shape {tuple(tensor.shape)}."
         )
     if not bool(torch.isfinite(tensor).all()):
-        raise InvalidInputError(f"{name} must be finite, got {value!r}.")
+        raise InvalidInputError(f"{name} must be finite, got {shown(value)}.")
     return tensor.item() if tensor.numel() == 1 else tensor
 
 
@@ -231,7 +231,7 @@ def _gauss_legendre(panels: int) -> tuple[Tensor, Tensor]:
 def _check_values(found: LinearMap, name: str) -> None:
     """Performs the checks of values that cost almost nothing."""
     if not bool(torch.isfinite(found.values).all()):
-        raise InvalidInputError(f"{name} must be finite, got {found.values.tolist()}.")
+        raise InvalidInputError(f"{name} must be finite, got {shown(found.values)}.")
     if not found.dense and not bool((found.values > 0).all()):
         raise InvalidInputError(
             f"{name} must be positive, got {float(found.values.min()):g}: every coordinate needs noise."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Process, Transition
 from sbridge.random import Seed, generator as generator_of
@@ -81,7 +81,7 @@ class _Trial:
 def _check_size(trial: _Trial) -> None:
     horizon, dim = trial.process.horizon, trial.process.dim
     positive = isinstance(horizon, float) and horizon > 0
-    trial.require(law="horizon is a positive float", holds=positive, found=f"it is {horizon!r}")
+    trial.require(law="horizon is a positive float", holds=positive, found=f"it is {shown(horizon)}")
     trial.require(
         law="dim is None or the dimension of the states", holds=dim in (None, trial.dim), found=f"it is {dim}"
     )

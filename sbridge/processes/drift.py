@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.linear import LinearMap
 from sbridge.processes.base import Process, Time, check_horizon
 from sbridge.processes.coefficients import Diffusion, Scale, as_scale, clock
@@ -43,7 +43,9 @@ class DriftProcess(Process):
         object.__setattr__(self, "horizon", check_horizon(self.horizon))
         object.__setattr__(self, "sigma", as_scale(self.sigma, self.horizon))
         if not callable(self.drift_function):
-            raise InvalidInputError(f"drift_function must be a function (t, x) -> drift, got {self.drift_function!r}.")
+            raise InvalidInputError(
+                f"drift_function must be a function (t, x) -> drift, got {shown(self.drift_function)}."
+            )
         wanted, found = self.dimension, self._diffusion.probe.dim
         if wanted is not None and (wanted < 1 or found not in (None, wanted)):
             raise InvalidInputError(

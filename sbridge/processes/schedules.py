@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.storage.registry import register
 
 
@@ -113,4 +113,4 @@ class CosineSchedule(Schedule):
 def check_positive(value: float, name: str) -> None:
     """Raises InvalidInputError unless ``value`` is a positive, finite number."""
     if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise InvalidInputError(f"{name} must be a positive number, got {value!r}.")
+        raise InvalidInputError(f"{name} must be a positive number, got {shown(value)}.")

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Time, Transition, check_horizon
 from sbridge.processes.coefficients import (
@@ -53,7 +53,9 @@ class VariancePreserving(LinearProcess):
         object.__setattr__(self, "stationary_std", as_invertible(self.stationary_std, "stationary_std"))
         object.__setattr__(self, "mean", as_vector(self.mean, "mean"))
         if not isinstance(self.schedule, Schedule):
-            raise InvalidInputError(f"schedule must be a Schedule such as LinearSchedule(), got {self.schedule!r}.")
+            raise InvalidInputError(
+                f"schedule must be a Schedule such as LinearSchedule(), got {shown(self.schedule)}."
+            )
         common_dim(stationary_std=self._std, mean=self._mean)
 
     @cached_property
@@ -119,8 +121,8 @@ class VarianceExploding(LinearProcess):
         common_dim(sigma_min=self._low, sigma_max=self._high)
         if not bool((self._growth > 0).all()):
             raise InvalidInputError(
-                f"sigma_min must be below sigma_max, got {self.sigma_min!r} and {self.sigma_max!r}; for constant noise "
-                "use BrownianMotion(sigma)."
+                f"sigma_min must be below sigma_max, got {shown(self.sigma_min)} and {shown(self.sigma_max)}; for "
+                "constant noise use BrownianMotion(sigma)."
             )
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sbridge.errors import FileFormatError, NonFiniteError
+from sbridge.errors import FileFormatError, NonFiniteError, shown
 from sbridge.storage import files
 from sbridge.training import Info, State, StateDict
 
@@ -74,7 +74,7 @@ class Checkpoint:
         written = known.get("format") if isinstance(known, dict) else None
         if written != CHECKPOINT_FORMAT and str(written).startswith(_ANY_FORMAT):
             raise FileFormatError(
-                f"{path} was written by another version of this package (format {written!r}, this one reads "
+                f"{path} was written by another version of this package (format {shown(written)}, this one reads "
                 f"{CHECKPOINT_FORMAT!r}): resume the run with that version, or {advice}."
             )
         if written != CHECKPOINT_FORMAT:

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from sbridge.display import time_text, value_and_error
-from sbridge.errors import FileFormatError
+from sbridge.errors import FileFormatError, shown
 from sbridge.evaluation import Certificate, Report
 from sbridge.evaluation.report import cells, meanings, quantity_text
 from sbridge.runs.report import FORMAT, leg_folder, opening
@@ -76,7 +76,7 @@ def report_page(document: Json, figures: Sequence[Path]) -> str:
         body += [*_legend(document, reasons), *_figures(figures, document), *_made(document)]
         title = "Schrödinger bridge: " + " → ".join(escape(str(item["name"])) for item in document["inputs"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"the report is damaged: {error!r}.") from error
+        raise FileFormatError(f"the report is damaged: {shown(error)}.") from error
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     lines = ["<!DOCTYPE html>", f'<html lang="en"><head>{head}<style>{_STYLE}</style></head>', "<body>"]
     return "\n".join([*lines, f"<h1>{title}</h1>", *body, "</body></html>", ""])

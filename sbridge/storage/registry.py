@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 import torch
 from torch import Tensor, nn
 
-from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, unknown_name
+from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, shown, unknown_name
 
 Json = Any
 _CLASSES: dict[str, type] = {}
@@ -53,7 +53,7 @@ def register(cls: _T) -> _T:
     name, plain = cls.__name__, dataclasses.is_dataclass(cls)
     known = _CLASSES.get(name)
     if known is not None and known.__module__ != cls.__module__:
-        raise InvalidInputError(f"A class named {name!r} is registered already; rename yours.")
+        raise InvalidInputError(f"A class named {shown(name)} is registered already; rename yours.")
     if not (plain or issubclass(cls, nn.Module) or issubclass(cls, enum.Enum)):
         raise InvalidInputError(f"{name} must be a dataclass, an nn.Module or an Enum to be registered.")
     _CLASSES[name] = cls
@@ -83,7 +83,7 @@ def check_kinds(options: object) -> None:
             elif get_origin(kind) is tuple and isinstance(value, (list, int)):
                 remedy = ": a tuple is needed, (1, 2) or (1,)"
             raise InvalidInputError(
-                f"{type(options).__name__}: {item.name} must be of kind {told}, got {value!r}{remedy}."
+                f"{type(options).__name__}: {item.name} must be of kind {told}, got {shown(value)}{remedy}."
             )
 
 
@@ -158,11 +158,13 @@ def _decode(tree: Json, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     if "tensor" in tree:
         name = tree["tensor"]
         if not isinstance(name, str) or name not in tensors:
-            raise FileFormatError(f"tensor {name!r} is named but missing: the file is truncated or mixed up.")
+            raise FileFormatError(f"tensor {shown(name)} is named but missing: the file is truncated or mixed up.")
         return tensors[name]
     if "number" in tree:
         if tree["number"] not in ("inf", "-inf", "nan"):
-            raise FileFormatError(f"{tree['number']!r} is not a number that JSON has no word for: inf, -inf or nan.")
+            raise FileFormatError(
+                f"{shown(tree['number'])} is not a number that JSON has no word for: inf, -inf or nan."
+            )
         return float(tree["number"])
     if "mapping" in tree:
         if not isinstance(tree["mapping"], dict):
@@ -223,14 +225,16 @@ def _decode_object(tree: dict[str, Json], tensors: dict[str, Tensor]) -> Any:  #
     if "member" in tree:
         members, member = getattr(cls, "__members__", {}), tree["member"]
         if not isinstance(member, str) or member not in members:
-            raise FileFormatError(f"{tree['class']} has no member {member!r}.")
+            raise FileFormatError(f"{tree['class']} has no member {shown(member)}.")
         return members[member]
     if not isinstance(tree.get("fields"), dict):
         raise FileFormatError(f"an object of class {tree['class']} has no fields in the file.")
     fields = {key: _decode(item, tensors) for key, item in tree["fields"].items()}
     prefix = tree.get("state")
     if prefix is not None and not (isinstance(prefix, str) and issubclass(cls, nn.Module)):
-        raise FileFormatError(f"{tree['class']} is not a network, or the name of its weights is not text: {prefix!r}.")
+        raise FileFormatError(
+            f"{tree['class']} is not a network, or the name of its weights is not text: {shown(prefix)}."
+        )
     try:
         # Layers draw initial weights from the global state, which is put back as it was.
         with torch.random.fork_rng(devices=[], enabled=prefix is not None):

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.laws.arrays import check_rows
 from sbridge.storage.registry import register
 
@@ -111,7 +111,7 @@ class Cloud:
         v = torch.as_tensor(variance, dtype=torch.float64, device=x.device)
         if v.shape not in ((), x.shape[:1]) or not bool((v > 0).all()):
             raise InvalidInputError(
-                f"variance must be positive, a number or one per row of x ({len(x)}), got {variance!r}."
+                f"variance must be positive, a number or one per row of x ({len(x)}), got {shown(variance)}."
             )
         return v
 

@@ -1,20 +1,45 @@
-"""The public names of the package root and their modules, read from ``__init__.pyi``: the one list of them."""
+"""The public names of packages and their modules, read from ``__init__.pyi``: the one list of them."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
-def _listed() -> dict[str, str]:
+def _listed(beside: str) -> dict[str, str]:
     """Public name -> the module that it is imported from, or whose submodule it is."""
-    tree = ast.parse(Path(__file__).with_name("__init__.pyi").read_text(encoding="utf-8"))
+    tree = ast.parse(Path(beside).with_name("__init__.pyi").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 
-HOMES = _listed()
+HOMES = _listed(__file__)
+"""Of the package root."""
+
+
+def lazy(package: str) -> tuple[list[str], Callable[[str], object], Callable[[], list[str]]]:
+    """Makes ``__all__``, ``__getattr__`` and ``__dir__`` of a package whose public names load on first use.
+
+    No submodule may have one of these names: its import would put it in the place of the name.
+
+    Args:
+        package: its ``__name__``; its ``__init__.pyi`` lists the names.
+    """
+    module = sys.modules[package]
+    homes = _listed(str(module.__file__))
+
+    def load(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(homes[name]), name)
+        setattr(module, name, value)
+        return value
+
+    return sorted(homes), load, lambda: sorted({*vars(module), *homes})
 
 
 def spelled(package: str, *, without: str, suffix: str) -> dict[str, str]:

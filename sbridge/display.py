@@ -6,8 +6,6 @@ import dataclasses
 import enum
 import math
 
-from torch import Tensor, nn
-
 _ITEMS, _TEXT, _DEPTH = 6, 100, 3
 _MOST_DECIMALS = 6
 _LARGEST = 1e7
@@ -29,6 +27,8 @@ def _fields(thing: object, depth: int) -> list[str]:
 
 
 def _described(value: object, depth: int) -> str:
+    from torch import Tensor, nn  # here, since reports format numbers without torch
+
     if isinstance(value, Tensor):
         where = "" if value.device.type == "cpu" else f" on {value.device}"
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}{where}"

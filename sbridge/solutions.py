@@ -21,8 +21,9 @@ from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem, ControlProblem
 from sbridge.processes.base import Process
 from sbridge.random import Seed
-from sbridge.storage import files
-from sbridge.storage.registry import NOT_MADE, Json, decode, encode, register, registered
+from sbridge.storage import documents, files
+from sbridge.storage.documents import Json
+from sbridge.storage.registry import NOT_MADE, decode, encode, register, registered
 
 FORMAT = "sbridge.bridge/2"
 CONTROL_FORMAT = "sbridge.control/2"
@@ -316,14 +317,14 @@ def _bridge_in_folder(folder: Path) -> Path:
 def _write(path: str | Path, document: dict[str, Json], tensors: dict[str, Tensor]) -> None:
     stem = _stem(path)
     sha256 = files.write_tensors(stem.with_name(stem.name + ".safetensors"), tensors)
-    text = json.dumps(files.sealed({**document, "tensors": sha256}), indent=1, ensure_ascii=False)
-    files.write_text(stem.with_name(stem.name + ".json"), text + "\n")
+    text = json.dumps(documents.sealed({**document, "tensors": sha256}), indent=1, ensure_ascii=False)
+    documents.write_text(stem.with_name(stem.name + ".json"), text + "\n")
 
 
 def _read(path: str | Path, form: str, key: str) -> tuple[dict[str, Json], dict[str, Tensor]]:
     stem = _stem(path)
     json_file, tensor_file = (stem.with_name(stem.name + ending) for ending in _ENDINGS)
-    document = files.read_json(json_file)
+    document = documents.read_json(json_file)
     old = _WITHOUT_CHECKSUMS[form]
     if not isinstance(document, dict) or document.get("format") not in (form, old) or key not in document:
         kind = "bridge" if form == FORMAT else "control"
@@ -336,5 +337,5 @@ def _read(path: str | Path, form: str, key: str) -> tuple[dict[str, Json], dict[
             stacklevel=3,
         )
         return document, files.read_tensors(tensor_file)
-    files.check_seal(document, json_file)
+    documents.check_seal(document, json_file)
     return document, files.read_tensors(tensor_file, document["tensors"])

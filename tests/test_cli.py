@@ -818,6 +818,11 @@ def test_what_a_sample_does_not_import(finished, here):
     assert imported == "['torch']"
 
 
+def test_a_report_needs_no_torch(finished, here):
+    imported, _ = modules_after("report", str(finished / "run"), "--out", "page.html", code=0)
+    assert imported == "[]"
+
+
 class TestSpeech:
     FIT = ("fit", "a.npy", "b.npy", "--solver", "gaussian", "--no-figures", "--out")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sbridge.errors import FileFormatError
-from sbridge.storage import files
+from sbridge.storage import documents, files
 
 TENSORS = {
     "b": torch.arange(6, dtype=torch.float64).reshape(2, 3),
@@ -23,8 +23,8 @@ def names(folder):
 
 
 def test_round_trips(tmp_path):
-    files.write_text(tmp_path / "deep" / "er" / "a.json", json.dumps({"σ": [1, 2.5, None]}))
-    assert files.read_json(tmp_path / "deep" / "er" / "a.json") == {"σ": [1, 2.5, None]}
+    documents.write_text(tmp_path / "deep" / "er" / "a.json", json.dumps({"σ": [1, 2.5, None]}))
+    assert documents.read_json(tmp_path / "deep" / "er" / "a.json") == {"σ": [1, 2.5, None]}
     files.write_tensors(tmp_path / "a.safetensors", TENSORS)
     found = files.read_tensors(tmp_path / "a.safetensors")
     assert found.keys() == TENSORS.keys()
@@ -50,21 +50,21 @@ def test_the_order_of_a_dict_does_not_show_in_the_file(tmp_path):
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failing):
     path = tmp_path / "a.txt"
-    files.write_text(path, "old")
+    documents.write_text(path, "old")
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, failing, full)
     with pytest.raises(OSError, match="No space left"):
-        files.write_text(path, "new")
+        documents.write_text(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
 
 def test_a_file_is_replaced_in_one_move(tmp_path, monkeypatch):
     path, seen = tmp_path / "a.txt", []
-    files.write_text(path, "old")
+    documents.write_text(path, "old")
     move = os.replace
 
     def watched(temporary, target):
@@ -73,24 +73,24 @@ def test_a_file_is_replaced_in_one_move(tmp_path, monkeypatch):
         move(temporary, target)
 
     monkeypatch.setattr(os, "replace", watched)
-    files.write_text(path, "new")
+    documents.write_text(path, "new")
     assert seen == [("old", "new", tmp_path)]
     assert path.read_text() == "new"
 
 
 def test_a_file_may_be_read_by_whoever_may_read_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
-    files.write_text(tmp_path / "ours", "x")
+    documents.write_text(tmp_path / "ours", "x")
     assert oct((tmp_path / "ours").stat().st_mode) == oct((tmp_path / "plain").stat().st_mode)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
-    for read in (files.read_json, files.read_tensors):
+    for read in (documents.read_json, files.read_tensors):
         with pytest.raises(FileFormatError, match="does not exist"):
             read(tmp_path / "missing")
     files.write_tensors(tmp_path / "t", TENSORS)
-    files.write_text(tmp_path / "j", json.dumps({"a": [1, 2, 3]}))
-    for read, name, kind in ((files.read_json, "j", "JSON"), (files.read_tensors, "t", "safetensors")):
+    documents.write_text(tmp_path / "j", json.dumps({"a": [1, 2, 3]}))
+    for read, name, kind in ((documents.read_json, "j", "JSON"), (files.read_tensors, "t", "safetensors")):
         whole = (tmp_path / name).read_bytes()
         for size in (0, 1, len(whole) // 2, len(whole) - 1):
             (tmp_path / name).write_bytes(whole[:size])
@@ -98,4 +98,4 @@ def test_what_cannot_be_read_is_refused(tmp_path):
                 read(tmp_path / name)
     (tmp_path / "j").write_bytes(b"\xff\xfe{}")
     with pytest.raises(FileFormatError, match="not readable JSON"):
-        files.read_json(tmp_path / "j")
+        documents.read_json(tmp_path / "j")

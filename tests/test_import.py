@@ -1,12 +1,15 @@
 """The package root: quick to import, every public name where it says, the same names for type checkers."""
 
+import importlib
 import operator
+import pkgutil
 import re
 import shutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import grimp
 import numpy as np
@@ -42,6 +45,26 @@ def test_a_basic_name_needs_no_engine(name):
 def test_public_name_resolves(name):
     assert name in dir(sbridge)
     assert getattr(sbridge, name) is not None
+
+
+@pytest.mark.parametrize("package", ["evaluation", "runs"])
+def test_the_names_of_a_lazy_package_resolve(package):
+    """Each to what its module defines: a submodule of the same name would take its place once imported."""
+    module = importlib.import_module(f"sbridge.{package}")
+    for submodule in pkgutil.iter_modules(module.__path__):
+        importlib.import_module(f"sbridge.{package}.{submodule.name}")
+        assert submodule.name not in module.__all__
+    for name in module.__all__:
+        assert name in dir(module)
+        assert not isinstance(getattr(module, name), ModuleType)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_a_lazy_package_loads_what_is_asked_for():
+    loaded = modules_after("from sbridge.evaluation import Report")
+    assert "sbridge.evaluation.report" in loaded
+    assert loaded.isdisjoint({"torch", "sbridge.evaluation.scores"})
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -14,9 +14,10 @@ from sbridge.errors import FileFormatError
 from sbridge.evaluation import Certificate
 from sbridge.fitting import fit
 from sbridge.runs.page import report_page
-from sbridge.runs.report import LegReport, RunReport, opening
+from sbridge.runs.report import LegReport, RunReport
+from sbridge.runs.summary import opening
 from sbridge.solvers import GaussianBridge
-from sbridge.storage import files
+from sbridge.storage import documents
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63f8ffff3f0300080002fe"
@@ -58,7 +59,7 @@ def document():
 def test_a_page_stands_alone_and_says_everything(document, tmp_path):
     paths = [tmp_path / "figures" / "drift.png", tmp_path / "figures" / "0-1" / "mine.png"]
     for path in paths:
-        files.write_bytes(path, PIXEL)
+        documents.write_bytes(path, PIXEL)
     page = report_page(document, paths)
     seen = Seen(page)
     assert seen.open == []
@@ -95,9 +96,12 @@ def test_the_certificate_is_told_or_why_there_is_none(document):
         "schema": "sbridge.certificate/1",
         "report": evaluation | {"columns": columns},
     }
+    with pytest.raises(FileFormatError, match="the certificate has no verdict"):
+        report_page(told, [])
+    verdict = Certificate.from_json(told["legs"][0]["certificate"]).verdict
+    told["legs"][0]["certificate"]["verdict"] = {"word": verdict.word, "reason": verdict.reason}
     page = report_page(told, [])
     assert page.count("1.2 ± 0.4") + page.count("1.3 ± 0.4") >= 3
-    verdict = Certificate.from_json(told["legs"][0]["certificate"]).verdict
     assert escape(str(verdict)) in page
     told["legs"][0]["certificate"] = {"reason": "too < few"}
     assert "No certificate: too &lt; few" in report_page(told, [])

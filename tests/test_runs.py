@@ -22,7 +22,7 @@ from sbridge.runs import RUN_FORMAT, Checkpoint, History, RunFolder, Stopped, di
 from sbridge.runs.checkpoints import HISTORY_ROWS, StopRequest
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.sinkhorn import SinkhornBridge
-from sbridge.storage import claims, files
+from sbridge.storage import claims, documents, files
 from sbridge.storage.claims import check_vacant
 from sbridge.time import TimeGrid
 from sbridge.training import Optimisation, State
@@ -269,7 +269,7 @@ class TestCheckpoint:
             Checkpoint.read(tmp_path / "c", "run")
 
     def test_that_of_another_version_is_told_apart_from_damage(self, tmp_path):
-        text = json.dumps(files.sealed({"format": "sbridge.checkpoint/2"})).encode()
+        text = json.dumps(documents.sealed({"format": "sbridge.checkpoint/2"})).encode()
         document = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         files.write_tensors(tmp_path / "c", {"document": document})
         with pytest.raises(
@@ -324,7 +324,7 @@ class TestHistory:
         folder.write_histories(histories)
         assert folder.histories() == histories
         assert json.loads(folder.history_file.read_text())["legs"] == histories
-        files.write_text(folder.history_file, "{}")
+        documents.write_text(folder.history_file, "{}")
         with pytest.raises(FileFormatError, match="is not a history"):
             folder.histories()
 
@@ -334,7 +334,7 @@ class TestFolder:
         new_folder(tmp_path / "run")
         with pytest.raises(InvalidInputError, match=r"holds an unfinished run\. .*--resume"):
             check_vacant(tmp_path / "run")
-        files.write_text(tmp_path / "run" / "report.json", "{}")
+        documents.write_text(tmp_path / "run" / "report.json", "{}")
         with pytest.raises(
             InvalidInputError, match=r"holds another run\. Choose another --out, or delete the folder first\.$"
         ):
@@ -365,7 +365,7 @@ class TestFolder:
             with RunFolder.claimed(tmp_path / name) as folder:
                 folder.create(CONFIG)
                 if name == "old":
-                    files.write_text(folder.path / "bridge.json", "{}")
+                    documents.write_text(folder.path / "bridge.json", "{}")
                 folder.discard()
         assert [path.name for path in tmp_path.iterdir()] == ["old"]
         assert len(list((tmp_path / "old").iterdir())) == 2
@@ -401,7 +401,7 @@ class TestFolder:
             RunFolder(tmp_path / "no").config()
         with pytest.raises(FileFormatError, match=r"has no config\.json"):
             RunFolder(tmp_path).course()
-        files.write_text(tmp_path / "config.json", '{"format": "other"}')
+        documents.write_text(tmp_path / "config.json", '{"format": "other"}')
         with pytest.raises(FileFormatError, match=f"expected format '{RUN_FORMAT}'"):
             RunFolder(tmp_path).config()
         with pytest.raises(FileFormatError, match=r"no finished model.*--resume"):
@@ -419,13 +419,13 @@ class TestFolder:
     def test_a_config_that_was_changed_is_refused(self, tmp_path):
         folder = new_folder(tmp_path / "run")
         text = folder.config_file.read_text()
-        files.write_text(folder.config_file, text.replace("1.0", "2.0"))
+        documents.write_text(folder.config_file, text.replace("1.0", "2.0"))
         with pytest.raises(FileFormatError, match="was changed after it was saved"):
             folder.config()
         old = text.replace("sbridge.run/2", "sbridge.run/1")
         for times in ("null", "[]", "[0]", "[1, 0]", '["0", 1]', "7"):
             document = json.loads(old) | {"times": json.loads(times)}
-            files.write_text(folder.config_file, json.dumps(document))
+            documents.write_text(folder.config_file, json.dumps(document))
             with pytest.raises(FileFormatError), pytest.warns(UnverifiedFileWarning):
                 folder.course()
 
@@ -547,7 +547,7 @@ class TestClaims:
             (folder.figures / ".history.png.1-2.part").touch()
             (folder.figures / "history.png").touch()
             (folder.path / "link").symlink_to(tmp_path / "elsewhere")
-            files.write_text(folder.checkpoint_file, "")
+            documents.write_text(folder.checkpoint_file, "")
             folder.tidy()
         assert names_in(folder.path) == ["config.json", "figures", "link"]
         assert names_in(folder.figures) == ["history.png"]

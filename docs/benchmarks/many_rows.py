@@ -25,7 +25,7 @@ from sbridge.processes import BrownianMotion
 from sbridge.solvers.base import Solver
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.mixture import MixtureBridge
-from sbridge.storage.registry import Json
+from sbridge.storage.documents import Json
 
 SOLVERS: dict[str, Solver] = {
     "mixture": MixtureBridge(components=(5,), rounds=1, iterations=10),

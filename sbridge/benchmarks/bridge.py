@@ -43,7 +43,7 @@ from sbridge.solvers.ipf import IPF
 from sbridge.solvers.matched import MatchedBridge
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge
-from sbridge.storage.registry import Json
+from sbridge.storage.documents import Json
 
 SOLVERS: dict[str, tuple[Solver, Solver]] = {
     "mixture": (MixtureBridge(), MixtureBridge(components=(1, 5), rounds=1)),

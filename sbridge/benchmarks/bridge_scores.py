@@ -15,7 +15,7 @@ from sbridge.evaluation.baselines import Map
 from sbridge.laws import Samples
 from sbridge.measures import Estimate, PathMeasure, path_kl
 from sbridge.random import derive, generator
-from sbridge.storage.registry import Json
+from sbridge.storage.documents import Json
 
 _STARTS = 10_000
 

@@ -28,7 +28,8 @@ from sbridge.benchmarks.densities import Target
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.output import say
 from sbridge.errors import InvalidInputError, NotConvergedError, check_known
-from sbridge.evaluation import control_error, log_normaliser, objective_and_value
+from sbridge.evaluation.control import control_error, objective_and_value
+from sbridge.evaluation.normaliser import log_normaliser
 from sbridge.fitting import solve
 from sbridge.laws import Gaussian, Point
 from sbridge.measures import Estimate, PathMeasure

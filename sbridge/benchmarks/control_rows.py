@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sbridge.measures import Estimate
-from sbridge.storage.registry import Json
+from sbridge.storage.documents import Json
 
 
 @dataclass(frozen=True)

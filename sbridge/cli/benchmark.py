@@ -11,8 +11,8 @@ from sbridge.benchmarks import bridge, control
 from sbridge.cli.benchmark_commands import Benchmark, BridgeTable, ControlTable
 from sbridge.cli.console import Console
 from sbridge.errors import FileFormatError, InvalidInputError
-from sbridge.storage import files
-from sbridge.storage.registry import Json
+from sbridge.storage import documents
+from sbridge.storage.documents import Json
 
 Line = tuple[str, Json | None]
 """A line of output, and its JSON row if it has one."""
@@ -39,7 +39,7 @@ def run_benchmark(command: Benchmark, console: Console) -> int:
             found.append(document)
             if target is not None:
                 rest = [row for row in kept if row not in found]
-                files.write_text(target, _text(asked, [*found, *rest]) + "\n")
+                documents.write_text(target, _text(asked, [*found, *rest]) + "\n")
         if table.json == "-":
             console.remark(text)
         else:
@@ -60,7 +60,7 @@ def _earlier(target: Path | None, command: ControlTable | BridgeTable) -> list[J
         raise InvalidInputError("--resume continues a file: name it with --json FILE.")
     if not target.exists():
         return []
-    document = files.read_json(target)
+    document = documents.read_json(target)
     rows = document.get("rows") if isinstance(document, dict) else None
     if not isinstance(rows, list) or any(own not in row for row in rows):
         raise FileFormatError(f"{target} holds no rows of sbridge benchmark {name}.")

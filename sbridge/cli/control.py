@@ -10,14 +10,14 @@ from typing import Any
 from sbridge.cli.commands import Control
 from sbridge.cli.console import Console, Progress
 from sbridge.errors import InvalidInputError
-from sbridge.evaluation import evaluate_control
+from sbridge.evaluation.control import evaluate_control
 from sbridge.fitting import solve
 from sbridge.problems import ControlProblem
 from sbridge.runs.folder import dumps
 from sbridge.solvers import AdjointMatching, ControlSolver, LogVariance
-from sbridge.storage import files
+from sbridge.storage import documents
 from sbridge.storage.claims import check_vacant, claimed
-from sbridge.storage.registry import Json
+from sbridge.storage.documents import Json
 from sbridge.training import Info, State
 
 
@@ -57,9 +57,9 @@ def _solve(command: Control, console: Console, out: Path | None = None) -> None:
     if out is None:
         return
     solution.save(out / "control")
-    files.write_text(out / "problem.py", command.file.read_text(encoding="utf-8"))
-    files.write_text(out / "report.json", dumps(_document(report)))
-    files.write_text(out / "history.json", dumps(history))
+    documents.write_text(out / "problem.py", command.file.read_text(encoding="utf-8"))
+    documents.write_text(out / "report.json", dumps(_document(report)))
+    documents.write_text(out / "history.json", dumps(history))
     console.tell(f"Written: {out}. Load it with sbridge.load_control({str(out / 'control')!r}, problem).")
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from sbridge.cli.commands import Plot
 from sbridge.cli.console import Console
 from sbridge.errors import FileFormatError
-from sbridge.evaluation import Certificate
+from sbridge.evaluation.certificate import Certificate
 from sbridge.fitting.courses import Course
 from sbridge.plotting import Clock, course_figures, save_certificate, standard_figures
 from sbridge.random import derive, generator
-from sbridge.runs import RunFolder
-from sbridge.runs.report import leg_folder
-from sbridge.storage import files
+from sbridge.runs.folder import RunFolder
+from sbridge.runs.summary import leg_folder
+from sbridge.storage import documents
 from sbridge.training import Info
 
 
@@ -81,7 +81,7 @@ def _certificates(folder: RunFolder) -> list[Certificate | None]:
     """Returns the certificates in the report of the run; none for an unfinished run."""
     if not folder.finished:
         return []
-    document = files.read_json(folder.report_file)
+    document = documents.read_json(folder.report_file)
     if not isinstance(document, dict) or not isinstance(document.get("legs"), list):
         raise FileFormatError(f"{folder.report_file} is not the report of a run.")
     found = [leg.get("certificate") if isinstance(leg, dict) else None for leg in document["legs"]]

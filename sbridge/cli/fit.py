@@ -18,15 +18,19 @@ from sbridge.cli.options import Automatic, Brownian
 from sbridge.cli.plan import Plan, make_diffusion_plan, make_plan
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.evaluation import certificate_or_reason, evaluate, watched
+from sbridge.evaluation.certificate import certificate_or_reason
+from sbridge.evaluation.progress import watched
+from sbridge.evaluation.scores import evaluate
 from sbridge.fitting.courses import Course
 from sbridge.random import derive
-from sbridge.runs import ClaimedFolder, RunFolder, Stopped, train
+from sbridge.runs.checkpoints import Stopped
+from sbridge.runs.fitting import train
+from sbridge.runs.folder import ClaimedFolder, RunFolder
 from sbridge.runs.report import LegReport, RunReport, describe
 from sbridge.solvers.base import Solver
-from sbridge.storage import files
+from sbridge.storage import documents
 from sbridge.storage.claims import check_vacant
-from sbridge.storage.registry import Json
+from sbridge.storage.documents import Json
 from sbridge.training import Callback
 
 _FIGURE_ROWS = 2000
@@ -122,9 +126,9 @@ def _complete(command: Training, plan: Plan, folder: ClaimedFolder, console: Con
             seed = derive(command.seed, "figures")
             draw(course, ends, histories, folder.figures, seed=seed, certificates=certificates)
     report = RunReport(folder.config(), plan.notes, legs, clock.seconds, peak_memory())
-    files.write_text(folder.path / "report.txt", report.text())
+    documents.write_text(folder.path / "report.txt", report.text())
     folder.tidy()
-    files.write_text(folder.report_file, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
+    documents.write_text(folder.report_file, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
     console.say(report.text(choices=False))  # they were told before the fit
     console.say(f"Run folder: {folder.path}")
 

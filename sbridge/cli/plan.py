@@ -23,8 +23,10 @@ from sbridge.laws import Density, Samples
 from sbridge.laws.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
 from sbridge.processes import Process
 from sbridge.random import derive, generator
-from sbridge.runs import RUN_FORMAT, RunFolder
-from sbridge.storage.registry import Json, encode
+from sbridge.runs.files import RUN_FORMAT
+from sbridge.runs.folder import RunFolder
+from sbridge.storage.documents import Json
+from sbridge.storage.registry import encode
 from sbridge.time import snapped
 
 _SCALINGS: dict[str, ScalingRecipe | None] = {

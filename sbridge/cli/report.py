@@ -8,26 +8,26 @@ from pathlib import Path
 from sbridge.cli.commands import Report
 from sbridge.cli.console import Console
 from sbridge.errors import FileFormatError, listed, shown
-from sbridge.runs import RunFolder
+from sbridge.runs.files import RunFiles
 from sbridge.runs.page import FIGURES, report_page
-from sbridge.storage import files
+from sbridge.storage import documents
 
 
 def run_report(command: Report, console: Console) -> int:
     """Writes the page from the files in the folder; computes nothing again."""
-    folder = RunFolder(command.folder)
+    folder = RunFiles(command.folder)
     out = command.out or folder.path / "report.html"
     folder.config()
     if not folder.finished:
         raise FileFormatError(f"{folder.path} has no finished run; repeat its command with --resume.")
-    document = files.read_json(folder.report_file)
+    document = documents.read_json(folder.report_file)
     try:
         page = report_page(document, _own(folder, _figures(folder.figures), console))
     except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:
         raise FileFormatError(
             f"{folder.report_file} is not a report of this version ({shown(error)}); repeat the fit to write it again."
         ) from error
-    files.write_text(out, page)
+    documents.write_text(out, page)
     console.say(str(out))
     return 0
 
@@ -44,7 +44,7 @@ def _figures(folder: Path) -> list[Path]:
     return sorted(folder.glob("**/*.png"), key=place)
 
 
-def _own(folder: RunFolder, figures: Sequence[Path], console: Console) -> list[Path]:
+def _own(folder: RunFiles, figures: Sequence[Path], console: Console) -> list[Path]:
     """Returns the figures that are files of the run folder: a link could put any other file into the page."""
     home = folder.path.resolve() / folder.figures.name
     foreign = [path for path in figures if not path.resolve().is_relative_to(home)]

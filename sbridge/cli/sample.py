@@ -19,7 +19,7 @@ from sbridge.diffusion import generate, is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.fitting.courses import Course
 from sbridge.random import derive, generator
-from sbridge.runs import RunFolder
+from sbridge.runs.folder import RunFolder
 from sbridge.time import snapped
 
 

@@ -13,23 +13,17 @@ from sbridge.cli.plan import check_columns, dtype_of, read_options, time_given
 from sbridge.data.tables import Table, read_inputs
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
-from sbridge.evaluation import (
-    Certificate,
-    EvaluationBudget,
-    Report,
-    certificate_json,
-    certificate_or_reason,
-    certificate_text,
-    evaluate,
-    score_at,
-    watched,
-)
+from sbridge.evaluation.certificate import Certificate, certificate_json, certificate_or_reason, certificate_text
+from sbridge.evaluation.progress import watched
+from sbridge.evaluation.report import Report
+from sbridge.evaluation.scorer import EvaluationBudget
+from sbridge.evaluation.scores import evaluate, score_at
 from sbridge.fitting.courses import Course
 from sbridge.metrics import STANDARD_METRICS, HalfEnergyDistance
 from sbridge.plotting import save_certificate
 from sbridge.random import derive
-from sbridge.runs import RunFolder
-from sbridge.storage import files
+from sbridge.runs.folder import RunFolder
+from sbridge.storage import documents
 from sbridge.time import snapped
 
 
@@ -50,7 +44,7 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
         report, certificate = _score(course, source, target, (start, stop), command)
     if command.out is not None:
         document = {**report.to_json(), "certificate": certificate_json(certificate)}
-        files.write_text(command.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        documents.write_text(command.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     if command.figure is not None and not isinstance(certificate, str):
         save_certificate(certificate, command.figure)
     console.say(

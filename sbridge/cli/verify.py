@@ -23,9 +23,9 @@ from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.laws.scaling import AffineScaling
 from sbridge.processes import LinearProcess, Process
 from sbridge.random import derive, generator
-from sbridge.runs import RunFolder
+from sbridge.runs.folder import RunFolder
 from sbridge.solutions import Bridge
-from sbridge.storage import files
+from sbridge.storage import documents
 
 FAILED = 1
 _STANDARD = {"ornstein-uhlenbeck": "OU", "variance-preserving": "VP", "variance-exploding": "VE"}
@@ -51,7 +51,7 @@ def run_verify(command: Verify[Any], console: Console) -> int:
     else:
         console.say(result.text())
         if command.json is not None:
-            files.write_text(Path(command.json), text + "\n")
+            documents.write_text(Path(command.json), text + "\n")
     return FAILED if result.failed else 0
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 import numpy as np
 
 from sbridge.errors import FileFormatError, InvalidInputError
-from sbridge.storage import files
+from sbridge.storage import documents
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ def writer_for(path: Path, *, overwrite: bool) -> Opener:
 
     @contextmanager
     def opened(columns: Sequence[str]) -> Iterator[RowWriter]:
-        with files.replacing(path) as file:
+        with documents.replacing(path) as file:
             writer = kind(file, columns)
             yield writer
             writer.finish()

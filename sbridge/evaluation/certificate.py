@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sbridge.display import value_and_error
 from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnsupportedError, shown
-from sbridge.evaluation.evaluate import Rows, checked_rows, evaluate, parts_of, plug_in_directions
 from sbridge.evaluation.report import COPY, MODEL, PERFECT, Quantity, Report
 from sbridge.evaluation.rows import shuffled
 from sbridge.evaluation.scorer import EvaluationBudget
+from sbridge.evaluation.scores import Rows, checked_rows, evaluate, parts_of, plug_in_directions
+from sbridge.evaluation.verdict import SCHEMA, Verdict
 from sbridge.evaluation.wording import COST, GENERAL_NOTES
 from sbridge.exact import MixtureControl, MixturePotential
 from sbridge.fitting import solve
@@ -30,9 +31,8 @@ from sbridge.random import ROW_BLOCK, Seed, as_seed, derive
 from sbridge.solutions import Bridge
 from sbridge.solvers.gaussian import span_fewer
 from sbridge.solvers.mixture import MixtureBridge
-from sbridge.storage.registry import Json
+from sbridge.storage.documents import Json
 
-SCHEMA = "sbridge.certificate/1"
 _PROBE_ROWS, _LEAST_ROWS = 16, 64
 _BOUNDS = ("lower_bound", "energy", "gap")
 _BAND = 2.0  # standard errors
@@ -56,18 +56,6 @@ class EndError:
     floor: float
     excess_error: float
     unmoved: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A verdict (``pass``, ``fail`` or ``inconclusive``) with its reason."""
-
-    word: str
-    reason: str
-
-    def __str__(self) -> str:
-        """Returns the verdict and the reason."""
-        return f"{self.word.capitalize()}: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)

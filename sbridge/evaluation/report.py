@@ -10,7 +10,6 @@ from typing import Any
 
 from sbridge.display import decimals_of, value_and_error
 from sbridge.errors import FileFormatError, shown, unknown_name
-from sbridge.measures import Estimate
 
 SCHEMA = "sbridge.runs.report/1"
 MODEL = "bridge"
@@ -128,11 +127,11 @@ class Quantity:
     reason: str | None
 
     @classmethod
-    def of(cls, name: str, estimate: Estimate) -> Quantity:
+    def of(cls, name: str, value: float, standard_error: float, samples: int) -> Quantity:
         """Names an estimate; a non-finite one is omitted with that reason."""
-        if not (math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)):
-            return cls(name, None, None, estimate.samples, f"the estimate is {estimate.value}.")
-        return cls(name, estimate.value, estimate.standard_error, estimate.samples, None)
+        if not (math.isfinite(value) and math.isfinite(standard_error)):
+            return cls(name, None, None, samples, f"the estimate is {value}.")
+        return cls(name, value, standard_error, samples, None)
 
 
 @dataclass(frozen=True)

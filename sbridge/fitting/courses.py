@@ -24,7 +24,7 @@ from sbridge.processes import BrownianMotion, Process
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge, load_bridge, save_bridge
 from sbridge.solvers.base import Solver
-from sbridge.storage import files
+from sbridge.storage import documents
 from sbridge.time import snapped
 
 _FORMAT, _FILE = "sbridge course/1", "course.json"
@@ -76,8 +76,8 @@ class Course:
         folder = Path(folder)
         for leg, bridge in enumerate(self.bridges):
             save_bridge(bridge, folder / f"bridge-{leg + 1}")
-        files.write_text(
-            folder / _FILE, json.dumps(files.sealed({"format": _FORMAT, "times": list(self.times)})) + "\n"
+        documents.write_text(
+            folder / _FILE, json.dumps(documents.sealed({"format": _FORMAT, "times": list(self.times)})) + "\n"
         )
 
     @classmethod
@@ -88,11 +88,11 @@ class Course:
             FileFormatError: if a file is missing, damaged, or not of this format.
         """
         path = Path(folder) / _FILE
-        document = files.read_json(path)
+        document = documents.read_json(path)
         times = document.get("times") if isinstance(document, dict) and document.get("format") == _FORMAT else None
         if not isinstance(times, list) or len(times) < 2 or not all(isinstance(t, float) for t in times):
             raise FileFormatError(f"{path} is not that of a time course (expected format {_FORMAT!r}).")
-        files.check_seal(document, path)
+        documents.check_seal(document, path)
         return cls(tuple(times), tuple(load_bridge(path.with_name(f"bridge-{leg}")) for leg in range(1, len(times))))
 
     def _within(self, leg: int, rows: Tensor, start: float, stop: float, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ from enum import Enum
 
 from sbridge.errors import InvalidInputError, NonFiniteError, SbridgeError, check_known, shown
 from sbridge.identities.settings import Setting
-from sbridge.storage.registry import Json
+from sbridge.storage.documents import Json
 
 SIGMAS = 3.0
 """Number of standard errors, plus the allowance for time steps, within which an equality holds."""

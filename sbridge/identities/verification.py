@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sbridge.identities.base import SIGMAS, Check, Identity, Kind, confirmed, identities, planned
 from sbridge.identities.settings import Setting
-from sbridge.storage.registry import Json
+from sbridge.storage.documents import Json
 
 FORMAT = "sbridge.verification/1"
 _CHANCE = math.erfc(SIGMAS / math.sqrt(2.0))

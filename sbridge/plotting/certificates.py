@@ -7,7 +7,7 @@ import textwrap
 from matplotlib.axes import Axes
 
 from sbridge.display import value_and_error
-from sbridge.evaluation import Certificate
+from sbridge.evaluation.certificate import Certificate
 from sbridge.plotting.style import INK, SOURCE, axes, tidy
 
 _BAR = 2.0  # standard errors either side

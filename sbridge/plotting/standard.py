@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sbridge.diffusion import is_reverse_diffusion
-from sbridge.evaluation import Certificate
+from sbridge.evaluation.certificate import Certificate
 from sbridge.fitting.courses import Course
 from sbridge.laws import as_rows
 from sbridge.plotting.certificates import certificate
@@ -26,7 +26,7 @@ from sbridge.plotting.projection import Projection
 from sbridge.plotting.style import Clock, spaced
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
-from sbridge.storage import files
+from sbridge.storage import documents
 
 _DOTS_PER_INCH = 150
 _PATHS = 150
@@ -173,5 +173,5 @@ def _write(ax: Axes, path: Path) -> Path:
     png = io.BytesIO()
     # Without the metadata the file depends on what is drawn alone.
     figure.savefig(png, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", metadata={"Software": None})
-    files.write_bytes(path, png.getvalue())
+    documents.write_bytes(path, png.getvalue())
     return path

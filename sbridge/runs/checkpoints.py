@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import FileFormatError, NonFiniteError, shown
-from sbridge.storage import files
+from sbridge.storage import documents, files
 from sbridge.training import Info, State, StateDict
 
 _ANY_FORMAT = "sbridge.checkpoint/"
@@ -53,7 +53,7 @@ class Checkpoint:
             "threads": torch.get_num_threads(),
             "tensors": files.checksum_of_tensors(tensors),
         }
-        text = json.dumps(files.sealed(document)).encode()
+        text = json.dumps(documents.sealed(document)).encode()
         tensors[_DOCUMENT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         files.write_tensors(path, tensors)
 
@@ -79,7 +79,7 @@ class Checkpoint:
             )
         if written != CHECKPOINT_FORMAT:
             raise FileFormatError(f"{path} is not a checkpoint (expected format {CHECKPOINT_FORMAT!r}); {advice}.")
-        files.check_seal(known, path)
+        documents.check_seal(known, path)
         if known["tensors"] != files.checksum_of_tensors(tensors):
             raise FileFormatError(f"{path} is damaged: the SHA-256 of its numbers does not match; {advice}.")
         if known["run"] != run:

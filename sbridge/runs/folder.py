@@ -17,73 +17,28 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning
+from sbridge.errors import FileFormatError, InvalidInputError
 from sbridge.fitting.courses import Course
+from sbridge.runs.files import RunFiles
 from sbridge.solutions import load_bridge
-from sbridge.storage import files
-from sbridge.storage.claims import CONFIG, REPORT, check_run, check_vacant, claimed, remove_parts
-from sbridge.storage.registry import Json
+from sbridge.storage import documents
+from sbridge.storage.claims import check_vacant, claimed, remove_parts
+from sbridge.storage.documents import Json
 from sbridge.training import Info
 
-FORMAT = "sbridge.run/2"
-_WITHOUT_CHECKSUM = "sbridge.run/1"
 HISTORY_FORMAT = "sbridge.history/1"
 _FREE_TO_CHANGE = ("command", "name", "threads", "versions", "format", "checksum")
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """A run folder: names and contents of its files."""
-
-    path: Path
-
-    @property
-    def config_file(self) -> Path:
-        """The file of settings, digests of the inputs, and versions."""
-        return self.path / CONFIG
-
-    @property
-    def history_file(self) -> Path:
-        """The file of what the training steps reported."""
-        return self.path / "history.json"
-
-    @property
-    def report_file(self) -> Path:
-        """The file of the report; written last, so that it marks a finished run."""
-        return self.path / REPORT
-
-    @property
-    def checkpoint_file(self) -> Path:
-        """The file of the latest state of training."""
-        return self.path / "checkpoint.safetensors"
-
-    @property
-    def figures(self) -> Path:
-        """The folder of the figures."""
-        return self.path / "figures"
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run is complete."""
-        return self.report_file.exists()
-
-    def legs_done(self, legs: int) -> int:
-        """Returns the number of legs whose bridges are saved."""
-        stems = [self.bridge(leg, legs) for leg in range(legs)]
-        # The JSON file is written after the tensors and the history.
-        missing = [leg for leg, stem in enumerate(stems) if not stem.with_name(f"{stem.name}.json").exists()]
-        return missing[0] if missing else legs
-
-    def bridge(self, leg: int, legs: int) -> Path:
-        """Returns the path, without ending, of the bridge of leg number ``leg`` (from 0)."""
-        return self.path / ("bridge" if legs == 1 else f"bridge-{leg + 1}")
+class RunFolder(RunFiles):
+    """A run folder: its files and what they hold."""
 
     @classmethod
     @contextmanager
@@ -97,26 +52,9 @@ class RunFolder:
         with claimed(path):
             yield ClaimedFolder(path)
 
-    def config(self) -> Json:
-        """Reads ``config.json``; raises FileFormatError if this is not a run folder."""
-        check_run(self.path)
-        config = files.read_json(self.config_file)
-        if not isinstance(config, dict) or config.get("format") not in (FORMAT, _WITHOUT_CHECKSUM):
-            raise FileFormatError(f"{self.config_file} is not that of a run (expected format {FORMAT!r}).")
-        if config["format"] == FORMAT:
-            files.check_seal(config, self.config_file)
-        else:
-            warnings.warn(
-                f"{self.config_file} was written by an earlier version and has no checksum, so damage to it cannot be "
-                "detected.",
-                UnverifiedFileWarning,
-                stacklevel=2,
-            )
-        return config
-
     def checksum(self) -> str:
         """Returns the SHA-256 of settings and data: of ``config.json`` without what may differ when it is resumed."""
-        return files.checksum(_binding(self.config()))
+        return documents.checksum(_binding(self.config()))
 
     def course(self) -> Course:
         """Loads the fitted bridges on their time axis; raises FileFormatError if the run is not finished."""
@@ -128,7 +66,7 @@ class RunFolder:
 
     def histories(self) -> list[list[Info]]:
         """Reads, for each leg, what its steps reported."""
-        document = files.read_json(self.history_file)
+        document = documents.read_json(self.history_file)
         if not isinstance(document, dict) or document.get("format") != HISTORY_FORMAT:
             raise FileFormatError(f"{self.history_file} is not a history (expected format {HISTORY_FORMAT!r}).")
         legs = document.get("legs")
@@ -139,7 +77,7 @@ class RunFolder:
     def write_histories(self, histories: Sequence[Sequence[Info]]) -> None:
         """Writes ``history.json``."""
         legs = ",\n".join("  [" + ",\n   ".join(json.dumps(row) for row in rows) + "]" for rows in histories)
-        files.write_text(self.history_file, f'{{"format": "{HISTORY_FORMAT}", "legs": [\n{legs}\n]}}\n')
+        documents.write_text(self.history_file, f'{{"format": "{HISTORY_FORMAT}", "legs": [\n{legs}\n]}}\n')
 
 
 @dataclass(frozen=True)
@@ -155,7 +93,7 @@ class ClaimedFolder(RunFolder):
         """
         check_vacant(self.path)
         remove_parts(self.path)
-        files.write_text(self.config_file, dumps(files.sealed(config)))
+        documents.write_text(self.config_file, dumps(documents.sealed(config)))
 
     def reopen(self, config: Json) -> None:
         """Continues an unfinished run with the same settings and inputs.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from sbridge.display import time_text, value_and_error
 from sbridge.errors import FileFormatError, shown
-from sbridge.evaluation import Certificate, Report
-from sbridge.evaluation.report import cells, meanings, quantity_text
-from sbridge.runs.report import FORMAT, leg_folder, opening
-from sbridge.storage.registry import Json
+from sbridge.evaluation.report import Report, cells, meanings, quantity_text
+from sbridge.evaluation.verdict import Verdict
+from sbridge.runs.summary import FORMAT, leg_folder, opening
+from sbridge.storage.documents import Json
 
 FIGURES = {
     "trajectories": ("Trajectories", "Simulated paths from source samples, coloured by time."),
@@ -120,16 +120,15 @@ def _certificate(found: Mapping[str, Json] | None) -> list[str]:
     lines = ["<h3>How far from the best bridge</h3>"]
     if "reason" in found:
         return [*lines, f"<p>No certificate: {escape(found['reason'])}</p>"]
-    certificate = Certificate.from_json(found)
     rows = [
-        [words, value_and_error(estimate.value, estimate.standard_error)]
-        for words, estimate in (
-            ("lower bound on the least energy of any bridge", certificate.lower_bound),
-            ("energy of the forward process", certificate.energy),
-            ("suboptimality gap for its own end distribution", certificate.gap),
+        [words, value_and_error(found[name]["value"], found[name]["standard_error"])]
+        for words, name in (
+            ("lower bound on the least energy of any bridge", "lower_bound"),
+            ("energy of the forward process", "energy"),
+            ("suboptimality gap for its own end distribution", "gap"),
         )
     ]
-    verdict = f"<p>{escape(str(certificate.verdict))}</p>"
+    verdict = f"<p>{escape(str(Verdict.of_certificate(found)))}</p>"
     return [*lines, verdict, *_table(["certificate", "nats"], rows, "")]
 
 

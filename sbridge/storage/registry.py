@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, shown, unknown_name
+from sbridge.storage.documents import Json
 
-Json = Any
 _CLASSES: dict[str, type] = {}
 _HOMES = (
     "sbridge.solutions",
@@ -28,7 +28,8 @@ _HOMES = (
     "sbridge.exact",
     "sbridge.functionals",
     "sbridge.benchmarks.quadrature",
-    "sbridge.evaluation",
+    "sbridge.evaluation.baselines",
+    "sbridge.evaluation.scorer",
     "sbridge.benchmarks.densities",
     "sbridge.benchmarks.control_problems",
 )

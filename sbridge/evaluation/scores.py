@@ -261,7 +261,7 @@ def _energy(measure: PathMeasure, rows: Tensor, count: int, seed: int) -> Estima
 def _quantity(name: str, found: Estimate | str) -> Quantity:
     if isinstance(found, str):
         return Quantity(name, None, None, None, found)
-    return Quantity.of(name, found)
+    return Quantity.of(name, found.value, found.standard_error, found.samples)
 
 
 def _attempt(compute: Callable[[], _T]) -> _T | str:

@@ -1,5 +1,6 @@
 """How the site is built: ``sphinx-build -W --keep-going docs docs/_build``; ``SBRIDGE_GALLERY=full`` for full sizes."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_extensions")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
-import sbridge.training  # noqa: E402  (the tree that this file stands in, not one that is installed)
+import sbridge  # noqa: E402  (the tree that this file stands in, not one that is installed)
 
 project = "sbridge"
 author = "The sbridge developers"
@@ -47,11 +48,22 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
 PACKAGES = [f"sbridge.{init.parent.name}" for init in ROOT.glob("sbridge/*/__init__.py")]
-IN_TRAINING = [name for name in dir(sbridge.training) if name in sbridge.solvers.__all__]
-ELSEWHERE = {"sbridge.measures": ["Direction"], "sbridge.solvers": IN_TRAINING}
+
+
+def defined_elsewhere(package):
+    """Names that ``package`` hands out and another package of sbridge defines, where their reference is."""
+    module = importlib.import_module(package)
+    homes = {name: getattr(getattr(module, name), "__module__", None) for name in getattr(module, "__all__", ())}
+    return [
+        name
+        for name, home in homes.items()
+        if f"{home}.".startswith("sbridge.") and not f"{home}.".startswith(f"{package}.")
+    ]
+
+
 autosummary_context = {
     "packages": PACKAGES,
-    "elsewhere": ELSEWHERE,  # names that two rooms hand out
+    "elsewhere": {package: names for package in PACKAGES if (names := defined_elsewhere(package))},
 }
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

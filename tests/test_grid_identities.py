@@ -13,7 +13,8 @@ import sbridge.identities.stationarity as stationarity
 from sbridge.identities import Setting, identities, standard_settings
 from sbridge.identities.killing import Well
 from sbridge.identities.settings import PROCESSES, mixture
-from sbridge.identities.tilts import Derivatives, Tilt
+from sbridge.identities.tools.derivatives import Derivatives
+from sbridge.identities.tools.tilts import Tilt
 from sbridge.laws import Gaussian, Samples
 from sbridge.pde import GridAction, GridSolution
 from sbridge.processes import LinearProcess, OrnsteinUhlenbeck
@@ -121,7 +122,7 @@ def growth_of_mass(patch):
 
 def forward_reversed(patch):
     """The reversed process is the process itself."""
-    patch.setattr(equations.Reversed, "transition", lambda self, s, t: self.process.transition(s, t))
+    patch.setattr(equations.ReversedDrift, "transition", lambda self, s, t: self.process.transition(s, t))
 
 
 def other_data(patch):
@@ -216,10 +217,14 @@ def large_dual(patch):
 
 
 BREAKS = {
-    "fokker_planck_residual": [naive_drift, scaled(Derivatives, "spread", 2.0), scaled(equations, "_growth", 0.0)],
+    "fokker_planck_residual": [
+        naive_drift,
+        scaled(Derivatives, "diffusion_term", 2.0),
+        scaled(equations, "_growth", 0.0),
+    ],
     "backward_kolmogorov_residual": [
         naive_drift,
-        scaled(Derivatives, "spread", 0.5),
+        scaled(Derivatives, "diffusion_term", 0.5),
         scaled(Tilt, "log_potential", 0.9),
     ],
     "chapman_kolmogorov": [shifted_transition],
@@ -236,13 +241,13 @@ BREAKS = {
     "killed_kernel_equations": [
         scaled(Well, "rate", -1.0),
         scaled(Well, "rate", 2.0),
-        scaled(Derivatives, "spread", 2.0),
+        scaled(Derivatives, "diffusion_term", 2.0),
     ],
     "hjb_residual": [
         naive_drift,
         scaled(equations, "_growth", -1.0),
         scaled(Well, "rate", -1.0),
-        scaled(Derivatives, "spread", 2.0),
+        scaled(Derivatives, "diffusion_term", 2.0),
     ],
     "density_read_backwards_is_a_potential": [naive_drift, scaled(equations, "_growth", -1.0)],
     "schroedinger_system_of_reverse_diffusion": [forward_reversed, other_data],

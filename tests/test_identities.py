@@ -25,8 +25,8 @@ from sbridge.identities import (
     standard_settings,
     verify,
 )
-from sbridge.identities.components import Components, Waves
 from sbridge.identities.settings import PROCESSES, mixture
+from sbridge.identities.tools.components import Components, Waves
 from sbridge.laws import Density, Gaussian, Samples
 from sbridge.processes import VariancePreserving
 
@@ -211,7 +211,7 @@ class Weaker(Weak):
 )
 def test_a_weak_score_is_seen_by_the_sde(monkeypatch, name, weak):
     assert not fails(name)
-    monkeypatch.setattr("sbridge.identities.reversed.ScoreControl", weak)
+    monkeypatch.setattr("sbridge.identities.tools.reverse_paths.ScoreControl", weak)
     assert fails(name, quick(2, "OU", seed=2, samples=4000))
 
 
@@ -221,7 +221,7 @@ def test_a_weak_score_is_seen_by_the_flow(monkeypatch):
     def weak(process, data, score):
         return reverse_diffusion(process, data, lambda t, x: 0.9 * score(t, x))
 
-    monkeypatch.setattr("sbridge.identities.reversed.reverse_diffusion", weak)
+    monkeypatch.setattr("sbridge.identities.tools.reverse_paths.reverse_diffusion", weak)
     assert fails("ode_marginals", quick(2, "OU", seed=2, samples=4000))
 
 

@@ -58,7 +58,7 @@ def refused(capsys, arguments, *messages):
 def test_rows_are_told_and_written(here, capsys):
     assert run(["verify", "--data", "rows.npy", *FEW, "--json", "found.json"]) == 0
     out, err = capsys.readouterr()
-    assert "4 rows of 2 identities in 1 setting(s): all hold" in out
+    assert "4 checks of 2 identities in 1 setting(s): all hold" in out
     assert "rows.npy, variance-preserving" in out
     assert "trained here for a few seconds" in err
     document = json.loads((here / "found.json").read_text())
@@ -104,7 +104,7 @@ def test_a_failing_identity_gives_exit_code_one(here, monkeypatch, capsys):
 
     assert run(["verify", "--data", "rows.npy", "--samples", "300", "--only", "one_is_two"]) == 1
     out = capsys.readouterr().out
-    assert "1 rows of 1 identities in 1 setting(s): 1 FAIL" in out
+    assert "1 checks of 1 identities in 1 setting(s): 1 FAIL" in out
     assert "FAILS: one_is_two in rows.npy" in out
 
 

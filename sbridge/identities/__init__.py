@@ -1,6 +1,6 @@
-"""The theory's equations as checks: each identity computed by two routes, judged in standard errors."""
+"""The equations of the theory as checks: both sides of each identity are computed and compared in standard errors."""
 
-from sbridge.identities import (  # noqa: F401  (each enters its identities)
+from sbridge.identities import (  # noqa: F401  (each module registers its identities)
     action,
     duality,
     equations,

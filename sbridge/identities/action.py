@@ -1,7 +1,7 @@
-"""The action is the score-matching loss: its gap by five routes, for fixed perturbations and trained networks.
+"""The gap of the action equals the score-matching loss: five routes, for fixed perturbations and trained networks.
 
-All of it along the reversal of the noising process from ``s_min`` to ``T``; a score ``s`` is judged against the true
-``∇log ρ_t``, which is a closed form for Gaussian mixtures and for sets of points alike.
+All quantities refer to the reversal of the noising process from ``s_min`` to ``T``. A score ``s`` is compared with the
+true score ``∇log ρ_t``, which has a closed form for Gaussian mixtures and for sets of points.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,50 +19,49 @@ from sbridge.diffusion.conversions import Score, ScoreControl
 from sbridge.diffusion.reverse import end_distribution
 from sbridge.functionals import PathValues, action_difference, streamed
 from sbridge.identities.base import Kind, Outcome, identity
-from sbridge.identities.draws import (
+from sbridge.identities.settings import Setting
+from sbridge.identities.tools.monte_carlo import (
     GRADIENT_POINTS,
+    Cached,
     Noised,
-    Remembered,
-    chi_squares,
-    combined,
-    enough,
+    chi_square_controls,
+    estimate_mean,
+    estimate_path_mean,
     explicit,
-    judged,
+    limit_points,
     matched_grid,
     noising,
-    precise,
-    read_backwards,
+    reversed_paths,
+    scores_to_check,
     target_mean,
     trace_probes,
-    with_few_points,
 )
-from sbridge.identities.settings import Setting
 from sbridge.laws import Samples
 from sbridge.measures import Direction, Estimate, PathMeasure, Paths, log_ratio
 from sbridge.objectives import score_matching as losses
 from sbridge.random import generator
 
+action_identity = partial(identity, group="action")
 _TILT = 0.1
-"""Size in nats to which the error of a trained network is shrunk where its exponential is averaged."""
+"""Path KL in nats to which the error of a trained network is scaled down before its exponential is averaged."""
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="S[p*, u] − S[p*, u*] = ½∫ g² E|s_θ − ∇log ρ|² ds",
     equation="Premkumar 2023, eq. (3.36)–(3.37)",
     kind=Kind.EQUALITY,
-    left="the action with J = −log ρ, differentiated automatically, along noising paths",
+    left="action with J = −log ρ by automatic differentiation along noising paths",
     right="closed-form scores at random times",
 )
 def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """Compares the gap of the action with explicit score matching."""
-    setting, few = with_few_points(setting)
-    exact, measure = Remembered(setting.exact), noising(setting, 40)
+    setting, few = limit_points(setting)
+    exact, measure = Cached(setting.exact), noising(setting, 40)
 
     def field(t: float | Tensor, x: Tensor) -> Tensor:
         return -setting.exact.log_density(t, x)
 
-    for note, score in judged(setting, 1.0, exact):
+    for note, score in scores_to_check(setting, 1.0, exact):
         u, best = (ScoreControl(setting.process, one) for one in (score, exact))
 
         def gap(n: int, stream: str, u: ScoreControl = u, best: ScoreControl = best) -> PathValues:
@@ -70,79 +70,73 @@ def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]
 
             return streamed(measure, n, of, seed=setting.seed_of("action gap", stream))
 
-        left = enough(setting, gap)
-        yield _outcome(left.estimate, explicit(setting, score, "action", note, exact=exact), note + few, left.allowance)
+        left, right = estimate_path_mean(setting, gap), explicit(setting, score, "action", note, exact=exact)
+        yield Outcome.of(left.estimate, right, left.allowance, note + few)
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="E log dP*/dP^θ = ½∫ g² E|s_θ − ∇log ρ|² ds",
     equation="Premkumar 2023, eq. (3.19), (3.37); Girsanov",
     kind=Kind.EQUALITY,
-    left="Girsanov's log ratio with its martingale term, noising paths read backwards, extrapolated in the step",
+    left="Girsanov's log ratio with its martingale term along time-reversed noising paths, extrapolated to step 0",
     right="closed-form scores at random times",
 )
 def path_kl_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """Compares the path KL with explicit score matching."""
-    setting, few = with_few_points(setting)
-    exact, measure = Remembered(setting.exact), noising(setting, 80)
-    for note, score in judged(setting, exact=exact):
-        u, best = (Remembered(ScoreControl(setting.process, one)) for one in (score, exact))
+    setting, few = limit_points(setting)
+    exact, measure = Cached(setting.exact), noising(setting, 80)
+    for note, score in scores_to_check(setting, exact=exact):
+        u, best = (Cached(ScoreControl(setting.process, one)) for one in (score, exact))
 
-        def kl(n: int, stream: str, u: Remembered = u, best: Remembered = best) -> PathValues:
+        def kl(n: int, stream: str, u: Cached = u, best: Cached = best) -> PathValues:
             def of(paths: Paths) -> PathValues:
                 with torch.no_grad():
-                    levels = [read_backwards(paths, every) for every in (1, 2, 4)]
+                    levels = [reversed_paths(paths, every) for every in (1, 2, 4)]
                     one, two, four = (log_ratio(level, best, u).double() for level in levels)
                 return PathValues(2.0 * one - two, 2.0 * two - four)  # the chains' error is of first order in the step
 
             return streamed(measure, n, of, seed=setting.seed_of("path KL", stream))
 
-        left = enough(setting, kl)
-        yield _outcome(
-            left.estimate, explicit(setting, score, "path KL", note, exact=exact), note + few, left.allowance
-        )
+        left, right = estimate_path_mean(setting, kl), explicit(setting, score, "path KL", note, exact=exact)
+        yield Outcome.of(left.estimate, right, left.allowance, note + few)
 
 
-@identity(
-    group="action",
-    statement="½∫ g² E|s_θ − ∇log p(X|X₀)|² ds − C = ½∫ g² E|s_θ − ∇log ρ|² ds, C free of θ",
+@action_identity(
+    statement="½∫ g² E|s_θ − ∇log p(X|X₀)|² ds − C = ½∫ g² E|s_θ − ∇log ρ|² ds; C does not depend on θ",
     equation="Premkumar 2023, eq. (3.43); Vincent 2011",
     kind=Kind.EQUALITY,
-    left="denoising targets and the constant, from s_min, at random times with opposite noises",
-    right="closed-form scores, other draws",
+    left="denoising loss minus C at random times from s_min on, with antithetic noise",
+    right="closed-form scores, independent draws",
 )
 def denoising_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """Compares denoising score matching minus C with explicit score matching."""
-    process, exact = setting.process, Remembered(setting.exact)
+    process, exact = setting.process, Cached(setting.exact)
 
     def excess(one: Noised, score: Score) -> Tensor:
         true = exact(one.t, one.x)
-        if score is setting.network:  # whose gap may be small: C as it is estimated with least noise
+        if score is setting.network:  # its gap may be small, so C is estimated with the least noise
             constant = losses.denoising(process, one.t, true, one.noise)
         else:
             constant = losses.denoising_constant(process, one.t, one.noise, true)
         return one.weight * (losses.denoising(process, one.t, score(one.t, one.x), one.noise) - constant)
 
-    for note, score in judged(setting, exact=exact):
+    for note, score in scores_to_check(setting, exact=exact):
 
         def both(one: Noised, score: Score = score) -> Tensor:
             return 0.5 * (excess(one, score) + excess(one.opposite, score))
 
-        left, right = (
-            precise(setting, both, "denoising", note),
-            explicit(setting, score, "denoising", note, exact=exact),
-        )
-        yield _outcome(left, right, note + (", C as the loss of the true score" if score is setting.network else ""))
+        left = estimate_mean(setting, both, "denoising", note)
+        right = explicit(setting, score, "denoising", note, exact=exact)
+        constant = ", C is the loss of the true score" if score is setting.network else ""
+        yield Outcome.of(left, right, note=note + constant)
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="½∫ g² E|∇log p(X|X₀) − ∇log ρ|² ds = C = ½∫ g² (E|∇log p(X|X₀)|² − E|∇log ρ|²) ds",
     equation="Premkumar 2023, §3.5; Vincent 2011",
     kind=Kind.EQUALITY,
     left="the denoising loss of the true score",
-    right="the two squares, that of the target from the transition's covariance",
+    right="mean squares of both scores; that of the target follows from the transition's covariance",
 )
 def denoising_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome:
     """Compares C with the denoising loss of the true score."""
@@ -154,40 +148,39 @@ def denoising_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcom
     def constant(one: Noised) -> Tensor:
         return one.weight * (target_mean(setting, one) - losses.implicit_constant(process, one.t, exact(one.t, one.x)))
 
-    left = precise(setting, loss, "loss", resolution=0.0, controls=chi_squares(setting))
-    return _outcome(left, precise(setting, constant, "constant", resolution=0.0, controls=chi_squares(setting)))
+    controls = chi_square_controls(setting)
+    left = estimate_mean(setting, loss, "loss", resolution=0.0, controls=controls)
+    return Outcome.of(left, estimate_mean(setting, constant, "constant", resolution=0.0, controls=controls))
 
 
-@identity(
-    group="action",
-    statement="∫ E[½g²|s_θ|² + ∇·(g²s_θ)] ds less its value at ∇log ρ = ½∫ g² E|s_θ − ∇log ρ|² ds",
+@action_identity(
+    statement="J(s_θ) − J(∇log ρ) = ½∫ g² E|s_θ − ∇log ρ|² ds, where J(s) = ∫ E[½g²|s|² + ∇·(g²s)] ds",
     equation="Hyvärinen 2005; Song et al. 2021, arXiv:2101.09258",
     kind=Kind.EQUALITY,
     left="divergences by automatic differentiation at random times",
-    right="closed-form scores, other draws",
+    right="closed-form scores, independent draws",
 )
 def implicit_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """Compares implicit and explicit score matching, which differ by a constant independent of θ."""
-    setting, few = with_few_points(setting, GRADIENT_POINTS)
-    process, exact = setting.process, Remembered(setting.exact)
-    for note, score in judged(setting, exact=exact):
+    setting, few = limit_points(setting, GRADIENT_POINTS)
+    process, exact = setting.process, Cached(setting.exact)
+    for note, score in scores_to_check(setting, exact=exact):
 
         def rows(one: Noised, score: Score = score) -> Tensor:
             probes = trace_probes(setting, one)
             of_score = losses.implicit(process, one.t, one.x, score, probes)
             return one.weight * (of_score - losses.implicit(process, one.t, one.x, exact, probes))
 
-        left = precise(setting, rows, "implicit", note)
-        yield _outcome(left, explicit(setting, score, "implicit", note, exact=exact), note + few)
+        left = estimate_mean(setting, rows, "implicit", note)
+        yield Outcome.of(left, explicit(setting, score, "implicit", note, exact=exact), note=note + few)
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="−∫ E[½g²|∇log ρ|² + ∇·(g²∇log ρ)] ds = ½∫ g² E|∇log ρ|² ds",
     equation="Hyvärinen 2005",
     kind=Kind.EQUALITY,
     left="divergences by automatic differentiation at random times",
-    right="closed-form scores, other draws",
+    right="closed-form scores, independent draws",
 )
 def implicit_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome:
     """Computes the constant between implicit and explicit score matching by two routes."""
@@ -199,32 +192,31 @@ def implicit_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome
     def square(one: Noised) -> Tensor:
         return one.weight * losses.implicit_constant(process, one.t, exact(one.t, one.x))
 
-    controls = chi_squares(setting)
-    left = precise(setting, loss, "implicit loss", resolution=0.0, controls=controls)
-    return _outcome(left, precise(setting, square, "square", resolution=0.0, controls=controls))
+    controls = chi_square_controls(setting)
+    left = estimate_mean(setting, loss, "implicit loss", resolution=0.0, controls=controls)
+    return Outcome.of(left, estimate_mean(setting, square, "square", resolution=0.0, controls=controls))
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="E e^{−log dP*/dP^θ} = 1",
     equation="Girsanov",
     kind=Kind.EQUALITY,
-    left="Girsanov's log ratio along simulated paths of the exact reversal, exact for their chain",
+    left="Girsanov's log ratio along simulated paths of the exact reversal; it is exact for the discrete chain",
     right="1",
 )
 def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
     """Checks that Girsanov's exponential has mean one, at any step size."""
-    setting, few = with_few_points(setting)
-    process, exact = setting.process, Remembered(setting.exact)
-    best = Remembered(ScoreControl(process, exact))
+    setting, few = limit_points(setting)
+    process, exact = setting.process, Cached(setting.exact)
+    best = Cached(ScoreControl(process, exact))
     start = end_distribution(process, setting.data)
     reversal = PathMeasure(process, best, start, Direction.BACKWARD, matched_grid(setting, 20))
     law = process.transition(0.0, setting.horizon)
-    for name, score in judged(setting, 0.5, exact):
+    for name, score in scores_to_check(setting, 0.5, exact):
         control, note, draws = ScoreControl(process, score), name, 30
         if score is setting.network:
-            # Its error is largest where few paths go: of 10⁵ weights of half a nat one can be a hundredth of the sum,
-            # and the mean of the others lies below one.
+            # The error is largest where few paths go. With half a nat, one of 10⁵ weights can be a hundredth of the
+            # sum, and the mean of the others is below one.
             share = min(1.0, math.sqrt(_TILT / explicit(setting, score, "shrunk", target=5.0).value))
             draws = 8
             note = f"{share:.2g} of the error of the trained network"
@@ -240,7 +232,7 @@ def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
                     found.append((-log_ratio(paths, best, control)).exp())
             return Estimate.of(torch.cat(found))
 
-        # Not as many as a first few ask for: those that miss the tail of the exponential ask for too little.
+        # The number is fixed: a pilot that misses the tail of the exponential would ask for too few.
         found = weights((min(draws, 12) if isinstance(setting.data, Samples) else draws) * setting.samples)
         yield Outcome(found.value, 1.0, found.standard_error, note=note + few)
 
@@ -256,7 +248,3 @@ class _Shrunk:
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         true = self.exact(t, x)
         return true + self.share * (self.score(t, x) - true)
-
-
-def _outcome(left: Estimate, right: Estimate, note: str = "", allowance: float = 0.0) -> Outcome:
-    return Outcome(left.value, right.value, combined(left, right).standard_error, allowance, note)

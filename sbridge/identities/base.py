@@ -1,4 +1,4 @@
-"""Checked identities: a statement, two routes to its two sides, and a verdict in standard errors."""
+"""Checked identities: a statement, a computation of each side, and a verdict in standard errors."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+import torch
+from torch import Tensor
+
 from sbridge.errors import InvalidInputError, NonFiniteError, SbridgeError, check_known, shown
 from sbridge.identities.settings import Setting
+from sbridge.measures import Estimate
 from sbridge.storage.documents import Json
 
 SIGMAS = 3.0
 """Number of standard errors, plus the allowance for time steps, within which an equality holds."""
 APART = 10.0
-"""Number of standard errors by which two things that must differ have to be apart."""
+"""Number of standard errors by which two sides that must differ have to differ."""
 
 
 class Kind(Enum):
-    """The statement of an identity about its left and its right side."""
+    """What an identity states about its left and its right side."""
 
     EQUALITY = "="
     """``|left − right| ≤ 3 s.e. + allowance``."""
@@ -29,7 +33,7 @@ class Kind(Enum):
     RESIDUAL = "0"
     """``|left| ≤ allowance``; the right side is zero."""
     DIFFERENCE = "≠"
-    """``|left − right| > 10 s.e.``: what must *not* be equal."""
+    """``|left − right| > 10 s.e.``: the sides must differ."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ class Outcome:
         left: the left side.
         right: the right side.
         standard_error: of ``left − right``; 0 for deterministic routes.
-        allowance: what may remain besides: the change of a chain's value when its step is halved, the tolerance of
-            a residual or of an order. For an equality it is to be measured, not chosen.
-        note: a few words on this setting (which score, which time).
+        allowance: the deviation that is allowed in addition: the change of the value when the step is halved, or the
+            tolerance of a residual or an order. For an equality it is measured, not chosen.
+        note: a few words on the case (which score, which time).
     """
 
     left: float
@@ -59,6 +63,29 @@ class Outcome:
                     f"the {name.replace('_', ' ')} of an identity is {value}: {self.note or 'no note'}."
                 )
 
+    @classmethod
+    def of(cls, left: Estimate, right: Estimate, allowance: float = 0.0, note: str = "") -> Outcome:
+        """Compares two independent estimates."""
+        return cls(left.value, right.value, math.hypot(left.standard_error, right.standard_error), allowance, note)
+
+    @classmethod
+    def paired(cls, gap: Tensor, right: Tensor | float, allowance: float = 0.0, note: str = "") -> Outcome:
+        """Compares two means over the same draws.
+
+        Args:
+            gap: left minus right, one number per draw.
+            right: the right side, one number per draw or its mean.
+            allowance, note: as for the class.
+        """
+        value, difference = float(torch.as_tensor(right).mean()), Estimate.of(gap)
+        return cls(value + difference.value, value, difference.standard_error, allowance, note)
+
+    @classmethod
+    def refined(cls, levels: Iterable[Tensor], right: float, note: str) -> Outcome:
+        """Compares the mean of the finer of two levels with a number; the change between them is the allowance."""
+        first, last = (Estimate.of(values) for values in levels)
+        return cls(last.value, right, last.standard_error, abs(last.value - first.value), note)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -67,8 +94,8 @@ class Check:
     Args:
         identity: what was checked.
         setting: the name of the setting.
-        outcome: what came out.
-        first: what came out before, if the check was repeated because of it (:func:`confirmed`).
+        outcome: the numbers.
+        first: the numbers of a first run that missed, if the check was repeated (:func:`confirmed`).
     """
 
     identity: Identity
@@ -128,14 +155,15 @@ class Identity:
     """A statement of the theory and the function that computes both its sides.
 
     Args:
-        name: of the function.
+        name: the name of the function.
         group: equations, action, reversal, generalisation or Schrödinger.
-        statement: in one line.
-        equation: where it stands in the literature.
-        kind: what is stated.
-        left, right: the two routes, a few words each. They may share draws, never a function that holds the identity.
-        applies: the settings that it makes sense in.
-        body: computes it.
+        statement: the statement in one line.
+        equation: its source in the literature.
+        kind: the kind of statement.
+        left, right: how each side is computed, a few words each. The sides may share draws, but no function that
+            assumes the identity.
+        applies: whether the identity can be checked in a setting.
+        body: computes the outcomes.
     """
 
     name: str
@@ -149,7 +177,7 @@ class Identity:
     body: Body = field(repr=False)
 
     def __call__(self, setting: Setting) -> list[Check]:
-        """Computes its checks in ``setting``: one, or one per outcome."""
+        """Computes the checks in ``setting``, one per outcome."""
         try:
             found = self.body(setting)
         except SbridgeError as error:
@@ -168,13 +196,13 @@ def identity(
     equation: str,
     kind: Kind,
     left: str,
-    right: str,
+    right: str = "0",
     applies: Callable[[Setting], bool] = lambda setting: True,
 ) -> Callable[[Body], Body]:
     """Decorator that adds a function ``setting → Outcome(s)`` to the identities that :func:`run` checks.
 
     Raises:
-        InvalidInputError: if the name is taken, or the group is none of :data:`GROUPS`.
+        InvalidInputError: if the name is taken, or the group is not in :data:`GROUPS`.
     """
     if group not in GROUPS:
         raise InvalidInputError(f"a group must be one of {', '.join(GROUPS)}; got {shown(group)}.")
@@ -208,9 +236,9 @@ def chosen(only: Iterable[str]) -> tuple[Identity, ...]:
 def confirmed(one: Identity, setting: Setting) -> list[Check]:
     """Returns the checks of ``one`` in ``setting``; failed checks are repeated, since they may fail by chance.
 
-    Of true equalities one row in 370 deviates by more than three standard errors. A row that does is judged by a
-    repetition with independent draws, four times as many: a second miss by chance has odds of 1 to 137 000, while what
-    is false deviates by twice as many standard errors as before. Deterministic rows are not repeated.
+    A true equality deviates by more than three standard errors once in 370 checks. Such a check is repeated with four
+    times as many independent draws. A second miss by chance has probability 1 in 137 000; a false statement deviates
+    by twice as many standard errors as before. Deterministic checks are not repeated.
     """
     checks = one(setting)
     if all(check.holds or check.outcome.standard_error == 0.0 for check in checks):

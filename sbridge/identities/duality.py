@@ -1,10 +1,11 @@
-"""Duality of the Schrödinger problem: the excess of a control and the gap of a potential are divergences."""
+"""Duality of the Schrödinger problem: the excess cost of a control and the duality gap are KL divergences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -15,53 +16,48 @@ from torch import Tensor
 from sbridge.controls import Control
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
-from sbridge.identities.tilts import Tilt, middle, spacious, unreached
-from sbridge.measures import Direction, Estimate
+from sbridge.identities.tools.line import line_grid, mean_and_std, shifted_target
+from sbridge.identities.tools.tilts import Tilt
+from sbridge.measures import Direction
 from sbridge.pde import Grid, log_density_on, solve_schroedinger
 from sbridge.processes.chain import Chain, default_rule
 from sbridge.random import NormalNoise, generator
 from sbridge.simulation import simulate
 from sbridge.time import TimeGrid
 
-GROUP = "Schrödinger"
+schroedinger_identity = partial(identity, group="Schrödinger")
 _STEPS = 128
 _KNOTS = (20, 40)
 _FINENESS = 2.4  # cells in the narrowest deviation
 
 
-def _line(setting: Setting) -> bool:
-    return setting.exact_data and setting.dim == 1
-
-
-@identity(
-    group=GROUP,
-    statement="½E∫|u|² dt + E log c(X_0) − E_q g = KL(P^u ‖ P^g), q the end law of P^u, c = E[e^g | X_0]",
+@schroedinger_identity(
+    statement="½E∫|u|² dt + E log c(X_0) − E_q g = KL(P^u ‖ P^g) with the end distribution q of P^u, c = E[e^g | X_0]",
     equation="Dai Pra 1991; Premkumar 2023, eq. (3.19), (3.26)",
     kind=Kind.EQUALITY,
     left="energy, g and log c in closed form along simulated paths",
-    right="½E∫|u − σᵀ∇log φ|² dt along the same paths, extrapolated in the step",
-    applies=lambda setting: setting.exact_data,
+    right="½E∫|u − σᵀ∇log φ|² dt along the same paths, extrapolated to step 0",
+    applies=Setting.has_density,
 )
 def gap_of_a_control_is_a_divergence(setting: Setting) -> Iterator[Outcome]:
-    """Checks a linear control and half of the control of the tilted end."""
+    """Checks a linear control, and half of the optimal control of the tilted reference."""
     tilt = Tilt.of(setting)
     for note, control in _controls(setting, tilt).items():
         yield _second_order([_sides(setting, tilt, control, note, every) for every in (1, 2, 4)], note)
 
 
-@identity(
-    group=GROUP,
+@schroedinger_identity(
     statement="½E∫|u|² dt − D(g) = KL(P^u ‖ P^g) + E_q g − E_{p_T} g with D(g) = E_{p_T} g − E_{p_0} log c",
     equation="duality; Mikami & Thieullen 2006; Léonard 2014",
     kind=Kind.EQUALITY,
-    left="energy along simulated paths; D(g) by quadrature over both ends, in closed form",
-    right="½E∫|u − σᵀ∇log φ|² dt and g along the same paths, extrapolated in the step; quadrature for p_T",
-    applies=_line,
+    left="energy along simulated paths; D(g) from closed forms by quadrature over both ends",
+    right="½E∫|u − σᵀ∇log φ|² dt and g along the same paths, extrapolated to step 0; p_T by quadrature",
+    applies=Setting.has_density_on_line,
 )
 def duality_identity(setting: Setting) -> Iterator[Outcome]:
     """Checks controls whose end distribution ``q`` is not ``p_T``."""
-    tilt, grid = Tilt.of(setting), spacious(setting, _FINENESS)
-    start, end = (log_density_on(law, grid) for law in (setting.data, unreached(setting)))
+    tilt, grid = Tilt.of(setting), line_grid(setting, _FINENESS)
+    start, end = (log_density_on(law, grid) for law in (setting.data, shifted_target(setting)))
     dual, wanted = _dual(tilt, start, end, grid), _mean(end, tilt.log_potential(tilt.horizon, grid.points), grid)
     for note, control in _controls(setting, tilt).items():
         sides = [_sides(setting, tilt, control, note, every) for every in (1, 2, 4)]
@@ -72,34 +68,32 @@ def duality_identity(setting: Setting) -> Iterator[Outcome]:
         yield _second_order(moved, note)
 
 
-@identity(
-    group=GROUP,
+@schroedinger_identity(
     statement="D(g) = E_{p_T} g − E_{p_0} log c ≤ V* = min KL(P ‖ R)",
     equation="duality; Mikami & Thieullen 2006; Léonard 2014",
     kind=Kind.INEQUALITY,
-    left="D(g): closed forms, integrated over both ends on a grid",
-    right="V*, from the potentials of Schrödinger's system",
-    applies=_line,
+    left="D(g) from closed forms, integrated over both ends on a grid",
+    right="V* from the potentials of the Schrödinger system",
+    applies=Setting.has_density_on_line,
 )
 def dual_value_is_below_the_value(setting: Setting) -> Outcome:
-    """Checks a tilt that is not the optimal one."""
-    tilt, target, grid = Tilt.of(setting), unreached(setting), spacious(setting, _FINENESS)
+    """Checks a tilt that is not optimal."""
+    tilt, target, grid = Tilt.of(setting), shifted_target(setting), line_grid(setting, _FINENESS)
     bridge = solve_schroedinger(setting.process, setting.data, target, grid)
     return Outcome(_dual(tilt, bridge.log_start, bridge.log_end, grid), bridge.value)
 
 
-@identity(
-    group=GROUP,
+@schroedinger_identity(
     statement="D(g) = V* − KL(P* ‖ P^g)",
     equation="duality; Léonard 2014",
     kind=Kind.EQUALITY,
     left="closed forms of g and log c, integrated over both ends on a grid",
-    right="energy of the bridge, less ½E∫|u* − σᵀ∇log φ|² dt along it; Simpson's rule in time",
-    applies=_line,
+    right="energy of the bridge minus ½E∫|u* − σᵀ∇log φ|² dt along it; Simpson's rule in time",
+    applies=Setting.has_density_on_line,
 )
 def dual_gap_is_a_divergence(setting: Setting) -> Outcome:
     """Compares a bridge solved on a grid with the tilted reference in closed form."""
-    tilt, target, grid = Tilt.of(setting), unreached(setting), spacious(setting, _FINENESS)
+    tilt, target, grid = Tilt.of(setting), shifted_target(setting), line_grid(setting, _FINENESS)
     values, left = [], math.nan
     for count in _KNOTS:
         bridge = solve_schroedinger(setting.process, setting.data, target, grid, times=TimeGrid.cosine(count))
@@ -120,7 +114,7 @@ class Sides:
     """Both sides along each path, shape ``(batch,)``.
 
     Attributes:
-        left: ``½∫|u|² dt + log c(X_0) − g(X_T)``, and ``∫ σᵀ∇log φ · dW``, which has mean zero.
+        left: ``½∫|u|² dt + log c(X_0) − g(X_T) + ∫ σᵀ∇log φ · dW``; the last term has mean zero.
         right: ``½∫|u − σᵀ∇log φ|² dt``.
         log_mass: ``log c(X_0)``.
         reached: ``g(X_T)``.
@@ -133,7 +127,7 @@ class Sides:
 
 
 def _controls(setting: Setting, tilt: Tilt) -> dict[str, Control]:
-    (centre, width), root = middle(setting, 1.0), math.sqrt(setting.horizon)
+    (centre, width), root = mean_and_std(setting, 1.0), math.sqrt(setting.horizon)
     return {
         "linear control": lambda t, x: (centre - x) / (width * root),
         "half of the tilt's control": lambda t, x: 0.5 * tilt.control(t, x),
@@ -141,7 +135,7 @@ def _controls(setting: Setting, tilt: Tilt) -> dict[str, Control]:
 
 
 def _sides(setting: Setting, tilt: Tilt, control: Control, stream: str, every: int) -> Sides:
-    """Computes both sides on a grid that is coarser the larger ``every``, from the same noise."""
+    """Computes both sides from the same noise on every ``every``-th knot."""
     start = setting.data.sample(setting.samples, generator(setting.seed_of("gap", stream))).double()
     noise = NormalNoise(setting.seed_of("gap", stream, "noise"), _STEPS, *start.shape, dtype=torch.float64).stored()
     knots = _clock(setting)
@@ -161,18 +155,17 @@ def _sides(setting: Setting, tilt: Tilt, control: Control, stream: str, every: i
 
 
 def _second_order(sides: list[Sides], note: str) -> Outcome:
-    """Extrapolates from steps Δ, 2Δ and 4Δ, between which the gap of the sides falls by a factor of four."""
+    """Extrapolates from steps Δ, 2Δ and 4Δ; the difference of the sides is of second order in the step."""
     better, coarser = ((4.0 * a - b) / 3.0 for a, b in pairwise([one.left - one.right for one in sides]))
-    gap, value = Estimate.of(better), float((2.0 * sides[0].right - sides[1].right).mean())
-    allowance = abs(float((better - coarser).mean()))
-    return Outcome(value + gap.value, value, gap.standard_error, allowance, note)
+    right, allowance = 2.0 * sides[0].right - sides[1].right, abs(float((better - coarser).mean()))
+    return Outcome.paired(better, right, allowance, note)
 
 
 def _clock(setting: Setting) -> Tensor:
-    """Returns knots between which noise replaces equal parts of the state, mixed with equally spaced ones."""
+    """Returns knots that are denser where noise replaces the state faster."""
     fine = torch.linspace(0.0, setting.horizon, 1025, dtype=torch.float64)
     step = setting.process.transition(0.0, fine[1:])
-    width = setting.spread * step.map.mean_square(setting.dim) + step.root.mean_square(setting.dim)
+    width = setting.variance * step.map.mean_square(setting.dim) + step.root.mean_square(setting.dim)
     rate = setting.process.scale(fine[1:]).mean_square(setting.dim) / width
     share = torch.cat([rate.new_zeros(1), (3.0 * rate / rate.sum() + 1.0 / len(rate)).cumsum(0)])
     wanted = torch.linspace(0.0, float(share[-1]), _STEPS + 1, dtype=torch.float64)[1:-1]

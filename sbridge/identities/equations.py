@@ -1,9 +1,10 @@
-"""Evolution equations of densities, expectations and values: differentiated closed forms, quadrature, grids, paths."""
+"""Evolution equations of densities, expectations and value functions: closed forms, quadrature, grids and paths."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -14,77 +15,64 @@ from sbridge.functionals import feynman_kac
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.killing import Well
 from sbridge.identities.settings import Setting
-from sbridge.identities.tilts import Derivatives, RowFunction, Tilt, middle, relative, spacious
-from sbridge.identities.trails import POINTS, divergence, is_scalar, trail
-from sbridge.linear import LinearMap
-from sbridge.measures import Estimate, PathMeasure
+from sbridge.identities.tools.derivatives import Derivatives, RowFunction, divergence, relative_size
+from sbridge.identities.tools.line import line_grid, mean_and_std
+from sbridge.identities.tools.noising import POINTS, is_scalar, noising_states
+from sbridge.identities.tools.tilts import Tilt
+from sbridge.measures import PathMeasure
 from sbridge.pde import Grid, backward_kolmogorov, solve_schroedinger
-from sbridge.processes import BrownianMotion, LinearProcess, Transition
+from sbridge.processes import BrownianMotion, LinearProcess, ReversedDrift, Transition
 from sbridge.processes.base import Time
 from sbridge.time import TimeGrid
 
-GROUP = "equations"
+equation_identity = partial(identity, group="equations")
 _SMALL = 1e-6
 _TIMES = (0.1, 0.5, 0.9)
 
 
-def _has_density(setting: Setting) -> bool:
-    return setting.exact_data
-
-
-def _is_line(setting: Setting) -> bool:
-    return setting.exact_data and setting.dim == 1
-
-
-@identity(
-    group=GROUP,
+@equation_identity(
     statement="∂_t ρ + ∇·(bρ) − ½∇·(σσᵀ∇ρ) = 0 for the noised data",
     equation="Premkumar 2023, eq. (2.4)",
     kind=Kind.RESIDUAL,
-    left="largest residual at noised points, relative to the terms: the mixture's density differentiated",
-    right="0",
-    applies=_has_density,
+    left="largest relative residual at noised points, by differentiating the density of the mixture",
+    applies=Setting.has_density,
 )
 def fokker_planck_residual(setting: Setting) -> Iterator[Outcome]:
     """Computes the residual at three times."""
     for note, t, x in _points(setting):
         seen = Derivatives.of(_one_over(setting.exact.log_density), t, x)
-        spread, flow = seen.spread(setting.process, t), seen.along(_drift(setting, t, x))
+        spread, flow = seen.diffusion_term(setting.process, t), seen.along(_drift(setting, t, x))
         growth = _growth(setting, t, x)
         yield _residual(note, seen.rate + flow + growth - spread, seen.rate, flow, growth, spread)
 
 
-@identity(
-    group=GROUP,
+@equation_identity(
     statement="∂_t φ + b·∇φ + ½σσᵀ:∇²φ = 0 for φ = E[ψ(X_T) | X_t = x]",
     equation="Premkumar 2023, eq. (2.24)–(2.27)",
     kind=Kind.RESIDUAL,
-    left="largest residual at noised points, relative to the terms: a Gaussian integral differentiated",
-    right="0",
-    applies=_has_density,
+    left="largest relative residual at noised points, by differentiating a Gaussian integral",
+    applies=Setting.has_density,
 )
 def backward_kolmogorov_residual(setting: Setting) -> Iterator[Outcome]:
     """Computes the residual at three times."""
     tilt = Tilt.of(setting)
     for note, t, x in _points(setting):
         seen = Derivatives.of(_one_over(tilt.log_potential), t, x)
-        flow, spread = seen.along(_drift(setting, t, x)), seen.spread(setting.process, t)
+        flow, spread = seen.along(_drift(setting, t, x)), seen.diffusion_term(setting.process, t)
         yield _residual(note, seen.rate + flow + spread, seen.rate, flow, spread)
 
 
-@identity(
-    group=GROUP,
+@equation_identity(
     statement="∫ p(y, t | z, r) p(z, r | x, s) dz = p(y, t | x, s)",
     equation="Premkumar 2023, eq. (2.20); Chapman–Kolmogorov",
     kind=Kind.RESIDUAL,
-    left="largest difference of logarithms: trapezoids over z, one coordinate at a time",
-    right="0",
+    left="largest difference of the logarithms; trapezoidal rule over z, one coordinate at a time",
     applies=is_scalar,
 )
 def chapman_kolmogorov(setting: Setting) -> Iterator[Outcome]:
     """Compares the transition from ``T/5`` to ``4T/5`` with its composition through ``T/2``."""
     s, r, t = (share * setting.horizon for share in (0.2, 0.5, 0.8))
-    x, _, y = (states[:POINTS] for states in trail(setting, (s, r, t), "chapman")[1:])
+    x, _, y = (states[:POINTS] for states in noising_states(setting, (s, r, t), "chapman")[1:])
     process = setting.process
     first, second = process.transition(s, r), process.transition(r, t)
     nodes = torch.linspace(-9.0, 9.0, 721, dtype=torch.float64)
@@ -99,18 +87,17 @@ def chapman_kolmogorov(setting: Setting) -> Iterator[Outcome]:
 
 
 def _coordinate_density(law: Transition, i: int, x: Tensor, y: Tensor) -> Tensor:
-    """Gives ``log p(y_i | x_i)`` where map and covariance are multiples of the identity; the offset may be a vector."""
+    """Computes ``log p(y_i | x_i)``; map and covariance are multiples of the identity, the offset may be a vector."""
     offset = law.offset if law.offset.numel() == 1 else law.offset[i]
     apart = (y - law.map.values * x - offset) / law.root.values
     return -0.5 * apart.square() - law.root.values.log() - 0.5 * math.log(2.0 * math.pi)
 
 
-@identity(
-    group=GROUP,
-    statement="the backward equation with Vφ, solved on a grid, is φ = E e^{−∫V dt} to second order",
+@equation_identity(
+    statement="grid solutions of the backward equation with killing rate V converge to φ = E e^{−∫V dt} with order 2",
     equation="Premkumar 2023, eq. (2.28)–(2.30)",
     kind=Kind.ORDER,
-    left="order of the error, root mean square, as cells and steps are halved: finite volumes in each coordinate",
+    left="order of the root mean square error when cells and steps are halved; finite volumes in each coordinate",
     right="2",
 )
 def killed_grid_solution_converges(setting: Setting) -> Outcome:
@@ -128,24 +115,25 @@ def killed_grid_solution_converges(setting: Setting) -> Outcome:
             state_cost=lambda t, x: 0.5 * well.k**2 * x.square().sum(1),
         )[0]
         alone = Well(well.sigma, well.k, torch.zeros(1, dtype=torch.float64), well.horizon, well.pull)
-        gap = (found - alone.log_mass(grid.points).exp().numpy())[cells // 4 : -(cells // 4)]  # no end is felt there
+        gap = (found - alone.log_mass(grid.points).exp().numpy())[
+            cells // 4 : -(cells // 4)
+        ]  # the boundary has no effect there
         errors.append(math.sqrt(np.square(gap).mean()))
     return Outcome(math.log2(errors[0] / errors[1]), 2.0, allowance=0.2, note="60 and 120 cells")
 
 
-@identity(
-    group=GROUP,
-    statement="E[e^{−∫V dt} ψ(X_T) | X_0] solves the backward equation with Vφ",
+@equation_identity(
+    statement="E[e^{−∫V dt} ψ(X_T) | X_0] solves the backward equation with killing rate V",
     equation="Premkumar 2023, eq. (2.28)–(2.30); Kac 1949",
     kind=Kind.EQUALITY,
-    left="weights along exact paths of the noising process, trapezoids in time",
-    right="finite volumes on a grid, extrapolated in cell and step",
-    applies=_is_line,
+    left="weights along exact paths of the noising process, trapezoidal rule in time",
+    right="finite volumes on a grid, extrapolated to cell and step 0",
+    applies=Setting.has_density_on_line,
 )
 def feynman_kac_is_the_grid_solution(setting: Setting) -> Outcome:
     """Compares both for a rate of both signs and an end function of both signs."""
-    centre, width = middle(setting, 0.0)
-    wide, far = middle(setting, 1.0)[1], float(setting.process.transition(0.0, setting.horizon).map.values)
+    centre, width = mean_and_std(setting, 0.0)
+    wide, far = mean_and_std(setting, 1.0)[1], float(setting.process.transition(0.0, setting.horizon).map.values)
 
     def rate(t: Time, x: Tensor) -> Tensor:
         return (0.3 + (x[:, 0] - centre).mul(1.5 / width).sin()) / setting.horizon
@@ -167,25 +155,21 @@ def feynman_kac_is_the_grid_solution(setting: Setting) -> Outcome:
         found = backward_kolmogorov(setting.process, grid, ends, steps, state_cost=rate)[0]
         values.append(torch.from_numpy(grid.spline(found)(start.numpy())))
     coarse, fine = ((4.0 * b - a) / 3.0 for a, b in pairwise(values))
-    gap = Estimate.of(weights.values - fine)
-    right = float(fine.mean())
     allowance = weights.allowance + abs(float((fine - coarse).mean()))
-    return Outcome(right + gap.value, right, gap.standard_error, allowance)
+    return Outcome.paired(weights.values - fine, fine, allowance)
 
 
-@identity(
-    group=GROUP,
-    statement="∂_t G = −∇·(bG) + ½σ²ΔG − VG for the kernel of killed diffusion, in y; the adjoint equation in x",
+@equation_identity(
+    statement="the kernel of killed diffusion solves ∂_t G = −∇·(bG) + ½σ²ΔG − VG in y, and the adjoint equation in x",
     equation="Premkumar 2023, eq. (2.33); Mehler 1866",
     kind=Kind.RESIDUAL,
-    left="largest residual, relative to the terms: the kernel in a quadratic well differentiated",
-    right="0",
+    left="largest relative residual, by differentiating the kernel of a quadratic well",
 )
 def killed_kernel_equations(setting: Setting) -> Iterator[Outcome]:
     """Checks the forward equation in the end and the backward equation in the start."""
     well = Well.of(setting)
     brown = well.process
-    x, y = (states[:POINTS] - well.centre for states in trail(setting, (0.5 * setting.horizon,), "killed"))
+    x, y = (states[:POINTS] - well.centre for states in noising_states(setting, (0.5 * setting.horizon,), "killed"))
     y = x + 0.5 * (y - x)
     for note, moving, still in (("forward, in y", y, x), ("backward, in x", x, y)):
         t = torch.full((len(x),), 0.4 * setting.horizon, dtype=torch.float64)
@@ -194,18 +178,16 @@ def killed_kernel_equations(setting: Setting) -> Iterator[Outcome]:
             return _log_mehler(well, t, place, still)
 
         seen = Derivatives.of(_one_over(log_kernel), t, moving)
-        spread, killed = seen.spread(brown, t), well.rate(0.0, moving + well.centre)
+        spread, killed = seen.diffusion_term(brown, t), well.rate(0.0, moving + well.centre)
         yield _residual(note, seen.rate - spread + killed, seen.rate, spread, killed)
 
 
-@identity(
-    group=GROUP,
+@equation_identity(
     statement="∂_t J + b·∇J + ½σσᵀ:∇²J − ½|σᵀ∇J|² + V = 0 for J = −log φ",
     equation="Premkumar 2023, eq. (3.24)–(3.25)",
     kind=Kind.RESIDUAL,
-    left="largest residual at noised points, relative to the terms: logarithms differentiated",
-    right="0",
-    applies=_has_density,
+    left="largest relative residual at noised points, by differentiating log φ",
+    applies=Setting.has_density,
 )
 def hjb_residual(setting: Setting) -> Iterator[Outcome]:
     """Computes residuals for a tilted end (``V = 0``), the reversed density (``V = ∇·f``), and a killing well."""
@@ -216,44 +198,40 @@ def hjb_residual(setting: Setting) -> Iterator[Outcome]:
         back = Derivatives.of(lambda s, x: -setting.exact.log_density(setting.horizon - s, x), setting.horizon - t, x)
         cost = _growth(setting, t, x)
         yield _hjb(f"reverse diffusion, {note}", back, process, t, -_drift(setting, t, x), cost)
-    rows = trail(setting, (), "well")[0][:POINTS]
+    rows = noising_states(setting, (), "well")[0][:POINTS]
     t = torch.full((len(rows),), 0.3 * well.horizon, dtype=torch.float64)
     seen = Derivatives.of(lambda t, x: -_log_survival(well, t, x), t, rows)
     yield _hjb("killing well", seen, well.process, t, torch.zeros_like(rows), well.rate(0.0, rows))
 
 
-@identity(
-    group=GROUP,
+@equation_identity(
     statement="φ(t, x) = ρ_{T−t}(x) solves ∂_t φ − f·∇φ + ½g²Δφ = (∇·f)φ",
     equation="Premkumar 2023, eq. (3.29)–(3.33)",
     kind=Kind.RESIDUAL,
-    left="largest residual at noised points, relative to the terms: the density read backwards, differentiated",
-    right="0",
-    applies=_has_density,
+    left="largest relative residual at noised points, by differentiating the time-reversed density",
+    applies=Setting.has_density,
 )
 def density_read_backwards_is_a_potential(setting: Setting) -> Iterator[Outcome]:
     """Computes the residual with drift ``b = −f`` and killing rate ``V = ∇·f``."""
     for note, s, x in _points(setting):
         t = setting.horizon - s
         seen = Derivatives.of(_one_over(lambda t, x: setting.exact.log_density(setting.horizon - t, x)), t, x)
-        flow, spread = -seen.along(_drift(setting, s, x)), seen.spread(setting.process, s)
+        flow, spread = -seen.along(_drift(setting, s, x)), seen.diffusion_term(setting.process, s)
         cost = _growth(setting, s, x)
         yield _residual(note, seen.rate + flow + spread - cost, seen.rate, flow, spread, cost)
 
 
-@identity(
-    group=GROUP,
-    statement="Schrödinger's system from ρ_T to ρ for b = −f, V = ∇·f is solved by φ = ρ_{T−t} and φ̂ = 1",
+@equation_identity(
+    statement="φ = ρ_{T−t} and φ̂ = 1 solve the Schrödinger system from ρ_T to ρ with b = −f and V = ∇·f",
     equation="Premkumar 2023, eq. (3.28), (3.34), appendix A.2",
     kind=Kind.RESIDUAL,
-    left="standard deviations over p_t from it, constants apart, of the system solved by iteration on a grid",
-    right="0",
-    applies=_is_line,
+    left="standard deviation over p_t, up to constants, of the difference from a grid solution found by iteration",
+    applies=Setting.has_density_on_line,
 )
 def schroedinger_system_of_reverse_diffusion(setting: Setting) -> Iterator[Outcome]:
     """Solves the system without knowing the solution. ``V`` depends on time alone and scales ``φ`` by a constant."""
-    reverse = Reversed(setting.process)
-    grid = spacious(setting, 5.0)
+    reverse = ReversedDrift(setting.process)
+    grid = line_grid(setting, 5.0)
     bridge = solve_schroedinger(reverse, setting.exact.marginal(setting.horizon), setting.data, grid)
     for share in _TIMES:
         t = share * setting.horizon
@@ -267,21 +245,19 @@ def schroedinger_system_of_reverse_diffusion(setting: Setting) -> Iterator[Outco
             yield Outcome(math.sqrt(weights @ gap**2), allowance=_SMALL, note=f"{name}, t = {share:g} T")
 
 
-@identity(
-    group=GROUP,
+@equation_identity(
     statement="G(y, t | x, s) φ(t, y)/φ(s, x) is the transition density of the process with drift b + σσᵀ∇log φ",
     equation="Premkumar 2023, eq. (3.26)–(3.27); Doob 1957",
     kind=Kind.RESIDUAL,
-    left="largest residual of the Fokker–Planck equation in (t, y), relative to the terms",
-    right="0",
-    applies=_has_density,
+    left="largest relative residual of the Fokker–Planck equation in (t, y)",
+    applies=Setting.has_density,
 )
 def doob_transition_residual(setting: Setting) -> Iterator[Outcome]:
     """Computes the residual from ``T/5`` to three later times."""
     tilt, process, s = Tilt.of(setting), setting.process, 0.2 * setting.horizon
     for share in (0.3, 0.5, 0.9):
         moment = share * setting.horizon
-        x, y = (states[:POINTS] for states in trail(setting, (s, moment), f"doob {share}")[1:])
+        x, y = (states[:POINTS] for states in noising_states(setting, (s, moment), f"doob {share}")[1:])
         t = torch.full((len(y),), moment, dtype=torch.float64)
 
         def log_doob(t: Tensor, y: Tensor, x: Tensor = x) -> Tensor:
@@ -292,50 +268,20 @@ def doob_transition_residual(setting: Setting) -> Iterator[Outcome]:
         scale = process.scale(t)
         pull = torch.einsum("bij,bj->bi", (scale @ scale.T).expanded(setting.dim), potential.slope)
         flow = seen.along(_drift(setting, t, y) + pull)
-        growth = _growth(setting, t, y) + 2.0 * potential.spread(process, t)
-        spread = seen.spread(process, t)
+        growth = _growth(setting, t, y) + 2.0 * potential.diffusion_term(process, t)
+        spread = seen.diffusion_term(process, t)
         yield _residual(f"T/5 → {share:g} T", seen.rate + flow + growth - spread, seen.rate, flow, growth, spread)
-
-
-class Reversed(LinearProcess):
-    """The process ``dX = −f(T − t, X) dt + g(T − t) dW`` for a linear ``dX = f dt + g dW``: reversed drift."""
-
-    def __init__(self, process: LinearProcess) -> None:
-        self.process, self.horizon = process, process.horizon
-
-    @property
-    def dim(self) -> int | None:
-        """The dimension of the process."""
-        return self.process.dim
-
-    def linear(self, t: Time) -> LinearMap:
-        """Computes ``−A(T − t)``."""
-        return -self.process.linear(self.horizon - t)
-
-    def offset(self, t: Time) -> Tensor:
-        """Computes ``−c(T − t)``."""
-        return -self.process.offset(self.horizon - t)
-
-    def scale(self, t: Time) -> LinearMap:
-        """Computes ``σ(T − t)``."""
-        return self.process.scale(self.horizon - t)
-
-    def transition(self, s: Time, t: Time) -> Transition:
-        """Computes ``Φ⁻¹, −Φ⁻¹k, Φ⁻¹QΦ^{−T}`` of the process from ``T − t`` to ``T − s``."""
-        law = self.process.transition(self.horizon - t, self.horizon - s)
-        back = law.map.inverse()
-        return Transition(back, -back(law.offset.reshape(1, -1)).reshape(-1), back @ law.covariance @ back.T)
 
 
 def _points(setting: Setting) -> Iterator[tuple[str, Tensor, Tensor]]:
     times = tuple(share * setting.horizon for share in _TIMES)
-    for share, moment, x in zip(_TIMES, times, trail(setting, times, "residual")[1:], strict=True):
+    for share, moment, x in zip(_TIMES, times, noising_states(setting, times, "residual")[1:], strict=True):
         rows = x[:POINTS]
         yield f"t = {share:g} T", torch.full((len(rows),), moment, dtype=torch.float64), rows
 
 
 def _one_over(log_function: RowFunction) -> RowFunction:
-    """Computes ``f(t, x)`` over its own value at the rows: derivatives are those of ``f``, in units of ``f``."""
+    """Returns ``f`` divided by its values at the given points: its derivatives there are those of ``f``, over ``f``."""
 
     def ratio(t: Tensor, x: Tensor) -> Tensor:
         logs = log_function(t, x)
@@ -345,12 +291,12 @@ def _one_over(log_function: RowFunction) -> RowFunction:
 
 
 def _residual(note: str, residual: Tensor, *terms: Tensor) -> Outcome:
-    size = relative(residual, *terms) if terms else float(residual.abs().max())
+    size = relative_size(residual, *terms) if terms else float(residual.abs().max())
     return Outcome(size, allowance=_SMALL, note=note)
 
 
 def _hjb(note: str, seen: Derivatives, process: LinearProcess, t: Tensor, drift: Tensor, cost: Tensor) -> Outcome:
-    flow, spread = seen.along(drift), seen.spread(process, t)
+    flow, spread = seen.along(drift), seen.diffusion_term(process, t)
     energy = 0.5 * process.scale(t).T(seen.slope).square().sum(1)
     return _residual(note, seen.rate + flow + spread - energy + cost, seen.rate, flow, spread, energy, cost)
 
@@ -385,7 +331,7 @@ def _log_mehler(well: Well, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _log_survival(well: Well, t: Tensor, x: Tensor) -> Tensor:
-    """Computes ``log E[e^{−∫_t^T V} | X_t = x]``: Cameron & Martin's formula for what is left of the time."""
+    """Computes ``log E[e^{−∫_t^T V} | X_t = x]``: the formula of Cameron & Martin."""
     angle, dim = well.k * well.sigma * (well.horizon - t), x.shape[1]
     return -0.5 * dim * angle.cosh().log() - 0.5 * well.k / well.sigma * angle.tanh() * (x - well.centre).square().sum(
         1

@@ -1,42 +1,35 @@
-"""The score in physics: the force of an equilibrium, and the mean displacement of an experiment."""
+"""The score in physics: the force of an equilibrium, and the mean displacement in noise-and-average."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from sbridge.diffusion.exact import ExactScore
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
-from sbridge.identities.trails import (
-    POINTS,
-    divergence,
-    gradient,
-    is_scalar,
-    trail,
-    wave,
-)
+from sbridge.identities.tools.derivatives import divergence, gradient
+from sbridge.identities.tools.noising import POINTS, is_scalar, noising_states, wave
 from sbridge.measures import Estimate
 from sbridge.processes import BrownianMotion
 from sbridge.random import generator
 
-GROUP = "reversal"
+reversal_identity = partial(identity, group="reversal")
 
 
-@identity(
-    group=GROUP,
-    statement="the force ½σσᵀ∇log p keeps p in equilibrium",
+@reversal_identity(
+    statement="p is stationary under the force ½σσᵀ∇log p",
     equation="Premkumar 2023, eq. (4.17)",
     kind=Kind.EQUALITY,
-    left="mean over draws of p = ρ_{T/10} of ½ tr(σσᵀ∇²ψ) + force·∇ψ, ψ a wave",
-    right="0",
+    left="mean of ½ tr(σσᵀ∇²ψ) + force·∇ψ over draws of p = ρ_{T/10}, for cosine waves ψ",
 )
 def equilibrium_force_keeps_the_law(setting: Setting) -> Iterator[Outcome]:
-    """Checks that the generator of Langevin's equation has mean zero under its equilibrium."""
+    """Checks that the generator of the Langevin equation has mean zero under its stationary distribution."""
     t = 0.1 * setting.horizon
-    x, scale = trail(setting, (t,), "equilibrium", 32)[1], setting.process.scale(t)
+    x, scale = noising_states(setting, (t,), "equilibrium", 32)[1], setting.process.scale(t)
     a = scale @ scale.T
     for number in (1, 2):
         points = x.detach().requires_grad_()
@@ -51,13 +44,11 @@ def _has_equilibrium(setting: Setting) -> bool:
     return is_scalar(setting) and float(setting.process.transition(0.0, setting.horizon).map.values) < 1.0
 
 
-@identity(
-    group=GROUP,
-    statement="the drift of a process that has an equilibrium is ½σσᵀ∇log p_eq",
+@reversal_identity(
+    statement="a process with the stationary density p_eq has the drift ½σσᵀ∇log p_eq",
     equation="Premkumar 2023, eq. (4.17)",
     kind=Kind.RESIDUAL,
-    left="largest relative difference at points: drift against the stationary Gaussian of the transitions",
-    right="0",
+    left="largest relative difference between the drift and the force of the stationary Gaussian",
     applies=_has_equilibrium,
 )
 def drift_is_the_equilibrium_force(setting: Setting) -> Iterator[Outcome]:
@@ -67,24 +58,23 @@ def drift_is_the_equilibrium_force(setting: Setting) -> Iterator[Outcome]:
     variance = law.covariance.values / (1.0 - law.map.values.square())
     for fraction in (0.1, 1.0):
         t = fraction * setting.horizon
-        x = trail(setting, (t,), "force")[1][:POINTS].requires_grad_()
+        x = noising_states(setting, (t,), "force")[1][:POINTS].requires_grad_()
         force = 0.5 * process.scale(t).values.square() * gradient(-0.5 * (x - mean).square().sum(1) / variance, x)
         drift = process.drift(t, x)
         gap = (force - drift).abs().max() / drift.abs().mean()
         yield Outcome(float(gap.detach()), allowance=1e-9, note=f"t = {fraction:g} T")
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="noise and average: E[x_0 − x | x_0 + √v z = x] = v∇log ρ_v(x)",
     equation="Premkumar 2023, §4.3, eq. (4.20)",
     kind=Kind.EQUALITY,
-    left="mean displacement of data moved to x by noise, weighted by its probability",
-    right="log density of the noised data, differentiated",
+    left="mean displacement of data points, weighted by the probability that noise moves them to x",
+    right="gradient of the log density of the noised data",
 )
 def noise_and_average(setting: Setting) -> Iterator[Outcome]:
     """Compares both sides at two points, along the score there."""
-    rows = trail(setting, (), "flux", 32)[0]
+    rows = noising_states(setting, (), "flux", 32)[0]
     v = float(rows.var(0).mean())
     noised = ExactScore(BrownianMotion(math.sqrt(v)), setting.data)
     g = generator(setting.seed_of("places"))

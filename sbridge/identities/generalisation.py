@@ -1,7 +1,7 @@
-"""Results of exact reversal and of a trained network: data points return exactly, support is preserved.
+"""Exact reversal returns the data points; a trained network does not.
 
-The reversal of an empirical law is exact and useless: driven by the score of the data points it ends on data points,
-since the law that it reverses has no others (Cao et al. 2025, arXiv:2501.17054; Scarvelis et al. 2023,
+The reversal of an empirical distribution ends on data points if it is driven by the exact score, because the
+distribution that it reverses has no others (Cao et al. 2025, arXiv:2501.17054; Scarvelis et al. 2023,
 arXiv:2310.12395). New points come from the error of the network.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from sbridge.fitting import solve
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
 from sbridge.laws import Samples
-from sbridge.measures import Estimate
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess, VariancePreserving
 from sbridge.random import generator
@@ -31,24 +31,23 @@ from sbridge.simulation import propagate
 from sbridge.time import TimeGrid
 from sbridge.training import Optimisation
 
-GROUP = "generalisation"
+generalisation_identity = partial(identity, group="generalisation")
 _CAO = "Cao et al. 2025"
 _NEAR = 1e-3
 _POINTS = 48
 _ROWS = 600
-_MANY_ROWS = 2600  # for a standard error of .01 of a share
+_MANY_ROWS = 2600  # for a standard error of .01 of a fraction
 _CHUNK = 4000
-_PER_SAMPLE = 5  # paths from one end for each sample of a setting, for one of 1 % of a variance
+_PER_SAMPLE = 5  # paths from one end for each sample of a setting, for a standard error of 1 % of a variance
 _UPDATES = 150
 _EXACT = "donot_use_mm_for_euclid_dist"  # matrix products lose half of the digits of a small distance
 
 
-@identity(
-    group=GROUP,
-    statement="started from one point, the reverse process is the pinned bridge to it",
+@generalisation_identity(
+    statement="if the data are one point, the reverse process is the bridge pinned at that point",
     equation="Cao et al. 2025; Premkumar 2023, eq. (4.1)–(4.3)",
     kind=Kind.EQUALITY,
-    left="mean and standard deviation of simulated reverse paths, driven by the point's score",
+    left="mean and variance of simulated reverse paths with the score of that point",
     right="Gaussian conditioning of the noising process on both ends",
 )
 def dirac_start(setting: Setting) -> Iterator[Outcome]:
@@ -60,71 +59,65 @@ def dirac_start(setting: Setting) -> Iterator[Outcome]:
     for fraction in (0.5, 0.1):
         t = fraction * horizon
         pinned = process.pinned(t)
-        mean, spread = pinned.mean(point, end), float(pinned.covariance.expanded(setting.dim).diagonal().sum())
+        mean, variance = pinned.mean(point, end), float(pinned.covariance.expanded(setting.dim).diagonal().sum())
         away = end - mean
         seen = [
             ((states @ away.mT).squeeze(1) / away.norm(), (states - mean).square().sum(1))
             for states in _back_to(setting, point, end, t)
         ]
         along = float((mean @ away.mT) / away.norm())
-        for k, (right, what) in enumerate(((along, "mean towards the end"), (spread, "spread"))):
-            coarse, fine = (one[k] for one in seen)
-            yield _refined(coarse, fine, right, f"{what}, t = {fraction:g} T")
+        for k, (right, what) in enumerate(((along, "mean towards the end"), (variance, "variance"))):
+            yield Outcome.refined([one[k] for one in seen], right, f"{what}, t = {fraction:g} T")
 
 
-@identity(
-    group=GROUP,
-    statement="exact reversal from an empirical law ends on data points",
+@generalisation_identity(
+    statement="exact reversal of an empirical distribution ends on data points",
     equation=_CAO,
     kind=Kind.EQUALITY,
-    left="fraction of simulated ends within 10⁻³ spreads of a point",
-    right="all of them",
+    left="fraction of simulated ends within 10⁻³ standard deviations of a data point",
+    right="1",
 )
 def empirical_start(setting: Setting) -> Outcome:
-    """Checks ends after the last step ``E[X_0 | X_s]`` at an ``s`` whose noise is a tenth of that distance."""
+    """Checks ends after the last step ``E[X_0 | X_s]``, at an ``s`` whose noise is a tenth of that distance."""
     memory = Memory.of(setting)
     near = memory.distances(memory.ends(setting)) <= memory.radius
     return Outcome(float(near.double().mean()), 1.0, note=f"{len(memory.points)} points, {len(near)} ends")
 
 
-@identity(
-    group=GROUP,
+@generalisation_identity(
     statement="exact reversal returns every data point with its multiplicity",
     equation=f"{_CAO}; Anderson 1982",
     kind=Kind.EQUALITY,
-    left="share of simulated ends at points with a small first coordinate",
-    right="share of these among the points",
+    left="fraction of simulated ends at data points whose first coordinate is below the median",
+    right="fraction of such points in the data",
 )
 def empirical_law_returns(setting: Setting) -> Outcome:
-    """Checks the lower half of the points; the time step is halved for the allowance."""
+    """Checks the points below the median; the time step is halved for the allowance."""
     memory = Memory.of(setting)
     lower = memory.points[:, 0] < memory.points[:, 0].median()
-    coarse, fine = (lower[memory.nearest(memory.ends(setting, k, rows=_MANY_ROWS))].double() for k in (1, 2))
-    return _refined(coarse, fine, float(lower.double().mean()), "steps halved")
+    levels = [lower[memory.nearest(memory.ends(setting, k, rows=_MANY_ROWS))].double() for k in (1, 2)]
+    return Outcome.refined(levels, float(lower.double().mean()), "steps halved")
 
 
-@identity(
-    group=GROUP,
-    statement="support is preserved: all ends of the exact reversal are data points",
+@generalisation_identity(
+    statement="exact reversal preserves the support: every end is a data point",
     equation=_CAO,
     kind=Kind.INEQUALITY,
-    left="largest distance of a simulated end from the data, in spreads",
+    left="largest distance of a simulated end from the data, in standard deviations",
     right="10⁻³",
 )
 def support_containment(setting: Setting) -> Outcome:
-    """Checks the worst end, where :func:`empirical_start` counts ends."""
+    """Checks the end that is farthest from the data."""
     memory = Memory.of(setting)
     worst = float(memory.distances(memory.ends(setting)).max())
-    return Outcome(worst / memory.spread, memory.radius / memory.spread, note=f"{_ROWS} ends")
+    return Outcome(worst / memory.std, memory.radius / memory.std, note=f"{_ROWS} ends")
 
 
-@identity(
-    group=GROUP,
-    statement="the last step, E[X_0 | X_s], is Tweedie's formula for the score",
+@generalisation_identity(
+    statement="the posterior mean E[X_0 | X_s] of the last step is Tweedie's formula",
     equation="Efron 2011; Cao et al. 2025",
     kind=Kind.RESIDUAL,
-    left="largest relative difference of Tweedie on the differentiated density and Bayes' rule over the points",
-    right="0",
+    left="largest relative difference between Tweedie's formula and Bayes' formula over the points",
 )
 def last_step(setting: Setting) -> Iterator[Outcome]:
     """Checks the formula at ``s_min`` and ``T/10``, in float64."""
@@ -138,16 +131,15 @@ def last_step(setting: Setting) -> Iterator[Outcome]:
         with torch.no_grad():
             bayes = torch.softmax(logs, 1) @ memory.points
             tweedie = start_from_score(process, t, x, score)
-            worst = float((tweedie - bayes).abs().max()) / memory.spread
+            worst = float((tweedie - bayes).abs().max()) / memory.std
         yield Outcome(worst, allowance=1e-6, note=f"at {when}")
 
 
-@identity(
-    group=GROUP,
-    statement="a trained network does not end on data points",
+@generalisation_identity(
+    statement="samples of a trained network are not data points",
     equation=_CAO,
     kind=Kind.DIFFERENCE,
-    left="fraction of generated rows within 10⁻³ spreads of a point it was trained on",
+    left="fraction of generated samples within 10⁻³ standard deviations of a training point",
     right="1, as for the exact reversal",
     applies=lambda setting: (
         isinstance(setting.data, Samples)
@@ -156,12 +148,12 @@ def last_step(setting: Setting) -> Iterator[Outcome]:
     ),
 )
 def trained_network(setting: Setting) -> Outcome:
-    """Checks the network of the setting, or a small one trained on a few points here."""
+    """Checks the network of the setting; without one, a small network trained on a few points."""
     memory = Memory.of(setting) if setting.network is None else Memory.whole(setting)
     near = (memory.distances(_generated(setting, memory)) <= memory.radius).double()
     share = float(near.mean())
     error = math.sqrt(max(share * (1.0 - share), 1.0 / len(near)) / len(near))
-    return Outcome(share, 1.0, error, note="network given" if setting.network else f"{_UPDATES} updates here")
+    return Outcome(share, 1.0, error, note="given network" if setting.network else f"network of {_UPDATES} updates")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +162,12 @@ class Memory:
 
     Attributes:
         points: shape ``(n, dim)``, float64.
-        spread: root mean square over coordinates of their standard deviation.
+        std: root mean square over coordinates of their standard deviation.
         radius: 10⁻³ of the spread, but at most 1 % of the median distance to the nearest other point.
     """
 
     points: Tensor
-    spread: float
+    std: float
     radius: float
 
     @classmethod
@@ -187,16 +179,16 @@ class Memory:
     def whole(cls, setting: Setting) -> Memory:
         """Takes all rows of the data, which are samples."""
         if not isinstance(setting.data, Samples):
-            raise UnsupportedError(f"a {type(setting.data).__name__} has no rows to return to.")
+            raise UnsupportedError(f"a {type(setting.data).__name__} has no data points; give Samples.")
         return cls._from(setting.data.rows)
 
     @classmethod
     def _from(cls, rows: Tensor) -> Memory:
         points = rows.double().unique(dim=0)
-        spread = float(points.var(0).mean().sqrt())
+        std = float(points.var(0).mean().sqrt())
         some = points[:2000]
         between = torch.cdist(some, points, compute_mode=_EXACT).topk(2, largest=False).values[:, 1]
-        return cls(points, spread, min(_NEAR * spread, 0.01 * float(between.median())))
+        return cls(points, std, min(_NEAR * std, 0.01 * float(between.median())))
 
     def distances(self, rows: Tensor) -> Tensor:
         """Computes distances from each row to the nearest point."""
@@ -221,8 +213,8 @@ class Memory:
 def _back_to(setting: Setting, point: Tensor, end: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """Simulates states at ``t`` of reverse paths from ``end`` with the score of ``point``, with two step sizes.
 
-    A long step takes the noise of the two short ones in it. A chain's bias is of first order, so that of the short
-    steps is as large as the change from the long ones: the change has to be known better than either mean.
+    A long step uses the noise of its two short steps. The bias of a chain is of first order in the step, so the bias
+    of the short steps is as large as the change from the long ones. Common noise makes that change precise.
     """
     process, law, count = setting.process, Samples(torch.cat([point, point])), _PER_SAMPLE * setting.samples
     bridge = reverse_diffusion(
@@ -250,12 +242,6 @@ def _back_to(setting: Setting, point: Tensor, end: Tensor, t: float) -> tuple[Te
 def _between(fraction: float, steps: int) -> TimeGrid:
     """Makes a grid with one step from 0 to ``fraction``, then geometric steps to 1; nested when ``steps`` doubles."""
     return TimeGrid((0.0, *(fraction ** (1.0 - k / steps) for k in range(steps)), 1.0))
-
-
-def _refined(coarse: Tensor, fine: Tensor, right: float, note: str) -> Outcome:
-    """Compares the finer mean with ``right``; its change from the coarser one is the allowance for time steps."""
-    first, last = Estimate.of(coarse), Estimate.of(fine)
-    return Outcome(last.value, right, last.standard_error, abs(last.value - first.value), note)
 
 
 def _log_kernels(process: LinearProcess, t: float, points: Tensor, x: Tensor) -> Tensor:

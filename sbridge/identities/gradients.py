@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,38 +13,37 @@ from torch import Tensor, nn
 from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import Score
 from sbridge.identities.base import Kind, Outcome, identity
-from sbridge.identities.draws import (
+from sbridge.identities.settings import Perturbed, Setting
+from sbridge.identities.tools.monte_carlo import (
     GAP,
     GRADIENT_POINTS,
+    Cached,
     Noised,
-    Remembered,
-    combined,
+    estimate_mean,
+    limit_points,
     noised,
-    precise,
     trace_probes,
-    with_few_points,
 )
-from sbridge.identities.settings import Perturbed, Setting
 from sbridge.measures import Estimate
 from sbridge.objectives import score_matching as losses
 
+action_identity = partial(identity, group="action")
 _GROUPS, _GROUP_ROWS = 128, 512
 Loss = Callable[[Noised, Score], Tensor]
-"""A loss per row, without the weight."""
+"""A loss per draw, without the weight."""
 
 
-@identity(
-    group="action",
-    statement="∇_θ of explicit, denoising and implicit score matching agree",
+@action_identity(
+    statement="explicit, denoising and implicit score matching have the same gradient ∇_θ",
     equation="Premkumar 2023, eq. (3.37), (3.43); Vincent 2011; Hyvärinen 2005",
     kind=Kind.EQUALITY,
-    left="derivative of the denoising, or the implicit, loss along a fixed direction of θ",
-    right="derivative of the explicit loss, other draws",
+    left="derivative of the denoising or implicit loss along a fixed direction of θ",
+    right="derivative of the explicit loss, independent draws",
 )
 def gradients_agree(setting: Setting) -> Iterator[Outcome]:
     """Compares the gradients of all three losses."""
-    setting, few = with_few_points(setting, GRADIENT_POINTS)
-    exact = Remembered(setting.exact)
+    setting, few = limit_points(setting, GRADIENT_POINTS)
+    exact = Cached(setting.exact)
 
     def explicit(one: Noised, score: Score) -> Tensor:
         return losses.explicit(setting.process, one.t, score(one.t, one.x), exact(one.t, one.x))
@@ -57,15 +57,16 @@ def gradients_agree(setting: Setting) -> Iterator[Outcome]:
 
     for name, loss in (("denoising", denoising), ("implicit", implicit)):
         left, right = (_by_size(setting, exact, *one) for one in ((loss, name), (explicit, f"{name}, explicit")))
-        error = combined(left, right).standard_error
-        yield Outcome(left.value, right.value, error, note=f"{name}, size of the fixed perturbation{few}")
+        yield Outcome.of(left, right, note=f"{name}, size of the fixed perturbation{few}")
     if setting.network is not None:
         yield from _by_weights(setting, setting.network, {"denoising": denoising, "implicit": implicit}, explicit)
 
 
 def _by_weights(setting: Setting, network: Score, others: dict[str, Loss], explicit: Loss) -> Iterator[Outcome]:
-    """Compares derivatives along the gradient of the explicit loss on separate draws, for networks with weights."""
-    network(setting.horizon, torch.zeros(1, setting.dim, dtype=torch.float64))  # one that is trained when it is asked
+    """Compares derivatives along a gradient of the explicit loss from separate draws, for networks with weights."""
+    network(
+        setting.horizon, torch.zeros(1, setting.dim, dtype=torch.float64)
+    )  # a TrainedScore is trained by its first call
     network = copy.deepcopy(network)
     weights = [one.requires_grad_() for module in _modules(network) for one in module.parameters()]
     if not weights:
@@ -78,12 +79,11 @@ def _by_weights(setting: Setting, network: Score, others: dict[str, Loss], expli
             one = noised(setting, _GROUP_ROWS, 0.3, "group", name, part)
             pairs.append([float(_gradient(weights, network, f, one) @ direction) for f in (loss, explicit)])
         left, right = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-        note = f"{name}, weights of the trained network, the same draws"
-        yield Outcome(float(left.mean()), float(right.mean()), Estimate.of(left - right).standard_error, note=note)
+        yield Outcome.paired(left - right, right, note=f"{name}, weights of the trained network, the same draws")
 
 
 def _by_size(setting: Setting, exact: Score, loss: Loss, stream: str) -> Estimate:
-    """Computes ``d/dθ`` of the loss of ``∇log ρ + θ · perturbation`` at ``θ = 1``, row by row."""
+    """Computes ``d/dθ`` of the loss of ``∇log ρ + θ · perturbation`` at ``θ = 1``, one per draw."""
     field = Perturbed.sized(setting, GAP)
 
     def rows(one: Noised) -> Tensor:
@@ -96,7 +96,7 @@ def _by_size(setting: Setting, exact: Score, loss: Loss, stream: str) -> Estimat
             (found,) = torch.autograd.grad(loss(one, score).sum(), theta)
         return one.weight * found[:, 0]
 
-    return precise(setting, rows, "gradient", stream)
+    return estimate_mean(setting, rows, "gradient", stream)
 
 
 def _gradient(weights: list[Tensor], network: Score, loss: Loss, one: Noised) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,54 +18,41 @@ from sbridge.diffusion.samplers import AncestralSampler, StopEarly
 from sbridge.errors import UnsupportedError
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
-from sbridge.identities.trails import (
-    POINTS,
-    bridge_until,
-    direction,
-    divergence,
-    gradient,
-    span_note,
-    spans,
-    trail,
-    wave,
-)
+from sbridge.identities.tools.derivatives import divergence, gradient
+from sbridge.identities.tools.noising import POINTS, bridge_until, direction, noising_states, span_note, spans, wave
 from sbridge.measures import Estimate
 from sbridge.processes import VariancePreserving
 from sbridge.random import generator
 from sbridge.time import TimeGrid
 
-GROUP = "reversal"
+reversal_identity = partial(identity, group="reversal")
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="the pinned kernel is Bayes' formula: q(x_s|x_0,x_t) = p(x_t|x_s) p(x_s|x_0)/p(x_t|x_0)",
     equation="Premkumar 2023, eq. (4.1)",
     kind=Kind.RESIDUAL,
-    left="largest difference of log densities: Gaussian conditioning against three transitions",
-    right="0",
+    left="largest difference between log densities from Gaussian conditioning and from three transitions",
 )
 def pinned_kernel_is_bayes(setting: Setting) -> Iterator[Outcome]:
     """Compares log densities at points of the noising process."""
     for s, t in spans(setting):
-        x_start, x_s, x_t = (x[:POINTS] for x in trail(setting, (s, t), "pinned"))
+        x_start, x_s, x_t = (x[:POINTS] for x in noising_states(setting, (s, t), "pinned"))
         gap = log_pinned_kernel(setting.process, s, t, x_start, x_s, x_t) - _bayes(setting, s, t, x_start, x_s, x_t)
         yield Outcome(float(gap.abs().max()), allowance=1e-6, note=span_note(setting, s, t))
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="the pinned kernel solves the Fokker–Planck equation of the drift −b + σσᵀ∇log p(x_s|x_0)",
     equation="Premkumar 2023, eq. (4.2)–(4.4)",
     kind=Kind.RESIDUAL,
-    left="largest residual at points, relative to the terms: Bayes' formula differentiated",
-    right="0",
+    left="largest relative residual, by differentiating Bayes' formula",
 )
 def pinned_kernel_flows_back(setting: Setting) -> Iterator[Outcome]:
     """Checks ``∂_τ log q = −∇·β − β·∇log q + ½ tr(σσᵀ∇²log q) + ½|σᵀ∇log q|²`` in reversed time ``τ``."""
     process, h = setting.process, 2e-3
     for s, t in spans(setting):
-        x_start, x, x_t = (x[:POINTS] for x in trail(setting, (s, t), "pinned"))
+        x_start, x, x_t = (x[:POINTS] for x in noising_states(setting, (s, t), "pinned"))
 
         def log_q(s: float, x: Tensor, x_start: Tensor = x_start, x_t: Tensor = x_t, t: float = t) -> Tensor:
             return _bayes(setting, s, t, x_start, x, x_t)
@@ -88,71 +76,62 @@ def pinned_kernel_flows_back(setting: Setting) -> Iterator[Outcome]:
         yield Outcome(float(gap.detach()), allowance=1e-6, note=span_note(setting, s, t))
 
 
-@identity(
-    group=GROUP,
-    statement="the pinned kernel averaged over x_0|x_t reverses the noising in one step of any length",
+@reversal_identity(
+    statement="the mean of the pinned kernel over x_0|x_t reverses the noising process in one step of any length",
     equation="Premkumar 2023, eq. (4.5)",
     kind=Kind.EQUALITY,
-    left="draws of X_s: a start from its posterior given X_t, then the pinned kernel",
-    right="mean square 1 of the noising's own noise between them; mean log density of exact draws",
+    left="draws of X_s: X_0 from its posterior given X_t, then the pinned kernel",
+    right="mean square 1 of the noise between X_s and X_t; mean log density of exact draws",
 )
 def averaged_kernels_reverse(setting: Setting) -> Iterator[Outcome]:
     """Checks the distribution of ``X_s`` and its joint distribution with ``X_t``."""
     for s, t in spans(setting):
-        x_t = trail(setting, (t,), "averaged", 8)[1]
+        x_t = noising_states(setting, (t,), "averaged", 8)[1]
         x_s = draw_earlier(setting.exact, s, t, x_t, seed=setting.seed_of("earlier", str(s)))
         step, note = setting.process.transition(s, t), span_note(setting, s, t)
         noise = Estimate.of(step.root.inverse()(x_t - step.mean(x_s)).square().mean(1))
         yield Outcome(noise.value, 1.0, noise.standard_error, note=f"mean square, {note}")
         left = Estimate.of(setting.exact.log_density(s, x_s))
-        right = Estimate.of(setting.exact.log_density(s, trail(setting, (s,), "exact", 8)[1]))
-        error = math.hypot(left.standard_error, right.standard_error)
-        yield Outcome(left.value, right.value, error, note=f"log density, {note}")
+        right = Estimate.of(setting.exact.log_density(s, noising_states(setting, (s,), "exact", 8)[1]))
+        yield Outcome.of(left, right, note=f"log density, {note}")
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="KL of averaged kernels ≤ mean KL of pinned kernels",
     equation="Premkumar 2023, eq. (4.6)–(4.7)",
     kind=Kind.INEQUALITY,
-    left="E log p(x_s|x_t) − log q(x_s|x̂_0,x_t) along the noising, with x̂_0 by a perturbed score",
+    left="E log p(x_s|x_t) − log q(x_s|x̂_0,x_t) along noising paths, with x̂_0 from a perturbed score",
     right="E ½|Γ^{−½}L(x_0 − x̂_0)|²",
 )
 def kernel_bound(setting: Setting) -> Iterator[Outcome]:
     """Compares one pinned kernel to a predicted start with the posterior mean of pinned kernels."""
     process, exact = setting.process, setting.exact
     for s, t in spans(setting):
-        x_start, x_s, x_t = trail(setting, (s, t), "bound")
+        x_start, x_s, x_t = noising_states(setting, (s, t), "bound")
         predicted = start_from_score(process, t, x_t, checked_score(setting.perturbed, t, x_t))
         truth = process.log_transition(s, x_s, t, x_t) + exact.log_density(s, x_s) - exact.log_density(t, x_t)
         model = process.log_transition(s, x_s, t, x_t) + process.log_transition(0.0, predicted, s, x_s)
         model = model - process.log_transition(0.0, predicted, t, x_t)
         left, right = truth - model, pinned_kl(process, s, t, x_start, predicted)
-        gap = Estimate.of(left - right)
-        yield Outcome(
-            float(left.mean()), float(right.mean()), gap.standard_error, note=f"perturbed, {span_note(setting, s, t)}"
-        )
+        yield Outcome.paired(left - right, right, note=f"perturbed, {span_note(setting, s, t)}")
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="the mean of an ancestral step is E[X_s|X_t] for steps of any length",
     equation="Ho et al. 2020, eq. (11); Efron 2011",
     kind=Kind.EQUALITY,
-    left="E[x_s·e ψ(x_t)] along the noising",
-    right="the same with Φ⁻¹(x_t − c + Qs) of the sampler for x_s",
+    left="E[x_s·e ψ(x_t)] along noising paths",
+    right="the same mean with Φ⁻¹(x_t − c + Qs) of the sampler in place of x_s",
 )
 def ancestral_mean_is_exact(setting: Setting) -> Iterator[Outcome]:
     """Checks the weak form for waves ``ψ``; the two sides share ``x_t``."""
     for s, t in spans(setting):
-        _, x_s, x_t = trail(setting, (s, t), "ancestral", 4)
+        _, x_s, x_t = noising_states(setting, (s, t), "ancestral", 4)
         step = AncestralSampler(grid=TimeGrid((0.0, s / t, 1.0)), last=StopEarly())
-        # the sampler's own noise has mean zero: it only adds to the error
+        # the noise of the sampler has mean zero and only adds to the standard error
         moved = step(bridge_until(setting, t), x_t, seed=setting.seed_of("ancestral noise", str(s)))
         test, e = wave(setting, x_t), direction(setting)
-        gap = Estimate.of(((x_s - moved) @ e) * test)
-        right = float(((moved @ e) * test).mean())
-        yield Outcome(right + gap.value, right, gap.standard_error, note=span_note(setting, s, t))
+        yield Outcome.paired(((x_s - moved) @ e) * test, (moved @ e) * test, note=span_note(setting, s, t))
 
 
 def _is_ddpm(setting: Setting) -> bool:
@@ -160,41 +139,37 @@ def _is_ddpm(setting: Setting) -> bool:
     return isinstance(process, VariancePreserving) and bool(process.stationary_std == 1.0) and bool(process.mean == 0.0)
 
 
-@identity(
-    group=GROUP,
-    statement="the discrete objective tends to denoising score matching as β → 0",
+@reversal_identity(
+    statement="the DDPM objective converges to denoising score matching as β → 0",
     equation="Premkumar 2023, eq. (4.16) and (3.43)",
     kind=Kind.EQUALITY,
     left="Σ_k β_k²/(2σ_k²α_k(1−ᾱ_k)) E|ε − ε_θ|², σ_k² = β_k",
-    right="½∫β(s) E|s_θ − ∇log p(x_s|x_0)|² ds by Gauss–Legendre nodes, independent draws",
+    right="½∫β(s) E|s_θ − ∇log p(x_s|x_0)|² ds by Gauss–Legendre quadrature, independent draws",
     applies=_is_ddpm,
 )
 def ddpm_objective_is_score_matching(setting: Setting) -> Outcome:
-    """Checks the perturbed score with new noise at every time, extrapolated to β = 0."""
-    x, other = (trail(setting, (), f"objective {i}", 2)[0] for i in (1, 2))
+    """Checks the perturbed score with independent noise at every time, extrapolated to β = 0."""
+    x, other = (noising_states(setting, (), f"objective {i}", 2)[0] for i in (1, 2))
     coarse, fine = (
         _discrete_objective(setting, n, x, _fresh(setting, x, str(n))) for n in (setting.steps, 2 * setting.steps)
     )
-    left, right = (
-        Estimate.of(2.0 * fine - coarse),
-        Estimate.of(_score_matching(setting, other, _fresh(setting, other, "score matching"))),
-    )
-    error, allowance = math.hypot(left.standard_error, right.standard_error), abs(float((fine - coarse).mean()))
-    return Outcome(left.value, right.value, error, allowance, "fixed perturbation, from s_min; extrapolated")
+    right = Estimate.of(_score_matching(setting, other, _fresh(setting, other, "score matching")))
+    allowance = abs(float((fine - coarse).mean()))
+    left = Estimate.of(2.0 * fine - coarse)
+    return Outcome.of(left, right, allowance, "fixed perturbation, from s_min; extrapolated")
 
 
-@identity(
-    group=GROUP,
-    statement="the discrete objective differs from denoising score matching by O(β)",
+@reversal_identity(
+    statement="the DDPM objective differs from denoising score matching by O(β)",
     equation="Premkumar 2023, eq. (4.16) and (3.43)",
     kind=Kind.ORDER,
-    left="order of the difference in the step, from steps and steps/2, on the same draws",
+    left="order of the difference in the step size, from the same draws",
     right="1",
     applies=_is_ddpm,
 )
 def ddpm_objective_order(setting: Setting) -> Outcome:
-    """Extrapolates the order of both sides, which are smooth in the step because all times share their draws."""
-    x = trail(setting, (), "order")[0][:250]
+    """Extrapolates the order; the difference is smooth in the step because all times share their draws."""
+    x = noising_states(setting, (), "order")[0][:250]
     noise = _fresh(setting, x, "order")(0)
     exact = float(_score_matching(setting, x, lambda k: noise).mean())
     gaps = [

@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sbridge.controls.base import Time
 from sbridge.diffusion.reverse import moments
-from sbridge.functionals import PathValues, feynman_kac, kill, killed_log_ratio
+from sbridge.functionals import feynman_kac, kill, killed_log_ratio
 from sbridge.identities.base import Kind, Outcome, identity
-from sbridge.identities.draws import width
 from sbridge.identities.settings import Setting
+from sbridge.identities.tools.monte_carlo import width
 from sbridge.measures import Direction, Estimate, PathMeasure, Paths
 from sbridge.processes import BrownianMotion
 from sbridge.processes.chain import Chain, default_rule
@@ -27,6 +28,7 @@ from sbridge.random import NormalNoise, derive
 from sbridge.simulation import simulate
 from sbridge.time import TimeGrid
 
+action_identity = partial(identity, group="action")
 _STEPS = 128
 
 
@@ -36,10 +38,10 @@ class Well:
 
     Args:
         sigma: σ, such that noise over the horizon is as wide as the data.
-        k: such that about one nat is lost.
+        k: such that killing costs about one nat.
         centre: ``c``, shape ``(dim,)``.
         horizon: ``T``.
-        pull: the rate at which the control of the checks, a linear one, draws back to the centre.
+        pull: the rate at which the linear control of the checks reverts to the centre.
     """
 
     sigma: float
@@ -50,7 +52,7 @@ class Well:
 
     @classmethod
     def of(cls, setting: Setting, strength: float = 1.0) -> Well:
-        """Makes the well of a setting, with a control of the given part of the strength optimal at ``T → ∞``."""
+        """Makes the well of a setting; ``strength`` is relative to the optimal control for ``T → ∞``."""
         mean, _ = moments(setting.data)
         sigma = width(setting) / math.sqrt(setting.horizon)
         depth = min(1.0, math.sqrt(2.0 / setting.dim))
@@ -73,7 +75,7 @@ class Well:
         return -0.5 * dim * math.log(math.cosh(angle)) - 0.5 * self.k / self.sigma * math.tanh(angle) * square
 
     def control(self, t: Time, x: Tensor) -> Tensor:
-        """Computes ``−(pull/σ)(x − c)``: not the optimal one."""
+        """Computes ``−(pull/σ)(x − c)``, which is not the optimal control."""
         return -self.pull / self.sigma * (x - self.centre)
 
     def mean_integral(self, x: Tensor) -> Tensor:
@@ -84,12 +86,11 @@ class Well:
         return share * (x - self.centre).square().sum(1) + steady * (self.horizon - share)
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="KL(P^u ‖ R killed at V) = ½E∫|u|² dt + E∫V dt",
     equation="Premkumar 2023, eq. (3.19)",
     kind=Kind.EQUALITY,
-    left="Girsanov's log ratio with its martingale term and ∫V along simulated paths, extrapolated in the step",
+    left="Girsanov's log ratio with its martingale term and ∫V along simulated paths, extrapolated to step 0",
     right="moments of an Ornstein–Uhlenbeck process in closed form",
 )
 def killing_adds_to_the_path_kl(setting: Setting) -> Outcome:
@@ -99,33 +100,27 @@ def killing_adds_to_the_path_kl(setting: Setting) -> Outcome:
     start = fine.starts
     expected = 0.5 * (well.k**2 + (well.pull / well.sigma) ** 2) * well.mean_integral(start)
     one, two, four = (level.values for level in (fine, coarse, coarser))
-    gap = Estimate.of(2.0 * one - two - expected)
     allowance = abs(float((2.0 * one - 3.0 * two + four).mean()))
-    value = float(expected.mean())
-    return Outcome(value + gap.value, value, gap.standard_error, allowance)
+    return Outcome.paired(2.0 * one - two - expected, expected, allowance)
 
 
-@identity(
-    group="action",
-    statement="E_{P^u} e^{−log dP^u/dR} = the mass of R that survives",
+@action_identity(
+    statement="E_{P^u} e^{−log dP^u/dR} is the surviving mass of R",
     equation="Premkumar 2023, eq. (2.29), (3.19)",
     kind=Kind.EQUALITY,
     left="Girsanov's log ratio with killing along simulated paths",
     right="closed form",
 )
 def killed_ratio_has_the_mean_of_the_surviving_mass(setting: Setting) -> Outcome:
-    """Checks that the mean is not one but the surviving mass."""
+    """Checks that the mean is the surviving mass, not one."""
     well = Well.of(setting, 0.4)
     fine, coarse, _ = _ratios(setting, well)
     mass = well.log_mass(fine.starts).exp()
-    gap = Estimate.of((-fine.values).exp() - mass)
     allowance = abs(float(((-fine.values).exp() - (-coarse.values).exp()).mean()))
-    value = float(mass.mean())
-    return Outcome(value + gap.value, value, gap.standard_error, allowance)
+    return Outcome.paired((-fine.values).exp() - mass, mass, allowance)
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="KL(P^u ‖ R killed at V) ≥ −E log φ(0, X₀) for every control",
     equation="Premkumar 2023, eq. (3.25)–(3.26); Dai Pra & Pavon 1990",
     kind=Kind.INEQUALITY,
@@ -143,12 +138,11 @@ def free_energy_bounds_the_killed_path_kl(setting: Setting) -> Outcome:
     return Outcome(value, value + slack.value, slack.standard_error, allowance)
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="φ(0, x) = E[e^{−∫V dt} | X₀ = x]",
     equation="Premkumar 2023, eq. (2.28)–(2.33); Feynman–Kac",
     kind=Kind.EQUALITY,
-    left="weights on exact paths, trapezoids in time; and killing them in earnest",
+    left="weights along exact paths (trapezoidal rule in time), and simulated killing",
     right="closed form",
 )
 def feynman_kac_is_the_closed_form(setting: Setting) -> Iterator[Outcome]:
@@ -158,14 +152,9 @@ def feynman_kac_is_the_closed_form(setting: Setting) -> Iterator[Outcome]:
     paths = measure.sample(setting.samples, seed=setting.seed_of("weights"))
     mass = well.log_mass(paths.x[0].double()).exp()
     weights = feynman_kac(paths, lambda x: torch.ones_like(x[:, 0]), well.rate)
-    yield _against(mass, weights, "weights")
+    yield Outcome.paired(weights.values - mass, mass, weights.allowance, "weights")
     killed = kill(paths, well.rate, seed=setting.seed_of("clocks")).survived.double()
-    yield _against(mass, PathValues(killed, killed + weights.coarse - weights.values), "killing")
-
-
-def _against(mass: Tensor, left: PathValues, note: str) -> Outcome:
-    value, gap = float(mass.mean()), Estimate.of(left.values - mass)
-    return Outcome(value + gap.value, value, gap.standard_error, left.allowance, note)
+    yield Outcome.paired(killed - mass, mass, weights.allowance, "killing")
 
 
 @dataclass(frozen=True, eq=False)

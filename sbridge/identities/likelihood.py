@@ -1,11 +1,11 @@
-"""Likelihood, entropy and divergences of path measures: bounds, when they are equalities, and refinements."""
+"""Likelihood, entropy and KL divergences of path measures: bounds, cases of equality, and refinements."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -18,8 +18,15 @@ from sbridge.diffusion.conversions import Score
 from sbridge.diffusion.reverse import end_distribution, moments
 from sbridge.functionals import PathValues, denoising_elbo, integrate
 from sbridge.identities.base import Kind, Outcome, identity
-from sbridge.identities.draws import Noised, chi_squares, combined, judged, noising, precise
 from sbridge.identities.settings import Setting
+from sbridge.identities.tools.monte_carlo import (
+    Noised,
+    chi_square_controls,
+    estimate_mean,
+    noising,
+    scores_to_check,
+    sum_estimates,
+)
 from sbridge.laws import Gaussian, Samples
 from sbridge.measures import Estimate, PathMeasure
 from sbridge.objectives import score_matching as losses
@@ -27,6 +34,7 @@ from sbridge.processes import BrownianMotion, LinearProcess, OrnsteinUhlenbeck
 from sbridge.random import generator
 from sbridge.time import TimeGrid
 
+action_identity = partial(identity, group="action")
 _SHARE = 0.6
 
 
@@ -34,8 +42,8 @@ _SHARE = 0.6
 class GaussianModel:
     """A reverse diffusion with a wrong score and Gaussian marginals: ``s = −share · P_t⁻¹(x − m_t)``.
 
-    ``N(m_t, P_t)`` has the moments of the noised data; the prior is ``N(m_T, P_T)``. The generated law at ``s_min``
-    follows from two ordinary differential equations.
+    ``N(m_t, P_t)`` has the moments of the noised data; the prior is ``N(m_T, P_T)``. Two ordinary differential
+    equations give the distribution generated at ``s_min``.
     """
 
     setting: Setting
@@ -85,16 +93,15 @@ class GaussianModel:
         return torch.cat([of_mean[:, None], drift @ covariance + covariance @ drift.mT + spread], 1)
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="E ELBO_θ(X) ≤ E log p_θ(X)",
     equation="Huang, Lim & Courville 2021, arXiv:2106.02808, the continuous-time ELBO",
     kind=Kind.INEQUALITY,
-    left="the denoising bound along noising paths, or at random times",
+    left="denoising ELBO along noising paths or at random times",
     right="log p_θ of a Gaussian model from its moment equations; E log ρ ≥ E log p_θ for other scores",
 )
 def elbo_is_below_the_log_likelihood(setting: Setting) -> Iterator[Outcome]:
-    """Checks that the bound on the likelihood holds."""
+    """Checks a Gaussian model with a wrong score, and the scores of the setting."""
     model = GaussianModel(setting)
     paths = noising(setting, 80).sample(setting.samples, seed=setting.seed_of("bound"))
     bound = denoising_elbo(paths, model, model.prior, s_min=setting.s_min)
@@ -102,29 +109,27 @@ def elbo_is_below_the_log_likelihood(setting: Setting) -> Iterator[Outcome]:
     slack = Estimate.of(bound.values - truth)
     value = float(truth.mean())
     yield Outcome(value + slack.value, value, slack.standard_error, bound.allowance, "a Gaussian model")
-    for note, score in judged(setting, 1.0):
+    for note, score in scores_to_check(setting, 1.0):
         right, end = _end_entropies(setting, note)
-        left = combined(_bulk(setting, score, note, right.value, target=3.0), end)
-        yield Outcome(left.value, right.value, combined(left, right).standard_error, note=f"{note}, prior ρ_T")
+        left = sum_estimates(_bulk(setting, score, note, right.value, target=3.0), end)
+        yield Outcome.of(left, right, note=f"{note}, prior ρ_T")
 
 
-@identity(
-    group="action",
-    statement="ELBO = E log p at the true score with the prior ρ_T",
+@action_identity(
+    statement="ELBO = E log p for the true score and the prior ρ_T",
     equation="the verification theorem for the control problem of Premkumar 2023, §3.3",
     kind=Kind.EQUALITY,
-    left="the denoising bound at random times",
+    left="denoising ELBO at random times",
     right="log ρ in closed form",
 )
 def elbo_of_the_true_score_is_the_log_likelihood(setting: Setting) -> Outcome:
     """Checks that the bound is exact for the true score and the true prior."""
     density, end = _end_entropies(setting, "elbo")
-    left = combined(_bulk(setting, setting.exact, "elbo", density.value), end)
-    return Outcome(left.value, density.value, combined(left, density).standard_error)
+    left = sum_estimates(_bulk(setting, setting.exact, "elbo", density.value), end)
+    return Outcome.of(left, density)
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="KL(ρ ‖ p_θ) ≤ path KL + KL(ρ_T ‖ π)",
     equation="Song et al. 2021, arXiv:2101.09258, thm. 1",
     kind=Kind.INEQUALITY,
@@ -132,7 +137,7 @@ def elbo_of_the_true_score_is_the_log_likelihood(setting: Setting) -> Outcome:
     right="explicit score matching at random times, closed-form densities at T",
 )
 def path_kl_bounds_the_likelihood(setting: Setting) -> Outcome:
-    """Checks the bound of the path KL on generated samples."""
+    """Checks a Gaussian model with a wrong score."""
     model, exact = GaussianModel(setting), setting.exact
     first, last = _ends(setting, 4 * setting.samples, "bound")
     start = Estimate.of(exact.log_density(setting.s_min, first) - model.generated.log_density(first))
@@ -143,12 +148,11 @@ def path_kl_bounds_the_likelihood(setting: Setting) -> Outcome:
         return losses.explicit(setting.process, t, model(t, x), exact(t, x))
 
     bulk = integrate(paths, error, start_time=setting.s_min)
-    right = combined(bulk.estimate, end)
-    return Outcome(start.value, right.value, combined(right, start).standard_error, bulk.allowance, "a Gaussian model")
+    right = sum_estimates(bulk.estimate, end)
+    return Outcome.of(start, right, bulk.allowance, "a Gaussian model")
 
 
-@identity(
-    group="action",
+@action_identity(
     statement="H(ρ_T) − H(ρ) = ∫ (½g² E|∇log ρ_s|² + E ∇·f) ds",
     equation="the value of the control problem of Premkumar 2023, §3.3, averaged",
     kind=Kind.EQUALITY,
@@ -164,13 +168,13 @@ def entropy_balance(setting: Setting) -> Outcome:
         return one.weight * (made + _drift_divergence(setting, one.t))
 
     density, end = _end_entropies(setting, "entropy")
-    right = precise(setting, rows, "entropy", resolution=0.0, controls=chi_squares(setting))
-    error = combined(right, density, end).standard_error
+    right = estimate_mean(setting, rows, "entropy", resolution=0.0, controls=chi_square_controls(setting))
+    error = sum_estimates(right, density, end).standard_error
     return Outcome(density.value - end.value, right.value, error)
 
 
 def _bulk(setting: Setting, score: Score, note: str, value: float, target: float = 0.6) -> Estimate:
-    """Gives ``∫ E∇·b − E[½|σᵀ(s − τ)|² − ½|σᵀτ|²] ds``: the bound on ``E log p`` but for its end, ``E log π(X_T)``."""
+    """Estimates ``∫ E∇·b − E[½|σᵀ(s − τ)|² − ½|σᵀτ|²] ds``: the bound on ``E log p`` without ``E log π(X_T)``."""
     process = setting.process
 
     def rows(one: Noised) -> Tensor:
@@ -181,7 +185,8 @@ def _bulk(setting: Setting, score: Score, note: str, value: float, target: float
     def both(one: Noised) -> Tensor:
         return 0.5 * (rows(one) + rows(one.opposite))
 
-    return precise(setting, both, "bound", note, target=target, controls=chi_squares(setting), beside=value)
+    controls = chi_square_controls(setting)
+    return estimate_mean(setting, both, "bound", note, target=target, controls=controls, total=value)
 
 
 def _drift_divergence(setting: Setting, t: Tensor) -> Tensor:
@@ -198,7 +203,7 @@ def _ends(setting: Setting, n: int, stream: str) -> tuple[Tensor, Tensor]:
 
 
 def _end_entropies(setting: Setting, stream: str) -> tuple[Estimate, Estimate]:
-    """Computes ``E log ρ(X)`` at ``s_min`` and at ``T``: independent estimates, quick enough for many draws."""
+    """Estimates ``E log ρ(X)`` at ``s_min`` and at ``T`` from many independent draws."""
     points = len(setting.data.rows) if isinstance(setting.data, Samples) else 1
     n = max(setting.samples, min(20 * setting.samples, 100_000_000 // points))
     first, last = _ends(setting, n, stream)
@@ -206,16 +211,15 @@ def _end_entropies(setting: Setting, stream: str) -> tuple[Estimate, Estimate]:
     return start, Estimate.of(setting.exact.log_density(setting.horizon, last))
 
 
-@identity(
-    group="action",
-    statement="KL of the distributions on a partition of [0, T] increases under refinement, up to the pathwise KL",
+@action_identity(
+    statement="the KL divergence of distributions on a partition of [0, T] grows under refinement up to the path KL",
     equation="Premkumar 2023, eq. (3.18), (A.2)–(A.5)",
     kind=Kind.INEQUALITY,
     left="Gaussian transitions in closed form, on the coarser partition",
-    right="the same on the finer one; at last ½ E∫|u|² dt along exact paths",
+    right="the same on the finer partition; finally ½ E∫|u|² dt along exact paths",
 )
 def static_kl_is_below_pathwise_kl(setting: Setting) -> Iterator[Outcome]:
-    """Checks static ≤ pathwise, increasing with the partition."""
+    """Checks partitions of 1 to 16 intervals."""
     drifting, free = _mean_reverting(setting)
     values = {n: partition_kl(setting, drifting, free, n) for n in (1, 2, 4, 8, 16)}
     for n in (1, 2, 4, 8):
@@ -225,9 +229,8 @@ def static_kl_is_below_pathwise_kl(setting: Setting) -> Iterator[Outcome]:
         yield Outcome(values[n], path.estimate.value, path.estimate.standard_error, path.allowance, f"{n} → paths")
 
 
-@identity(
-    group="action",
-    statement="KL of the distributions on finer and finer partitions tends to ½ E∫|u|² dt",
+@action_identity(
+    statement="the KL divergence of distributions on a partition converges to ½ E∫|u|² dt under refinement",
     equation="Premkumar 2023, eq. (3.19), (A.5)",
     kind=Kind.EQUALITY,
     left="Gaussian transitions in closed form on 64 intervals",

@@ -1,9 +1,10 @@
-"""The reverse process: its marginals, its law at two times, and what does not reverse."""
+"""The reverse process: its marginals, its joint distribution at two times, and dynamics that do not reverse."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,15 +13,15 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import ScoreControl, mean_field_drift
 from sbridge.identities.base import Kind, Outcome, identity
-from sbridge.identities.components import Components, Waves
-from sbridge.identities.reversed import Reversal, exactly_reversed, flowed, noised, run_back, times_seen
 from sbridge.identities.settings import Setting
-from sbridge.identities.tilts import middle
+from sbridge.identities.tools.components import Components, Waves
+from sbridge.identities.tools.line import mean_and_std
+from sbridge.identities.tools.reverse_paths import Reversal, exactly_reversed, flowed, noised, observed_times, run_back
 from sbridge.measures import Estimate
 from sbridge.pde import Grid, heat_kernel
 from sbridge.random import generator
 
-GROUP = "reversal"
+reversal_identity = partial(identity, group="reversal")
 _ANDERSON = "Anderson 1982; Premkumar 2023, eq. (3.35)"
 _CAO = "Cao et al. 2025"
 _CELLS = 128
@@ -30,8 +31,7 @@ def _is_line(setting: Setting) -> bool:
     return setting.dim == 1
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="the reverse SDE has the marginals of the noising process",
     equation=_ANDERSON,
     kind=Kind.EQUALITY,
@@ -43,8 +43,7 @@ def reverse_sde_marginals(setting: Setting) -> Iterator[Outcome]:
     return _marginals(setting, *exactly_reversed(setting))
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="the probability-flow ODE has the marginals of the noising process",
     equation="Song et al. 2021, arXiv:2011.13456; Nelson 1966",
     kind=Kind.EQUALITY,
@@ -56,10 +55,9 @@ def ode_marginals(setting: Setting) -> Iterator[Outcome]:
     return _marginals(setting, *flowed(setting))
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="the reverse SDE has the joint distribution of the noising process at two times",
-    equation="Anderson 1982, for path laws",
+    equation="Anderson 1982, for path measures",
     kind=Kind.EQUALITY,
     left="whitened increments of simulated reverse paths",
     right="mean square 1; characteristic function of the state with independent noise",
@@ -69,15 +67,14 @@ def two_times_of_the_sde(setting: Setting) -> Iterator[Outcome]:
     coarse, fine = exactly_reversed(setting)
     pairs = [_increments(setting, one) for one in (coarse, fine)]
     squares = [noise.square().mean(1) for _, noise in pairs]
-    yield _against(squares, 1.0, "mean square of increments, T/10 → T/2")
+    yield Outcome.refined(squares, 1.0, "mean square of increments, T/10 → T/2")
     before = Components.of(setting.data).moved(setting.process.transition(0.0, coarse.times[2]))
     joint, waves = before.rescaled(1.0 / before.width).beside_noise(), Waves.drawn(2 * setting.dim, 1.0)
     seen = [waves(torch.cat([x / before.width, noise], 1)) for x, noise in pairs]
-    yield _against(seen, joint.expected(waves), "waves in state and increment")
+    yield Outcome.refined(seen, joint.expected(waves), "waves in state and increment")
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="the probability-flow ODE has a different joint distribution at two times",
     equation="Song et al. 2021, arXiv:2011.13456: marginals only",
     kind=Kind.DIFFERENCE,
@@ -85,19 +82,18 @@ def two_times_of_the_sde(setting: Setting) -> Iterator[Outcome]:
     right="1, as for the noising process",
 )
 def two_times_of_the_ode(setting: Setting) -> Outcome:
-    """Checks that the flow has the same marginals but no noise between two times."""
+    """Checks that the flow has no noise between two times."""
     _, noise = _increments(setting, flowed(setting)[1])
     found = Estimate.of(noise.square().mean(1))
     return Outcome(found.value, 1.0, found.standard_error, note="mean square of increments, T/10 → T/2")
 
 
-@identity(
-    group=GROUP,
-    statement="running the noising SDE back without the score does not return the data",
+@reversal_identity(
+    statement="the noising SDE run backwards without the score does not return the data distribution",
     equation=f"Premkumar 2023, eq. (3.35) without its last term; {_CAO}",
     kind=Kind.DIFFERENCE,
-    left="share of the ends of naively reversed paths in the least likely 5 % of the distribution at s_min",
-    right="the same of exact draws",
+    left="fraction of simulated ends where the density at s_min is below its 5 % quantile",
+    right="the same fraction of exact draws",
 )
 def naive_reversal(setting: Setting) -> Iterator[Outcome]:
     """Runs paths back without the score, with drift ``−b`` and with drift ``+b``."""
@@ -111,24 +107,22 @@ def naive_reversal(setting: Setting) -> Iterator[Outcome]:
         yield _unlikely(setting, back.states[-1], noised(setting, setting.s_min, "control"), note)
 
 
-@identity(
-    group=GROUP,
-    statement="the backward heat equation amplifies mode k by e^{σ²k²t/2}, and leaves no density",
+@reversal_identity(
+    statement="the backward heat equation amplifies mode k by e^{σ²k²t/2}, so its solution is not a density",
     equation=f"Premkumar 2023, eq. (2.4) with b = 0, run back; {_CAO}",
     kind=Kind.RESIDUAL,
-    left="growth of a ripple (its logarithm over σ²k²t/2, less 1): Gaussian kernels on a circle, inverted as a matrix",
-    right="0",
+    left="log growth of a ripple over σ²k²t/2, minus 1; Gaussian kernels on a circle, inverted as a matrix",
     applies=_is_line,
 )
 def backward_heat_amplifies(setting: Setting) -> Iterator[Outcome]:
-    """Runs a Gaussian as wide as the noised distribution back, with a ripple of a ten thousandth of its mean height.
+    """Runs a Gaussian with a small ripple back; the ripple has a ten thousandth of the mean height.
 
-    With σ = 1, for as long as the kernel needs to become 1.25 cells wide; ``k`` goes up to half the grid's highest.
+    σ = 1, and in the time ``t`` the kernel becomes 1.25 cells wide; ``k`` is at most half the highest of the grid.
     """
-    centre, width = middle(setting, 1.0)
+    centre, width = mean_and_std(setting, 1.0)
     grid = Grid.of(centre - 6.0 * width, centre + 6.0 * width, _CELLS)
     duration = (1.25 * grid.widths[0]) ** 2
-    thrice = Grid.of(centre - 18.0 * width, centre + 18.0 * width, 3 * _CELLS)  # the circle, seen on the line
+    thrice = Grid.of(centre - 18.0 * width, centre + 18.0 * width, 3 * _CELLS)  # three periods of the circle
     spread = [heat_kernel(thrice, np.tile(one, 3), 1.0, duration)[_CELLS : 2 * _CELLS] for one in np.eye(_CELLS)]
     kernel = np.stack(spread, 1)
     law = np.exp(-0.5 * ((grid.centres[0] - centre) / width) ** 2)
@@ -142,40 +136,37 @@ def backward_heat_amplifies(setting: Setting) -> Iterator[Outcome]:
         yield Outcome(growth / (0.5 * k**2 * duration) - 1.0, allowance=1e-6, note=note)
 
 
-@identity(
-    group=GROUP,
-    statement="P(X_s = x | X_t = y) of the past is the reverse process's transition density",
+@reversal_identity(
+    statement="the conditional density of X_s given X_t = y is the transition density of the reverse process",
     equation=f"{_CAO}, theorem 1",
     kind=Kind.EQUALITY,
-    left="mean over reverse paths from y",
+    left="means over reverse paths from y",
     right="Bayes' formula for the noising process",
 )
 def past_is_future(setting: Setting) -> Iterator[Outcome]:
     """Runs paths from two states ``y`` at ``T/2`` back to ``T/10``."""
-    control, (t, s) = ScoreControl(setting.process, setting.exact), times_seen(setting)[1:3]
+    control, (t, s) = ScoreControl(setting.process, setting.exact), observed_times(setting)[1:3]
     before = Components.of(setting.data).moved(setting.process.transition(0.0, s))
     for place, y in enumerate(noised(setting, t, "y")[:2]):
         law = before.given(setting.process.transition(s, t), y)
         waves, rows = Waves.drawn(setting.dim, law.width), y.expand(setting.samples, -1)
         ends = [one.states[1] for one in run_back(setting, control, rows, f"past {place}", first=1)]
         note = f"y number {place + 1}, T/2 → T/10"
-        yield _against([waves(x) for x in ends], law.expected(waves), f"waves, {note}")
+        yield Outcome.refined([waves(x) for x in ends], law.expected(waves), f"waves, {note}")
         squares = [(x - law.mean()).square().mean(1) / law.width**2 for x in ends]
-        yield _against(squares, 1.0, f"spread about the mean, {note}")
+        yield Outcome.refined(squares, 1.0, f"variance, {note}")
 
 
-@identity(
-    group=GROUP,
-    statement="the reverse drift from the score equals the one from the mean of the starts",
+@reversal_identity(
+    statement="the reverse drift from the score equals the reverse drift from E[X_0 | X_t]",
     equation=f"{_CAO}; Efron 2011",
     kind=Kind.RESIDUAL,
-    left="largest difference of −b + σσᵀ∇log ρ (log density differentiated) and the mean-field form (Bayes), relative",
-    right="0",
+    left="largest relative difference between −b + σσᵀ∇log ρ and the mean-field form from Bayes' formula",
 )
 def score_form_is_mean_field_form(setting: Setting) -> Iterator[Outcome]:
     """Compares both forms at three times, at points of the noised distribution."""
     process, data = setting.process, Components.of(setting.data)
-    for t in times_seen(setting)[1:]:
+    for t in observed_times(setting)[1:]:
         x = noised(setting, t, "points")[:32].requires_grad_()
         (gradient,) = torch.autograd.grad(setting.exact.log_density(t, x).sum(), x)
         x, scale, step = x.detach(), process.scale(t), process.transition(0.0, t)
@@ -186,33 +177,30 @@ def score_form_is_mean_field_form(setting: Setting) -> Iterator[Outcome]:
         yield Outcome(relative, allowance=1e-6, note=f"t = {t / setting.horizon:g} T")
 
 
-@identity(
-    group=GROUP,
-    statement="along the reverse SDE log φ(0, y) = log φ(T, Y) − ∫(½|u|² + ∇·b) − ∫u·dW, path by path",
+@reversal_identity(
+    statement="log φ(0, y) = log φ(T, Y) − ∫(½|u|² + ∇·b) − ∫u·dW on every path of the reverse SDE",
     equation="Premkumar 2023, eq. (3.24)–(3.26), Itô's formula",
     kind=Kind.EQUALITY,
     left="mean of the right-hand side along simulated reverse paths",
-    right="mean of log ρ_T at their starts",
+    right="mean of log ρ_T at the starts of the paths",
 )
 def pathwise_value(setting: Setting) -> Outcome:
-    """Compares both sides on the same paths, so the error is that of their difference."""
+    """Compares both sides on the same paths."""
     coarse, fine = (_pathwise_gap(setting, back) for back in exactly_reversed(setting))
-    start = float(setting.exact.log_density(setting.horizon, exactly_reversed(setting)[1].states[0]).mean())
-    found = Estimate.of(2.0 * fine - coarse)  # the error of either is of first order in the step
-    allowance = abs(float((fine - coarse).mean()))
-    return Outcome(start + found.value, start, found.standard_error, allowance, "φ at T is ρ at s_min; extrapolated")
+    start = setting.exact.log_density(setting.horizon, exactly_reversed(setting)[1].states[0])
+    allowance = abs(float((fine - coarse).mean()))  # the error of either is of first order in the step
+    return Outcome.paired(2.0 * fine - coarse, start, allowance, "φ at T is ρ at s_min; extrapolated")
 
 
-@identity(
-    group=GROUP,
-    statement="the variance of that identity vanishes with the time step",
+@reversal_identity(
+    statement="both sides of pathwise_value agree on every path as the time step tends to 0",
     equation="Premkumar 2023, eq. (3.24)–(3.26), Itô's formula",
     kind=Kind.ORDER,
-    left="order of the standard deviation in the step, from steps and steps/2",
-    right="½: Itô integrals of a smooth control",
+    left="order in the step of the standard deviation of their difference",
+    right="½, as for Itô integrals of a smooth control",
 )
 def pathwise_variance(setting: Setting) -> Outcome:
-    """Checks that the deviation of the two sides' difference falls like the root of the step."""
+    """Checks that the standard deviation of the difference falls like the square root of the step."""
     coarse, fine = (float(_pathwise_gap(setting, back).std()) for back in exactly_reversed(setting))
     return Outcome(math.log2(coarse / fine), 0.5, allowance=0.25, note=f"standard deviation {fine:.3g} nat at last")
 
@@ -221,17 +209,16 @@ def _has_equilibrium(setting: Setting) -> bool:
     return _equilibrium(setting) is not None
 
 
-@identity(
-    group=GROUP,
+@reversal_identity(
     statement="the equilibrium of the noising process is not an equilibrium of the reverse dynamics",
     equation=_CAO,
     kind=Kind.DIFFERENCE,
-    left="share of the ends of reverse paths from the equilibrium in the least likely 5 % of the distribution at s_min",
-    right="the same of draws of the equilibrium",
+    left="fraction of simulated ends where the density at s_min is below its 5 % quantile",
+    right="the same fraction of draws of the equilibrium",
     applies=_has_equilibrium,
 )
 def equilibrium_is_left(setting: Setting) -> Iterator[Outcome]:
-    """Runs reverse dynamics from the equilibrium at ``T/2``: they end in another distribution."""
+    """Runs reverse dynamics from the equilibrium at ``T/2``."""
     law = _equilibrium(setting)
     if law is None:
         return
@@ -244,7 +231,7 @@ def equilibrium_is_left(setting: Setting) -> Iterator[Outcome]:
 
 
 def _equilibrium(setting: Setting) -> tuple[Tensor, Tensor] | None:
-    """Returns mean and deviations of the stationary distribution, if there is one with independent axes."""
+    """Returns mean and standard deviations of the stationary distribution, if it exists with independent axes."""
     whole, half = (setting.process.transition(0.0, f * setting.horizon) for f in (1.0, 0.5))
     if whole.map.dense or whole.covariance.dense:
         return None
@@ -265,7 +252,7 @@ def _marginals(setting: Setting, coarse: Reversal, fine: Reversal) -> Iterator[O
         law = data.moved(setting.process.transition(0.0, t))
         waves = Waves.drawn(setting.dim, law.width)
         states = coarse.states[place], fine.states[place]
-        yield _against([waves(x) for x in states], law.expected(waves), f"waves, {label}")
+        yield Outcome.refined([waves(x) for x in states], law.expected(waves), f"waves, {label}")
         allowance = abs(float((_log_density(setting, states[0], t) - _log_density(setting, states[1], t)).mean()))
         yield _log_densities(setting, states[1], t, f"log density, {label}", allowance)
 
@@ -278,27 +265,19 @@ def _log_densities(setting: Setting, x: Tensor, t: float, note: str, allowance: 
     """Compares ``E log ρ_t`` over ``x`` with the same over many exact draws."""
     left = Estimate.of(_log_density(setting, x, t))
     right = Estimate.of(_log_density(setting, noised(setting, t, "exact draws", multiple=4), t))
-    error = math.hypot(left.standard_error, right.standard_error)
-    return Outcome(left.value, right.value, error, allowance, note)
+    return Outcome.of(left, right, allowance, note)
 
 
 def _unlikely(setting: Setting, left: Tensor, right: Tensor, note: str) -> Outcome:
-    """Compares the shares of two point sets whose ``log ρ`` at ``s_min`` is below its 5 % quantile."""
+    """Compares the fractions of two point sets whose ``log ρ`` at ``s_min`` is below its 5 % quantile."""
     t = setting.s_min
     level = setting.exact.log_density(t, noised(setting, t, "exact draws", multiple=4)).quantile(0.05)
-    shares = [Estimate.of((setting.exact.log_density(t, x) < level).double()) for x in (left, right)]
-    error = math.hypot(*(one.standard_error for one in shares))
-    return Outcome(shares[0].value, shares[1].value, error, note=note)
-
-
-def _against(values: list[Tensor], expected: float, note: str) -> Outcome:
-    """Compares a mean over paths of the fine grid with an exact number; the coarse grid gives the step error."""
-    coarse, fine = (Estimate.of(one) for one in values)
-    return Outcome(fine.value, expected, fine.standard_error, abs(coarse.value - fine.value), note)
+    low, other = (Estimate.of((setting.exact.log_density(t, x) < level).double()) for x in (left, right))
+    return Outcome.of(low, other, note=note)
 
 
 def _increments(setting: Setting, back: Reversal) -> tuple[Tensor, Tensor]:
-    """Returns states at ``T/10``, and the standard normal noise that leads from there to the states at ``T/2``."""
+    """Returns states at ``T/10``, and the standard normal noise between them and the states at ``T/2``."""
     (t, s), (y, x) = back.times[1:3], back.states[1:3]
     step = setting.process.transition(s, t)
     return x, step.root.inverse()(y - step.mean(x))

@@ -1,10 +1,11 @@
-"""Schrödinger's question: the most probable transport of particles, and its value by statics and by dynamics."""
+"""Schrödinger's question: the most probable transport of particles, and the static and dynamic value of the problem."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,10 +14,10 @@ from scipy.special import gammaln, ndtr
 from torch import Tensor
 
 from sbridge.identities.base import Kind, Outcome, identity
-from sbridge.identities.components import Components
 from sbridge.identities.settings import Setting
-from sbridge.identities.tilts import spacious, unreached
-from sbridge.identities.trails import trail
+from sbridge.identities.tools.components import Components
+from sbridge.identities.tools.line import line_grid, shifted_target
+from sbridge.identities.tools.noising import noising_states
 from sbridge.laws import Law
 from sbridge.pde import Grid, half_steps, log_density_on, solve_schroedinger
 from sbridge.pde.kernels import resolved_kernel
@@ -24,23 +25,19 @@ from sbridge.processes import LinearProcess
 from sbridge.time import TimeGrid
 from sbridge.transport import EntropicProblem, Sinkhorn, entropic_plan, sinkhorn
 
-GROUP = "Schrödinger"
+schroedinger_identity = partial(identity, group="Schrödinger")
 _CELLS = 4
 _SMALL = 1e-6
 _KNOTS = (20, 40)
 _FINENESS = 2.4  # cells in the narrowest deviation
 
 
-def _line(setting: Setting) -> bool:
-    return setting.exact_data and setting.dim == 1
-
-
 @dataclass(frozen=True, eq=False)
 class Urn:
-    """Particles in a few cells, which the process scatters over other cells.
+    """Particles that move from a few cells to a few other cells.
 
     Attributes:
-        start, end: whitened places of the cells, shape ``(cells, dim)``: half their squared distance is the cost.
+        start, end: whitened positions of the cells, shape ``(cells, dim)``; the cost is half their squared distance.
     """
 
     start: Tensor
@@ -48,8 +45,8 @@ class Urn:
 
     @classmethod
     def of(cls, setting: Setting) -> Urn:
-        """Makes cells of data rows, and of states that they reach at ``T``."""
-        x, y = (states[:_CELLS] for states in trail(setting, (setting.horizon,), "urn"))
+        """Takes a few data points as start cells, and states that they reach at ``T`` as end cells."""
+        x, y = (states[:_CELLS] for states in noising_states(setting, (setting.horizon,), "urn"))
         law = setting.process.transition(0.0, setting.horizon)
         whiten = law.root.inverse()
         return cls(whiten(law.mean(x)), whiten(y))
@@ -67,8 +64,8 @@ class Urn:
     def most_probable(self, particles: int) -> np.ndarray:
         """Finds the integers ``c_kl`` of largest probability among those with equal row and column sums.
 
-        Particles are exchanged round squares of cells as long as that helps: the logarithm of the probability is
-        concave along every exchange. Steps are halved from a quarter of a cell to one particle.
+        Particles are exchanged between four cells as long as the probability grows; its logarithm is concave along
+        every exchange. Steps are halved from a quarter of a cell to one particle.
         """
         counts = np.full((_CELLS, _CELLS), particles // _CELLS**2, dtype=np.int64)
         step, log_kernel = max(1, particles // (4 * _CELLS**2)), np.log(self.kernel)
@@ -100,16 +97,15 @@ _SQUARES = [  # rows k < l, columns m ≠ n
 ]
 
 
-@identity(
-    group=GROUP,
+@schroedinger_identity(
     statement="log P = −N·KL(c ‖ p_0 g) + ½Σ log 2πN_k − ½Σ log 2πc_kl + O(1/N)",
     equation="Premkumar 2023, eq. (3.7)–(3.13); Schrödinger 1931",
     kind=Kind.ORDER,
-    left="order in 1/N of the remainder of the multinomial probability of a transport",
+    left="order in 1/N of the remainder, for the multinomial probability of a transport plan",
     right="1",
 )
 def urn_probability_is_exponential_in_the_divergence(setting: Setting) -> Outcome:
-    """Checks a transport that is not the expected one."""
+    """Checks a transport plan that is not the most probable one."""
     urn = Urn.of(setting)
     shape = np.arange(1, _CELLS**2 + 1).reshape(_CELLS, _CELLS)
     sizes, left = (1, 4, 16), []
@@ -123,16 +119,15 @@ def urn_probability_is_exponential_in_the_divergence(setting: Setting) -> Outcom
     return Outcome(slope, 1.0, allowance=0.1, note=f"{10 * shape.sum()} to {160 * shape.sum()} particles")
 
 
-@identity(
-    group=GROUP,
-    statement="the most probable transport between given occupations is Sinkhorn's plan",
+@schroedinger_identity(
+    statement="the most probable transport plan between given occupation numbers is Sinkhorn's plan",
     equation="Premkumar 2023, eq. (3.14); Schrödinger 1931",
     kind=Kind.EQUALITY,
-    left="mean cost of the integers of largest multinomial probability, by exchanges",
-    right="mean cost of the entropic plan, by sbridge's solver and by POT",
+    left="mean cost of the integer plan of largest multinomial probability, found by exchanges",
+    right="mean cost of the entropic plan, by sbridge and by POT",
 )
 def most_probable_transport_is_sinkhorns(setting: Setting) -> Iterator[Outcome]:
-    """Checks equal occupations; the allowance covers four times as many particles, and one particle per cell."""
+    """Checks equal occupation numbers; the allowance is the change with a quarter of the particles, plus rounding."""
     urn = Urn.of(setting)
     cost = 0.5 * torch.cdist(urn.start, urn.end).square().numpy()
     few, many = (float((urn.most_probable(n) * cost).sum()) / n for n in (2**16, 2**18))
@@ -147,19 +142,18 @@ def most_probable_transport_is_sinkhorns(setting: Setting) -> Iterator[Outcome]:
         yield Outcome(many, float((plan.numpy() * cost).sum()), allowance=allowance, note=note)
 
 
-@identity(
-    group=GROUP,
+@schroedinger_identity(
     statement="min_π {E_π ½|r|²_Q⁻¹ + KL(π ‖ p_0 ⊗ p_T)} + ½ log det 2πQ − H(p_T) = ½ E ∫|u*|² dt",
     equation="Léonard 2014; Premkumar 2023, eq. (3.18)",
     kind=Kind.EQUALITY,
-    left="POT's plan between equally likely quantiles of both ends, extrapolated in their number",
-    right="energy of the control of Schrödinger's system solved on a grid, Simpson's rule in time",
-    applies=_line,
+    left="POT's plan between quantiles of both ends, extrapolated in their number",
+    right="energy of the control of the Schrödinger system solved on a grid, Simpson's rule in time",
+    applies=Setting.has_density_on_line,
 )
 def static_value_is_dynamic_value(setting: Setting) -> Outcome:
-    """Solves from the data to a distribution that the noising process does not reach."""
-    target, law = unreached(setting), setting.process.transition(0.0, setting.horizon)
-    grid = spacious(setting, _FINENESS)
+    """Solves from the data to :func:`shifted_target`."""
+    target, law = shifted_target(setting), setting.process.transition(0.0, setting.horizon)
+    grid = line_grid(setting, _FINENESS)
     energies = [
         solve_schroedinger(setting.process, setting.data, target, grid, times=TimeGrid.cosine(n)).energy for n in _KNOTS
     ]
@@ -178,18 +172,16 @@ def static_value_is_dynamic_value(setting: Setting) -> Outcome:
     return Outcome(fine, energies[1], allowance=allowance, note="quantiles by POT")
 
 
-@identity(
-    group=GROUP,
-    statement="iterative proportional fitting of path laws has Sinkhorn's iterates as its ends",
+@schroedinger_identity(
+    statement="the end distributions of iterative proportional fitting of path measures are Sinkhorn's iterates",
     equation="Fortet 1940; Rüschendorf 1995; De Bortoli et al. 2021",
     kind=Kind.RESIDUAL,
-    left="L1 distance of end laws after each half-step: chains reversed by Bayes' formula against potentials scaled",
-    right="0",
-    applies=_line,
+    left="L1 distance of the ends after each half-step: chains reversed by Bayes' formula against scaled potentials",
+    applies=Setting.has_density_on_line,
 )
 def path_fitting_is_sinkhorns_iteration(setting: Setting) -> Iterator[Outcome]:
-    """Runs three time steps and four half-steps; chain and potentials are computed independently."""
-    target, grid = unreached(setting), spacious(setting, 1.6)
+    """Computes four half-steps on three time steps, independently by chains and by potentials."""
+    target, grid = shifted_target(setting), line_grid(setting, 1.6)
     kernel = resolved_kernel(setting.process.transition(0.0, setting.horizon), grid)
     start, end = (log_density_on(law, grid) for law in (setting.data, target))
     knots = [k / 3 * setting.horizon for k in range(4)]
@@ -211,7 +203,7 @@ def path_fitting_is_sinkhorns_iteration(setting: Setting) -> Iterator[Outcome]:
 
 
 def _quantiles(law: Law, grid: Grid, count: int) -> Tensor:
-    """Returns points with shares ``(i + ½)/count`` of a mixture below them, shape ``(count, 1)``."""
+    """Returns the quantiles ``(i + ½)/count`` of a mixture, shape ``(count, 1)``."""
     parts = Components.of(law)
     line = np.linspace(grid.low[0], grid.high[0], 100_001)
     below = np.zeros_like(line)
@@ -228,7 +220,7 @@ def _table(process: LinearProcess, grid: Grid, s: float, t: float) -> np.ndarray
 
 
 def _reversed_chain(kernels: list[np.ndarray], start: np.ndarray) -> list[np.ndarray]:
-    """Returns the kernels of the chain run from its other end: ``B(x | y) = K(y | x) m(x)/m'(y)``."""
+    """Returns the kernels of the reversed chain: ``B(x | y) = K(y | x) m(x)/m'(y)``."""
     found = []
     for kernel in kernels:
         joint = start[:, None] * kernel

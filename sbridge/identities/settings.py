@@ -1,4 +1,4 @@
-"""Settings in which identities are checked: a noising process, data, a score to judge, and numbers of draws."""
+"""Settings in which identities are checked: a noising process, data, a score to check, and numbers of draws."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Setting:
     Args:
         name: for tables, such as ``"mixture d=2, VP"``.
         process: the noising process.
-        data: the law at ``t = 0``.
-        seed: of everything.
-        samples: paths or points of a Monte Carlo mean.
-        steps: of the coarse time grid; what depends on the grid is also computed with twice as many.
-        start_time: ``s_min``, from which integrals over time run, as a fraction of the horizon.
-        network: a trained score, if there is one; it is judged beside the fixed perturbation.
+        data: the distribution at ``t = 0``.
+        seed: of all draws.
+        samples: number of paths or points in a Monte Carlo mean.
+        steps: number of steps of the coarse time grid; what depends on the grid is also computed with twice as many.
+        start_time: ``s_min``, the lower limit of integrals over time, as a fraction of the horizon.
+        network: a trained score, if there is one; it is checked in addition to the fixed perturbation.
     """
 
     name: str
@@ -64,10 +64,13 @@ class Setting:
         """The dimension of the data."""
         return self.data.dim
 
-    @property
-    def exact_data(self) -> bool:
+    def has_density(self) -> bool:
         """Whether the data distribution has a density (a mixture) rather than being a set of points."""
         return not isinstance(self.data, Samples)
+
+    def has_density_on_line(self) -> bool:
+        """Whether the data are one-dimensional and have a density."""
+        return self.has_density() and self.dim == 1
 
     @property
     def horizon(self) -> float:
@@ -90,7 +93,7 @@ class Setting:
         return Perturbed.sized(self)
 
     def scores(self) -> Iterator[tuple[str, Score]]:
-        """Yields the scores to judge: the fixed perturbation, and the trained network if there is one."""
+        """Yields the scores to check: the fixed perturbation, and the trained network if there is one."""
         yield "fixed perturbation", self.perturbed
         if self.network is not None:
             yield "trained network", self.network
@@ -106,26 +109,28 @@ class Setting:
     def _clock(self) -> tuple[Tensor, Tensor]:
         """Fractions of the horizon, and a clock from 0 to 1 that runs fast where scores change fast.
 
-        The mean of two: ``log t``, for the approach to the data; and ``∫ tr σσᵀ/tr Cov(X_t) dt``, for the rate at which
-        noise replaces what is there.
+        The clock is the mean of two clocks: ``log t``, because scores change fast near the data, and
+        ``∫ tr σσᵀ/tr Cov(X_t) dt``, the rate at which noise replaces the state.
         """
         fractions = self.start_time ** torch.linspace(1.0, 0.0, 2049, dtype=torch.float64)
         fractions[-1] = 1.0
         middle = self.horizon * 0.5 * (fractions[1:] + fractions[:-1])
-        step, spread = self.process.transition(0.0, middle), self.spread
-        width = spread * step.map.mean_square(self.dim) + step.root.mean_square(self.dim)
+        step = self.process.transition(0.0, middle)
+        width = self.variance * step.map.mean_square(self.dim) + step.root.mean_square(self.dim)
         noise = self.process.scale(middle).mean_square(self.dim) / width * fractions.diff()
         rates = fractions.log().diff() / -math.log(self.start_time) + noise / noise.sum()
         clock = torch.cat([rates.new_zeros(1), rates.cumsum(0)])
         return fractions, clock / clock[-1]
 
     @cached_property
-    def spread(self) -> float:
+    def variance(self) -> float:
         """The variance of the data per coordinate."""
         mean, covariance = moments(self.data)
         variance = float(covariance.diagonal().mean())
         if not variance > 1e-24 * float(mean.square().sum()):
-            raise InvalidInputError("all rows of the data are equal, so there is only noise to check.")
+            raise InvalidInputError(
+                "all samples of the data are equal, so there is only noise to check. Give at least two different ones."
+            )
         return variance
 
     def noising(self, refinement: int = 1, *, stream: str = "noising") -> Paths:
@@ -163,10 +168,10 @@ class TrainedScore:
         setting, process = self.setting, self.setting.process
         solver = ScoreMatching(updates=self.updates, network=MLP(64, 2), optimisation=Optimisation(learning_rate=3e-3))
         problem = BridgeProblem(setting.data, end_distribution(process, setting.data), process)
-        with torch.enable_grad():  # whoever calls first may need none
+        with torch.enable_grad():  # the first caller may have switched gradients off
             control = solve(problem, solver, seed=setting.seed_of("network")).backward.control
         if control is None:
-            raise InvalidInputError("training returned no control.")
+            raise InvalidInputError("training returned no control; this is an error in sbridge.")
         return ControlScore(process, control)
 
 
@@ -174,7 +179,7 @@ class TrainedScore:
 class Perturbed:
     """The score ``s(t, x) + size · (W sin(V x/ℓ_t) + c)/ℓ_t`` with fixed matrices: smooth, bounded, not a gradient.
 
-    ``ℓ_t`` is the root mean square width of ``ρ_t``, so that the perturbation matters alike at all times.
+    ``ℓ_t`` is the root mean square width of ``ρ_t``, so that the perturbation has the same relative size at all times.
     """
 
     exact: ExactScore
@@ -182,25 +187,24 @@ class Perturbed:
     inner: Tensor
     outer: Tensor
     shift: Tensor
-    spread: float
+    variance: float
 
     @classmethod
     def sized(cls, setting: Setting, gap: float = 1.0) -> Perturbed:
-        """Sets the size so that ``½∫ E|σᵀ δ|² ds`` is ``gap`` nats by a crude quadrature."""
+        """Sets the size so that ``½∫ E|σᵀ δ|² ds`` is about ``gap`` nats."""
         g, dim = generator(derive(20_260, "perturbation", setting.dim)), setting.dim
         rows = setting.data.sample(512, generator(setting.seed_of("perturbation"))).double()
         inner = torch.randn(dim, dim, generator=g, dtype=torch.float64) / math.sqrt(dim)
         outer = torch.randn(dim, dim, generator=g, dtype=torch.float64) / math.sqrt(dim)
         shift = 0.5 * torch.randn(dim, generator=g, dtype=torch.float64)
-        spread = setting.spread
-        unit = cls(setting.exact, 1.0, inner, outer, shift, spread)
+        unit = cls(setting.exact, 1.0, inner, outer, shift, setting.variance)
         total, times = 0.0, [setting.horizon * f for f in setting.grid().fractions[1:]]
         for before, after in pairwise(times):
             step = setting.process.transition(0.0, after)
             noise = torch.randn(rows.shape, generator=g, dtype=torch.float64)
             moved = unit.offset(after, step.mean(rows) + step.root(noise))
             total += (after - before) * 0.5 * float(setting.process.scale(after).T(moved).square().sum(1).mean())
-        return cls(setting.exact, math.sqrt(gap / total), inner, outer, shift, spread)
+        return cls(setting.exact, math.sqrt(gap / total), inner, outer, shift, setting.variance)
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """Computes the perturbed score."""
@@ -210,7 +214,7 @@ class Perturbed:
         """Computes the added field, for size 1."""
         step = self.exact.process.transition(0.0, t)
         dim = x.shape[1]
-        square = self.spread * step.map.mean_square(dim) + step.root.mean_square(dim)
+        square = self.variance * step.map.mean_square(dim) + step.root.mean_square(dim)
         width = square.sqrt().reshape(-1, 1).to(x)
         field = torch.sin((x / width) @ self.inner.to(x).mT) @ self.outer.to(x).mT
         return (field + self.shift.to(x)) / width

@@ -1,22 +1,22 @@
-"""Stationarity of the action at a Schrödinger bridge: its values near the grid solution, and near perturbed ones."""
+"""Stationarity of the action at a Schrödinger bridge: its change near a grid solution and near perturbed fields."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
-from sbridge.identities.tilts import spacious, unreached
+from sbridge.identities.tools.line import line_grid, shifted_target
 from sbridge.pde import GridAction, SpaceTime, solve_schroedinger
 from sbridge.random import generator
 
-GROUP = "action"
+action_identity = partial(identity, group="action")
 _LENGTHS = (2e-3, 1e-3, 5e-4)
 """Step lengths for which the first variation should vanish."""
 _SHORT = (4e-5, 2e-5, 1e-5)
@@ -40,10 +40,10 @@ class Triple:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A bridge of the noising process on a grid, from the data to a distribution that it would not reach.
+    """A grid solution of the Schrödinger problem from the data to :func:`shifted_target`.
 
     Attributes:
-        setting: where the data and the process come from.
+        setting: data and process.
         action: the functional.
         solution: its stationary point: ``φφ̂``, ``σᵀ∇log φ`` and ``−log φ``.
     """
@@ -55,7 +55,9 @@ class World:
     @classmethod
     def of(cls, setting: Setting, fineness: float, nodes: int) -> World:
         """Makes a grid of ``fineness`` cells in the deviation of the narrowest component, and ``nodes`` times."""
-        bridge = solve_schroedinger(setting.process, setting.data, unreached(setting), spacious(setting, fineness))
+        bridge = solve_schroedinger(
+            setting.process, setting.data, shifted_target(setting), line_grid(setting, fineness)
+        )
         action = GridAction(setting.process, SpaceTime(bridge.grid, setting.horizon, nodes))
         times = [float(t) for t in action.space.times]
         log_phi = np.stack([bridge.potentials.log_phi(t) for t in times])
@@ -91,24 +93,19 @@ class World:
         return float(np.polyfit(np.log(lengths), np.log(np.maximum(changes, 1e-300)), 1)[0])
 
 
-def _line(setting: Setting) -> bool:
-    return setting.exact_data and setting.dim == 1
-
-
 @lru_cache(maxsize=2)
 def _worlds(setting: Setting) -> tuple[World, World]:
     """Makes a coarse and a fine grid solution."""
     return World.of(setting, 3.0, 28), World.of(setting, 3.6, 36)
 
 
-@identity(
-    group=GROUP,
+@action_identity(
     statement="|S[z + hδ] − S[z]| = O(h²) for every (δp, δu, δJ) at the Schrödinger bridge",
     equation="Premkumar 2023, eq. (3.21)–(3.23)",
     kind=Kind.ORDER,
-    left="order in h of the action's change from the solution of Schrödinger's system on a grid, random directions",
+    left="order in h of the change of the action around a grid solution of the Schrödinger system, random directions",
     right="2",
-    applies=_line,
+    applies=Setting.has_density_on_line,
 )
 def action_is_stationary(setting: Setting) -> Iterator[Outcome]:
     """Checks that the first variation vanishes."""
@@ -118,40 +115,38 @@ def action_is_stationary(setting: Setting) -> Iterator[Outcome]:
         yield Outcome(slope, 2.0, allowance=0.2, note=f"direction {number + 1}")
 
 
-@identity(
-    group=GROUP,
-    statement="|S[z + hδ] − S[z]| = O(h) only, where z is no Schrödinger bridge",
+@action_identity(
+    statement="|S[z + hδ] − S[z]| is of order h, not h², if z is not a Schrödinger bridge",
     equation="Premkumar 2023, eq. (3.23)",
     kind=Kind.ORDER,
-    left="order in h of the action's change from a damaged solution, along the steepest of three random directions",
+    left="order in h of the change of the action around a perturbed solution, along the steepest of three directions",
     right="1",
-    applies=_line,
+    applies=Setting.has_density_on_line,
 )
 def action_has_a_slope_elsewhere(setting: Setting) -> Iterator[Outcome]:
     """Perturbs each of the three fields in turn."""
     _, fine = _worlds(setting)
     z, other = fine.solution, fine.direction(10)
-    damaged = {
+    perturbed = {
         "a weaker control": replace(z, u=0.8 * z.u),
         "another multiplier": replace(z, multiplier=z.multiplier + 0.2 * other.multiplier),
         "another density": replace(z, p=z.p + 0.2 * other.p),
     }
-    for note, at in damaged.items():
+    for note, at in perturbed.items():
         along = max(map(fine.direction, range(_DIRECTIONS)), key=lambda one: abs(fine.change(at, one, _SHORT[0])))
         yield Outcome(fine.slope(at, along, _SHORT), 1.0, allowance=0.2, note=note)
 
 
-@identity(
-    group=GROUP,
+@action_identity(
     statement="S[p, u* + δu, J] − S[p, u*, J] = ½∫∫ p|δu|² dx dt",
     equation="Premkumar 2023, eq. (3.23c), (3.36)",
     kind=Kind.EQUALITY,
-    left="the action in form (3.22), with the divergence of the flow under J",
+    left="the action in form (3.22)",
     right="quadrature",
-    applies=_line,
+    applies=Setting.has_density_on_line,
 )
 def control_variation_is_half_the_mean_square(setting: Setting) -> Iterator[Outcome]:
-    """Checks the exact equality: the action is quadratic in the control."""
+    """Checks that the action is quadratic in the control."""
     for number in range(_DIRECTIONS):
         sides = []
         for world in _worlds(setting):
@@ -161,14 +156,13 @@ def control_variation_is_half_the_mean_square(setting: Setting) -> Iterator[Outc
         yield _between(sides, f"direction {number + 1}")
 
 
-@identity(
-    group=GROUP,
-    statement="the action with derivatives on p is the action with derivatives on J plus ∫p_0J_0 − ∫p_TJ_T",
+@action_identity(
+    statement="the action with derivatives of p equals the action with derivatives of J plus ∫p_0J_0 − ∫p_TJ_T",
     equation="Premkumar 2023, eq. (3.21) = (3.22)",
     kind=Kind.EQUALITY,
-    left="eq. (3.22) for random fields, no solution of anything",
+    left="eq. (3.22) for random fields that solve no equation",
     right="eq. (3.21)",
-    applies=_line,
+    applies=Setting.has_density_on_line,
 )
 def both_forms_of_the_action_agree(setting: Setting) -> Iterator[Outcome]:
     """Checks integration by parts with its boundary terms."""

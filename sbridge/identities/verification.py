@@ -25,7 +25,7 @@ class Verification:
     """The outcome of a verification.
 
     Args:
-        checks: in the order of identities, then of settings.
+        checks: all checks, in the order of identities, then of settings.
         seconds: wall time of each identity, over all settings.
     """
 
@@ -39,12 +39,12 @@ class Verification:
 
     @property
     def repeated(self) -> list[Check]:
-        """The checks that were repeated because they missed at first."""
+        """The checks that were repeated because the first run missed."""
         return [check for check in self.checks if check.first is not None]
 
     @property
     def misses_expected(self) -> float:
-        """The largest expected number of rows that fail at first by chance: those judged by three standard errors."""
+        """An upper bound on the expected number of checks that miss by chance in the first run."""
         judged = [check for check in self.checks if check.outcome.standard_error > 0]
         sides = {Kind.EQUALITY: 1.0, Kind.INEQUALITY: 0.5}
         return _CHANCE * sum(sides.get(check.identity.kind, 0.0) for check in judged)
@@ -72,15 +72,15 @@ class Verification:
         return "\n\n".join([*blocks, self.summary()])
 
     def summary(self) -> str:
-        """Describes how many rows hold, which do not, and what was repeated."""
+        """Describes how many checks hold, which fail, and which were repeated."""
         names = {check.identity.name for check in self.checks}
         settings = {check.setting for check in self.checks}
-        counted = f"{len(self.checks)} rows of {len(names)} identities in {len(settings)} setting(s)"
+        counted = f"{len(self.checks)} checks of {len(names)} identities in {len(settings)} setting(s)"
         lines = [f"{counted}: {f'{len(self.failed)} FAIL' if self.failed else 'all hold'}."]
         if self.repeated:
             lines += textwrap.wrap(
-                f"{len(self.repeated)} missed at first (chance alone: about {self.misses_expected:.1f}) and were "
-                "judged by a repetition with independent draws, four times as many; they are marked ².",
+                f"{len(self.repeated)} missed in the first run (chance alone: about {self.misses_expected:.1f})."
+                " They were repeated with four times as many independent draws and are marked ².",
                 _WIDTH,
             )
         for check in self.failed:
@@ -92,9 +92,9 @@ def verify(settings: Iterable[Setting], only: Iterable[str] = (), watch: Watcher
     """Checks every chosen identity in every applicable setting; failed checks are repeated (:func:`confirmed`).
 
     Args:
-        settings: the worlds to check in.
+        settings: the settings to check in.
         only: names of identities or groups; all if empty.
-        watch: told of progress.
+        watch: called before every identity.
 
     Raises:
         UnknownNameError: for a name that is neither.

@@ -1,4 +1,4 @@
-"""Draws for both sides of an identity: noised rows at random times, as many as the standard error needs."""
+"""Monte Carlo estimates over noised data at random times, with as many draws as the standard error needs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sbridge.random import generator
 from sbridge.time import TimeGrid
 
 GAP = 10.0
-"""Size in nats of a fixed perturbation, relative to which noise independent of it must be small."""
+"""Size in nats of the fixed perturbation of the score."""
 RELATIVE, ABSOLUTE = 0.01, 0.01
-"""A standard error is at most one percent of the value, or .01 nat, where draws can bring it there."""
+"""Targets of a standard error: one percent of the value, or .01 nat."""
 _ROWS = 8192
-_EVALUATIONS = 5_000_000_000  # of a component or a point, times coordinates, in all of the draws of one side
+_EVALUATIONS = 5_000_000_000  # the largest number of component (or point) evaluations times coordinates for one side
 _PATH_POINTS = 256  # of whole paths
 GRADIENT_POINTS = 1024
 """Largest number of points at which a density is differentiated."""
@@ -39,45 +39,45 @@ _BINS = 8
 
 @dataclass(frozen=True, eq=False)
 class Noised:
-    """Data noised to one random time per row.
+    """Noised data, each sample at its own random time.
 
     Args:
-        t: times in ``[s_min, T]``, float64, rising, shape ``(n,)``.
-        weight: one over their density: a mean of ``weight · f(t, x)`` is ``∫ E f(t, X_t) dt``.
+        t: increasing times in ``[s_min, T]``, float64, shape ``(n,)``.
+        weight: one over the density of the times: the mean of ``weight · f(t, x)`` is ``∫ E f(t, X_t) dt``.
         mean: ``Φ X_0 + k``, shape ``(n, dim)``.
-        spread: ``L ε``.
+        noise_term: ``L ε``.
         noise: ``ε``.
-        generator: for what else is random.
+        generator: for further draws.
     """
 
     t: Tensor
     weight: Tensor
     mean: Tensor
-    spread: Tensor
+    noise_term: Tensor
     noise: Tensor
     generator: torch.Generator
 
     @cached_property
     def x(self) -> Tensor:
         """The states ``Φ X_0 + k + L ε``."""
-        return self.mean + self.spread
+        return self.mean + self.noise_term
 
     @cached_property
     def opposite(self) -> Noised:
         """Returns the same starts at the same times with the opposite noise."""
-        return replace(self, spread=-self.spread, noise=-self.noise)
+        return replace(self, noise_term=-self.noise_term, noise=-self.noise)
 
 
 RowValues = Callable[[Noised], Tensor]
 
 
 def noised(setting: Setting, n: int, resolution: float, *stream: str | int) -> Noised:
-    """Draws ``n`` rows with independent noise at stratified times.
+    """Draws ``n`` samples with independent noise at stratified times.
 
     Args:
-        setting: where.
-        n: number of rows.
-        resolution: times are dense where the score of data as wide as this part of their width changes.
+        setting: process and data.
+        n: number of samples.
+        resolution: a fraction of the width of the data; times are dense where scores of data that narrow change.
         stream: names the draws.
     """
     g = generator(setting.seed_of("noised", *stream))
@@ -89,31 +89,31 @@ def noised(setting: Setting, n: int, resolution: float, *stream: str | int) -> N
     return Noised(t, 1.0 / density, law.mean(start), law.root(noise), noise, g)
 
 
-def precise(
+def estimate_mean(
     setting: Setting,
     values: RowValues,
     *stream: str | int,
     resolution: float = 0.3,
     target: float = 0.7,
     controls: RowValues | None = None,
-    beside: float | None = None,
+    total: float | None = None,
 ) -> Estimate:
-    """Estimates the mean of ``values`` over noised rows, as many as its standard error needs.
+    """Estimates the mean of ``values`` over as many noised samples as the standard error needs.
 
-    A first bundle of ``setting.samples`` rows tells the variance, and is kept if it is enough; if it is not, a second
-    one that is large enough is drawn afresh.
+    A pilot of ``setting.samples`` samples gives the variance. It is kept if its standard error suffices; otherwise
+    a larger, independent batch replaces it.
 
     Args:
-        setting: where.
-        values: one number a row, weights included.
+        setting: process and data.
+        values: one number per sample, weights included.
         stream: names the draws.
         resolution: as for :func:`noised`.
-        target: the standard error wanted, in parts of ``max(1 %, .01)``.
-        controls: numbers of mean zero, shape ``(n, m)``, whose linear regression is taken out.
-        beside: the value of which it is a part, if it is: then one percent is one percent of that.
+        target: the wanted standard error, relative to ``max(1 %, .01)``.
+        controls: control variates of mean zero, shape ``(n, m)``; their linear regression is subtracted.
+        total: the value that one percent refers to, if the mean is only a part of it.
     """
     found = _mean(setting, values, controls, resolution, setting.samples, "pilot", *stream)
-    wanted = target * max(RELATIVE * abs(found.value if beside is None else beside), ABSOLUTE)
+    wanted = target * max(RELATIVE * abs(found.value if total is None else total), ABSOLUTE)
     if found.standard_error <= wanted:
         return found
     points = len(setting.data.rows) if isinstance(setting.data, Samples) else 8
@@ -148,28 +148,28 @@ def explicit(
     Args:
         setting, stream, target: as for :func:`precise`.
         score: ``s``.
-        exact: stands in for the true score.
+        exact: replaces the true score.
     """
     true = setting.exact if exact is None else exact
-    # The fixed perturbation is as large as the score of a Gaussian, a network errs where scores are large.
-    resolution = resolved(setting) if score is setting.network else 1.0
+    # The fixed perturbation is as large as the score of a Gaussian; a network has errors where scores are large.
+    resolution = fine_resolution(setting) if score is setting.network else 1.0
 
     def rows(one: Noised) -> Tensor:
         return one.weight * losses.explicit(setting.process, one.t, score(one.t, one.x), true(one.t, one.x))
 
-    return precise(setting, rows, "explicit", *stream, resolution=resolution, target=target)
+    return estimate_mean(setting, rows, "explicit", *stream, resolution=resolution, target=target)
 
 
-def resolved(setting: Setting) -> float:
-    """Returns the resolution at which all scores of a setting vary slowly from knot to knot."""
+def fine_resolution(setting: Setting) -> float:
+    """Returns the resolution at which scores of the setting change little between knots."""
     return 0.03 if isinstance(setting.data, Samples) else 0.2
 
 
-def enough(setting: Setting, run: Callable[[int, str], PathValues]) -> PathValues:
-    """Returns path values whose mean has .8 of the wanted standard error, if ten times ``samples`` suffice.
+def estimate_path_mean(setting: Setting, run: Callable[[int, str], PathValues]) -> PathValues:
+    """Returns path values with .8 of the wanted standard error, if ten times ``samples`` paths suffice.
 
     Args:
-        setting: where.
+        setting: process and data.
         run: makes ``n`` values from a named stream.
     """
     found = run(setting.samples, "pilot")
@@ -182,7 +182,7 @@ def enough(setting: Setting, run: Callable[[int, str], PathValues]) -> PathValue
     return run(min(n, most), "main")
 
 
-def combined(*parts: Estimate) -> Estimate:
+def sum_estimates(*parts: Estimate) -> Estimate:
     """Adds independent estimates."""
     error = sum(part.standard_error**2 for part in parts) ** 0.5
     return Estimate(sum(part.value for part in parts), error, min(part.samples for part in parts))
@@ -194,8 +194,8 @@ def target_mean(setting: Setting, one: Noised) -> Tensor:
     return 0.5 * setting.dim * (root.inverse() @ setting.process.scale(one.t)).mean_square(setting.dim)
 
 
-def chi_squares(setting: Setting) -> RowValues:
-    """Returns control variates: ``½|σᵀL^{−ᵀ}ε|²`` minus its mean, separately for eight ranges of time."""
+def chi_square_controls(setting: Setting) -> RowValues:
+    """Returns control variates: ``½|σᵀL^{−ᵀ}ε|²`` minus its mean, one for each of eight ranges of time."""
 
     def controls(one: Noised) -> Tensor:
         target = losses.denoising_target(setting.process, one.t, one.noise)
@@ -208,7 +208,7 @@ def chi_squares(setting: Setting) -> RowValues:
 
 
 def trace_probes(setting: Setting, one: Noised) -> Tensor | None:
-    """Returns Hutchinson's probes where an exact trace would be slow: many dimensions, or many points to sum over."""
+    """Returns Hutchinson probes if an exact trace would be slow: in many dimensions, or for sets of points."""
     few = setting.dim <= (1 if isinstance(setting.data, Samples) else _EXACT_TRACE)
     return None if few else rademacher(one.x, 1, one.generator)
 
@@ -219,13 +219,13 @@ def width(setting: Setting) -> float:
     return float(covariance.diagonal().mean().sqrt())
 
 
-def judged(setting: Setting, gap: float = GAP, exact: Score | None = None) -> Iterator[tuple[str, Score]]:
+def scores_to_check(setting: Setting, gap: float = GAP, exact: Score | None = None) -> Iterator[tuple[str, Score]]:
     """Yields the fixed perturbation, sized for ``gap`` nats, and the trained network if there is one.
 
     Args:
-        setting: where.
-        gap: nats.
-        exact: stands in for the true score inside the perturbed one.
+        setting: process and data.
+        gap: size of the perturbation in nats.
+        exact: replaces the true score inside the perturbed one.
     """
     field = Perturbed.sized(setting, gap)
     true = setting.exact if exact is None else exact
@@ -239,10 +239,10 @@ def judged(setting: Setting, gap: float = GAP, exact: Score | None = None) -> It
 
 
 @dataclass(frozen=True, eq=False)
-class Remembered:
-    """A score or control that is evaluated once for a time and states, and cached.
+class Cached:
+    """A score or control with a cache of its values.
 
-    It keeps the states last seen at each time; of calls with a time for each row, the last one.
+    It keeps the last value at each time, and the last value for a time per sample.
     """
 
     function: Score
@@ -264,8 +264,8 @@ class Remembered:
 
 
 def matched_grid(setting: Setting, steps: int, resolution: float | None = None) -> TimeGrid:
-    """Makes a grid of ``0``, then ``steps`` steps from ``s_min`` to ``T``, in each of which scores change equally."""
-    resolution = resolved(setting) if resolution is None else resolution
+    """Makes the grid ``0``, then ``steps`` steps from ``s_min`` to ``T``; scores change equally in each step."""
+    resolution = fine_resolution(setting) if resolution is None else resolution
     times = NoiseTimes(resolution * width(setting)).quantiles(setting.process, setting.s_min, steps)
     return TimeGrid((0.0, *(times[:-1] / setting.horizon).tolist(), 1.0))
 
@@ -275,22 +275,21 @@ def noising(setting: Setting, steps: int, resolution: float | None = None) -> Pa
     return PathMeasure(setting.process, None, setting.data, grid=matched_grid(setting, steps, resolution))
 
 
-def with_few_points(setting: Setting, most: int = _PATH_POINTS) -> tuple[Setting, str]:
-    """Limits the points of ``setting`` to ``most``, in float64, where many are slow; also returns a note on that."""
+def limit_points(setting: Setting, most: int = _PATH_POINTS) -> tuple[Setting, str]:
+    """Limits sets of points to ``most`` points, in float64; also returns a note on it."""
     data = setting.data
     if not isinstance(data, Samples):
         return setting, ""
     if len(data.rows) <= most:
         return replace(setting, data=Samples(data.rows.double(), data.weights)), ""
     rows = data.sample(most, generator(setting.seed_of("few points"))).double()
-    return replace(setting, data=Samples(rows)), f", the law of {most} of the {len(data.rows)} points"
+    return replace(setting, data=Samples(rows)), f", {most} of the {len(data.rows)} points"
 
 
-def read_backwards(paths: Paths, every: int = 1) -> Paths:
-    """Converts noising paths from ``s_min`` on to paths of the reversed chain without a control, at every n-th knot.
+def reversed_paths(paths: Paths, every: int = 1) -> Paths:
+    """Converts noising paths from ``s_min`` on to paths of the reversed chain without control, at every n-th knot.
 
-    Their noise is what that chain would have had to draw: under the law of the noising process it has the drift of
-    the exact reversal, under Girsanov's formula it needs no other.
+    The noise of the result is the noise with which that chain makes these paths, as Girsanov's formula needs it.
     """
     times, states = paths.t[1:][::every], paths.x[1:][::every].flip(0)
     chain = Chain(paths.chain.process, times, Direction.BACKWARD, default_rule(paths.chain.process), paths.x)

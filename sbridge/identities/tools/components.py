@@ -1,4 +1,4 @@
-"""Distributions of a linear process as weighted Gaussian components: exact means, without score or simulation."""
+"""Gaussian mixtures under a linear process, with exact means of test functions: no score, no simulation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sbridge.random import derive, generator
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The distribution ``Σ_i w_i N(μ_i, Σ_i)``; points are components of covariance zero.
+    """The Gaussian mixture ``Σ_i w_i N(μ_i, Σ_i)``; data points are components with covariance zero.
 
     Args:
         weights: shape ``(K,)``.
         means: shape ``(K, dim)``.
-        covariances: shape ``(1 | K, dim, dim)``; one if all are the same.
+        covariances: shape ``(1 | K, dim, dim)``; one if they are all equal.
     """
 
     weights: Tensor
@@ -33,7 +33,7 @@ class Components:
         """Converts a mixture, a Gaussian or a set of points, in float64.
 
         Raises:
-            UnsupportedError: for another kind of law.
+            UnsupportedError: for another distribution.
         """
         if isinstance(law, Gaussian):
             return cls(torch.ones(1, dtype=torch.float64), law.mean[None].double(), law.covariance[None].double())
@@ -62,15 +62,15 @@ class Components:
         return self.weights @ self.means
 
     def moved(self, step: Transition) -> Components:
-        """Returns the distribution after ``step``: ``N(Φμ + k, ΦΣΦᵀ + Q)`` each."""
+        """Returns the mixture after ``step``, with components ``N(Φμ + k, ΦΣΦᵀ + Q)``."""
         phi, q = step.map.expanded(self.dim), step.covariance.expanded(self.dim)
         return Components(self.weights, step.mean(self.means), phi @ self.covariances @ phi.mT + q)
 
     def given(self, step: Transition, y: Tensor) -> Components:
-        """Returns the distribution of the state before ``step`` that led to ``y``, shape ``(dim,)``, by Bayes' formula.
+        """Returns the distribution of the state before ``step``, given that ``step`` led to ``y``, shape ``(dim,)``.
 
-        ``∝ w_i N(x; μ_i, Σ_i) N(y; Φx + k, Q)``, each again a Gaussian: with the gain ``G = ΣΦᵀ(ΦΣΦᵀ + Q)⁻¹`` it has
-        mean ``μ + G(y − Φμ − k)`` and covariance ``(I − GΦ)Σ``.
+        By Bayes' formula it is ``∝ Σ_i w_i N(x; μ_i, Σ_i) N(y; Φx + k, Q)``. With the gain ``G = ΣΦᵀ(ΦΣΦᵀ + Q)⁻¹`` each
+        component is a Gaussian with mean ``μ + G(y − Φμ − k)`` and covariance ``(I − GΦ)Σ``.
         """
         ahead, phi = self.moved(step), step.map.expanded(self.dim)
         gain = self.covariances @ phi.mT @ torch.linalg.inv(ahead.covariances)
@@ -101,7 +101,7 @@ class Components:
 
 @dataclass(frozen=True, eq=False)
 class Waves:
-    """The test function ``x ↦`` mean of ``cos(kᵀx + phase)`` over some wave vectors ``k`` of several lengths.
+    """The test function ``x ↦`` mean of ``cos(kᵀx + phase)`` over wave vectors ``k`` of several lengths.
 
     Args:
         frequencies: ``k``, shape ``(M, dim)``.
@@ -113,7 +113,7 @@ class Waves:
 
     @classmethod
     def drawn(cls, dim: int, width: float, count: int = 12) -> Waves:
-        """Draws fixed random directions, with lengths from ``½/width`` to ``2/width``."""
+        """Makes fixed random directions with lengths from ``½/width`` to ``2/width``."""
         g = generator(derive(20_261, "waves", dim))
         directions = torch.randn(count, dim, generator=g, dtype=torch.float64)
         lengths = torch.linspace(0.5, 2.0, count, dtype=torch.float64) / width

@@ -1,4 +1,4 @@
-"""Simulations of the reverse process that several identities share."""
+"""Paths of the reverse process, which several identities share."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _BLOCK = 1024
 
 @dataclass(frozen=True, eq=False)
 class Reversal:
-    """States of a reversed process, and sums along its paths.
+    """States of a reversed process, and integrals along its paths.
 
     Args:
-        times: falling, from ``T`` or later to ``s_min``.
+        times: decreasing, down to ``s_min``.
         states: shape ``(len(times), batch, dim)``.
         work: ``∫ (½|û|² + ∇·b) ds + ∫ û·dB`` down to ``s_min``, shape ``(batch,)``; ``∫ ∇·b = log|det Φ|``.
     """
@@ -38,8 +38,8 @@ class Reversal:
     work: Tensor
 
 
-def times_seen(setting: Setting) -> tuple[float, ...]:
-    """Returns the observed times, decreasing, from ``T`` to ``s_min``."""
+def observed_times(setting: Setting) -> tuple[float, ...]:
+    """Returns the observed times in decreasing order, from ``T`` to ``s_min``."""
     fractions = (*(f for f in _FRACTIONS if f > setting.start_time), setting.start_time)
     return tuple(f * setting.horizon for f in fractions)
 
@@ -55,19 +55,19 @@ def noised(setting: Setting, t: float, stream: str, multiple: int = 1) -> Tensor
 def run_back(
     setting: Setting, control: Control | None, start: Tensor, stream: str, *, first: int = 0
 ) -> tuple[Reversal, Reversal]:
-    """Runs the process with backward control ``control`` from the rows of ``start``, on a grid and with halved steps.
+    """Runs the process with the backward control ``control`` from ``start``, on a grid and with halved steps.
 
-    Both are driven by the same Brownian motion, so that their difference is what the steps cost. A block of rows is
-    treated after the other.
+    The same Brownian motion drives both, so their difference is the error of the time step. Paths are simulated in
+    blocks.
 
     Args:
-        setting: with the process and the grid.
+        setting: process and grid.
         control: ``û``; ``None`` for zero.
-        start: states at ``times_seen(setting)[first]``.
+        start: states at ``observed_times(setting)[first]``.
         stream: names the noise.
-        first: where it starts.
+        first: index of the first observed time.
     """
-    times = times_seen(setting)[first:]
+    times = observed_times(setting)[first:]
     coarse = setting.grid().including([t / setting.horizon for t in times])
     fine = coarse.including(0.5 * (a + b) for a, b in pairwise(coarse.fractions))
     chains = [
@@ -97,7 +97,7 @@ def run_back(
 
 
 class _Run:
-    """One chain, block by block of rows."""
+    """One chain, simulated block by block."""
 
     def __init__(self, chain: Chain, control: Control | None, start: Tensor) -> None:
         self.chain, self.control, self.start = chain, control, start
@@ -113,7 +113,7 @@ class _Run:
         self.seen.append(self.x)
 
     def step(self, j: int, noise: Tensor) -> None:
-        """Performs a step; the energy is summed by trapezoids, the Itô integral by left ends."""
+        """Performs a step; the trapezoidal rule sums the energy, left ends the Itô integral."""
         u, width = self._control(j), self.chain.root_durations[j]
         self.work = self.work + 0.25 * (self.span + width**2) * u.square().sum(1) + width * (u * noise).sum(1)
         self.x = self.chain.push(j, self.x, width * u + noise)
@@ -139,12 +139,12 @@ def exactly_reversed(setting: Setting) -> tuple[Reversal, Reversal]:
 
 @lru_cache(maxsize=2)
 def flowed(setting: Setting) -> tuple[Reversal, Reversal]:
-    """Solves the probability-flow ODE with the true score, from exact draws of ``X_T``: Runge–Kutta, steps/4 and /2."""
+    """Solves the probability-flow ODE with the true score from exact draws of ``X_T``, in steps/4 and steps/2 steps."""
     return _flow(setting, 4), _flow(setting, 2)
 
 
 def _flow(setting: Setting, stride: int) -> Reversal:
-    x, seen = noised(setting, setting.horizon, "start"), times_seen(setting)
+    x, seen = noised(setting, setting.horizon, "start"), observed_times(setting)
     velocity = reverse_diffusion(setting.process, setting.data, setting.exact).velocity
     inner = setting.grid().fractions[1:-1:stride]
     grid = TimeGrid((0.0, *inner, 1.0)).including(t / setting.horizon for t in seen)

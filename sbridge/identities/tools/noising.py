@@ -1,4 +1,4 @@
-"""Draws of the noising process at chosen times, and derivatives, for the identities of kernels and flows."""
+"""Exact draws of the noising process at chosen times, and the bridge and test functions of the kernel identities."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SPANS = ((0.1, 0.5), (0.25, 0.3))
 
 
 @dataclass(frozen=True, eq=False)
-class _Until(LinearProcess):
-    """A process stopped at an earlier horizon, from which samplers start."""
+class _Truncated(LinearProcess):
+    """A process with an earlier horizon, at which samplers start."""
 
     process: LinearProcess
     horizon: float
@@ -47,9 +47,9 @@ class _Until(LinearProcess):
 
 
 def bridge_until(setting: Setting, horizon: float) -> Bridge:
-    """Makes the reverse diffusion by the true score from ``horizon`` down; its prior is exact where it has a form."""
-    process = _Until(setting.process, horizon)
-    prior = setting.exact.marginal(horizon) if setting.exact_data else None
+    """Makes the reverse diffusion with the true score from ``horizon`` on; data with a density have an exact prior."""
+    process = _Truncated(setting.process, horizon)
+    prior = setting.exact.marginal(horizon) if setting.has_density() else None
     return reverse_diffusion(process, setting.data, setting.exact, prior=prior)
 
 
@@ -63,8 +63,8 @@ def span_note(setting: Setting, s: float, t: float) -> str:
     return f"from {t / setting.horizon:g} T to {s / setting.horizon:g} T"
 
 
-def trail(setting: Setting, times: tuple[float, ...], stream: str, multiple: int = 1) -> list[Tensor]:
-    """Draws states of the noising process at 0 and at ``times``, float64: exact, ``multiple · samples`` rows."""
+def noising_states(setting: Setting, times: tuple[float, ...], stream: str, multiple: int = 1) -> list[Tensor]:
+    """Draws ``multiple · samples`` exact paths of the noising process at 0 and at ``times``, float64."""
     g = generator(setting.seed_of("kernels", stream, *map(str, times)))
     x = setting.data.sample(multiple * setting.samples, g).double()
     states, before = [x], 0.0
@@ -76,20 +76,6 @@ def trail(setting: Setting, times: tuple[float, ...], stream: str, multiple: int
     return states
 
 
-def gradient(values: Tensor, x: Tensor) -> Tensor:
-    """Computes ``∇`` of each row's value, differentiable again."""
-    return torch.autograd.grad(values.sum(), x, create_graph=True)[0]
-
-
-def divergence(field: Tensor, x: Tensor) -> Tensor:
-    """Computes ``Σ_i ∂_i field_i`` of a field recorded from ``x``, zero where it does not depend on it."""
-    parts = [
-        torch.autograd.grad(one.sum(), x, retain_graph=True, materialize_grads=True, allow_unused=True)[0][:, i]
-        for i, one in enumerate(field.unbind(1))
-    ]
-    return torch.stack(parts).sum(0)
-
-
 def direction(setting: Setting) -> Tensor:
     """Returns a fixed unit vector."""
     g = generator(derive(20_261, "direction", setting.dim))
@@ -98,7 +84,7 @@ def direction(setting: Setting) -> Tensor:
 
 
 def wave(setting: Setting, x: Tensor, number: int = 1) -> Tensor:
-    """Computes ``cos(k·x/w + ¼π)`` with a fixed vector ``k`` of length 1 or 2 and the width ``w`` of the states."""
+    """Computes ``cos(k·x/w + ¼π)`` with a fixed vector ``k`` of length ``number`` and the width ``w`` of the states."""
     width = x.detach().var(0).mean().sqrt()
     return torch.cos(number * (x @ direction(setting)) / width + 0.25 * math.pi)
 

@@ -148,8 +148,8 @@ class LinearMap:
         """Returns the same map in the dtype and on the device of ``like``."""
         return LinearMap(self.values.to(like), self.dense)
 
-    def at(self, index: int) -> LinearMap:
-        """Returns entry ``index`` of the first leading dimension."""
+    def at(self, index: int | Tensor) -> LinearMap:
+        """Returns entry ``index`` of the first leading dimension, or the entries of several indices."""
         return LinearMap(self.values[index], self.dense)
 
     def unbind(self) -> list[LinearMap]:

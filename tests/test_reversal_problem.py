@@ -62,11 +62,7 @@ def test_the_score_is_learned_without_being_given():
     noising = NOISING["OU"]
     problem, exact = sb.reversal_problem(noising, DATA), sb.ExactScore(noising, DATA)
     solver = sb.ReciprocalAdjointMatching(
-        updates=800,
-        replay=Replay(paths=512, updates=20, kept=3),
-        trust_region=sb.solvers.TrustRegion(),
-        optimisation=sb.Optimisation(learning_rate=5e-3, batch=512),
-        grid=sb.TimeGrid.uniform(50),
+        updates=400, replay=Replay(paths=512, updates=40, kept=3), grid=sb.TimeGrid.uniform(50)
     )
     solution, missed, size = sb.solve(problem, solver, seed=0), 0.0, 0.0
     generator = torch.Generator().manual_seed(3)

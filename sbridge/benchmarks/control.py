@@ -73,9 +73,9 @@ REVERSED = ", time reversal"
 _ANNEALED = {"annealing": Annealing(0.01, 0.5), "grid": TimeGrid.refined(50)}
 SAMPLERS: dict[str, ControlSolver] = {
     "LogVariance": LogVariance(updates=2500, **_ANNEALED),
-    "ReciprocalAdjointMatching": ReciprocalAdjointMatching(**_ANNEALED),
+    "ReciprocalAdjointMatching": ReciprocalAdjointMatching(grid=TimeGrid.refined(50)),
 }
-"""For densities, which have modes to be found and weighed: annealed. LogVariance sees the weights of modes.
+"""For densities, which have modes to be found and weighed: annealed, or within a trust region.
 
 Steps shrink towards the end, where modes are narrower than a step of σ√Δ: the exact control has an effective sample
 size of 71 % on the nine modes with this grid, and of 40 % with 50 equal steps."""

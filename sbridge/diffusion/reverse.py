@@ -9,7 +9,7 @@ from torch import Tensor
 from sbridge.diffusion.conversions import Score, ScoreControl
 from sbridge.diffusion.exact import ExactScore
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Gaussian, GaussianMixture, HasDensity, Law, Samples
+from sbridge.laws import Gaussian, GaussianMixture, HasDensity, Law, moments
 from sbridge.measures import Direction, PathMeasure
 from sbridge.problems import ControlProblem
 from sbridge.processes import LinearProcess, Process, ReversedDrift
@@ -87,28 +87,6 @@ def end_distribution(process: Process, data: Law) -> Gaussian:
     return Gaussian(law.mean(mean[None])[0], 0.5 * (spread + spread.mT))
 
 
-def moments(data: Law) -> tuple[Tensor, Tensor]:
-    """Returns mean ``(dim,)`` and covariance ``(dim, dim)`` of a distribution given by points or Gaussians.
-
-    Sums are taken in float64: in float32, the mean of 10⁵ rows far from zero would be off by its rounding.
-    """
-    if isinstance(data, Gaussian):
-        return data.mean, data.covariance
-    if isinstance(data, GaussianMixture):
-        weights, rows, within = data.weights.double(), data.means, data.covariances.double()
-    elif isinstance(data, Samples):
-        rows = data.rows
-        weights = data.rows.new_ones(len(rows)) if data.weights is None else data.weights
-        weights = weights.double() / weights.double().sum()
-        within = weights.new_zeros(1, data.dim, data.dim)
-    else:
-        raise UnsupportedError(f"a {type(data).__name__} has no known moments; draw Samples from it, or pass prior=.")
-    mean = weights @ rows.double()
-    offsets = rows.double() - mean
-    inside = (weights[: len(within), None, None] * within).sum(0) if len(within) == len(weights) else within[0]
-    return mean.to(rows), (inside + (weights[:, None] * offsets).mT @ offsets).to(rows)
-
-
 @register
 @dataclass(frozen=True, eq=False)
 class NegativeLogDensity:
@@ -120,6 +98,11 @@ class NegativeLogDensity:
     def __call__(self, x: Tensor) -> Tensor:
         """Computes ``g(x)``, shape ``(batch,)``."""
         return self.constant - self.data.log_density(x)
+
+    @property
+    def end(self) -> HasDensity:
+        """The distribution in which the optimal control ends, ``ρ_0``."""
+        return self.data
 
 
 def reversal_problem(noising: Process, data: Law, *, prior: Law | None = None) -> ControlProblem:

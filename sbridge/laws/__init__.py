@@ -13,6 +13,7 @@ from sbridge.laws.base import (
     check_same_kind,
     check_same_space,
 )
+from sbridge.laws.moments import moments
 
 __all__ = [
     "Density",
@@ -26,4 +27,5 @@ __all__ = [
     "as_rows",
     "check_same_kind",
     "check_same_space",
+    "moments",
 ]

@@ -38,6 +38,11 @@ class DensityCost:
     whitening: LinearMap
     log_scale: float
 
+    @property
+    def end(self) -> HasDensity:
+        """The distribution in which the optimal control ends."""
+        return self.target
+
     def __call__(self, x: Tensor) -> Tensor:
         """Computes ``g(x)``, shape ``(batch,)``."""
         white = self.whitening.to(x)(x - self.mean.to(x))

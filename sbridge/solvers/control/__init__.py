@@ -5,7 +5,7 @@ from sbridge.solvers.control.base import ControlSolver, ControlState
 from sbridge.solvers.control.entropy import RelativeEntropy
 from sbridge.solvers.control.ratios import CrossEntropy, LogVariance, Moment
 from sbridge.solvers.control.reciprocal import ReciprocalAdjointMatching
-from sbridge.solvers.control.starts import Annealing, EarlierStart, RiccatiStart, WarmStart, ZeroStart
+from sbridge.solvers.control.starts import Annealing, EarlierStart, GaussianStart, RiccatiStart, WarmStart, ZeroStart
 from sbridge.solvers.control.trust_region import TrustRegion
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ControlState",
     "CrossEntropy",
     "EarlierStart",
+    "GaussianStart",
     "LogVariance",
     "Moment",
     "ReciprocalAdjointMatching",

@@ -67,13 +67,19 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
         """A network whose output is zero on top of the warm start."""
         check_steps(problem, self.grid, self.step_rule(problem))
         base = self.start.control(problem, self.grid, self.step_rule(problem))
-        state = ControlState(seed, base, generator_of(derive(seed, "training")))
+        state = self.begun(problem, seed, base, generator_of(derive(seed, "training")))
         scales = self.scales(problem, state)
         sizes = scales["output"], derive(seed, "weights"), scales["input"]
         network = seeded_control(self.network, problem.dim, problem.process.horizon, *sizes)
         module = self.module(network.to(problem.probe), scales)
         state.learner = Learner(module, self.optimisation, self.updates)
         return state
+
+    def begun(
+        self, problem: ControlProblem, seed: int, base: Control | None, generator: torch.Generator
+    ) -> ControlState:
+        """The state before its network is made."""
+        return ControlState(seed, base, generator)
 
     def step(self, problem: ControlProblem, state: ControlState) -> tuple[ControlState, Info]:
         """One update."""

@@ -1,73 +1,80 @@
-"""Reciprocal adjoint matching: ends are simulated, what lies between is drawn from pinned bridges."""
+"""Reciprocal adjoint matching: ends are simulated and weighted, what lies between is drawn from pinned bridges."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+import warnings
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sbridge.controls import Control
-from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Point
-from sbridge.measures import Paths
-from sbridge.objectives.adjoint import adjoint_targets, terminal_gradient
+from sbridge.errors import ConvergenceWarning, InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.linear import LinearMap
+from sbridge.objectives.adjoint import terminal_gradient
 from sbridge.objectives.control import control_objective, log_weight
+from sbridge.objectives.control_rows import ReciprocalRows
 from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.processes import ExactTransition, LinearProcess
-from sbridge.processes.coefficients import identity
-from sbridge.random import generator
-from sbridge.solvers.control.adjoint import AdjointRegressionSolver, keep_rows
+from sbridge.solutions import ControlSolution
+from sbridge.solvers.control.adjoint import Replay, keep_rows
 from sbridge.solvers.control.base import ControlSolver, ControlState
-from sbridge.solvers.control.trust_region import TrustRegion
+from sbridge.solvers.control.starts import GaussianStart, WarmStart
+from sbridge.solvers.control.trust_region import TrustRegion, without_start
 from sbridge.storage.registry import register
-from sbridge.training import Info
+from sbridge.training import Derived, Info, Optimisation
 
-_MEMORY = 1e-3
-_PROBE_ROWS = 1024
+_LEFT = 0.05  # of the terminal cost
+_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0, 1e9)
 
 
 @register
 @dataclass(frozen=True)
-class ReciprocalAdjointMatching(AdjointRegressionSolver):
-    """Adjoint matching on pinned bridges (adjoint sampling, Havens et al. 2025, arXiv:2504.11713), for a terminal cost.
+class ReciprocalAdjointMatching(ControlSolver):
+    """Adjoint matching on pinned bridges between weighted ends, for linear processes and a terminal cost.
 
-    From ends ``(X_0, X_T)`` of the current control, states ``X_t`` are drawn from bridges of the uncontrolled process
-    and the control is regressed on ``−σᵀ Φ(T, t)ᵀ ∇g(X_T)``, with ``L_k/√Δ_k`` and ``Φ(T, t_{k+1})`` of the chain. One
-    simulation serves many draws, and costs are differentiated at ends only.
-
-    Needs a linear process with exact steps, no running cost, and a start that is a point or forgotten by the end: only
-    then is the optimum the only fixed point.
-
-    With a ``trust_region`` ends are weighted, any start will do, and every update draws fresh rows. With ``X_0, X_T``
-    of the paths of the current control, drawn by tempered weights, and ``X_t`` from bridges of the uncontrolled
-    process, the control is regressed on ::
+    Every ``replay.updates`` updates, paths of the current control are simulated, and their ends ``(X_0, X_T)`` get
+    weights of the optimal path measure, tempered by the trust region. Each update then draws ends by weight and states
+    ``X_t`` at knots of the grid from bridges of the uncontrolled process between them, and regresses the control on ::
 
         σᵀ Φᵀ (v + Q)⁻¹ (X_T − m(T | t, X_t) − v ∇g(X_T)),      Φ, Q of (T, t),   v = dim/E|∇g(X_T)|²
 
-    which is ``c (−σᵀΦᵀ∇g) + (1 − c) σᵀ∇_x log R(X_T | x)`` with ``c = v (v + Q)⁻¹``. Both terms have the optimal
-    control as their mean given ``X_t`` under the optimal path measure, and for a Gaussian ``e^{−g}`` of variance ``v``
-    their noise cancels.
+    which mixes the lean adjoint ``−σᵀΦᵀ∇g`` and the bridge score ``σᵀ∇_x log R(X_T | x)``; see
+    :class:`~sbridge.objectives.control_rows.ReciprocalRows`. Their mean given ``X_t`` under the optimal path measure is
+    the optimal control; for a Gaussian ``e^{−g}`` of variance ``v`` they have no noise. Bridges as in adjoint sampling
+    (Havens et al. 2025, arXiv:2504.11713); weights make the optimum the only fixed point from any start, and the trust
+    region (Blessing et al. 2025, arXiv:2508.12511) keeps modes.
+
+    Needs a linear process with exact steps and no running cost. Warns with
+    :class:`~sbridge.errors.ConvergenceWarning` if the trust region has not let in the whole terminal cost.
 
     Args:
-        draws: bridges drawn from the ends of one simulation, one every ``replay.updates`` updates.
-        trust_region: bounds the step from one simulation to the next; ``None``: no weights.
+        optimisation: ``batch`` is the number of rows ``(t_k, X_{t_k})`` of an update.
+        replay: how many paths are simulated and how often; ends of ``kept`` simulations are used together.
+        trust_region: bounds the step from one simulation to the next. It takes the place of ``annealing``.
+        start: a known control below the network.
     """
 
-    draws: int = 2
-    trust_region: TrustRegion | None = None
+    updates: int = 800
+    optimisation: Optimisation = field(
+        default_factory=lambda: Optimisation(learning_rate=1e-2, batch=1024, ema_decay=0.99)
+    )
+    start: WarmStart = field(default_factory=GaussianStart)
+    replay: Replay = field(default_factory=lambda: Replay(paths=1024, updates=40, kept=3))
+    trust_region: TrustRegion = field(default_factory=lambda: TrustRegion(max_kl=0.3))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.draws < 1:
-            raise InvalidInputError(f"draws must be positive, got {self.draws}.")
+        if self.annealing is not None:
+            raise InvalidInputError(
+                "ReciprocalAdjointMatching brings the terminal cost in by its trust region, so annealing must be None; "
+                "a smaller TrustRegion(max_kl) is slower and safer."
+            )
 
     def refusal(self, problem: ControlProblem) -> str | None:
         """Needs what the class says."""
-        process = problem.process
-        if not isinstance(process, LinearProcess) or not isinstance(self.step_rule(problem), ExactTransition):
+        if not isinstance(problem.process, LinearProcess) or not isinstance(self.step_rule(problem), ExactTransition):
             return (
                 "ReciprocalAdjointMatching needs pinned bridges in closed form: take a LinearProcess such as "
                 "BrownianMotion with exact steps, or AdjointMatching for any process."
@@ -77,113 +84,131 @@ class ReciprocalAdjointMatching(AdjointRegressionSolver):
                 "ReciprocalAdjointMatching draws states between the ends from the uncontrolled process, which a "
                 "running cost changes: use AdjointMatching."
             )
-        weighted = self.trust_region is not None
-        if not weighted and not isinstance(problem.start, Point) and remembered(problem, process) > _MEMORY:
-            return (
-                "ReciprocalAdjointMatching needs a start that is a Point, or that the process forgets by its end: use "
-                "trust_region=TrustRegion(), which weights the ends, or AdjointMatching."
-            )
-        return super().refusal(problem)
+        return problem.costs.refusal(problem.probe, (0.0, problem.process.horizon))
+
+    def begun(
+        self, problem: ControlProblem, seed: int, base: Control | None, generator: torch.Generator
+    ) -> ReciprocalState:
+        """Also tabulates bridges and targets at the knots of the grid but the last."""
+        process = problem.process
+        if not isinstance(process, LinearProcess):
+            raise UnsupportedError(f"a LinearProcess is needed, got {type(process).__name__}.")
+        knots = self.grid.times(process.horizon)[:-1]
+        return ReciprocalState(seed, base, generator, table=ReciprocalRows.of(process, knots, problem.probe))
 
     def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
-        """With a trust region the output is measured by the first weighted targets."""
-        if self.trust_region is None:
-            return super().scales(problem, state)
+        """The output is measured by what the first targets have beyond the start."""
         self.simulate_ends(problem, problem.costs, state, state.base)
-        _, _, targets = self.weighted_rows(problem, state)
+        t, x, targets = self.rows(state)
+        missing = targets if state.base is None else targets - state.base(t, x)
+        size = float(missing.double().square().mean().sqrt())
         state.memory.clear()
-        return ControlSolver.scales(self, problem, state) | {"output": float(targets.double().square().mean().sqrt())}
+        return super().scales(problem, state) | ({"output": size} if size > 0 else {})
 
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
-        """Mean square error on rows of pinned bridges; with a trust region, between weighted ends."""
-        if self.trust_region is None:
-            return super().loss(problem, costs, state)
+        """Mean square error on fresh rows."""
         if state.step % self.replay.updates == 0:
             self.simulate_ends(problem, costs, state, state.control)
-        t, x, targets = self.weighted_rows(problem, state)
-        return (state.control(t, x) - targets).square().mean(), {
-            "objective": float(state.memory["objective"]),
-            "power": float(state.memory["power"]),
-        }
+        t, x, targets = self.rows(state)
+        kept = state.memory
+        loss = (state.control(t, x) - targets).square().mean()
+        return loss, {"objective": float(kept["objective"]), "power": float(kept["power"])}
 
     def simulate_ends(
         self, problem: ControlProblem, costs: Costs, state: ControlState, control: Control | None
     ) -> None:
         """Ends of new paths of ``control``, with the gradients of the cost and tempered weights there."""
         paths, _ = self.sample(problem, state, control, self.replay.paths)
-        kept = state.memory
-        kept["objective"] = self.checked_objective(control_objective(paths, problem.costs), state)
-        weights, power = cast(TrustRegion, self.trust_region).weights(log_weight(paths, costs))
-        end = paths.x[-1].clone()
-        new = {"start": paths.x[0].clone(), "end": end, "gradient": terminal_gradient(end, costs), "w": weights}
+        kept, end = state.memory, paths.x[-1].clone()
+        weights, power = self.trust_region.weights(without_start(log_weight(paths, costs), paths.x[0], problem.start))
+        new = {"start": paths.x[0].clone(), "end": end, "gradient": finite_gradient(end, costs), "w": weights}
         keep_rows(kept, new, self.replay.kept)
+        variance, maps = self.best_mixture(state)
+        left = kept.get("left", torch.ones((), dtype=torch.float64)) * (1.0 - power)
+        kept |= {
+            "objective": control_objective(paths, problem.costs).mean(),
+            "variance": variance,
+            "maps": maps.values,
+            "power": torch.tensor(power, dtype=torch.float64),
+            "left": left,
+        }
+
+    def best_mixture(self, state: ControlState) -> tuple[Tensor, LinearMap]:
+        """The variance ``v`` with the smallest targets on a batch of rows, and the maps of the targets.
+
+        At the fixed point all ``v`` have the same conditional means, so the smallest mean square has the least noise.
+        Tried about ``dim/E|∇g|²``, which is exact for a Gaussian, and up to infinity, which is for a linear cost.
+        """
+        kept, table = state.memory, _tabulated(state)
         squares = kept["gradient"].double().square().mean(1)
-        kept["variance"] = (kept["w"].sum() / (kept["w"] * squares).sum()).clamp(1e-12, 1e12)
-        kept["power"] = torch.tensor(power)
+        usual = (kept["w"].sum() / (kept["w"] * squares).sum()).clamp(1e-12, 1e12)
+        k, x, index = self.states(state)
+        found: list[tuple[float, Tensor, LinearMap]] = []
+        for factor in _FACTORS:
+            maps, variance = table.target_maps(factor * usual), (factor * usual).to(x)
+            targets = table.targets(k, x, kept["end"][index], kept["gradient"][index], maps, variance)
+            found.append((float(targets.double().square().mean()), variance, maps))
+        return min(found, key=lambda one: one[0])[1:]
 
-    def weighted_rows(self, problem: ControlProblem, state: ControlState) -> tuple[Tensor, Tensor, Tensor]:
+    def rows(self, state: ControlState) -> tuple[Tensor, Tensor, Tensor]:
         """Times ``(batch,)``, states and targets ``(batch, dim)``."""
-        process, kept, batch = _linear(problem), state.memory, self.optimisation.batch
-        device = kept["end"].device
-        index = torch.multinomial(kept["w"].cpu(), batch, replacement=True, generator=state.generator).to(device)
-        knots = self.grid.times(process.horizon)[:-1]
-        t = knots[torch.randint(len(knots), (batch,), generator=state.generator)]
-        start, end = kept["start"][index], kept["end"][index]
-        noise = torch.randn(end.shape, generator=state.generator, dtype=end.dtype).to(device)
-        x = process.pinned(t).sample(start, end, noise)
-        ahead, v = process.transition(t, process.horizon), kept["variance"].cpu()
-        smoothing = (ahead.covariance + identity(t.shape) * v).inverse()
-        gap = (end - ahead.mean(x) - v.to(end) * kept["gradient"][index]).double()
-        pulled = (process.scale(t).T @ ahead.map.T @ smoothing).to(gap)(gap)
-        return t.to(x), x, pulled.to(x)
+        kept, table = state.memory, _tabulated(state)
+        k, x, index = self.states(state)
+        maps = LinearMap(kept["maps"], table.pull.dense or table.spread.dense)
+        return table.t[k], x, table.targets(k, x, kept["end"][index], kept["gradient"][index], maps, kept["variance"])
 
-    def refresh(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
-        """New bridges if it is time, between new ends if they have served."""
-        round_, within = divmod(state.step, self.replay.updates)
-        if within:
-            return
-        if round_ % self.draws == 0:
-            super().refresh(problem, costs, state)
-            return
-        kept = state.memory
-        x, targets = self.bridges(problem, state, kept["start"], kept["end"], kept["gradient"])
-        self.remember(state, self.measure(problem, None).chain(x), x, targets)
+    def states(self, state: ControlState) -> tuple[Tensor, Tensor, Tensor]:
+        """Knots spread evenly over time, states ``(batch, dim)`` there, and the numbers of their ends."""
+        kept, table, batch = state.memory, _tabulated(state), self.optimisation.batch
+        device, draws = kept["end"].device, state.generator
+        index = torch.multinomial(kept["w"].cpu(), batch, replacement=True, generator=draws).to(device)
+        uniform = torch.rand(batch, generator=draws, dtype=torch.float64)
+        places = (torch.arange(batch, dtype=torch.float64) + uniform) * (len(table.t) / batch)
+        k = places.long().clamp_max(len(table.t) - 1).to(device)
+        noise = torch.randn((batch, kept["end"].shape[1]), generator=draws, dtype=kept["end"].dtype).to(device)
+        return k, table.states(k, kept["start"][index], kept["end"][index], noise), index
 
-    def regression(
-        self, problem: ControlProblem, costs: Costs, paths: Paths, state: ControlState
-    ) -> tuple[Tensor, Tensor]:
-        """Bridges between the ends of the paths, which are kept."""
-        start, end = paths.x[0].clone(), paths.x[-1].clone()
-        gradient = terminal_gradient(end, costs)
-        state.memory |= {"start": start, "end": end, "gradient": gradient}
-        return self.bridges(problem, state, start, end, gradient)
-
-    def bridges(
-        self, problem: ControlProblem, state: ControlState, start: Tensor, end: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """States on bridges at the knots of the grid, independent of each other given their ends, and targets there."""
-        process = _linear(problem)
-        chain = self.measure(problem, None).chain(start)
-        noise = generator(state.generator, start.device)
-        states, adjoint = [], [gradient]
-        for t in chain.times[:-1]:
-            xi = torch.randn(start.shape, generator=noise, dtype=start.dtype, device=start.device)
-            states.append(process.pinned(t).sample(start, end, xi))
-            adjoint.append(process.transition(t, process.horizon).map.T.to(start)(gradient))
-        # a_k = Φ(T, t_k)ᵀ ∇g for k = 0 … N, the last with Φ = 1.
-        return torch.stack(states), adjoint_targets(chain, torch.stack([*adjoint[1:], adjoint[0]]))
+    def finish(self, problem: ControlProblem, state: ControlState) -> ControlSolution:
+        """The averaged network on top of the start; warns if the trust region was too small for the updates."""
+        left = float(state.memory.get("left", 0.0))
+        if left > _LEFT:
+            warnings.warn(
+                f"ReciprocalAdjointMatching has not let in the whole terminal cost: a share of {left:.0%} is left "
+                f"after {state.step} updates, since every simulation may change the path measure by "
+                f"{self.trust_region.max_kl:g} nats only. Take more updates, a larger TrustRegion(max_kl), or a start "
+                "that is closer, such as GaussianStart(end=Gaussian(mean, covariance)).",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return super().finish(problem, state)
 
 
-def remembered(problem: ControlProblem, process: LinearProcess) -> float:
-    """``tr(Φ Cov(X_0) Φᵀ)/tr Q_T``: the share of the uncontrolled end that comes from the start."""
-    with torch.no_grad():
-        rows = problem.start.sample(_PROBE_ROWS, generator(0)).double()
-    law = process.transition(0.0, process.horizon)
-    carried = law.map.to(rows)(rows - rows.mean(0)).square().sum(1).mean()
-    return float(carried / (law.root.mean_square(problem.dim) * problem.dim).to(carried))
+@dataclass(eq=False)
+class ReciprocalState(ControlState):
+    """A :class:`ControlState` with the tables of its rows.
+
+    Attributes:
+        table: bridges and targets at the knots.
+    """
+
+    table: Derived[ReciprocalRows] = field(kw_only=True)
 
 
-def _linear(problem: ControlProblem) -> LinearProcess:
-    if not isinstance(problem.process, LinearProcess):
-        raise UnsupportedError(f"a LinearProcess is needed, got {type(problem.process).__name__}.")
-    return problem.process
+def _tabulated(state: ControlState) -> ReciprocalRows:
+    if not isinstance(state, ReciprocalState):
+        raise InvalidInputError(f"a ReciprocalState is needed, got a {type(state).__name__}.")
+    return state.table
+
+
+def finite_gradient(x: Tensor, costs: Costs) -> Tensor:
+    """Computes ``∇g(x)``; NonFiniteError where it is not finite, with the place."""
+    found = terminal_gradient(x, costs)
+    bad = ~found.isfinite().all(1)
+    if bool(bad.any()):
+        place = ", ".join(f"{value:.3g}" for value in x[bad][0].tolist()[:4])
+        raise NonFiniteError(
+            f"the gradient of the terminal cost is NaN or infinite at {int(bad.sum())} of {len(x)} simulated ends, "
+            f"such as x = ({place}{', …' if x.shape[1] > 4 else ''}). Write it so that torch can differentiate it "
+            "there, with torch.logsumexp for the logarithm of a sum; or use LogVariance(), which needs no gradient."
+        )
+    return found

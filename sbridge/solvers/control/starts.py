@@ -11,12 +11,18 @@ from torch import Tensor
 
 from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.exact.riccati import ChainRiccati
+from sbridge.laws import Gaussian, GaussianMixture, Law, Point, Samples, moments
 from sbridge.problems import ControlProblem, Quadratic
 from sbridge.problems.costs import Costs, TerminalCost
 from sbridge.processes import LinearProcess, StepRule
+from sbridge.processes.base import Time, affine
+from sbridge.random import generator
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
+
+_START_ROWS, _JITTER = 16_384, 1e-12
 
 
 class WarmStart(ABC):
@@ -132,3 +138,80 @@ def _expanded(cost: Callable[[Tensor], Tensor], centre: Tensor) -> Quadratic:
     vector = gradient - 2.0 * half @ centre
     constant = float(value.detach() - gradient @ centre + centre @ half @ centre)
     return Quadratic(0.5 * (half + half.mT), vector, constant)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class GaussianStart(WarmStart):
+    """The control of the Schrödinger bridge from a Gaussian start to a Gaussian end, for linear processes.
+
+    The start has the mean and covariance of the problem's start. The control is affine, ``u = G(t) x + h(t)`` of
+    :meth:`sbridge.exact.GaussianCoupling.forward_gain`, tabulated at the knots of the grid; it is optimal if start and
+    ``e^{−g}`` are Gaussian.
+
+    Args:
+        end: mean and covariance of ``X_T`` under the optimal control, roughly; too wide does less harm than too narrow.
+            ``None``: those of the distribution that the terminal cost names, as the costs of
+            :func:`sbridge.reversal_problem` and :func:`sbridge.sampling_problem` do if it is a ``Gaussian`` or a
+            ``GaussianMixture``. Of other costs they are not known, and learning begins from no control.
+    """
+
+    end: Gaussian | None = None
+
+    def control(self, problem: ControlProblem, grid: TimeGrid, rule: StepRule) -> Control | None:
+        """An affine control, or ``None`` if the end is not known.
+
+        Raises:
+            UnsupportedError: for an ``end`` with a process that is not linear.
+            InvalidInputError: for an ``end`` of another dimension.
+        """
+        named, linear = getattr(problem.terminal_cost, "end", None), isinstance(problem.process, LinearProcess)
+        end = named if self.end is None and isinstance(named, (Gaussian, GaussianMixture)) and linear else self.end
+        if end is None:
+            return None
+        if not isinstance(problem.process, LinearProcess):
+            raise UnsupportedError(
+                f"GaussianStart has a closed form for linear processes, got a {type(problem.process).__name__}: start "
+                "from a control that you know, EarlierStart(control), or from ZeroStart()."
+            )
+        if end.dim != problem.dim:
+            raise InvalidInputError(f"the end of GaussianStart has dimension {end.dim}, the problem {problem.dim}.")
+        mean, covariance = _start_moments(problem.start)
+        coupling = GaussianCoupling(mean, covariance, *moments(end), problem.process)
+        times = grid.times(problem.process.horizon)
+        return AffineControl(times, *coupling.forward_gain(times))
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class AffineControl:
+    """The affine control ``u(t, x) = G(t) x + h(t)``, linear in time between knots.
+
+    Args:
+        times: of the knots, increasing, shape ``(N,)``.
+        matrices: ``G`` there, ``(N, dim, dim)``.
+        vectors: ``h`` there, ``(N, dim)``.
+    """
+
+    times: Tensor
+    matrices: Tensor
+    vectors: Tensor
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """Computes the control at times ``()`` or ``(batch,)``, shape ``(batch, dim)``."""
+        knots = self.times.to(x.device)
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        after = torch.searchsorted(knots, t).clamp(1, len(knots) - 1)
+        share = ((t - knots[after - 1]) / (knots[after] - knots[after - 1])).clamp(0.0, 1.0).to(x)
+        matrices, vectors = self.matrices.to(x), self.vectors.to(x)
+        matrix = torch.lerp(matrices[after - 1], matrices[after], share[..., None, None])
+        return affine(matrix, torch.lerp(vectors[after - 1], vectors[after], share[..., None]), x)
+
+
+def _start_moments(start: Law) -> tuple[Tensor, Tensor]:
+    """Mean and covariance in float64, the latter with enough added to be positive definite."""
+    known = isinstance(start, (Point, Gaussian, GaussianMixture, Samples))
+    law = start if known else Samples(start.sample(_START_ROWS, generator(0)))
+    mean, covariance = (value.double().cpu() for value in moments(law))
+    size = 1.0 + float(mean.square().max()) + float(covariance.diagonal().max())
+    return mean, covariance + _JITTER * size * torch.eye(start.dim, dtype=torch.float64)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
+from sbridge.laws import HasDensity, Law, Point
 from sbridge.storage.registry import check_kinds, register
 
 _HALVINGS = 40
@@ -54,3 +56,26 @@ class TrustRegion:
         """``Σ w log(n w)`` of the weights ``w ∝ exp(logs)``."""
         w = logs.log_softmax(0)
         return float((w.exp() * (w + math.log(len(w)))).sum())
+
+
+def without_start(log_weights: Tensor, start: Tensor, law: Law) -> Tensor:
+    """Removes from ``log α`` most of its dependence on the start: the residual of a regression, shape ``(batch,)``.
+
+    The control has no influence on where paths start, so weights ``α/h(X_0)`` serve as well as ``α`` with any ``h``,
+    and best with ``h = E[α | X_0]``. Its logarithm is fitted by least squares in ``1``, the coordinates, their squares
+    and, if it is known, the log density of the start; for reverse diffusion that is the answer itself.
+
+    Args:
+        log_weights: ``log α``, shape ``(batch,)``.
+        start: ``X_0``, shape ``(batch, dim)``.
+        law: its distribution.
+    """
+    if isinstance(law, Point):
+        return log_weights
+    x = start.double()
+    columns = [torch.ones_like(x[:, :1]), x, x.square()]
+    if isinstance(law, HasDensity):
+        columns.append(law.log_density(start).double().unsqueeze(1))
+    features, wanted = torch.cat(columns, 1).cpu(), log_weights.double().unsqueeze(1)
+    fitted = features @ torch.linalg.lstsq(features, wanted.cpu(), driver="gelsy").solution
+    return (wanted - fitted.to(wanted)).squeeze(1)

@@ -118,6 +118,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"Unknown {kind} {shown(name)}.{hint} Known: {listed(names, 20)}.")
 
 
+def check_at_least(options: object, least: int, *names: str) -> None:
+    """Raises InvalidInputError for the first of the named attributes of ``options`` that is below ``least``."""
+    for name in names:
+        if not getattr(options, name) >= least:
+            needed = "positive" if least == 1 else f"at least {least}"
+            raise InvalidInputError(f"{name} must be {needed}, got {shown(getattr(options, name))}.")
+
+
 def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
     """Checks that all ``names`` of some ``kind`` are known.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sbridge import transport
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.laws.arrays import check_rows
 from sbridge.laws.scaling import common_units
 from sbridge.storage.registry import register
@@ -64,7 +64,7 @@ class ExactW2:
     max_rows: int = 2000
 
     def __post_init__(self) -> None:
-        _at_least(self.max_rows, 1, "max_rows")
+        check_at_least(self, 1, "max_rows")
 
     @property
     def name(self) -> str:
@@ -90,7 +90,7 @@ class SlicedW2:
     projections: int = 128
 
     def __post_init__(self) -> None:
-        _at_least(self.projections, 1, "projections")
+        check_at_least(self, 1, "projections")
 
     @property
     def name(self) -> str:
@@ -242,7 +242,8 @@ def sampling_floor(
         InvalidInputError: if there are too few rows, or fewer than two repeats.
     """
     check_rows(y, "y")
-    _at_least(repeats, 2, "repeats")
+    if repeats < 2:
+        raise InvalidInputError(f"repeats must be at least 2, got {repeats}.")
     first, second = sizes
     if min(sizes) < 1 or first + second > len(y):
         raise InvalidInputError(
@@ -301,11 +302,6 @@ def _check(x: Tensor, y: Tensor, *, least: int = 1) -> None:
     check_rows(y, "y", least=least)
     if x.shape[1] != y.shape[1]:
         raise InvalidInputError(f"x has {x.shape[1]} columns and y has {y.shape[1]}: distances need one dimension.")
-
-
-def _at_least(value: int, least: int, name: str) -> None:
-    if value < least:
-        raise InvalidInputError(f"{name} must be at least {least}, got {value}.")
 
 
 def _thin(rows: Tensor, limit: int, generator: torch.Generator) -> Tensor:

@@ -58,8 +58,14 @@ class State:
     def load_state_dict(self, saved: StateDict) -> None:
         """Sets all fields but the derived ones from what :meth:`state_dict` returned; ``saved`` stays as it is.
 
+        Devices are not saved. Tensors and networks move to the device of those that ``init`` made, so a run can be
+        resumed on another device; tensors in fields that ``init`` leaves empty stay on the device of ``saved`` (a
+        checkpoint is read on the CPU). A generator continues on its own kind of device only, CPU or CUDA. The command
+        line records ``--device`` as a setting of the run and does not resume it with another one.
+
         Raises:
-            FileFormatError: if something is missing, of another type, or belongs to no field.
+            FileFormatError: if something is missing, of another type, or belongs to no field; or if the state of a
+                generator is that of another kind of device.
         """
         left = dict(saved)
         for name, kind in _declared(type(self)).items():
@@ -272,7 +278,13 @@ def _read(kind: Any, current: object, left: StateDict, name: str) -> Any:  # noq
         (kind,) = (part for part in parts if part is not NoneType)
         parts = get_args(kind)
     if isinstance(current, torch.Generator):
-        current.set_state(_take(Tensor, left, name))
+        try:
+            current.set_state(_take(Tensor, left, name).cpu())
+        except RuntimeError as error:
+            raise FileFormatError(
+                f"the state of the generator {shown(name)} does not fit one on {current.device}: resume on the kind of "
+                "device, CPU or CUDA, on which the state was saved."
+            ) from error
         return current
     if isinstance(current, Learner):
         current.load_state_dict(_below(left, name))

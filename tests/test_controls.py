@@ -133,7 +133,7 @@ def test_width_and_depth_are_those_asked_for(depth):
 
 @pytest.mark.parametrize(("width", "depth"), [(0, 2), (8, 0), (-1, 1)])
 def test_no_network_of_nothing(width, depth):
-    with pytest.raises(InvalidInputError, match=f"must be positive, got {width} and {depth}"):
+    with pytest.raises(InvalidInputError, match=f"must be positive, got {min(width, depth)}"):
         MLP(width, depth)
 
 

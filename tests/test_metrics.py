@@ -266,9 +266,9 @@ def test_every_metric(metric, dtype):
 
 
 def test_bad_options():
-    with pytest.raises(InvalidInputError, match="max_rows must be at least 1"):
+    with pytest.raises(InvalidInputError, match="max_rows must be positive"):
         ExactW2(0)
-    with pytest.raises(InvalidInputError, match="projections must be at least 1"):
+    with pytest.raises(InvalidInputError, match="projections must be positive"):
         SlicedW2(0)
     with pytest.raises(InvalidInputError, match="at least 2"):
         EnergyDistance(DISTINCT)(rows(1, 2), rows(5, 2), seeded())

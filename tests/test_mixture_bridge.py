@@ -292,13 +292,13 @@ def test_what_it_refuses():
         solve(BridgeProblem(normal, normal, DriftProcess(lambda t, x: -x, 1.0)), solver, seed=0)
     with pytest.raises(UnsupportedError, match="can be sampled"):
         solve(BridgeProblem(normal, density, brownian), solver, seed=0)
-    with pytest.raises(InvalidInputError, match=r"20 component\(s\) in 2 dimensions need 60 rows a side"):
+    with pytest.raises(InvalidInputError, match=r"20 component\(s\) in 2 dimensions need 60 samples per end"):
         fit(x, x, reference=brownian, solver=MixtureBridge(components=(20,)))
-    with pytest.raises(InvalidInputError, match="40 rows of the target span fewer than their 2 dimensions"):
+    with pytest.raises(InvalidInputError, match="40 samples of the target span fewer than their 2 dimensions"):
         fit(x, x[:, :1].expand(40, 2).contiguous(), reference=brownian, solver=solver)
-    with pytest.raises(InvalidInputError, match=r"in torch.float32.*give the rows in float64, or multiply σ by"):
+    with pytest.raises(InvalidInputError, match=r"in torch.float32.*give the samples in float64, or multiply σ by"):
         fit(x, x + 1, reference=BrownianMotion(1e-4), solver=solver)
-    with pytest.raises(UnsupportedError, match="spread in every direction"):
+    with pytest.raises(UnsupportedError, match="vary in every direction"):
         fit(x, Point(torch.zeros(2)), reference=brownian, solver=solver)
     fit(x.double(), x.double() + 1, reference=BrownianMotion(1e-4), solver=MixtureBridge(components=(1,)))
     with pytest.raises(InvalidInputError, match="has 2 columns, x1 has 1"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sbridge as sb
-from sbridge.errors import UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.measures import Estimate
 from sbridge.objectives.control import control_objective
 from sbridge.processes import CosineSchedule, ReversedDrift
@@ -103,3 +103,12 @@ def test_what_has_no_density_is_refused():
         sb.reversal_problem(sb.DriftProcess(lambda t, x: -x, 1.0), DATA)
     prior = sb.Gaussian(torch.zeros(2), torch.eye(2))
     assert sb.reversal_problem(NOISING["OU"], density, prior=prior).start is prior
+
+
+def test_dimensions_must_agree():
+    density = sb.Density(lambda x: -x.square().sum(1), 2)
+    with pytest.raises(InvalidInputError, match="prior has dimension 3 and the density has dimension 2"):
+        sb.reversal_problem(NOISING["OU"], density, prior=sb.Gaussian(torch.zeros(3), torch.eye(3)))
+    three = sb.OrnsteinUhlenbeck(1.0, torch.ones(3))
+    with pytest.raises(InvalidInputError, match="process has dimension 3 and the density has dimension 2"):
+        sb.reversal_problem(three, density, prior=sb.Gaussian(torch.zeros(2), torch.eye(2)))

@@ -240,6 +240,7 @@ def test_one_function_writes_every_kind_of_field_and_one_reads_it():
         ({"rows.1": None}, r"no tensor 'rows\.1'.*incomplete"),
         ({"best.high": None}, r"no tensor 'best\.high'"),
         ({"generator": None}, "no tensor 'generator'"),
+        ({"generator": torch.zeros(16, dtype=torch.uint8)}, "does not fit one on cpu: resume on the kind of device"),
         ({"learners.left.updates": None}, "no number 'updates'"),
         ({"learners.left.module.weight": torch.zeros(5, 5)}, "weights in the state are those of another network"),
         ({"more": 1}, "no field for more"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sbridge.controls.base import Time
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.random import Seed, as_seed
 from sbridge.storage.registry import register
 
@@ -57,8 +57,7 @@ class MLP:
     depth: int = 3
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.depth < 1:
-            raise InvalidInputError(f"width and depth must be positive, got {self.width} and {self.depth}.")
+        check_at_least(self, 1, "width", "depth")
 
     def __call__(self, dim: int) -> nn.Module:
         """Makes the network."""

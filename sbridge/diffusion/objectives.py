@@ -15,7 +15,7 @@ from sbridge.controls.divergence import rademacher
 from sbridge.diffusion.conversions import Score, ScoreControl
 from sbridge.diffusion.reverse import reverse_grid
 from sbridge.diffusion.times import NoiseTimes, Times, UniformTimes, check_start, noised
-from sbridge.errors import InvalidInputError
+from sbridge.errors import check_at_least
 from sbridge.laws import Samples
 from sbridge.measures import PathMeasure
 from sbridge.objectives.reversal import reversal_action
@@ -129,8 +129,8 @@ class Action:
     paths: int = 32
 
     def __post_init__(self) -> None:
-        if self.paths < 1 or self.steps < 2:
-            raise InvalidInputError(f"paths ≥ 1 and steps ≥ 2 are needed, got {self.paths} and {self.steps}.")
+        check_at_least(self, 1, "paths")
+        check_at_least(self, 2, "steps")
 
     def __call__(
         self, process: LinearProcess, score: Score, start: Tensor, s_min: float, generator: torch.Generator

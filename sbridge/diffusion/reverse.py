@@ -137,6 +137,12 @@ def reversal_problem(noising: Process, data: Law, *, prior: Law | None = None) -
             f"a {type(data).__name__} has no density at time 0, so −log ρ_0 is no cost; use a GaussianMixture around "
             "the samples, or train the score directly with diffuse()."
         )
+    for what, dim in (("process", noising.dim), ("prior", prior.dim if prior is not None else None)):
+        if dim not in (None, data.dim):
+            raise InvalidInputError(
+                f"the {what} has dimension {dim} and the density has dimension {data.dim}; give both in the same "
+                "coordinates."
+            )
     if prior is None:
         if not isinstance(data, (Gaussian, GaussianMixture)):
             raise UnsupportedError(

@@ -12,7 +12,7 @@ from sbridge.diffusion.networks import NetworkScore, seeded_score
 from sbridge.diffusion.objectives import Denoising, ScoreObjective
 from sbridge.diffusion.reverse import REVERSE_GRID, START_TIME, reverse_diffusion
 from sbridge.diffusion.times import check_start
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.laws import Density
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.problems import BridgeProblem
@@ -56,8 +56,7 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
     scaling: ClassVar[ScalingRecipe] = NoScaling()
 
     def __post_init__(self) -> None:
-        if self.updates < 1:
-            raise InvalidInputError(f"updates must be positive, got {self.updates}.")
+        check_at_least(self, 1, "updates")
         if not 0.0 < self.start_time < 1.0:
             raise InvalidInputError(
                 f"start_time is a fraction of the horizon strictly between 0 and 1, got {self.start_time:g}."

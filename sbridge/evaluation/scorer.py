@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError, SbridgeError
+from sbridge.errors import InvalidInputError, SbridgeError, check_at_least
 from sbridge.evaluation import progress
 from sbridge.evaluation.report import Score
 from sbridge.measures import Estimate
@@ -43,9 +43,7 @@ class EvaluationBudget:
     blocks: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("rows", "fit_rows", "paths", "blocks"):
-            if getattr(self, name) < 2:
-                raise InvalidInputError(f"{name} must be at least 2, got {getattr(self, name)}.")
+        check_at_least(self, 2, "rows", "fit_rows", "paths", "blocks")
 
 
 @dataclass(frozen=True)

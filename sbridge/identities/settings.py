@@ -18,7 +18,7 @@ from sbridge.diffusion.conversions import ControlScore, Score
 from sbridge.diffusion.exact import ExactScore
 from sbridge.diffusion.reverse import end_distribution, moments
 from sbridge.diffusion.training import ScoreMatching
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.fitting import solve
 from sbridge.laws import GaussianMixture, Law, Samples
 from sbridge.measures import PathMeasure, Paths
@@ -56,8 +56,7 @@ class Setting:
     def __post_init__(self) -> None:
         if not 0.0 < self.start_time < 1.0:
             raise InvalidInputError(f"start_time is a fraction of the horizon in (0, 1), got {self.start_time}.")
-        if self.samples < 2 or self.steps < 2:
-            raise InvalidInputError(f"samples and steps must be at least 2, got {self.samples} and {self.steps}.")
+        check_at_least(self, 2, "samples", "steps")
 
     @property
     def dim(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import UnsupportedError, check_at_least
 from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
 from sbridge.laws import Samples
 from sbridge.measures import PathMeasure
@@ -73,8 +73,7 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_rows < 2:
-            raise InvalidInputError(f"max_rows must be at least 2, got {self.max_rows}.")
+        check_at_least(self, 2, "max_rows")
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs samples at both ends and a linear reference."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.exact import MixtureControl, MixtureKernel
 from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
 from sbridge.laws import Point
@@ -38,7 +38,7 @@ _PIECE = 2**14
 
 @register
 class Covariance(enum.Enum):
-    """The shape of a component's covariance: any, or along the axes only."""
+    """The shape of the covariances of the components: full, or diagonal."""
 
     FULL = "full"
     DIAGONAL = "diagonal"
@@ -49,40 +49,45 @@ class Covariance(enum.Enum):
 class MixtureBridge(Solver["MixtureState"]):
     """Maximum likelihood for a potential ``e^g = Σ_k exp(b_k + η_k·y − ½yᵀΛ_k y)``, under any linear reference.
 
-    The model is that of Korotin et al. 2024 (arXiv:2310.01174): it maximises ``E_{p_T} g − E_{p_0} log c``, a lower
-    bound on the value of the problem that is reached by the bridge itself. Here on all rows at once: from clusters of
-    the target every component is matched, again and again, to the bridge between the Gaussians that it statistics of
-    either end; its shape is drawn towards that of the Gaussian bridge as far as it is sampling noise (which counts in
-    high dimension and at small noise); then L-BFGS. Numbers of components are tried in rising order as long as the
-    likelihood of held-out rows rises, in the leading coordinates of the Gaussian bridge, those in which both ends vary
-    most; then more coordinates, as long as it rises. In all others the plan is the Gaussian bridge. Plan, marginals and
-    forward control are closed forms. The backward process is exact for the model and the source rows: its start points
-    are source rows.
+    The model is that of Korotin et al. 2024 (arXiv:2310.01174). It maximises ``E_{p_T} g − E_{p_0} log c``, a lower
+    bound on the value of the problem; the bridge itself attains the bound. The fit uses all samples at once:
+
+    1. The components start at clusters of the target. Each EM step makes every component the bridge between the two
+       Gaussians with the moments of the samples that it is responsible for at either end.
+    2. Covariances are shrunk towards the covariance of the Gaussian bridge, as far as they are sampling noise. This
+       matters in high dimension and at small noise.
+    3. L-BFGS maximises the likelihood.
+
+    Larger numbers of components are tried as long as the likelihood of held-out samples grows. These fits use the
+    leading coordinates of the Gaussian bridge, in which both ends vary most. Then more coordinates are tried in the
+    same way. In the remaining coordinates the plan is the Gaussian bridge. The plan, its marginals and the forward
+    control have closed forms. The backward process is exact for the model and the source samples: it ends on them.
 
     Args:
-        components: numbers of components to try, rising; a single one, ``(5,)``, is taken as it is.
-        widths: numbers of coordinates to try, rising; a single one is taken as it is. Diagonal components have shapes
-            of their own in all.
-        covariance: of the components: FULL, or DIAGONAL along the axes of the data.
-        rows: rows a side on which numbers of components and of coordinates are compared.
-        held_out: the share of these rows on which they are compared.
-        max_rows: rows a side of the last fit; of larger sets a random subset.
+        components: numbers of components to try, increasing; with a single one, ``(5,)``, nothing is compared.
+        widths: numbers of coordinates to try, increasing; with a single one, nothing is compared. Diagonal components
+            are fitted in all coordinates.
+        covariance: shape of the covariances: FULL, or DIAGONAL along the axes of the data.
+        rows: samples per end that are used to choose the numbers of components and coordinates.
+        held_out: fraction of these samples that is held out to compare the fits.
+        max_rows: samples per end in the last fit; larger sets are subsampled at random.
         matchings: largest number of EM steps before L-BFGS.
-        rounds: largest number of rounds of L-BFGS, as long as one uses up its iterations. A fit is given up after one
-            that leaves held-out rows less likely than the best fit so far does, or as soon as EM steps make them
-            less and less so.
+        rounds: largest number of rounds of L-BFGS; a round that converges is the last one. A fit stops early if
+            held-out samples are less likely than under the best fit so far, after a round or after two EM steps that
+            made them less likely.
         iterations: iterations of L-BFGS in a round.
-        tolerance: gain of the mean log likelihood by an EM step, or by a round, that ends either, in nats.
+        tolerance: gain of the mean log likelihood in nats below which EM, or L-BFGS, stops.
         grid: time grid on which the solution is simulated.
 
-    Time: ``O(rows · components · width²)`` for each EM step and iteration. Numbers for which fewer than ``width + 1``
-    rows a component are left are not tried.
+    Each EM step and each iteration takes time ``O(rows · components · width²)``. A number of components is not tried
+    if fewer than ``width + 1`` samples per component remain.
 
     Raises:
         InvalidInputError: for an option of another kind or out of its range.
         UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
-        InvalidInputError: by them, for rows that span fewer dimensions than they have columns, too few of them for the
-            smallest number of components, or noise too small (the message says the smallest workable).
+        InvalidInputError: by ``solve`` and ``fit``, for samples that span fewer dimensions than they have columns, too
+            few samples for the smallest number of components, or noise that is too small (the message gives the
+            smallest workable noise).
     """
 
     components: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
@@ -105,46 +110,40 @@ class MixtureBridge(Solver["MixtureState"]):
             numbers = getattr(self, name)
             rising = all(a < b for a, b in pairwise(numbers))
             if not numbers or numbers[0] < 1 or not rising:
-                raise InvalidInputError(f"{name} must be rising positive numbers, got {numbers}.")
-        for name in ("rows", "max_rows"):
-            if getattr(self, name) < 4:
-                raise InvalidInputError(f"{name} must be at least 4, got {getattr(self, name)}.")
-        for name in ("matchings", "rounds", "iterations"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
+                raise InvalidInputError(f"{name} must be increasing positive numbers, got {numbers}.")
+        check_at_least(self, 4, "rows", "max_rows")
+        check_at_least(self, 1, "matchings", "rounds", "iterations")
         if not (0.0 < self.held_out < 1.0 and self.tolerance > 0.0):
             raise InvalidInputError(f"held_out must lie in (0, 1) and tolerance be positive, got {self}.")
 
     def refusal(self, problem: BridgeProblem) -> str | None:
-        """Needs a linear reference and ends that can be sampled and are no points."""
+        """Needs a linear reference and ends that can be sampled and are not points."""
         reason = unknown_transition("MixtureBridge", problem.reference) or unsampled_end("MixtureBridge", problem)
         if reason is None and any(isinstance(end, Point) for end in (problem.source, problem.target)):
-            return (
-                "MixtureBridge needs ends that spread in every direction, and a Point does not: take MatchedBridge()."
-            )
+            return "MixtureBridge needs ends that vary in every direction, and a Point does not: use MatchedBridge()."
         return reason
 
     def max_steps(self, problem: BridgeProblem) -> int:
-        """All numbers of components and coordinates and the last fit: each a step of EM and rounds of L-BFGS."""
+        """EM and all rounds of L-BFGS for every number of components and of coordinates, and for the last fit."""
         return (len(self.components) + len(self.tried(problem.dim))) * (self.rounds + 1)
 
     def tried(self, dim: int) -> tuple[int, ...]:
-        """Those of :attr:`widths` that ``dim`` coordinates allow."""
+        """Returns the numbers of coordinates to try in ``dim`` dimensions."""
         if self.covariance is Covariance.DIAGONAL:
             return (dim,)
         return tuple(dict.fromkeys(min(width, dim) for width in self.widths))
 
     def finished(self, problem: BridgeProblem, state: MixtureState) -> bool:
-        """Whether the last fit gains nothing more."""
+        """Whether the last fit has converged."""
         return state.done
 
     def init(self, problem: BridgeProblem, seed: int) -> MixtureState:
-        """The start of the smallest number of components."""
+        """Starts the fit with the smallest number of components."""
         data = _Data.of(self, problem, seed)
         return MixtureState(seed, data, data.view(0, last=False).start(self.components[0], seed))
 
     def step(self, problem: BridgeProblem, state: MixtureState) -> tuple[MixtureState, Info]:
-        """Matching, or one round of L-BFGS; then, if that ends a fit, what is fitted next."""
+        """Runs EM, or one round of L-BFGS; if that ends a fit, chooses the next one."""
         likelihood = state.likelihood
         start, tolerance = state.components, self.tolerance
         if state.round == 0:
@@ -154,8 +153,10 @@ class MixtureBridge(Solver["MixtureState"]):
                 components, state.shrinkage = shrink_covariances(likelihood, components)
             before, over = None, early_stopping is not None and early_stopping.stopped
         else:
-            value, components, top = fit_lbfgs(likelihood, start, self.iterations, 0.1 * tolerance, state.shrinkage)
-            before, over = value, top or state.round == self.rounds or _gained(state.value, value) < tolerance
+            value, components, converged = fit_lbfgs(
+                likelihood, start, self.iterations, 0.1 * tolerance, state.shrinkage
+            )
+            before, over = value, converged or state.round == self.rounds or _gained(state.value, value) < tolerance
             over = over or not (state.last or state.improves(components))
         state.components, state.value, state.round, state.step = components, before, state.round + 1, state.step + 1
         info = {"log likelihood": value, "components": float(len(components.logits))}
@@ -164,14 +165,14 @@ class MixtureBridge(Solver["MixtureState"]):
         return state, info
 
     def finish(self, problem: BridgeProblem, state: MixtureState) -> Bridge:
-        """The potential at hand, and the two processes."""
+        """Makes the two processes of the fitted potential."""
         reference = problem.linear_reference
         potential = state.coordinates.potential(state.components)
         forward = PathMeasure(
             reference, MixtureControl(potential), problem.source, grid=self.grid, end_kernel=MixtureKernel(potential)
         )
         rows, weights = state.data.source
-        pieces = rows.split(_PIECE)  # in float64 a piece at a time: there may be millions
+        pieces = rows.split(_PIECE)  # converted to float64 piece by piece, since there may be millions
         logits = -torch.cat([potential.log_normaliser(piece.double()) for piece in pieces])
         cloud = Cloud(rows, logits if weights is None else logits + weights.double().log())
         far = FarEnd(reference, cloud, Direction.BACKWARD)
@@ -188,20 +189,20 @@ class MixtureBridge(Solver["MixtureState"]):
 
 @dataclass(eq=False)
 class MixtureState(State):
-    """The components at hand, the best so far, and where in the plan of fits the run is.
+    """The current components, the best ones so far, and the position in the sequence of fits.
 
     Attributes:
-        data: the rows of both ends.
-        components: the components at hand.
-        shrinkage: how strongly their shapes are drawn towards that of the Gaussian bridge, ``(K,)``.
-        best: the components under which held-out rows are likeliest.
+        data: the samples of both ends.
+        components: the current components.
+        shrinkage: how strongly their covariances are shrunk towards that of the Gaussian bridge, ``(K,)``.
+        best: the components under which held-out samples are most likely.
         best_shrinkage: their shrinkage.
         value: the mean log likelihood after the last round of L-BFGS.
         component_index: index of the number of components.
         width_index: index of the number of coordinates.
         round: 0: EM; k: the k-th round of L-BFGS.
-        last: whether the fit is the last one, on all rows.
-        done: whether that is over, too.
+        last: whether the fit is the last one, on all samples.
+        done: whether the last fit is finished.
     """
 
     data: Derived[_Data]
@@ -218,21 +219,21 @@ class MixtureState(State):
 
     @property
     def view(self) -> _View:
-        """Both ends in the coordinates at hand."""
+        """Both ends in the current coordinates."""
         return self.data.view(self.width_index, last=self.last)
 
     @property
     def coordinates(self) -> Coordinates:
-        """Those in which components are fitted."""
+        """The coordinates in which components are fitted."""
         return self.view.coordinates
 
     @property
     def likelihood(self) -> Likelihood:
-        """What is climbed."""
+        """The likelihood that is maximised."""
         return self.view.everything if self.last else self.view.subset
 
     def advance(self, solver: MixtureBridge) -> None:
-        """After a fit: the next number of components or of coordinates, or the best ones on all rows, or the end."""
+        """Chooses what follows a fit: more components, more coordinates, the best ones on all samples, or the end."""
         self.round, self.value = 0, None
         if self.last:
             self.done = True
@@ -256,29 +257,29 @@ class MixtureState(State):
                 best = best.narrowed(self.coordinates.width)
             compared, self.last = self.coordinates, True
             best = compared.carried(best, self.coordinates)
-            share = self.view.subset.source.count / self.view.everything.source.count
-            self.best_shrinkage = None if self.best_shrinkage is None else share * self.best_shrinkage
+            ratio = self.view.subset.source.count / self.view.everything.source.count
+            self.best_shrinkage = None if self.best_shrinkage is None else ratio * self.best_shrinkage
         self.best = self.components = best
         self.shrinkage = self.best_shrinkage
 
     def improves(self, components: Components) -> bool:
-        """Whether held-out rows are likelier under ``components`` than under the best so far."""
+        """Whether held-out samples are more likely under ``components`` than under the best so far."""
         return self.best is None or self.view.held_out(components) > self.view.held_out(self.best)
 
     def early_stopping(self) -> EarlyStopping | None:
-        """What gives up a fit that does not come up to the best so far."""
+        """Returns the rule that stops a fit worse than the best so far; ``None`` for the first and the last fit."""
         return None if self.last or self.best is None else EarlyStopping(self.view.judge, self.view.held_out(self.best))
 
 
 @dataclass(eq=False)
 class _Data:
-    """The rows of both ends, and the coordinates in which components are fitted.
+    """The samples of both ends, and the coordinates in which components are fitted.
 
     Attributes:
-        source: rows of the source with their weights: the start points of the backward process.
-        sides: the rows of either end that are fitted.
+        source: samples of the source with their weights, on which the backward process ends.
+        sides: the samples of either end that are fitted.
         widths: numbers of coordinates to try.
-        reference: linear.
+        reference: the linear reference.
         diagonal: whether components are diagonal.
     """
 
@@ -292,10 +293,10 @@ class _Data:
 
     @classmethod
     def of(cls, solver: MixtureBridge, problem: BridgeProblem, seed: int) -> _Data:
-        """Draws or chooses the rows.
+        """Draws or chooses the samples.
 
         Raises:
-            InvalidInputError: if there are too few of them, they have no density, or the noise is too small.
+            InvalidInputError: if there are too few samples, they have no density, or the noise is too small.
         """
         source, target = (
             drawn(law, name, solver.max_rows, seed)
@@ -311,7 +312,7 @@ class _Data:
         return data
 
     def view(self, width_index: int, *, last: bool) -> _View:
-        """Both ends in the leading coordinates: of the rows on which numbers are fitted, or in the last fit of all."""
+        """Both ends in the leading coordinates; ``last`` selects the samples of the last fit."""
         if self._coordinates is None or self._coordinates[0] != last:
             (x, a), (y, b) = (side.part(0 if last else side.held_out, None) for side in self.sides)
             found = Coordinates.of(self.reference, x, y, diagonal=self.diagonal, weights=(a, b))
@@ -324,49 +325,48 @@ class _Data:
         return self._latest[1]
 
     def affords(self, count: int, width: int) -> bool:
-        """Whether there are ``width + 1`` rows a component."""
+        """Whether there are ``width + 1`` samples per component."""
         return self.fitted_on >= count * (width + 1)
 
     def check_enough(self, count: int, dim: int) -> None:
-        """InvalidInputError if there are too few rows for the smallest number of components."""
+        """Raises InvalidInputError if there are too few samples for the smallest number of components."""
         needed = max(count * (self.widths[0] + 1), dim + 1)
         if self.fitted_on < needed:
             raise InvalidInputError(
-                f"{count} component(s) in {dim} dimensions need {needed} rows a side to be fitted on, "
-                f"{self.fitted_on} are left beside the held-out ones; give more rows, ask for fewer components, or "
-                "reduce the dimension."
+                f"{count} component(s) in {dim} dimensions need {needed} samples per end, and {self.fitted_on} remain "
+                "without the held-out ones; give more samples, ask for fewer components, or reduce the dimension."
             )
 
     @property
     def fitted_on(self) -> int:
-        """Rows of the smaller side on which numbers are fitted."""
+        """The number of samples of the smaller end on which fits are compared, without the held-out ones."""
         return min(side.compared - side.held_out for side in self.sides)
 
 
 class _Side:
-    """Rows of an end with optional weights: the first ones are held out.
+    """Samples of an end with optional weights; the first samples are held out.
 
     Args:
-        rows: of the last fit.
-        weights: of the rows, sum 1.
-        most: rows on which fits are compared.
-        share: the share of these that is held out.
+        rows: the samples of the last fit.
+        weights: weights of the samples, with sum 1.
+        most: number of samples that are used to compare fits.
+        fraction: the fraction of these that is held out.
     """
 
-    def __init__(self, rows: Tensor, weights: Tensor | None, most: int, share: float) -> None:
+    def __init__(self, rows: Tensor, weights: Tensor | None, most: int, fraction: float) -> None:
         self.rows, self.weights = rows, weights
         self.compared = min(most, len(rows))
-        self.held_out = max(1, round(share * self.compared))
+        self.held_out = max(1, round(fraction * self.compared))
 
     def part(self, first: int, end: int | None) -> tuple[Tensor, Tensor | None]:
-        """Some of the rows, with weights that sum to one."""
+        """Returns some of the samples, with weights that sum to one."""
         part = slice(first, end)
         return self.rows[part], None if self.weights is None else self.weights[part] / self.weights[part].sum()
 
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """Both ends in coordinates."""
+    """Both ends in given coordinates."""
 
     coordinates: Coordinates
     source: _Side
@@ -374,25 +374,25 @@ class _View:
 
     @cached_property
     def everything(self) -> Likelihood:
-        """All rows of the last fit."""
+        """The likelihood of all samples of the last fit."""
         return self._of(lambda side: side.part(0, None))
 
     @cached_property
     def subset(self) -> Likelihood:
-        """The rows on which numbers of components and of coordinates are fitted."""
+        """The likelihood of the samples for choosing numbers of components and coordinates."""
         return self._of(lambda side: side.part(side.held_out, side.compared))
 
     @cached_property
     def judge(self) -> Likelihood:
-        """The rows on which they are compared."""
+        """The likelihood of the held-out samples."""
         return self._of(lambda side: side.part(0, side.held_out))
 
     def start(self, count: int, seed: int) -> Components:
-        """``count`` components from clusters of the target."""
+        """Makes ``count`` components from clusters of the target."""
         return self.subset.start(count, generator_of(derive(seed, "clusters", count)))
 
     def held_out(self, components: Components) -> float:
-        """The mean log likelihood of the rows on which numbers are compared."""
+        """The mean log likelihood of the held-out samples."""
         if components not in self._known:
             self._known[components] = self.judge.value(components)
         return self._known[components]

@@ -4,8 +4,8 @@ In coordinates ``x̃, ỹ`` that keep ``x̃·ỹ`` (up to terms of one end alone
 
     π(y | x) = v(ỹ) e^{x̃·ỹ} / Z(x̃)      v = Σ_k e^{a_k} N(ỹ; m_k, S_k)      Z = Σ_k exp(a_k + m_k·x̃ + ½ x̃ᵀS_k x̃)
 
-(Korotin et al. 2024, arXiv:2310.01174): component ``k`` sends ``x`` to ``N(m_k + S_k x̃, S_k)``. Where all components
-are the Gaussian bridge's in some of the coordinates, ``v`` is a product, and the others can be fitted by themselves.
+(Korotin et al. 2024, arXiv:2310.01174): component ``k`` sends ``x`` to ``N(m_k + S_k x̃, S_k)``. If all components equal
+the Gaussian bridge in some coordinates, ``v`` is a product, and the other coordinates can be fitted alone.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from sbridge.exact import MixturePotential
 from sbridge.processes import LinearProcess
 from sbridge.solvers.gaussian import sample_moments
 
-_NARROW = 2e4  # variance of the data beside a component's: beyond it float32 rounds log weights by more than .001
+_NARROW = 2e4  # ratio of data variance to component variance; above it float32 rounds log weights by more than .001
 _LEAST_VARIANCE = 1e-16
-"""Of coordinates: beside it a correlation of the two ends is rounding, and its square is a normal number of float32."""
+"""Smallest variance of a coordinate: smaller correlations of the ends are rounding; its square is normal in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +31,10 @@ class Coordinates:
 
     ``L_A, L_B`` are Cholesky roots of the covariances of the ends, ``c_x, c_y`` their means; ``Φ, Q`` belong to the
     reference from 0 to T. Then ``x̃·ỹ = (x − c_x)ᵀ ΦᵀQ^{−1}(y − c_y)``, and both ends have the diagonal covariance
-    ``N = diag(n)``, falling, where the bridge of the Gaussians with the moments of the ends is diagonal too,
+    ``N = diag(n)`` with decreasing ``n``. The bridge of the Gaussians with the moments of the ends is diagonal too:
     ``S = diag(s)`` with ``s²n + s = n``. For diagonal components, the coordinates are those of ``L_Q^{−1}Φx`` and
-    ``L_Q^{−1}y``, each scaled. Where ``n`` is below the rounding of float64 the ends are independent in this
-    coordinate; a reference that forgets its start, ``Φ = 0``, is such a case. There ``n`` is raised to that rounding.
+    ``L_Q^{−1}y``, each scaled. If ``n`` is below the rounding error of float64, the ends are independent in this
+    coordinate, as for a reference that forgets its start, ``Φ = 0``; then ``n`` is raised to that rounding error.
 
     Args:
         process: the reference.
@@ -62,7 +62,7 @@ class Coordinates:
         diagonal: bool,
         weights: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> Coordinates:
-        """All coordinates for rows ``x, y`` of the two ends, whose covariances must be positive definite."""
+        """Makes all coordinates for samples ``x, y`` of the two ends, whose covariances must be positive definite."""
         whole, dim = process.transition(0.0, process.horizon), x.shape[1]
         c_x, a = (part.cpu() for part in sample_moments(x, weights[0]))
         c_y, b = (part.cpu() for part in sample_moments(y, weights[1]))
@@ -73,7 +73,7 @@ class Coordinates:
                 ((one @ covariance) * one).sum(1).sqrt() for one, covariance in zip(maps, (a, b), strict=True)
             ]
             n = deviations[0] * deviations[1]
-            forgotten = (deviations[0] == 0.0).unsqueeze(1)  # any axis will do for what has no influence
+            forgotten = (deviations[0] == 0.0).unsqueeze(1)  # Φ = 0: any axis serves
             maps = torch.where(forgotten, white, maps[0]), white
             deviations[0] = ((maps[0] @ a) * maps[0]).sum(1).sqrt()
             scaled = [one / size.unsqueeze(1) for one, size in zip(maps, deviations, strict=True)]
@@ -90,7 +90,7 @@ class Coordinates:
         return cls(process, (c_x, c_y), (first, second), n, diagonal, dim)
 
     def leading(self, width: int) -> Coordinates:
-        """The first ``width`` of them."""
+        """Returns the first ``width`` coordinates."""
         return replace(self, width=width)
 
     @property
@@ -109,23 +109,23 @@ class Coordinates:
         return 2.0 * self.variances / (1.0 + (1.0 + 4.0 * self.variances.square()).sqrt())
 
     def source(self, x: Tensor) -> Tensor:
-        """``x̃`` of rows ``x``, in their dtype."""
-        return self._seen(0, x)
+        """Computes ``x̃`` of samples ``x``, in their dtype."""
+        return self._mapped(0, x)
 
     def target(self, y: Tensor) -> Tensor:
-        """``ỹ`` of rows ``y``, in their dtype."""
-        return self._seen(1, y)
+        """Computes ``ỹ`` of samples ``y``, in their dtype."""
+        return self._mapped(1, y)
 
-    def _seen(self, end: int, rows: Tensor) -> Tensor:
+    def _mapped(self, end: int, rows: Tensor) -> Tensor:
         centred = rows.double() - self.centres[end].to(rows.device)
         return (centred @ self.maps[end][: self.width].mT.to(centred)).to(rows.dtype)
 
     def are_narrow(self, components: Components) -> bool:
-        """Whether float32 is too coarse for exponents of components, which are of the order of ``n_i (S_k⁻¹)_ii``."""
+        """Whether float32 is too coarse for the exponents of components, which have the size ``n_i (S_k⁻¹)_ii``."""
         return float((self.n * components.precisions.detach()).max()) > _NARROW
 
     def carried(self, components: Components, onto: Coordinates) -> Components:
-        """The same plan in the coordinates of ``onto``, up to what couples those beyond its width to others.
+        """Returns the same plan in the coordinates of ``onto``, without couplings to coordinates beyond its width.
 
         With ``ỹ' = Aỹ + a`` and ``x̃ = Aᵀx̃' + d``, ``v'(ỹ')`` is ``v(ỹ) e^{A^{−T}d · ỹ'}`` up to a constant.
         """
@@ -142,12 +142,9 @@ class Coordinates:
         return Components(logits - logits.logsumexp(0), means + moved, covariances).narrowed(onto.width)
 
     def potential(self, components: Components) -> MixturePotential:
-        """``g(y) = log v(ỹ) + ½ yᵀQ^{−1}y − m(T | 0, c_x)ᵀQ^{−1}y``, the potential in the user's coordinates."""
-        dim, components, (onto, c_y) = (
-            len(self.variances),
-            components.widened(self.all_s),
-            (self.maps[1], self.centres[1]),
-        )
+        """Computes ``g(y) = log v(ỹ) + ½ yᵀQ^{−1}y − m(T | 0, c_x)ᵀQ^{−1}y``, the potential in data coordinates."""
+        dim, components = len(self.variances), components.widened(self.all_s)
+        onto, c_y = self.maps[1], self.centres[1]
         full = torch.diag_embed(components.covariances) if self.diagonal else components.covariances
         precision = torch.cholesky_inverse(torch.linalg.cholesky(full))
         means = components.means + onto @ c_y
@@ -164,7 +161,7 @@ class Coordinates:
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The components: ``a`` of shape ``(K,)``, ``m`` ``(K, dim)``, ``S`` ``(K, dim)`` or ``(K, dim, dim)``, float64."""
+    """Components: ``a`` of shape ``(K,)``, ``m`` ``(K, dim)``, ``S`` ``(K, dim)`` or ``(K, dim, dim)``, float64."""
 
     logits: Tensor
     means: Tensor
@@ -179,7 +176,7 @@ class Components:
 
     @property
     def have_densities(self) -> bool:
-        """Whether every ``S`` is finite and positive definite, to rounding."""
+        """Whether all components are finite and every ``S`` is numerically positive definite."""
         if not bool(self.logits.isfinite().all() and self.means.isfinite().all() and self.covariances.isfinite().all()):
             return False
         if self.covariances.ndim == 2:
@@ -187,7 +184,7 @@ class Components:
         return not bool(torch.linalg.cholesky_ex(self.covariances).info.any())
 
     def widened(self, s: Tensor) -> Components:
-        """The same in as many coordinates as ``s`` has: in those that are new the Gaussian bridge, ``m = 0, S = s``."""
+        """Returns them in as many coordinates as ``s`` has; new ones have the Gaussian bridge, ``m = 0, S = s``."""
         (count, width), more = self.means.shape, s[self.means.shape[1] :]
         means = torch.cat([self.means, torch.zeros(count, len(more), dtype=s.dtype)], 1)
         if self.covariances.ndim == 2:
@@ -197,17 +194,17 @@ class Components:
         return Components(self.logits, means, covariances)
 
     def narrowed(self, width: int) -> Components:
-        """The first ``width`` coordinates of them."""
+        """Returns them in the first ``width`` coordinates."""
         covariances = self.covariances[:, :width] if self.covariances.ndim == 2 else self.covariances[:, :width, :width]
         return Components(self.logits, self.means[:, :width], covariances)
 
     def source_forms(self, s: Tensor) -> Quadratics:
-        """``log Z_k(x̃) − ½ x̃ᵀ diag(s) x̃``; what is taken away is the same for all, and most of it at small ε."""
+        """Returns ``log Z_k(x̃) − ½ x̃ᵀ diag(s) x̃``; the subtracted term is common, and dominates at small ε."""
         base = s if self.covariances.ndim == 2 else torch.diag(s)
         return Quadratics(self.logits, self.means, 0.5 * (self.covariances - base))
 
     def target_forms(self, s: Tensor) -> Quadratics:
-        """``log v_k(ỹ) + ½ ỹᵀ diag(1/s) ỹ``, without ``−½ dim log 2π``."""
+        """Returns ``log v_k(ỹ) + ½ ỹᵀ diag(1/s) ỹ``, without ``−½ dim log 2π``."""
         if self.covariances.ndim == 2:
             precision, base, volume = 1.0 / self.covariances, 1.0 / s, self.covariances.log().sum(1)
             slope = precision * self.means

@@ -1,11 +1,11 @@
-"""The likelihood of a Gaussian-mixture plan given unpaired rows of both ends, and its maximisation by EM steps.
+"""The likelihood of a Gaussian-mixture plan given unpaired samples of both ends, and its EM steps.
 
-The mean log likelihood of rows ``y`` given rows ``x`` is, up to a constant, ``D = E log v(ỹ) − E log Z(x̃)`` (Korotin et
-al. 2024, arXiv:2310.01174; notation of :mod:`sbridge.solvers.mixture.components`). Both terms are
-logarithms of sums of exponentials of quadratic forms. Their gradient therefore depends on the rows only through the
+The mean log likelihood of samples ``y`` given samples ``x`` is, up to a constant, ``D = E log v(ỹ) − E log Z(x̃)``
+(Korotin et al. 2024, arXiv:2310.01174; notation of :mod:`sbridge.solvers.mixture.components`). Both terms are
+logarithms of sums of exponentials of quadratic forms. Their gradient therefore depends on the samples only through the
 responsibilities ``q_k, r_k`` of the components, in the sufficient statistics::
 
-    E[q_k (1, ỹ, ỹỹᵀ)]   q_k(ỹ): share of component k in v         E[r_k (1, x̃, x̃x̃ᵀ)]   r_k(x̃): its share in Z
+    E[q_k (1, ỹ, ỹỹᵀ)]   q_k(ỹ) = v_k(ỹ)/v(ỹ)                      E[r_k (1, x̃, x̃x̃ᵀ)]   r_k(x̃) = Z_k(x̃)/Z(x̃)
 
 ``D`` is stationary where each component is the bridge between the Gaussians with its moments at the two ends, and has
 the same mass at both. :func:`m_step` solves this for given responsibilities.
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from sbridge.solvers.mixture.components import Components, Coordinates, Quadratics
 
-_CHUNK = 2**18  # numbers in the largest array that a chunk of rows makes: it stays in the cache
-_LEAST_SHARE = 1e-30  # a smaller one is none: numbers too small for their type make a product many times slower
-_LEAST_EXPONENT = -70.0  # of a share below the least
-_LEAST_SPREAD = 1e-6  # smallest variance of a component's rows, in units of that of all rows
+_CHUNK = 2**18  # size of the largest array of a chunk of samples, which fits in the cache
+_LEAST_RESPONSIBILITY = 1e-30  # smaller ones are set to 0: subnormal numbers slow down products many times
+_LEAST_EXPONENT = -70.0  # its exponential is below the least responsibility
+_LEAST_VARIANCE = 1e-6  # smallest variance of a component, relative to the variance of all samples
 _CLUSTER_ROWS, _CLUSTER_ROUNDS = 20_000, 20
 
 
@@ -39,63 +39,63 @@ class SufficientStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the rows of each component, ``(K, dim)``."""
+        """The mean of each component, ``(K, dim)``."""
         return self.firsts / self.masses.unsqueeze(1)
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of the rows of each component: matrices, or diagonals."""
+        """The covariance of each component: matrices, or diagonals."""
         mean = self.mean
         if self.seconds.ndim == 2:
             return self.seconds / self.masses.unsqueeze(1) - mean.square()
         return self.seconds / self.masses.reshape(-1, 1, 1) - mean.unsqueeze(2) * mean.unsqueeze(1)
 
     def shrunk(self, n: Tensor, shrinkage: Tensor | None) -> Tensor:
-        """:attr:`covariance`, averaged with ``diag(n)`` as if that had been seen with masses ``shrinkage``."""
+        """The average of :attr:`covariance` and ``diag(n)``, with weights ``masses`` and ``shrinkage``."""
         own = self.covariance
         if shrinkage is None:
             return own
         everything = n if own.ndim == 2 else torch.diag(n)
-        share = (shrinkage / (shrinkage + self.masses)).reshape(-1, *[1] * (own.ndim - 1))
-        return own + share * (everything - own)
+        weight = (shrinkage / (shrinkage + self.masses)).reshape(-1, *[1] * (own.ndim - 1))
+        return own + weight * (everything - own)
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of one end in the coordinates above, with optional weights (sum 1)."""
+    """Samples of one end in the coordinates above, with optional weights (sum 1)."""
 
     rows: Tensor
     weights: Tensor | None = None
 
     @property
     def count(self) -> float:
-        """Their number; of weighted rows the effective one."""
+        """The number of samples; the effective number for weighted samples."""
         return float(len(self.rows)) if self.weights is None else 1.0 / float(self.weights.square().sum())
 
     def mean_log_sum(self, forms: Quadratics) -> float:
-        """The mean of ``log Σ_k exp(form_k(z))``."""
-        sums = torch.cat([_log_sum(*_relative(evaluate())) for _, _, evaluate in self._chunks(forms)])
+        """Computes the mean of ``log Σ_k exp(form_k(z))``."""
+        sums = torch.cat([_log_sum(*_exponentials(evaluate())) for _, _, evaluate in self._chunks(forms)])
         return float(sums.mean() if self.weights is None else (sums * self.weights).sum())
 
     def statistics(self, forms: Quadratics) -> tuple[float, SufficientStatistics]:
-        """:meth:`mean_log_sum`, and the sufficient statistics: the E-step."""
+        """Computes :meth:`mean_log_sum` and the sufficient statistics: the E-step."""
         (count, dim), total = forms.linear.shape, 0.0
         dense = forms.quadratic.ndim == 3
         sums = torch.zeros(count, 1 + dim + (dim * dim if dense else dim), dtype=torch.float64)
-        for rows, gather, evaluate in self._chunks(forms):
-            shares, top = _relative(evaluate())
-            values, norm = _log_sum(shares, top), shares.sum(0)
+        for rows, weighted_sums, evaluate in self._chunks(forms):
+            terms, top = _exponentials(evaluate())
+            values, norm = _log_sum(terms, top), terms.sum(0)
             weights = None if self.weights is None else self.weights[rows]
             scale = 1.0 / norm if weights is None else weights.to(norm) / norm
             total += float(values.sum() if weights is None else (values * weights).sum())
-            sums += gather(shares, scale).double().cpu()
+            sums += weighted_sums(terms, scale).double().cpu()
         if self.weights is None:
             total, sums = total / len(self.rows), sums / len(self.rows)
         seconds = sums[:, 1 + dim :].reshape(count, dim, dim) if dense else sums[:, 1 + dim :]
         return total, SufficientStatistics(sums[:, 0], sums[:, 1 : 1 + dim], seconds)
 
     def statistics_of(self, responsibilities: Tensor, *, diagonal: bool) -> SufficientStatistics:
-        """The sufficient statistics for given responsibilities ``(n, K)``."""
+        """Computes the sufficient statistics for given responsibilities ``(n, K)``."""
         q = responsibilities
         weighted = q / len(q) if self.weights is None else q * self.weights.to(q).unsqueeze(1)
         z, q = self.rows.double(), weighted.double()
@@ -105,10 +105,10 @@ class Rows:
             seconds = torch.stack([(q[:, k : k + 1] * z).mT @ z for k in range(q.shape[1])])
         return SufficientStatistics(q.sum(0).cpu(), (q.mT @ z).cpu(), seconds.cpu())
 
-    def _chunks(self, forms: Quadratics) -> Iterator[tuple[slice, _Gather, _Evaluate]]:
-        """Slices of the rows, each with how shares become sums of ``(1, z, zzᵀ)`` and how the forms are evaluated.
+    def _chunks(self, forms: Quadratics) -> Iterator[tuple[slice, _WeightedSums, _Evaluate]]:
+        """Yields slices of the samples, with functions for weighted sums of ``(1, z, zzᵀ)`` and for the forms.
 
-        Forms and shares have shape ``(K, rows)``: sums and maxima over components then run along the rows.
+        Forms and responsibilities have shape ``(K, rows)``, so that sums over components run over the first axis.
         """
         (count, dim), dense = forms.linear.shape, forms.quadratic.ndim == 3
         features = 1 + dim + dim * (dim + 1) // 2 if dense else 1 + 2 * dim
@@ -120,28 +120,29 @@ class Rows:
             yield rows, *prepared(self.rows[rows])
 
 
-def _relative(exponents: Tensor) -> tuple[Tensor, Tensor]:
-    """Exponentials beside the largest of each row, and its exponent.
+def _exponentials(exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes exponentials relative to the largest one of each sample, and the exponent of that one.
 
-    Exponents are cut off before, since exponentials that underflow take many times as long, too.
+    Over their sum they are the responsibilities. Exponents are clamped, since exponentials that underflow are slow.
     """
     top = exponents.amax(0)
-    return torch.threshold_((exponents - top).clamp_min_(_LEAST_EXPONENT).exp_(), _LEAST_SHARE, 0.0), top
+    return torch.threshold_((exponents - top).clamp_min_(_LEAST_EXPONENT).exp_(), _LEAST_RESPONSIBILITY, 0.0), top
 
 
-def _log_sum(shares: Tensor, top: Tensor) -> Tensor:
-    """Logarithms of the sums of exponentials, float64."""
-    return (top + shares.sum(0).log()).double()
+def _log_sum(terms: Tensor, top: Tensor) -> Tensor:
+    """Computes the logarithms of the sums of exponentials, float64."""
+    return (top + terms.sum(0).log()).double()
 
 
-_Gather = Callable[[Tensor, Tensor], Tensor]
-"""From shares ``(K, rows)``, which may be changed, and what each row is multiplied by."""
+_WeightedSums = Callable[[Tensor, Tensor], Tensor]
+"""Sums of ``(1, z, zzᵀ)``, weighted by ``terms · scale``, shapes ``(K, rows)`` and ``(rows,)``; may overwrite terms."""
 _Evaluate = Callable[[], Tensor]
+"""Computes the forms, shape ``(K, rows)``."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """Forms as one product with the monomials ``(1, z, z_i z_j)``: for few coordinates."""
+    """Forms as one product with the monomials ``(1, z, z_i z_j)``, for few coordinates."""
 
     coefficients: Tensor
     pairs: Tensor | None
@@ -161,23 +162,23 @@ class _Packed:
         quadratic = forms.quadratic[:, i, j] * twice
         return cls(torch.cat([*ends, quadratic], 1).to(like), pairs.to(like.device), places.reshape(-1))
 
-    def __call__(self, z: Tensor) -> tuple[_Gather, _Evaluate]:
+    def __call__(self, z: Tensor) -> tuple[_WeightedSums, _Evaluate]:
         columns = z.mT.contiguous()
         products = columns.square() if self.pairs is None else columns[self.pairs[0]] * columns[self.pairs[1]]
         features = torch.cat([torch.ones_like(columns[:1]), columns, products])
 
-        def gather(shares: Tensor, scale: Tensor) -> Tensor:
-            few = len(features) < len(shares)  # of two products the smaller is scaled
-            sums = shares @ (features * scale).mT if few else shares.mul_(scale) @ features.mT
+        def weighted_sums(terms: Tensor, scale: Tensor) -> Tensor:
+            few = len(features) < len(terms)  # the smaller factor is scaled
+            sums = terms @ (features * scale).mT if few else terms.mul_(scale) @ features.mT
             first = 1 + z.shape[1]
             return sums if self.places is None else torch.cat([sums[:, :first], sums[:, first:][:, self.places]], 1)
 
-        return gather, lambda: self.coefficients @ features
+        return weighted_sums, lambda: self.coefficients @ features
 
 
 @dataclass(frozen=True, eq=False)
 class _Blocked:
-    """Forms by one product with all matrices side by side: for many coordinates."""
+    """Forms as one product with all matrices side by side, for many coordinates."""
 
     constants: Tensor
     linear: Tensor
@@ -189,27 +190,27 @@ class _Blocked:
         side = forms.quadratic.permute(1, 0, 2).reshape(dim, -1)
         return cls(*(part.to(like) for part in (forms.constants, forms.linear, side)))
 
-    def __call__(self, z: Tensor) -> tuple[_Gather, _Evaluate]:
+    def __call__(self, z: Tensor) -> tuple[_WeightedSums, _Evaluate]:
         count, dim = self.linear.shape
 
-        def gather(shares: Tensor, scale: Tensor) -> Tensor:
-            shares = shares.mul_(scale)
-            claimed = (shares.mT.unsqueeze(2) * z.unsqueeze(1)).reshape(len(z), -1)
-            return torch.cat([shares.sum(1, keepdim=True), shares @ z, (claimed.mT @ z).reshape(count, -1)], 1)
+        def weighted_sums(terms: Tensor, scale: Tensor) -> Tensor:
+            q = terms.mul_(scale)  # the responsibilities
+            weighted = (q.mT.unsqueeze(2) * z.unsqueeze(1)).reshape(len(z), -1)
+            return torch.cat([q.sum(1, keepdim=True), q @ z, (weighted.mT @ z).reshape(count, -1)], 1)
 
         def evaluate() -> Tensor:
             turned = (z @ self.side).reshape(len(z), count, dim) + self.linear
             return (self.constants + (turned @ z.unsqueeze(2)).squeeze(2)).mT.contiguous()
 
-        return gather, evaluate
+        return weighted_sums, evaluate
 
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """``D`` on rows ``x̃`` and ``ỹ``.
+    """``D`` on samples ``x̃`` and ``ỹ``.
 
     Args:
-        coordinates: those of the rows.
+        coordinates: the coordinates of the samples.
         source: ``x̃``.
         target: ``ỹ``.
     """
@@ -219,35 +220,33 @@ class Likelihood:
     target: Rows
 
     def statistics(self, components: Components) -> tuple[float, SufficientStatistics, SufficientStatistics]:
-        """``D`` and the sufficient statistics of source and target."""
-        s, (source, target) = self.coordinates.s, self._resolving(components)
+        """Computes ``D`` and the sufficient statistics of source and target."""
+        s, (source, target) = self.coordinates.s, self._sides(components)
         below, statistics_x = source.statistics(components.source_forms(s))
         above, statistics_y = target.statistics(components.target_forms(s))
         return above - below, statistics_x, statistics_y
 
     def value(self, components: Components) -> float:
-        """``D`` alone."""
-        s, (source, target) = self.coordinates.s, self._resolving(components)
+        """Computes ``D``."""
+        s, (source, target) = self.coordinates.s, self._sides(components)
         return target.mean_log_sum(components.target_forms(s)) - source.mean_log_sum(components.source_forms(s))
 
-    def _resolving(self, components: Components) -> tuple[Rows, Rows]:
-        """Both sides, in a precision that resolves the exponents of the components."""
+    def _sides(self, components: Components) -> tuple[Rows, Rows]:
+        """Returns both sides, in float64 if float32 does not resolve the exponents of the components."""
         return self._precise if self.coordinates.are_narrow(components) else (self.source, self.target)
 
     @cached_property
     def _precise(self) -> tuple[Rows, Rows]:
-        return (
-            Rows(self.source.rows.double(), self.source.weights),
-            Rows(self.target.rows.double(), self.target.weights),
-        )
+        source, target = (Rows(side.rows.double(), side.weights) for side in (self.source, self.target))
+        return source, target
 
     def start(self, count: int, generator: torch.Generator) -> Components:
-        """``count`` clusters of the target rows, each joined to the whole source."""
+        """Makes components from ``count`` clusters of the target, each responsible for the whole source."""
         coordinates, device = self.coordinates, self.target.rows.device
         unit = self.target.rows / coordinates.n.sqrt().to(self.target.rows)
         nearest = torch.cdist(unit, _cluster_centres(unit, count, generator)).argmin(1)
-        shares = torch.nn.functional.one_hot(nearest, count).double().to(device)
-        everything = torch.full((len(self.source.rows), count), 1.0 / count, dtype=torch.float64, device=device)
+        clusters = torch.nn.functional.one_hot(nearest, count).double().to(device)
+        uniform = torch.full((len(self.source.rows), count), 1.0 / count, dtype=torch.float64, device=device)
         dim = len(coordinates.n)
         covariances = coordinates.s if coordinates.diagonal else torch.diag(coordinates.s)
         flat = Components(
@@ -255,8 +254,10 @@ class Likelihood:
             torch.zeros(count, dim, dtype=torch.float64),
             covariances.expand(count, *covariances.shape),
         )
-        statistics_x = self.source.statistics_of(everything, diagonal=coordinates.diagonal)
-        return m_step(flat, statistics_x, self.target.statistics_of(shares, diagonal=coordinates.diagonal), coordinates)
+        statistics_x = self.source.statistics_of(uniform, diagonal=coordinates.diagonal)
+        return m_step(
+            flat, statistics_x, self.target.statistics_of(clusters, diagonal=coordinates.diagonal), coordinates
+        )
 
 
 def m_step(
@@ -268,12 +269,12 @@ def m_step(
 ) -> Components:
     """The M-step: every component becomes the bridge between the Gaussians with its moments at the two ends.
 
-    Its covariance ``S`` solves ``S A S + S = B`` for the covariances ``A, B`` of its source and target rows, and its
-    mean is ``m = ȳ − S x̄``. Its logit changes by ``log E q_k / E r_k``, and so that the mean of the exponent over its
-    source rows stays. Components with next to no mass at an end are left as they are. With ``shrinkage`` ``τ_k``,
-    covariances are averaged with that of all rows, which counts as much as a mass ``τ_k``.
+    Its covariance ``S`` solves ``S A S + S = B`` for its covariances ``A, B`` at source and target, and its mean is
+    ``m = ȳ − S x̄``. Its logit changes by ``log E q_k / E r_k``, plus the term that keeps the mean of the exponent over
+    the source. Components with almost no mass at an end do not change. With ``shrinkage`` ``τ_k``, covariances are
+    averaged with the covariance of all samples, which has the weight of a mass ``τ_k``.
     """
-    floor = _LEAST_SPREAD * coordinates.n
+    floor = _LEAST_VARIANCE * coordinates.n
     held = torch.minimum(source.masses, target.masses) > 1e-12
     safe_x, safe_y = (
         SufficientStatistics(torch.where(held, c.masses, 1.0), c.firsts, c.seconds) for c in (source, target)
@@ -308,17 +309,17 @@ def m_step(
     )
 
 
-def blur(components: Components, masses: Tensor, coordinates: Coordinates) -> Tensor:
-    """What ``D`` loses if target rows are blurred by the least variance ``f``, ``½ Σ_k masses_k tr(S_k⁻¹ f)``.
+def noise_penalty(components: Components, masses: Tensor, coordinates: Coordinates) -> Tensor:
+    """Computes ``½ Σ_k masses_k tr(S_k⁻¹ f)``, the loss of ``D`` if noise of variance ``f`` is added to the target.
 
-    Where values repeat ``D`` has no largest value: components close on them, and only their widths matter. With the
-    loss each ends at the spread that :func:`m_step` gives it, which adds ``f`` to the covariance of its rows.
+    If values repeat, ``D`` is unbounded: components contract to these values. With this penalty they end at the
+    covariance that :func:`m_step` gives them, which adds ``f`` too.
     """
-    return 0.5 * masses @ (components.precisions @ (_LEAST_SPREAD * coordinates.n))
+    return 0.5 * masses @ (components.precisions @ (_LEAST_VARIANCE * coordinates.n))
 
 
 def _exponent(components: Components, mean: Tensor, covariance: Tensor) -> Tensor:
-    """Mean of ``m_k·x̃ + ½x̃ᵀS_k x̃`` over Gaussian ``x̃``, without ``a_k``."""
+    """Computes the mean of ``m_k·x̃ + ½x̃ᵀS_k x̃`` over Gaussian ``x̃``."""
     straight = ((components.means + 0.5 * _apply(components.covariances, mean)) * mean).sum(1)
     return straight + 0.5 * (components.covariances * covariance).flatten(1).sum(1)
 
@@ -328,7 +329,7 @@ def _apply(maps: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _root(covariance: Tensor, floor: Tensor) -> Tensor:
-    """Cholesky root, eigenvalues kept above ``floor`` where rounding has made them negative."""
+    """Computes a Cholesky root; eigenvalues that rounding has made negative are raised to ``floor``."""
     root, failed = torch.linalg.cholesky_ex(covariance + torch.diag(floor))
     if bool(failed.any()):
         scale = floor.sqrt()
@@ -339,7 +340,7 @@ def _root(covariance: Tensor, floor: Tensor) -> Tensor:
 
 
 def _cluster_centres(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means on at most 20 000 rows from k-means++ seeds (Arthur & Vassilvitskii 2007)."""
+    """Runs k-means on at most 20 000 samples from k-means++ seeds (Arthur & Vassilvitskii 2007)."""
     order = torch.randperm(len(rows), generator=generator, device=generator.device)[:_CLUSTER_ROWS]
     rows = rows[order.to(rows.device)]
     centres = rows[:1]

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from sbridge.solvers.mixture.components import Components, Coordinates, Quadratics
-from sbridge.solvers.mixture.likelihood import Likelihood, SufficientStatistics, blur, m_step
+from sbridge.solvers.mixture.likelihood import Likelihood, SufficientStatistics, m_step, noise_penalty
 
-_LEAST_SHRINKAGE = 0.05  # below it a shape is plain to see, and left as it is
-_MOST_SHRINKAGE = 3.0  # of a component whose shape is all chance, in units of its mass
-_EVERY = 2  # EM steps from one look at held-out rows to the next
-_REJECTED = 1e3  # nats by which a step to components without a density is worse than the start of the climb
+_LEAST_SHRINKAGE = 0.05  # below it a covariance is well determined and is not shrunk
+_MOST_SHRINKAGE = 3.0  # for a covariance that is all sampling noise, in units of the mass
+_EVERY = 2  # EM steps between evaluations of held-out samples
+_REJECTED = 1e3  # nats by which components without a density are worse than the start
 
 
 class EarlyStopping:
-    """Stops a fit when held-out rows are less likely than at the last look, and less likely than under another fit.
+    """Stops a fit when held-out samples are less likely than at the last evaluation and than under another fit.
 
     Args:
-        likelihood: of the held-out rows.
-        mark: their log likelihood under the other fit.
+        likelihood: the likelihood of the held-out samples.
+        mark: its value under the other fit.
     """
 
     def __init__(self, likelihood: Likelihood, mark: float) -> None:
@@ -31,7 +31,7 @@ class EarlyStopping:
         self.stopped = False
 
     def __call__(self, components: Components) -> bool:
-        """Looks at the held-out rows; returns whether to stop."""
+        """Evaluates the held-out samples; returns whether to stop."""
         value = self._likelihood.value(components)
         self.stopped = self.stopped or value < min(self._mark, self._last)
         self._last = value
@@ -46,7 +46,7 @@ def fit_em(
     shrinkage: Tensor | None = None,
     early_stopping: EarlyStopping | None = None,
 ) -> tuple[float, Components]:
-    """EM: repeats :func:`m_step` as long as the penalised ``D`` rises by more than ``tolerance``.
+    """EM: repeats :func:`m_step` as long as the penalised ``D`` grows by more than ``tolerance``.
 
     Returns:
         The largest value and its components.
@@ -67,13 +67,13 @@ def fit_em(
 
 
 def shrink_covariances(likelihood: Likelihood, components: Components) -> tuple[Components, Tensor]:
-    """Shrinks covariances towards that of the Gaussian bridge, as far as they are noise; returns the weights too.
+    """Shrinks covariances towards that of the Gaussian bridge, as far as they are noise; also returns the weights.
 
-    A component of mass ``m_k`` shows an estimate of ``S_k``: in units of the Gaussian bridge it differs from the
-    identity by ``|s^{−½} S_k s^{−½} − I|²``, of which ``¼(1/n_0 + 1/n_T)(d² + d)/m_k`` comes by chance (as in
-    Ledoit & Wolf 2004, for the matrix ``(B A^{−1})^{½}``). The ratio of this to the rest, times ``m_k``, is the weight
-    ``τ_k`` of the squared parameters of its shape, shape ``(K,)``; nothing if the ratio is below a twentieth. One
-    component alone is the Gaussian bridge.
+    In units of the Gaussian bridge, the estimate of ``S_k`` differs from the identity by ``|s^{−½} S_k s^{−½} − I|²``.
+    Sampling noise contributes ``¼(1/n_0 + 1/n_T)(d² + d)/m_k`` for a component of mass ``m_k`` (as in Ledoit & Wolf
+    2004, for the matrix ``(B A^{−1})^{½}``). The ratio of the noise to the rest, times ``m_k``, is the weight ``τ_k``
+    of the squared shape parameters in the penalty, shape ``(K,)``; it is zero if the ratio is below a twentieth. A
+    single component is the Gaussian bridge.
     """
     if len(components.logits) == 1:
         return components, torch.zeros(1, dtype=torch.float64)
@@ -101,17 +101,19 @@ def shrink_covariances(likelihood: Likelihood, components: Components) -> tuple[
 def fit_lbfgs(
     likelihood: Likelihood, components: Components, steps: int, tolerance: float, shrinkage: Tensor | None = None
 ) -> tuple[float, Components, bool]:
-    """At most ``steps`` iterations of L-BFGS, in parameters whose second derivatives are of one size.
+    """Runs at most ``steps`` iterations of L-BFGS in parameters whose second derivatives have similar sizes.
 
-    Returns what :func:`fit_em` does, and whether it converged before ``steps`` were taken. Narrow
-    components are climbed in a :class:`LocalChart`, and less :func:`blur`.
+    Narrow components are fitted in a :class:`LocalChart` with the penalty :func:`noise_penalty`.
 
     Args:
-        likelihood: climbed, less ``½ Σ_k τ_k |shape_k|²``.
+        likelihood: maximised with the penalty ``½ Σ_k τ_k |shape_k|²``.
         components: the start.
-        steps: largest number.
-        tolerance: relative gain that ends it.
+        steps: largest number of iterations.
+        tolerance: relative gain below which the iteration stops.
         shrinkage: ``τ``, shape ``(K,)``.
+
+    Returns:
+        The largest value, its components, and whether the iteration converged.
     """
     coordinates, count = likelihood.coordinates, len(components.logits)
     narrow = coordinates.are_narrow(components)
@@ -123,7 +125,7 @@ def fit_lbfgs(
     def objective(flat: object) -> tuple[float, object]:
         point = torch.as_tensor(flat, dtype=torch.float64).requires_grad_()
         here = chart.components(point)
-        if not here.have_densities:  # a step too far of the line search, which then takes a shorter one
+        if not here.have_densities:  # the line search went too far and takes a shorter step
             return rejected, torch.zeros_like(point).detach().numpy()
         s = coordinates.s
         forms = here.source_forms(s), here.target_forms(s)
@@ -131,7 +133,7 @@ def fit_lbfgs(
             value, *statistics = likelihood.statistics(here)
         penalty = chart.penalty(point, shrinkage)
         if narrow:
-            penalty = penalty + blur(here, target.masses, coordinates)
+            penalty = penalty + noise_penalty(here, target.masses, coordinates)
         # ∇ E log Σ_k e^{form_k} = E Σ_k q_k ∇form_k: linear in the sufficient statistics, which are constants here.
         fall = _linearised(forms[0], statistics[0]) - _linearised(forms[1], statistics[1]) + penalty
         (gradient,) = torch.autograd.grad(fall, point)
@@ -141,7 +143,7 @@ def fit_lbfgs(
         return found, gradient.numpy()
 
     options = {"maxiter": steps, "maxcor": 20, "ftol": tolerance, "gtol": 1e-7}
-    from scipy.optimize import minimize  # half a second: not before it is needed
+    from scipy.optimize import minimize  # takes half a second, so it is imported late
 
     result = minimize(objective, chart.point(components).numpy(), jac=True, method="L-BFGS-B", options=options)
     with torch.no_grad():
@@ -152,9 +154,9 @@ def fit_lbfgs(
 class Chart:
     """Components as one flat vector: ``a``, ``m/√s``, and the logarithmic Cholesky root of ``s^{−½} S s^{−½}``.
 
-    The last is divided by the root of ``½(1 + s_i n_i + s_j n_j)``: on the diagonal this is the second derivative that
-    ``−D`` has for one Gaussian, below it half of that. (Pulls on those entries are then half as strong. With the whole,
-    more components were taken for the same error, and twice the time, in 16 dimensions at ε = 0.1.)
+    The last is divided by the root of ``½(1 + s_i n_i + s_j n_j)``. On the diagonal this is the second derivative of
+    ``−D`` for one Gaussian; below the diagonal it is half of it, so the penalty on those entries is half as strong.
+    (With the full one, fits in 16 dimensions at ε = 0.1 took more components and twice the time for the same error.)
     """
 
     coordinates: Coordinates
@@ -162,7 +164,7 @@ class Chart:
 
     @property
     def _curvatures(self) -> Tensor:
-        """``s n``: variances of the source in units of the components."""
+        """``s n``, the variances of the source in units of the components."""
         return self.coordinates.s * self.coordinates.n
 
     @cached_property
@@ -171,7 +173,7 @@ class Chart:
         return (0.5 * (1.0 + 2.0 * h if self.coordinates.diagonal else 1.0 + h.unsqueeze(-1) + h.unsqueeze(-2))).rsqrt()
 
     def point(self, components: Components) -> Tensor:
-        """The vector of ``components``."""
+        """Returns the vector of ``components``."""
         s, scales = self.coordinates.s, self._scales
         if self.coordinates.diagonal:
             shape = (components.covariances / s).log() / scales
@@ -183,15 +185,15 @@ class Chart:
         return torch.cat([components.logits, (components.means / s.sqrt()).reshape(-1), shape.reshape(-1)])
 
     def shapes(self, point: Tensor) -> Tensor:
-        """The part of ``point`` that makes ``S``: zero for the Gaussian bridge's own, shape ``(K, …)``."""
+        """Returns the part of ``point`` that determines ``S``, shape ``(K, …)``; it is zero for the Gaussian bridge."""
         return point[self.count * (1 + len(self.coordinates.s)) :].reshape(self.count, -1)
 
     def penalty(self, point: Tensor, shrinkage: Tensor) -> Tensor:
-        """``½ Σ_k τ_k |shape_k|²``."""
+        """Computes ``½ Σ_k τ_k |shape_k|²``."""
         return 0.5 * (shrinkage.unsqueeze(1) * self.shapes(point).square()).sum()
 
     def components(self, point: Tensor) -> Components:
-        """The components of a vector."""
+        """Returns the components of a vector."""
         scales, k, dim = self._scales, self.count, len(self.coordinates.s)
         means, shape = point[k : k + k * dim].reshape(k, dim), self.shapes(point)
         if self.coordinates.diagonal:
@@ -204,7 +206,7 @@ class Chart:
         )
 
     def _placed(self, means: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and covariances, from means and roots (diagonal components: variances) in units of the chart."""
+        """Converts means and roots (diagonal components: variances) in units of the chart to means and covariances."""
         s = self.coordinates.s
         if self.coordinates.diagonal:
             return means * s.sqrt(), s * roots
@@ -214,11 +216,11 @@ class Chart:
 
 @dataclass(frozen=True, eq=False)
 class LocalChart(Chart):
-    """A chart in units of the components at hand, which is their origin: ``m_k + R_k μ`` and ``R_k L Lᵀ R_kᵀ``.
+    """A chart in units of given components, which are its origin: ``m_k + R_k μ`` and ``R_k L Lᵀ R_kᵀ``.
 
-    A component that is narrow beside the noise, as where values of a column repeat, has second derivatives ``1/S_k``
-    in its mean, which may be 10⁶ times those in its mass. In the units of :class:`Chart` L-BFGS then never moves the
-    masses.
+    A component is narrow relative to the noise if, for example, values of a column repeat. Then the second derivatives
+    ``1/S_k`` in its mean may be 10⁶ times those in its mass. In the units of :class:`Chart`, L-BFGS would never move
+    the masses.
 
     Args:
         base: components at the origin, ``S_k = R_k R_kᵀ``.
@@ -227,14 +229,14 @@ class LocalChart(Chart):
     base: Components
 
     def point(self, components: Components) -> Tensor:
-        """The vector of :attr:`base`, the only components that have one here."""
+        """Returns the vector of :attr:`base`; other components have none in this chart."""
         logits, means, covariances = self.base.logits, self.base.means, self.base.covariances
         dim = means.shape[1]
         entries = dim if covariances.ndim == 2 else dim * (dim + 1) // 2
         return torch.cat([logits, logits.new_zeros(self.count * (dim + entries))])
 
     def penalty(self, point: Tensor, shrinkage: Tensor) -> Tensor:
-        """As of any chart: of shapes beside that of the Gaussian bridge."""
+        """Computes the penalty of :class:`Chart`, relative to the Gaussian bridge."""
         plain = Chart(self.coordinates, self.count)
         return plain.penalty(plain.point(self.components(point)), shrinkage)
 
@@ -256,6 +258,6 @@ class LocalChart(Chart):
 
 
 def _linearised(forms: Quadratics, statistics: SufficientStatistics) -> Tensor:
-    """What has the same gradient as the mean of ``log Σ_k exp(form_k)``."""
+    """Computes a function with the same gradient as the mean of ``log Σ_k exp(form_k)``."""
     linear = (forms.constants * statistics.masses).sum() + (forms.linear * statistics.firsts).sum()
     return linear + (forms.quadratic * statistics.seconds).sum()

@@ -1,4 +1,4 @@
-"""The rows of either end on which a mixture is fitted."""
+"""The samples of either end on which a mixture is fitted."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from sbridge.random import derive, generator as generator_of
 from sbridge.solvers.gaussian import span_fewer
 from sbridge.solvers.mixture.components import Coordinates
 
-_RESOLUTION = 1e-2  # largest error of a log weight, from rounding of the rows, that is let pass
+_RESOLUTION = 1e-2  # largest allowed error of a log weight from the rounding of the samples
 
 
 def drawn(law: Law, name: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """The rows of samples with their weights, or draws of another law."""
+    """Returns the rows of samples with their weights, or draws of another distribution."""
     if isinstance(law, Samples):
         return law.rows, None if law.weights is None else law.weights.double()
     return law.sample(count, generator_of(derive(seed, name))), None
 
 
 def chosen(rows: Tensor, weights: Tensor | None, name: str, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """At most ``most`` rows in random order, which have a density in every direction."""
+    """Returns at most ``most`` rows in random order; raises an error if they do not span all dimensions."""
     order = torch.randperm(len(rows), generator=generator_of(seed))[:most].to(rows.device)
     found = rows[order]
     if span_fewer(found):
         raise InvalidInputError(
-            f"{len(found)} rows of the {name} span fewer than their {rows.shape[1]} dimensions, so no component has a "
-            "density there; drop columns that are constant or follow from others (PCA), or use SinkhornBridge()."
+            f"{len(found)} samples of the {name} span fewer than their {rows.shape[1]} dimensions, so no component "
+            "has a density there; drop columns that are constant or follow from others (PCA), or use SinkhornBridge()."
         )
     return found, None if weights is None else weights[order] / weights[order].sum()
 
 
 def check_resolution(coordinates: Coordinates, like: Tensor) -> None:
-    """Log weights of components are of the order of the spread in units of the noise, and must not be rounding."""
+    """Raises InvalidInputError if the variance of the ends in units of the noise is too large for the dtype."""
     largest, eps = float(coordinates.n.max()), torch.finfo(like.dtype).eps
     if largest * eps > _RESOLUTION:
-        remedy = "give the rows in float64, or " if like.dtype == torch.float32 else ""
+        remedy = "give the samples in float64, or " if like.dtype == torch.float32 else ""
         factor = 1.01 * math.sqrt(largest * eps / _RESOLUTION)
         raise InvalidInputError(
-            f"the noise of the reference is too small for a MixtureBridge in {like.dtype}: the ends are {largest:.1e} "
-            f"times as wide as it in variance, and at most {_RESOLUTION / eps:.1e} can be resolved. For the smallest "
-            f"workable ε, {remedy}multiply σ by {factor:.3g} (ε = σ²T); GaussianBridge() takes any."
+            f"the noise of the reference is too small for a MixtureBridge in {like.dtype}: the variance of the "
+            f"ends is {largest:.1e} times that of the noise, and at most {_RESOLUTION / eps:.1e} can be resolved. "
+            f"For the smallest workable ε, {remedy}multiply σ by {factor:.3g} (ε = σ²T); GaussianBridge() takes any."
         )

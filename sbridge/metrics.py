@@ -1,8 +1,8 @@
 """Distances between two samples, and their values for perfect samples of the same sizes.
 
-Every metric is a frozen dataclass, called as ``metric(x, y, generator)``: ``x`` is judged, ``y`` is the
-reference, ``generator`` serves those that draw projections or subsamples. The value is a float; 0 is perfect
-in the limit of many rows. Finite samples never reach it: compare with :func:`sampling_floor`.
+Every metric is a frozen dataclass, called as ``metric(x, y, generator)``: ``x`` is scored, ``y`` is the reference, and
+``generator`` is used for projections or subsamples. The value is a float; 0 is perfect in the limit of many samples.
+Finite samples do not reach it: compare with :func:`sampling_floor`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Metric(Protocol):
 class PairEstimator(enum.Enum):
     """Choice of the pairs in the mean within one sample, ``E k(x, x')``.
 
-    ``ALL`` counts a row with itself (V-statistic): the distance between the empirical measures, never negative,
-    biased upwards by O(1/n). ``DISTINCT`` leaves those pairs out (U-statistic): unbiased, can be negative.
+    ``ALL`` includes the pair of a sample with itself (V-statistic): the distance between the empirical measures, never
+    negative, biased upwards by O(1/n). ``DISTINCT`` excludes these pairs (U-statistic): unbiased, may be negative.
     """
 
     ALL = "all"
@@ -55,10 +55,11 @@ class PairEstimator(enum.Enum):
 @register
 @dataclass(frozen=True)
 class ExactW2:
-    """The distance ``W2 = (min_π E_π|x−y|²)^½``, exact between at most ``max_rows`` rows of either side.
+    """The distance ``W2 = (min_π E_π|x−y|²)^½``, exact between at most ``max_rows`` samples of each set.
 
-    Larger sets are thinned: ``max_rows`` rows of each, drawn without replacement by ``generator``. The floor rises
-    with that (like ``n^{−1/dim}``), so a value belongs to its ``max_rows``. Time: 0.6 s at 2000 rows, 5 s at 4000.
+    Larger sets are subsampled: ``generator`` draws ``max_rows`` samples of each without replacement. This increases the
+    floor (like ``n^{−1/dim}``), so compare only values with the same ``max_rows``. Time: 0.6 s at 2000 rows, 5 s at
+    4000.
     """
 
     max_rows: int = 2000
@@ -83,8 +84,8 @@ class ExactW2:
 class SlicedW2:
     """The distance ``(mean over θ of W2²(x·θ, y·θ))^½``, ``θ`` uniform on the sphere, drawn by ``generator``.
 
-    All rows are used. For ``N(m, I)`` against ``N(0, I)`` it is ``|m|/√dim``: values of different dimensions do not
-    compare.
+    All samples are used. For ``N(m, I)`` against ``N(0, I)`` it is ``|m|/√dim``, so values of different dimensions are
+    not comparable.
     """
 
     projections: int = 128
@@ -147,8 +148,8 @@ class MMD:
     """``MMD² = E k(x,x') − 2E k(x,y) + E k(y,y')`` with ``k(x,y) = exp(−|x−y|²/2h²)`` (Gretton et al. 2012, Lemma 6).
 
     Args:
-        bandwidth: ``h``; by default the median distance between distinct rows of the reference (at most 1000 of
-            them, drawn by ``generator``), so that a better ``x`` is not judged by another kernel.
+        bandwidth: ``h``; by default the median distance between distinct samples of the reference (at most 1000 of
+            them, drawn by ``generator``), so that all ``x`` are scored with the same kernel.
         pairs: the estimator.
     """
 
@@ -183,7 +184,7 @@ class MMD:
 class BuresUVP:
     """``BW²-UVP = 100 · BW²(N_x, N_y) / (½ tr Var y)`` in percent, ``N`` the Gaussians with the samples' moments.
 
-    ``BW² = ½|Δm|² + ½tr A + ½tr B − tr(A^½BA^½)^½``. It sees means and covariances only.
+    ``BW² = ½|Δm|² + ½tr A + ½tr B − tr(A^½BA^½)^½``. It depends on means and covariances only.
     """
 
     @property
@@ -195,7 +196,7 @@ class BuresUVP:
         """Computes the percentage; draws nothing.
 
         Raises:
-            InvalidInputError: if the reference rows are all equal, or a side has one row.
+            InvalidInputError: if all reference samples are equal, or a set has only one sample.
         """
         _check(x, y, least=2)
         x, y, _ = common_units(x, y)
@@ -211,9 +212,10 @@ class Floor:
     """The value of a metric for perfect samples.
 
     Attributes:
-        mean: over the repeats.
-        standard_error: of that mean, over the splits. Splits share rows, so it leaves out the luck of the reference.
-        sizes: rows on the judged and on the reference side.
+        mean: mean over the repeats.
+        standard_error: standard error of the mean over the splits. Splits share samples, so it does not include the
+            randomness of the reference.
+        sizes: numbers of scored samples and of reference samples.
         repeats: the number of splits.
     """
 
@@ -226,20 +228,20 @@ class Floor:
 def sampling_floor(
     metric: Metric, y: Tensor, sizes: tuple[int, int], generator: torch.Generator, repeats: int = 5
 ) -> Floor:
-    """Computes ``metric`` between two disjoint random subsets of the reference rows, of ``sizes`` rows.
+    """Computes ``metric`` between two disjoint random subsets of the reference, of the given ``sizes``.
 
-    Both subsets are draws from the law of ``y``, so no method can be expected to score less on as many rows. Give
-    the sizes at which the method is judged.
+    Both subsets are draws from the distribution of ``y``, so no method has a lower expected score for the same sizes.
+    Give the sizes at which the method is scored.
 
     Args:
         metric: any metric.
-        y: reference rows, at least ``sizes[0] + sizes[1]``.
-        sizes: rows on the judged and on the reference side.
-        generator: draws the splits and serves the metric.
+        y: reference samples, at least ``sizes[0] + sizes[1]``.
+        sizes: numbers of scored samples and of reference samples.
+        generator: draws the splits and is passed to the metric.
         repeats: number of splits, at least two.
 
     Raises:
-        InvalidInputError: if there are too few rows, or fewer than two repeats.
+        InvalidInputError: if there are too few samples, or fewer than two repeats.
     """
     check_rows(y, "y")
     if repeats < 2:
@@ -286,7 +288,7 @@ def median_distance(rows: Tensor, generator: torch.Generator) -> float:
     """Computes the median distance between distinct rows, over at most 1000 of them.
 
     Raises:
-        InvalidInputError: if it is zero, as for rows that mostly repeat.
+        InvalidInputError: if it is zero, as for samples that are mostly equal.
     """
     check_rows(rows, "rows")
     thinned = _thin(rows, _MEDIAN_ROWS, generator)

@@ -50,16 +50,17 @@ class ScaledKernel:
 @register
 @dataclass(frozen=True, eq=False)
 class Bridge:
-    """The path measure ``P`` with prescribed ends nearest to a reference, as two processes with the same distribution.
+    """The path measure ``P`` with prescribed ends that is closest to a reference, as two processes.
 
     Attributes:
         forward: runs from the source at ``t = 0``: drift ``b + σu``.
         backward: runs from the target at ``t = T`` down to ``0``: drift ``−b + σû`` in reversed time.
 
-    Rows go in as arrays or tensors and come out as tensors, in the units of the data, dtype and device of the input.
-    The rows that :meth:`transport`, :meth:`interpolate` and :meth:`conditional_mean` return have no gradient history.
+    Methods take samples as arrays or tensors and return tensors, in the units of the data and with the dtype and device
+    of the input. Results of :meth:`transport`, :meth:`interpolate` and :meth:`conditional_mean` have no gradient
+    history.
 
-    Draws depend on the seed and on the number of rows of the call: a row alone gets another draw than among others.
+    Draws depend on the seed and on the number of samples of the call.
     """
 
     forward: PathMeasure
@@ -101,7 +102,7 @@ class Bridge:
     def velocity(self, t: Time, x: Tensor | np.ndarray) -> Tensor:
         """Computes the current velocity ``v = b + ½ σ (u − û)``: ``ẋ = v(t, x)`` has the same marginals (Nelson 1966).
 
-        Along bridge time, in a :meth:`reversed` bridge too.
+        It refers to bridge time, also for a :meth:`reversed` bridge.
         """
         rows = self._rows(x, "x")
         controls = {measure.direction: measure.control for measure in (self.forward, self.backward)}
@@ -120,8 +121,8 @@ class Bridge:
     def save(self, path: str | Path) -> None:
         """Writes ``PATH.json`` (structure) and ``PATH.safetensors`` (numbers), each atomically.
 
-        The JSON holds the SHA-256 of both files, and says under ``contains_training_rows`` whether samples of the data
-        are in them.
+        The JSON contains the SHA-256 of both files. Its field ``contains_training_rows`` says whether they contain
+        samples of the data.
 
         Args:
             path: with or without one of the two endings.
@@ -150,8 +151,8 @@ class ControlSolution:
     """A control problem and the controlled process that a solver found for it.
 
     Attributes:
-        problem: what was solved.
-        measure: the process from the problem's start under the learned control, on the solver's grid.
+        problem: the problem that was solved.
+        measure: the process from the start of the problem under the learned control, on the grid of the solver.
     """
 
     problem: ControlProblem
@@ -181,7 +182,7 @@ class ControlSolution:
     def save(self, path: str | Path) -> None:
         """Writes control, grid and step rule to ``PATH.json`` and ``PATH.safetensors``; not the problem.
 
-        The costs of a problem are functions, which files cannot hold: :func:`load_control` takes the problem again.
+        The costs of a problem are functions, which cannot be saved: :func:`load_control` needs the problem again.
 
         Raises:
             UnsupportedError: if the control contains a plain function or an unregistered class.
@@ -226,7 +227,7 @@ def save_bridge(bridge: Bridge, path: str | Path, run: str | None = None) -> Non
 
 
 def load(path: str | Path) -> Bridge:
-    """Loads the bridge that ``Bridge.save(path)`` wrote. Makes only registered classes; executes nothing.
+    """Loads the bridge that ``Bridge.save(path)`` wrote. Only registered classes are created; no code is executed.
 
     Files of earlier versions carry no checksums: they load with an
     :class:`~sbridge.errors.UnverifiedFileWarning`.
@@ -235,7 +236,7 @@ def load(path: str | Path) -> Bridge:
         path: as given to ``save``, with or without the ending of one of the two files; or the run folder of a fit.
 
     Raises:
-        FileFormatError: if a file is missing, damaged, or not of this format, or if the two files are of different
+        FileFormatError: if a file is missing, damaged, or not of this format, or if the two files are from different
             saves.
     """
     return load_bridge(path)

@@ -81,7 +81,7 @@ def test_evaluate_and_fit_tell_the_certificate(tmp_path, monkeypatch, capsys):
     scored = ["evaluate", "run", "test_a.npy", "test_b.npy", "--out", "scores.json", "--figure", "bounds.png"]
     assert run(scored) == 0
     text = capsys.readouterr().out
-    for words in ("lower bound D(g)", "energy of the forward", "Jeffreys", "end law, forward", "floor"):
+    for words in ("lower bound D(g)", "energy of the forward", "Jeffreys", "end distribution, forward", "floor"):
         assert words in text
     document = json.loads((tmp_path / "scores.json").read_text())["certificate"]
     assert document["gap"]["standard_error"] > 0

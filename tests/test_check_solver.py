@@ -250,7 +250,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_check_names_the_broken_law(fault):
-    said = f"Broken violates the law “.*{FAULTS[fault]}" if "”" not in FAULTS[fault] else FAULTS[fault]
+    said = f"Broken violates the rule “.*{FAULTS[fault]}" if "”" not in FAULTS[fault] else FAULTS[fault]
     with pytest.raises(InvalidInputError, match=said):
         check_solver(Broken(fault=fault), PROBLEM, seed=0)
 
@@ -262,7 +262,7 @@ class Plain(Solver[DragState]):
 
 
 def test_a_solver_must_be_frozen():
-    with pytest.raises(InvalidInputError, match="Plain violates the law “a solver is a frozen dataclass”"):
+    with pytest.raises(InvalidInputError, match="Plain violates the rule “a solver is a frozen dataclass”"):
         check_solver(Plain(), PROBLEM, seed=0)
 
 

@@ -160,7 +160,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_check_names_the_broken_law(fault):
-    with pytest.raises(InvalidInputError, match=f"Broken violates the law .*{FAULTS[fault]}"):
+    with pytest.raises(InvalidInputError, match=f"Broken violates the rule .*{FAULTS[fault]}"):
         check_process(Broken(fault), DIM, seed=0)
 
 

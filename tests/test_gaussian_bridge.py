@@ -277,7 +277,7 @@ def test_what_it_refuses():
     assert solver.refusal(BridgeProblem(normal, Samples(torch.randn(5, 2)), BrownianMotion(1.0))) is None
     for end in (mixture, Density(lambda x: -x.square().sum(1), 2)):
         problem = BridgeProblem(normal, end, BrownianMotion(1.0))
-        with pytest.raises(UnsupportedError, match=f"Gaussian or sampled ends, got {type(end).__name__}: draw rows"):
+        with pytest.raises(UnsupportedError, match=f"Gaussians or samples, got {type(end).__name__}: draw samples"):
             solve(problem, solver, seed=0)
         with pytest.raises(UnsupportedError, match="has no mean and covariance here"):
             solver.finish(problem, solver.init(problem, 0))

@@ -25,8 +25,8 @@ class Effort:
     """Numbers of draws.
 
     Args:
-        conditions: source rows at which conditional laws are judged.
-        draws: of each conditional law.
+        conditions: source rows at which conditional distributions are judged.
+        draws: of each conditional distribution.
         paths: for either path divergence.
     """
 

@@ -3,9 +3,9 @@
 Every row is one solver on one problem, from a network whose output is zero unless its name says where it starts, with
 one set of options per solver. Problems with known optima (:mod:`sbridge.benchmarks.control_problems`) show the
 objective beside the optimum of the chain and that of continuous time, the relative control error
-``E_{P*}∫|u − u*|² / E_{P*}∫|u*|²``, and the largest Kolmogorov–Smirnov distance between a coordinate's end law and the
-optimal one. Densities (:mod:`sbridge.benchmarks.densities`) show ``log Z``, and how far the weights of modes are off at
-worst. Each fit has a process and a thread of its own; seconds are CPU time of its training.
+``E_{P*}∫|u − u*|² / E_{P*}∫|u*|²``, and the largest Kolmogorov–Smirnov distance between a coordinate's end distribution
+and the optimal one. Densities (:mod:`sbridge.benchmarks.densities`) show ``log Z``, and how far the weights of modes
+are off at worst. Each fit has a process and a thread of its own; seconds are CPU time of its training.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def steered(target: Target, sigma: float, *, reversal: bool) -> ControlProblem:
 def kolmogorov_smirnov(x: Tensor, y: Tensor) -> float:
     """Computes the largest distance of the distribution functions of a column of ``x`` and the same column of ``y``.
 
-    Both ``(n, dim)``. For equal laws about ``1.4 √(2/n)`` in one column out of twenty.
+    Both ``(n, dim)``. For equal distributions about ``1.4 √(2/n)`` in one column out of twenty.
     """
     both = torch.cat([x, y])
     order = both.argsort(0)

@@ -97,7 +97,7 @@ def linear_ou(steps: int = 100, dim: int = 10, dtype: torch.dtype = torch.float3
 def double_well(steps: int = 200, dtype: torch.dtype = torch.float32) -> ControlBenchmark:
     """Ten double wells from their saddle: ``b = −∇Σκ_i(x_i² − 1)²``, ``g = Σν_i(x_i² − 1)²``; κ = 5, ν = 3 in three.
 
-    κ = ν = 1 in the other seven. By symmetry half of the optimal law ends in either well of every coordinate.
+    κ = ν = 1 in the other seven. By symmetry half of the optimal distribution ends in either well of every coordinate.
     """
     kinds, columns = ((5.0, 3.0, 1.9), (1.0, 1.0, 2.5)), (0,) * 3 + (1,) * 7
     kappa, nu = (torch.tensor([kinds[c][i] for c in columns], dtype=torch.float64) for i in (0, 1))

@@ -26,7 +26,7 @@ _VALUE_ROWS = 1_000_000
 
 @dataclass(frozen=True)
 class MixturePair:
-    """``p_0 = N(0, I)``, Brownian reference with ``σ² = ε``, and ``p_1`` the end law of a mixture potential.
+    """``p_0 = N(0, I)``, Brownian reference with ``σ² = ε``, and ``p_1`` the end distribution of a mixture potential.
 
     The potential is the density of five equally likely Gaussians: means uniform on the sphere of radius 5,
     covariances with random axes and eigenvalues log-uniform in [½, 2].

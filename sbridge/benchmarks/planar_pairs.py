@@ -72,7 +72,7 @@ class PlanarPair:
     Args:
         target: a name in :data:`TARGETS`.
         epsilon: ε, with ``T = 1``.
-        seed: of what benchmarks draw; the laws are the same.
+        seed: of what benchmarks draw; the distributions are the same.
         cells: a side.
 
     Raises:

@@ -26,8 +26,8 @@ class Table(Spoken):
 class ControlTable(Table):
     """Optimal control, and sampling from unnormalised densities.
 
-    Each row is a solver on a problem, trained in a process and thread of its own; all of them together take an hour or
-    two of CPU time for each seed.
+    Each row is a solver on a problem, trained in its own process with one thread. The whole table takes one to two
+    hours of CPU time per seed.
     """
 
     only: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
@@ -40,9 +40,9 @@ class ControlTable(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeTable(Table):
-    """Bridges between two ends with a known exact solution: every solver with floors, trivial rows and OT maps.
+    """Bridges between two ends with a known exact solution: all solvers, floors, trivial baselines and OT maps.
 
-    Each row is a solver on a pair of ends, fitted in a process of its own. The whole table takes hours: choose from it.
+    Each row is a solver on a pair of ends, fitted in its own process. The whole table takes hours, so select rows.
     """
 
     pairs: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()

@@ -1,6 +1,6 @@
 """The commands and their options, which tyro parses and documents.
 
-Nothing heavy is imported before a command runs, so that ``--help`` and typing errors answer at once.
+No large package is imported before a command runs, so that ``--help`` and errors in options are quick.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Demo(Spoken):
 class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     """Fit a bridge between two data sets, or a chain of bridges through a time course.
 
-    Two data sets: SOURCE TARGET. A time course: more of them with --times, or one .h5ad file with --time-key.
+    Give SOURCE TARGET for two data sets. For a time course, give several files with --times, or one .h5ad file with
+    --time-key.
     """
 
     inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE TARGET ...", help_behavior_hint="")]
@@ -132,7 +133,7 @@ class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
 class Diffuse(Training, Generic[SolverOptions, ReferenceOptions]):
     """Learn to generate a data set: reverse diffusion with a trained score.
 
-    New rows then come from: sbridge sample RUN --direction backward --n N --out FILE.
+    To generate samples: sbridge sample RUN --direction backward --n N --out FILE.
     """
 
     input: Annotated[Positional[str], arg(metavar="DATA", help_behavior_hint="")]
@@ -225,8 +226,9 @@ class Report(Spoken):
 class Verify(Spoken, Generic[ReferenceOptions]):
     """Check the identities of the theory numerically, on built-in problems or on your data, process and network.
 
-    Every identity is computed by two routes; a row says by how many standard errors they differ. Exit code 0 if all
-    hold, 1 if one fails. Without --data: Gaussian mixtures in 1, 2 and 8 dimensions under three noising processes.
+    Both sides of every identity are computed independently and compared in standard errors. The exit code is 0 if all
+    hold, and 1 if one fails. Without --data, the problems are Gaussian mixtures in 1, 2 and 8 dimensions under three
+    noising processes.
     """
 
     data: Annotated[str | None, arg(metavar="FILE"), _default("Gaussian mixtures; with --model, its training data")] = (
@@ -257,8 +259,8 @@ class Verify(Spoken, Generic[ReferenceOptions]):
 class Control(Spoken):
     """Solve a control problem given as a small Python file.
 
-    The file defines `problem`, a ControlProblem, and if you like `solver`, a control solver, and `known`, the optimal
-    control where you have it. The file is run as it is: use files that you trust.
+    The file defines `problem`, a ControlProblem. It may define `solver`, a control solver, and `known`, the optimal
+    control. The file is executed, so use only files that you trust.
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE.py")]

@@ -26,10 +26,10 @@ class Console:
     """Output streams of the command line.
 
     Args:
-        arguments: what the user typed, without the program's name.
-        quiet: whether progress and notes are left out.
+        arguments: the command line without the name of the program.
+        quiet: whether progress and notes are suppressed.
 
-    Control characters in texts, and what the encoding of the stream lacks, are written by their numbers.
+    Control characters, and characters that the encoding of the stream does not have, are escaped.
     """
 
     arguments: Sequence[str] = ()
@@ -68,14 +68,14 @@ class Console:
 class Progress:
     """Training callback that draws a bar on a terminal; elsewhere it prints a line at each quarter of a long run.
 
-    After two seconds of training, time and memory are estimated, and told if 20 seconds or more are left.
+    After two seconds of training, time and memory are estimated; the estimate is printed if 20 seconds or more remain.
 
     Args:
-        console: where to.
-        label: what is trained.
+        console: where to draw.
+        label: name of what is trained.
         length: the number of steps, or the largest number if ``open_ended``.
-        open_ended: whether training ends earlier when it has converged.
-        advice: told with the estimate.
+        open_ended: whether training may converge and end earlier.
+        advice: printed with the estimate.
     """
 
     console: Console

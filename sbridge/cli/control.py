@@ -67,7 +67,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """Executes the file and checks what it defines.
 
     Raises:
-        InvalidInputError: if there is no such file, it is no Python, or its names are not what they should be.
+        InvalidInputError: if there is no such file, it is not Python, or its names do not have the right types.
     """
     if not path.is_file():
         raise InvalidInputError(f"{path} does not exist.")

@@ -1,6 +1,6 @@
 """Checks that run before torch is imported: unknown words, missing files, existing folders, bad numbers.
 
-All problems of a command line are told at once.
+All problems of a command line are reported together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, Unk
 from sbridge.storage.claims import check_run, check_startable
 
 _NO_INPUT = ("--out", "--json", "--figure", "--columns", "--rep", "--time-key", "--device", "--only")
-"""Options whose values are not data sets, whatever they look like."""
+"""Options whose values are never data sets."""
 
 Check = Callable[[], None]
 
@@ -30,8 +30,8 @@ def check_words(kind: type, words: Sequence[str], found: Iterable[SbridgeError] 
         kind: the class of the command.
         words: the command line after the name of the command.
         found: problems that are known already.
-        heavy: whether torch is imported to parse the options. If not, a missing data set is told later by
-            :func:`check`, together with what is wrong with the values of the options.
+        heavy: whether torch is imported to parse the options. If not, :func:`check` reports missing data sets later,
+            together with wrong values of options.
     """
     known = _names(kind)
     written = [word.partition("=")[0] for word in words if word.startswith("--") and len(word) > 2]

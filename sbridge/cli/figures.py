@@ -34,11 +34,11 @@ def draw(
 
     Args:
         course: the bridges.
-        ends: rows of every snapshot.
-        histories: of every leg.
-        folder: where to.
-        seed: of the paths drawn.
-        certificates: of every leg, if there are any.
+        ends: samples of every snapshot.
+        histories: the history of every leg.
+        folder: where to write.
+        seed: of the paths.
+        certificates: the certificate of every leg, if there are any.
     """
     single = len(course.bridges) == 1
     places = [folder] if single else [folder / leg_folder(leg) for leg in range(len(course.bridges))]
@@ -61,7 +61,7 @@ def draw(
 def run_plot(command: Plot, console: Console) -> int:
     """Draws all figures of a run again, from its model, its history and the certificates in its report.
 
-    Figures in the run folder only when nobody works in it.
+    It writes to the run folder only if no other process uses it.
     """
     folder = RunFolder(command.folder)
     course = folder.course()

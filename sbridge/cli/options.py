@@ -1,6 +1,6 @@
 """Options of references and solvers on the command line.
 
-The options of a solver are the fields of its own class; it is imported when it is named.
+The options of a solver are the fields of its class, which is imported only if it is chosen.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Noise:
     Args:
         sigma: σ, given or chosen; ``None`` if neither.
         horizon: ``T``.
-        pooled: mean and spread of the pooled data, as the scaling that would take them away.
+        pooled: mean and standard deviation of the pooled data, as a scaling.
     """
 
     sigma: float | None
@@ -114,10 +114,10 @@ class Preserving:
     """Variance preserving, dX = −½β(t) (X − mean) dt + κ √β(t) dW, about the mean of the pooled data.
 
     Args:
-        schedule: of β; cosine has no further options.
+        schedule: schedule of β; cosine has no further options.
         beta_min: β of the linear schedule at the start, per unit of time.
         beta_max: β of the linear schedule at the end.
-        spread: stationary standard deviation κ, in data units; 0: that of the pooled data.
+        spread: stationary standard deviation κ in data units; 0 means the standard deviation of the pooled data.
     """
 
     schedule: Literal["linear", "cosine"] = "linear"
@@ -143,8 +143,8 @@ class Exploding:
     """Variance exploding: Brownian motion with a noise level that grows geometrically from sigma-min to sigma-max.
 
     Args:
-        sigma_min: in data units; 0: 1 % of the spread of the data.
-        sigma_max: in data units; 0: the spread of the data.
+        sigma_min: in data units; 0 means 1 % of the standard deviation of the data.
+        sigma_max: in data units; 0 means the standard deviation of the data.
     """
 
     sigma_min: float = 0.0

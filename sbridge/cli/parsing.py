@@ -1,6 +1,6 @@
 """Parses the words of a command line into a command.
 
-Nothing heavy is imported before a command runs, so that ``--help`` and typing errors answer at once.
+No large package is imported before a command runs, so that ``--help`` and errors in options are quick.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parse(arguments: list[str]) -> Command:
 
     Raises:
         UnknownNameError: for an unknown subcommand, solver or reference, with the nearest known.
-        SystemExit: from tyro, after ``--help`` or an option that it cannot make sense of.
+        SystemExit: from tyro, after ``--help`` or an option that it cannot parse.
     """
     kinds = {"demo": Demo, "fit": Fit, "diffuse": Diffuse, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
     kinds |= {"report": Report, "verify": Verify, "control": Control, "benchmark": Benchmark}

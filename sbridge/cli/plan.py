@@ -46,8 +46,8 @@ class Plan:
 
     Attributes:
         inputs: the snapshots as read.
-        kept: for each time the rows to fit, on the device of the fit; draws where no data stand.
-        held_out: for each time the rows to score with; empty if none are held out.
+        kept: for each time the samples to fit, on the device of the fit; draws if there are no data.
+        held_out: for each time the held-out samples; empty if there are none.
         times: of the snapshots; ``(0, T)`` if the user gave none.
         legs: a prepared fit for each pair of neighbouring snapshots.
         notes: one sentence for each choice that the user did not make.

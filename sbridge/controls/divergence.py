@@ -50,8 +50,8 @@ class Hutchinson(Divergence):
     """Hutchinson's estimate ``ηᵀ (∂v/∂x) η``, ``E ηηᵀ = I``: unbiased, one reverse derivative per probe (1989).
 
     Args:
-        count: probes a row, whose estimates are averaged.
-        law: of the probes.
+        count: number of probes per sample; their estimates are averaged.
+        law: distribution of the probes.
     """
 
     count: int = 1
@@ -110,7 +110,7 @@ def probed_trace(values: Tensor, x: Tensor, directions: Tensor, *, recorded: boo
 
     Args:
         values: ``v(x)`` with its graph, shape ``(batch, dim)``.
-        x: the states, which want a gradient.
+        x: the states, which require a gradient.
         directions: ``η``, shape ``(count, batch | 1, dim)``.
         recorded: whether the result is to be differentiated.
     """

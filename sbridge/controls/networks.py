@@ -33,8 +33,8 @@ def time_features(t: Time, horizon: float, like: Tensor) -> Tensor:
     """Computes features of time that resolve both ends: shape ``(1, F)``, or ``(batch, F)`` for a batch of times.
 
     With ``τ = t/T`` and ``δ = 10⁻³``: ``2τ − 1``, ``1 + 2 log(τ + δ)/log(1/δ)`` and the same of ``1 − τ``, and
-    ``sin, cos(jπτ)``, ``j = 1 … 4``. The logarithms tell ``10⁻³`` from ``10⁻²`` as well as ``0.1`` from ``1``,
-    which is what a control that grows like ``1/(T − t)`` needs. Computed in float64, returned like ``like``.
+    ``sin, cos(jπτ)``, ``j = 1 … 4``. The logarithms resolve ``10⁻³`` and ``10⁻²`` as well as ``0.1`` and ``1``, as a
+    control that grows like ``1/(T − t)`` needs. Computed in float64, returned like ``like``.
     """
     tau = (torch.as_tensor(t, dtype=torch.float64, device=like.device) / horizon).reshape(-1, 1)
     scale = 2.0 / math.log(1.0 / _END_RESOLUTION)
@@ -69,7 +69,7 @@ class MLP:
 class ScaledMLP:
     """Recipe: an :class:`MLP` whose layers are ``factor`` times as wide as the state, between two bounds.
 
-    A hidden layer narrower than the state cannot even pass it on.
+    A hidden layer that is narrower than the state cannot represent the state.
 
     Raises:
         InvalidInputError: if a number is not positive, or the bounds are in the wrong order.
@@ -119,8 +119,9 @@ class _Perceptron(nn.Module):
 class FourierMLP:
     """Recipe: an :class:`MLP` with the inputs ``sin(jωx_i)``, ``cos(jωx_i)``, ``j = 1 … harmonics``, and ``x_i``.
 
-    A plain network learns functions that bend within the range of the data, such as the pull towards several wells,
-    after a long plateau only; these features hold them. They repeat beyond half a period ``π/ω``: fit ω to the data.
+    A plain network learns functions that are not monotone within the range of the data, such as a drift towards several
+    wells, only after a long plateau; these features contain such functions. They repeat beyond half a period ``π/ω``,
+    so choose ω for the range of the data.
 
     Raises:
         InvalidInputError: if a number is not positive.
@@ -158,10 +159,10 @@ class AdditiveMLP:
     """Recipe: an :class:`MLP` plus waves of each single coordinate, with coefficients linear in time features.
 
     ``MLP(t, x)_i + a_i(t) x_i + Σ_j b_ij(t) sin(jωx_i) + c_ij(t) cos(jωx_i)``, ``j = 1 … harmonics``: a generalised
-    additive model (Hastie & Tibshirani 1986) beside the network, which has the rest. Coefficients enter linearly, so
-    that what a coordinate does by itself, such as leaving a saddle for either well, is learned at once; a plain
-    network, which fits a linear function first, sees nothing of it for long. Output zero at first. Waves repeat beyond
-    half a period ``π/ω``: states should be of order one, to which :class:`NetworkControl` brings them.
+    additive model (Hastie & Tibshirani 1986) plus a network. The coefficients enter linearly, so functions of a single
+    coordinate, such as a drift from a saddle to either well, are learned quickly; a plain network fits a linear
+    function first and needs long for them. The output is zero at first. Waves repeat beyond half a period ``π/ω``, so
+    states should be of order one; :class:`NetworkControl` scales them.
 
     Raises:
         InvalidInputError: if a number is not positive.
@@ -212,7 +213,7 @@ class NetworkControl(nn.Module):
         dim: dimension of the state.
         horizon: ``T``, to which time is scaled.
         output_scale: the size that controls are expected to have, so that the network works on numbers of order one.
-        input_scale: the size that states are expected to have, likewise.
+        input_scale: the size that states are expected to have.
 
     Raises:
         InvalidInputError: if horizon or input_scale is not positive.
@@ -253,8 +254,8 @@ def seeded_control(
 ) -> NetworkControl:
     """Makes a :class:`NetworkControl` whose initial weights follow from ``seed``.
 
-    PyTorch's layers draw their initial weights from the global state only; it is set for the moment of construction
-    and then put back as it was.
+    PyTorch's layers draw their initial weights from the global state only; it is set during construction and then
+    restored.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(as_seed(seed))

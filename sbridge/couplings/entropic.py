@@ -19,13 +19,13 @@ from sbridge.transport import EntropicProblem, Sinkhorn, sinkhorn
 @register
 @dataclass(frozen=True)
 class EntropicCoupling:
-    """The static Schrödinger plan between ``rows`` draws of either end, or all its rows, solved once by Sinkhorn.
+    """The static Schrödinger plan between ``rows`` draws of each end, or all its samples, solved once by Sinkhorn.
 
-    In high dimension or at small σ the plan of few rows is closer to a matching than the plan of the laws is; IMF's
-    stages mend that, a single regression does not.
+    In high dimension or at small σ, the plan of few samples is closer to a matching than the plan of the distributions.
+    The stages of IMF correct this; a single regression does not.
 
     Args:
-        rows: draws of either end that carry the plan; an end of no more unweighted rows takes part with those.
+        rows: number of draws of each end in the plan; an end with at most so many unweighted samples uses all of them.
         sinkhorn: tolerance and limits.
 
     Raises:
@@ -49,17 +49,18 @@ class EntropicCoupling:
 class MinibatchCoupling:
     """Plans between ``rows`` new draws of either end, one for every ``rows`` pairs, solved by Sinkhorn when needed.
 
-    Every row of the data takes part sooner or later, where :class:`EntropicCoupling` keeps to those it drew first:
-    the mean over such choices is what is drawn from here. Both ends of the pairs follow their laws; the dependence
-    between them is biased towards independence, which ``rows = 1`` would give (Fatras et al. 2020, arXiv:1910.04091).
-    The bias falls with ``rows``, the more slowly the larger the dimension and the smaller σ. Between standard normal
-    ends in 16 dimensions at σ = 1, the covariance of the ends, (√5 − 1)/2 per coordinate, is too small by 27 % at 64
-    rows, 14 % at 256, 7 % at 1024, 2.5 % at 4096; in two dimensions by 6 % at 64 and less than 1 % at 256.
+    All samples of the data are used in turn, whereas :class:`EntropicCoupling` uses one set of draws. The coupling is
+    the mean of the plans over these sets. Both ends of the pairs have the right distributions. Their dependence is
+    biased towards independence, which ``rows = 1`` would give (Fatras et al. 2020, arXiv:1910.04091). The bias
+    decreases with ``rows``, more slowly in higher dimension and for smaller σ. Between
+    standard normal ends in 16 dimensions at σ = 1, the covariance of the ends, (√5 − 1)/2 per coordinate, is too small
+    by 27 % at 64 rows, 14 % at 256, 7 % at 1024, 2.5 % at 4096; in two dimensions by 6 % at 64 and less than 1 % at
+    256.
 
-    If neither end has more than ``rows`` rows, all of which count alike, there is one plan, that of EntropicCoupling.
+    If both ends have at most ``rows`` unweighted samples, there is one plan, that of EntropicCoupling.
 
     Args:
-        rows: draws of either end that share a plan. An end of fewer unweighted rows takes part with all of them.
+        rows: number of draws of each end in a plan. An end with fewer unweighted samples uses all of them.
         sinkhorn: tolerance and limits.
 
     Raises:

@@ -30,10 +30,11 @@ class Coupling(Protocol):
 @register
 @dataclass(frozen=True)
 class IndependentCoupling:
-    """The independent coupling ``p_0 ⊗ p_T``: every source point with every target point.
+    """The independent coupling ``p_0 ⊗ p_T``.
 
-    The static plan of infinite noise. As a start of IMF it is unbiased and far from the plan (Shi et al. 2023, Alg. 1);
-    as the coupling of a single regression it gives a process with the right ends that is no Schrödinger bridge.
+    It is the static plan for infinite noise. As the first coupling of IMF it is unbiased, but far from the plan (Shi et
+    al. 2023, Alg. 1). As the coupling of a single regression it gives a process with the right ends that is not a
+    Schrödinger bridge.
     """
 
     def __call__(self, problem: BridgeProblem, generator: torch.Generator) -> PairSampler:
@@ -46,8 +47,8 @@ class IndependentCoupling:
 class ReferenceCoupling:
     """The coupling of the reference, ``X_0 ~ p_0`` and ``X_T`` from R: the far marginal is *not* the target.
 
-    Allowed because the stages of IMF start from the data of the other end in turn; it then runs iterative
-    proportional fitting (Shi et al. 2023, Prop. 10).
+    It is allowed because the stages of IMF start from the data of alternating ends; IMF is then iterative proportional
+    fitting (Shi et al. 2023, Prop. 10).
 
     Raises:
         UnsupportedError: if the reference has no closed-form transition.

@@ -21,7 +21,7 @@ _MOST_TIMES = 100  # a column with more different values is not offered as times
 class Annotated:
     """One representation of the cells, ``(cells, columns)``, and their times if requested, ``(cells,)``.
 
-    The array may be sparse. ``names`` are those of the cells; ``labels`` are the times as the file has them, as text.
+    The array may be sparse. ``names`` are the names of the cells; ``labels`` are the times of the file as text.
     """
 
     array: Any
@@ -43,7 +43,7 @@ def read_annotated(path: Path, representation: str, time_key: str | None) -> Ann
     """Reads ``obsm[representation]`` (or ``X``) and ``obs[time_key]`` of an ``.h5ad`` file.
 
     Raises:
-        InvalidInputError: if anndata is not installed, or times are no numbers.
+        InvalidInputError: if anndata is not installed, or times are not numbers.
         FileFormatError: if the file is unreadable.
         UnknownNameError: for a representation or a key that is not there.
     """

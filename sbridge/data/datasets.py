@@ -28,7 +28,7 @@ def eight_gaussians(n: int, generator: torch.Generator, dtype: torch.dtype = tor
     """Draws ``5(cos kπ/4, sin kπ/4) + 0.1^¼ N``, ``k`` uniform on 0 … 7: covariance ``√0.1·I`` a component.
 
     The benchmark of Tong et al. (2024), "Improving and generalizing flow-based generative models", whose code
-    hands ``√0.1`` to a normal law as its covariance.
+    hands ``√0.1`` to a normal distribution as its covariance.
     """
     angle = (math.pi / 4) * torch.randint(8, (n,), generator=generator, device=generator.device).double()
     return (5.0 * _circle(angle) + 0.1**0.25 * _normal(n, generator)).to(dtype)
@@ -37,8 +37,8 @@ def eight_gaussians(n: int, generator: torch.Generator, dtype: torch.dtype = tor
 def two_moons(n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draws ``3(p + s·(1, 1)) − 1``, ``s ~ U(0, 0.2)``, ``p`` on one of two half circles with ``θ ~ U(0, π)``.
 
-    The half circles are ``(cos θ, sin θ)`` and ``(1 − cos θ, ½ − sin θ)``, each with probability ½. The other law of
-    the benchmark of Tong et al. (2024), with ``θ`` random where its code spaces it evenly.
+    The half circles are ``(cos θ, sin θ)`` and ``(1 − cos θ, ½ − sin θ)``, each with probability ½. The other
+    distribution of the benchmark of Tong et al. (2024), with ``θ`` random where its code spaces it evenly.
     """
     arc = _circle(math.pi * _uniform(n, generator))
     second = torch.rand(n, 1, generator=generator, device=generator.device) < 0.5

@@ -35,7 +35,7 @@ def snapshots(rows: Rows, times: Times) -> tuple[list[Rows], tuple[float, ...]]:
         times: one for each row: numbers or labels, in anything that becomes a one-dimensional array.
 
     Raises:
-        InvalidInputError: if there is not one time for each row, times are no finite numbers, all are the same, or a
+        InvalidInputError: if there is not one time for each row, times are not finite numbers, all are equal, or a
             time has a single row.
     """
     stamps = as_times(times, "times")
@@ -62,7 +62,7 @@ def as_times(times: Times, name: str, ranks: Sequence[str] | None = None) -> np.
 
     Args:
         times: numbers or labels, in anything that becomes a one-dimensional array.
-        name: what they are called in messages.
+        name: their name in messages.
         ranks: the order of the labels, if they have one: it counts where they hold no numbers.
 
     Raises:

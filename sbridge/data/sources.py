@@ -1,7 +1,7 @@
 """Sources of rows behind one protocol: arrays, tables of text, annotated data, built-in data sets.
 
-A source knows its shape and dtype before anything large is read, and hands its rows out in blocks, so that files
-larger than memory can be worked through.
+A source knows its shape and dtype before large data are read, and yields rows in blocks, so that files may be larger
+than memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ReadOptions:
     Args:
         representation: which array of an ``.h5ad`` file: a name in ``obsm``, or ``X``.
         time_key: the column of ``obs`` in an ``.h5ad`` file that holds times.
-        columns: columns of a text table to use, by name; none: all of them.
+        columns: names of the columns of a text table to use; all if empty.
         rows: number of rows drawn from a built-in set.
         seed: of that draw.
         dtype: ``"float32"``, ``"float64"``, or ``"keep"``: that of the file, and ``inexact`` for integers and text.
@@ -129,7 +129,7 @@ class ArrayRows:
 def open_rows(spec: str, options: ReadOptions = ReadOptions()) -> RowSource:
     """Opens the source that ``spec`` names: a file, or a built-in data set.
 
-    Streams (named pipes, ``/dev/stdin``) are copied to a temporary file first, and their kind is told by their content.
+    Streams (named pipes, ``/dev/stdin``) are copied to a temporary file first, and their content determines their kind.
     ``file.npz:key`` is one of several arrays; ``file.h5ad:3`` the cells whose ``time_key`` is 3. With a time key, an
     ``.h5ad`` file of one time needs no ``:3``; one of several times does.
 

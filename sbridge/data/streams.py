@@ -14,7 +14,7 @@ _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # removed when the proces
 
 
 def spooled(path: Path) -> Path:
-    """Writes everything that ``path`` delivers to a temporary file, with the ending of its content: text or binary.
+    """Copies the content of ``path`` to a temporary file, with the ending for its kind: text or binary.
 
     Raises:
         FileFormatError: if it delivers nothing, or cannot be opened.

@@ -30,8 +30,8 @@ class Table:
         name: what the user called it.
         rows: ``(n, dim)``, float32 or float64, on the CPU.
         columns: their names; empty if they have none.
-        sha256: of the file, or of the numbers of a built-in set.
-        time: of the rows, if the file says it.
+        sha256: checksum of the file, or of the numbers of a built-in set.
+        time: time of the rows, if the file contains it.
     """
 
     name: str
@@ -97,7 +97,7 @@ def split(rows: Tensor, fraction: float, seed: int, name: str) -> tuple[Tensor, 
     """Splits ``rows`` at random into those to fit and those held out, each in their old order.
 
     Raises:
-        InvalidInputError: if ``fraction`` is not in ``[0, 1)``, or leaves fewer than two rows on a side that it uses.
+        InvalidInputError: if ``fraction`` is not in ``[0, 1)``, or leaves fewer than two rows in a part that is used.
     """
     if not 0.0 <= fraction < 1.0:
         raise InvalidInputError(f"the held-out fraction must lie in [0, 1), got {fraction:g}.")

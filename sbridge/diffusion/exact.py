@@ -32,15 +32,16 @@ class ExactScore:
         mixture   ρ_t = Σ_i w_i N(Φ μ_i + k, Φ Σ_i Φᵀ + Q)
         samples   ρ_t = Σ_i w_i N(Φ x_i + k, Q),   ∇ log ρ_t = −Q⁻¹(x − k − Φ Σ_i softmax_i(x) x_i)
 
-    The second is a softmax over the data: the exact reversal that it drives returns data points only. Times are floats
-    or tensors ``()`` or ``(batch,)`` in ``[0, T]``. Computed in float64, returned like ``x``, differentiable in ``x``.
+    The second is a softmax over the data; the exact reversal with this score returns data points only. Times are floats
+    or tensors ``()`` or ``(batch,)`` in ``[0, T]``. The score is computed in float64, has the dtype of ``x``, and is
+    differentiable in ``x``.
 
     Args:
         process: the noising process.
-        data: the law at ``t = 0``.
+        data: the distribution at ``t = 0``.
 
     Raises:
-        UnsupportedError: for a process that is not linear, or another kind of law.
+        UnsupportedError: for a process that is not linear, or another kind of distribution.
         InvalidInputError: when called at a time outside ``[0, T]``, or at ``t = 0`` if the data are points.
     """
 

@@ -1,8 +1,8 @@
 """Sampling conditional on a part of the state: the score of data that agree with an observation.
 
-State the unknown and the observed parts jointly, ``X_0 = (unknown, observed)``, and condition on ``y = A X_0 + r η``.
-The score of the conditioned, noised law is ``∇ log ρ_t(x) + ∇_x log p(y | X_t = x)``. For mixtures and points it is
-exact (:func:`conditioned`); for any score the second term is approximated (:class:`GuidedScore`).
+The state has an unknown and an observed part, ``X_0 = (unknown, observed)``, and is conditioned on ``y = A X_0 + r η``.
+The score of the conditioned, noised distribution is ``∇ log ρ_t(x) + ∇_x log p(y | X_t = x)``. For mixtures and points
+it is exact (:func:`conditioned`); for any score the second term is approximated (:class:`GuidedScore`).
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def conditioned(data: Law, observation: LinearObservation, y: Tensor, unknown: S
     """Computes the exact distribution of ``X_0`` given one observation; its :class:`ExactScore` is conditional.
 
     Args:
-        data: Gaussian, GaussianMixture or Samples; of samples the weights change.
-        observation: with noise; or without, if only ``unknown`` coordinates are asked for.
+        data: Gaussian, GaussianMixture or Samples; for samples only the weights change.
+        observation: with noise; it may have none if only ``unknown`` coordinates are wanted.
         y: shape ``(m,)``.
-        unknown: the coordinates whose law is wanted; all by default.
+        unknown: the coordinates whose distribution is wanted; all by default.
 
     Raises:
-        InvalidInputError: if the conditional law has no density (observed coordinates without noise), or no data
-            point is possible given ``y``.
+        InvalidInputError: if the conditional distribution has no density (observed coordinates without noise), or no
+            data point is possible given ``y``.
     """
     if y.shape != observation.matrix.shape[:1]:
         raise InvalidInputError(f"y must have shape ({len(observation.matrix)},), got {tuple(y.shape)}.")
@@ -134,17 +134,17 @@ class IsotropicCovariance(StartCovariance):
 class GuidedScore:
     """Reconstruction guidance ``s(t, x) + ∇_x log N(y; A E[X_0 | x], C_t(x))`` with ``C_t`` held fixed.
 
-    ``p(y | X_t = x)`` is taken for a Gaussian with the mean that Tweedie's formula gives and the covariance
+    ``p(y | X_t = x)`` is approximated by a Gaussian with the mean of Tweedie's formula and the covariance
     ``C_t = A Cov(X_0 | x) Aᵀ + r² I``. This is exact for Gaussian data under any linear process (with
-    :class:`TweedieCovariance`), and an approximation otherwise: ``X_0 | x`` is Gaussian neither for mixtures nor in
-    reality, most wrongly at middle times. Costs one evaluation of the score and ``m`` reverse derivatives of it.
+    :class:`TweedieCovariance`), and an approximation for other data; its error is largest at intermediate times. It
+    costs one evaluation of the score and ``m`` reverse derivatives.
 
     Args:
         process: the noising process.
-        score: of the joint state.
+        score: score of the joint state.
         observation: what is observed.
         y: observed values, shape ``(1, m)`` or one row per state ``(batch, m)``.
-        covariance: how ``Cov(X_0 | x)`` is found.
+        covariance: how ``Cov(X_0 | x)`` is computed.
 
     Raises:
         UnsupportedError: for a process that is not linear, or, when called, a score that torch cannot differentiate.

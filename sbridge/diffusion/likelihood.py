@@ -25,7 +25,7 @@ class LogLikelihood:
     Args:
         values: ``log p(x)`` in nats, shape ``(batch,)``.
         ends: where the flow carries ``x`` at ``t = T``, shape ``(batch, dim)``.
-        evaluations: of velocity and divergence together.
+        evaluations: number of evaluations of velocity and divergence together.
     """
 
     values: Tensor
@@ -45,17 +45,18 @@ def log_likelihood(
     """Computes ``log p(x) = log π(x_T) + ∫_{s_min}^T ∇·v(t, x_t) dt`` along ``dx/dt = v``, from ``x`` at ``t = s_min``.
 
     ``v = b + ½σ(u − û)`` is the bridge's current velocity; for reverse diffusion it is ``b − ½σσᵀ s``, and with the
-    true score and ``π = ρ_T`` the answer is ``log ρ_{s_min}(x)``; else it is the density of what the reversed flow
-    makes of ``π`` (Song et al. 2021, arXiv:2011.13456, eq. (39); Chen et al. 2018).
+    true score and ``π = ρ_T`` the result is ``log ρ_{s_min}(x)``; otherwise it is the density of ``π`` under the
+    reversed flow (Song et al. 2021, arXiv:2011.13456, eq. (39); Chen et al. 2018).
 
     Args:
         bridge: whose ``backward.start`` is ``π``, with a normalised density.
         x: states at ``s_min``, shape ``(batch, dim)``.
         s_min: bridge time of the states. Scores of points and of networks are infinite at 0: use the first knot of
-            the grid they were trained or are sampled on, and read the answer as a density of noised data.
-        method: of integration; those of fixed steps use the knots of ``bridge.backward.grid`` above ``s_min``.
-        divergence: exact, or :class:`~sbridge.controls.Hutchinson` with probes kept along each path, which makes the
-            answer unbiased up to the error of the method.
+            the grid they were trained or are sampled on, the result is then the density of noised data.
+        method: method of integration; methods with fixed steps use the knots of ``bridge.backward.grid`` above
+            ``s_min``.
+        divergence: exact, or :class:`~sbridge.controls.Hutchinson` with fixed probes along each path, which gives an
+            unbiased result up to the error of the method.
         seed: of the probes.
 
     Raises:
@@ -66,8 +67,8 @@ def log_likelihood(
     prior = backward_measure(bridge).start
     if not isinstance(prior, (Gaussian, GaussianMixture)):
         raise UnsupportedError(
-            f"a likelihood needs the density of the law at t = T, and a {type(prior).__name__} has no normalised one. "
-            "Make the bridge with prior=end_distribution(process, data), or another Gaussian."
+            f"a likelihood needs the density of the distribution at t = T, and a {type(prior).__name__} has no "
+            "normalised one. Make the bridge with prior=end_distribution(process, data), or another Gaussian."
         )
     if not 0.0 <= s_min < bridge.horizon:
         raise InvalidInputError(f"s_min must be in [0, {bridge.horizon:g}), got {s_min:g}.")

@@ -21,24 +21,24 @@ from sbridge.training import Info, State
 
 @dataclass
 class GapRecorder:
-    """Training callback that measures the action gap in two ways, at intervals of steps of :class:`ScoreMatching`.
+    """Training callback that measures the action gap of :class:`ScoreMatching` in two ways, every few steps.
 
     ::
 
         gap         ½∫ E|σᵀ(s_θ − ∇log ρ_s)|² ds                              with the exact score
-        excess      ½∫ E|σᵀ(s_θ − ∇log p(X_s | X_0))|² ds − C                 the denoising loss less its constant
+        excess      ½∫ E|σᵀ(s_θ − ∇log p(X_s | X_0))|² ds − C                 the denoising loss minus its constant
 
     over ``[s_min, T]``, which are equal (Premkumar 2023, eq. (3.36)–(3.43)), from different draws. ``C`` is
-    ``½∫ E|σᵀ∇log p|² − E|σᵀ∇log ρ|² ds``. The draws stay the same from step to step; for either route the noise of a
-    value falls with the gap, so that small gaps are seen as well as large ones.
+    ``½∫ E|σᵀ∇log p|² − E|σᵀ∇log ρ|² ds``. The draws are the same at every step. In both ways the standard error
+    decreases with the gap, so that small gaps are resolved as well as large ones.
 
     Args:
-        exact: score of the law that the network is trained on.
-        start_time: ``s_min`` as a fraction of the horizon, that of the solver.
-        every: steps between measurements; the first step is one, too.
-        draws: points in time and space for either route.
+        exact: exact score of the training data.
+        start_time: ``s_min`` as a fraction of the horizon, as in the solver.
+        every: steps between measurements; the first step is also measured.
+        draws: number of points in time and space for each way.
         seed: of the draws.
-        rows: what was measured: ``step``, ``gap``, ``excess``, and their standard errors ``gap_error``,
+        rows: the measurements: ``step``, ``gap``, ``excess``, and their standard errors ``gap_error``,
             ``excess_error``.
 
     Raises:

@@ -21,17 +21,17 @@ class NetworkScore(nn.Module):
     """The score ``s(t, x) = −P⁻¹(x − m) + C F(features(t), z)``: that of noised isotropic data plus a network.
 
     For data ``N(mean, scale² I)`` the marginal of ``X_t`` is ``N(m, P)`` with ``P = scale² ΦΦᵀ + Q``, and the denoising
-    target ``∇ log p(x | x_0)`` has mean ``−P⁻¹(x − m)`` and covariance ``Q⁻¹ − P⁻¹ = C Cᵀ`` given ``x``. So the network
-    ``F`` sees states ``z = P^{−½}(x − m)`` of variance one and has to produce numbers of variance one, at every time;
-    for a scalar process it is the preconditioning of Karras et al. 2022 (arXiv:2206.00364, table 1), whose ``F`` for a
+    target ``∇ log p(x | x_0)`` has mean ``−P⁻¹(x − m)`` and covariance ``Q⁻¹ − P⁻¹ = C Cᵀ`` given ``x``. So the inputs
+    ``z = P^{−½}(x − m)`` and the targets of the network ``F`` have variance one at every time. For a scalar process
+    this is the preconditioning of Karras et al. 2022 (arXiv:2206.00364, table 1), whose ``F`` for a
     variance-preserving process with scale 1 is v-prediction.
 
     Args:
         recipe: makes ``F``; times enter through :func:`~sbridge.controls.networks.time_features` of ``√(t/T)``, which
-            tell small times apart.
+            resolve small times.
         process: the noising process.
         dim: dimension of the state.
-        mean: of the data, shape ``(dim,)``; zeros by default.
+        mean: mean of the data, shape ``(dim,)``; zeros by default.
         scale: standard deviation of the data, root mean square over coordinates.
 
     Raises:

@@ -1,6 +1,6 @@
 """Objectives for training a score, from the losses of :mod:`sbridge.objectives`, at random times or along paths.
 
-All have the score ``∇ log ρ_s`` as their minimiser; they differ in variance, cost and in which times they stress.
+All have the score ``∇ log ρ_s`` as their minimiser; they differ in variance, cost and the weight of times.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Denoising:
     """Denoising score matching: regression on ``∇_x log p(x | x_0)`` (Vincent 2011; Premkumar 2023, eq. (3.43)).
 
     Args:
-        weighting: of times; :class:`Likelihood` bounds the log likelihood, :class:`Simple` is the usual choice for
-            pictures.
+        weighting: weights of times; :class:`Likelihood` bounds the log likelihood, :class:`Simple` is the usual choice
+            for pictures.
     """
 
     weighting: Weighting = field(default_factory=Likelihood)
@@ -117,12 +117,13 @@ class Action:
     """The action on simulated paths of the noising chain: ``KL(P ‖ P^û)`` with ``û = σᵀ s`` (eq. (3.36), ibid.).
 
     No target, no transition density and no derivative of the score is needed, only steps of the chain and the noise
-    that would undo them (:func:`~sbridge.objectives.reversal.reversal_action`). The price is variance: the noise of
-    every step enters the gradient, where a denoising target has averaged over them.
+    that would reverse them (:func:`~sbridge.objectives.reversal.reversal_action`). Its gradient has a larger variance,
+    because the noise of every step enters it.
 
     Args:
-        steps: of the chain, on :func:`~sbridge.diffusion.reverse_grid`; what is learned is off by ``O(Δ)``.
-        paths: how many of a batch's rows are made paths; the rest is left aside.
+        steps: number of steps of the chain on :func:`~sbridge.diffusion.reverse_grid`; the learned score has an error
+            of ``O(Δ)``.
+        paths: number of samples of a batch that are simulated; the others are not used.
     """
 
     steps: int = 100
@@ -147,7 +148,7 @@ class Action:
 class Implicit:
     """Implicit score matching, ``½|σᵀs|² + ∇·(σσᵀ s)``, which needs a divergence but no target (Hyvärinen 2005).
 
-    The divergence is Hutchinson's ``ηᵀ ∇(σσᵀ s · η)`` with one Rademacher probe a row.
+    The divergence is Hutchinson's ``ηᵀ ∇(σσᵀ s · η)`` with one Rademacher probe per sample.
 
     Args:
         times: how times are drawn.

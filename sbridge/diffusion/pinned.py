@@ -72,7 +72,7 @@ def draw_start(exact: ExactScore, t: float, x: Tensor, *, seed: Seed) -> Tensor:
 def draw_earlier(exact: ExactScore, s: float, t: float, x: Tensor, *, seed: Seed) -> Tensor:
     """Draws ``X_s | X_t = x`` once per row by (4.5): a start from its posterior, then the pinned kernel.
 
-    Exact for any two times: no step is small.
+    It is exact for any two times.
     """
     seed, kernel = as_seed(seed), pinned_kernel(exact.process, s, t)
     start = draw_start(exact, t, x, seed=derive(seed, "start"))

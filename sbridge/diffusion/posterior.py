@@ -21,7 +21,7 @@ class Posterior:
     Args:
         log_weights: ``log w_k``, shape ``(batch, K)``.
         means: ``μ_k``, shape ``(batch | 1, K, dim)``.
-        covariances: ``C_k``, shape ``(K | 1, dim, dim)``; zeros if the prior law is a set of points.
+        covariances: ``C_k``, shape ``(K | 1, dim, dim)``; zeros if the prior distribution is a set of points.
     """
 
     log_weights: Tensor
@@ -47,7 +47,8 @@ class Posterior:
         """Returns ``X | y`` for one row of ``y``, for some coordinates of ``X`` (all by default).
 
         Raises:
-            InvalidInputError: if the law has no density there, as for coordinates that were observed without noise.
+            InvalidInputError: if the distribution has no density there, as for coordinates that were observed without
+                noise.
         """
         weights, means = self.log_weights[row].exp(), self.means.expand(len(self.log_weights), -1, -1)[row]
         kept = torch.arange(means.shape[1]) if coordinates is None else coordinates
@@ -77,7 +78,7 @@ def posterior(law: Law, matrix: Tensor, noise: Tensor, y: Tensor) -> Posterior:
         y: observations, shape ``(batch, m)``.
 
     Raises:
-        UnsupportedError: for another law.
+        UnsupportedError: for another distribution.
         InvalidInputError: for shapes that do not fit, or ``AΣAᵀ + R`` singular.
     """
     log_weights, means, covariances = _parts(law, y)

@@ -51,14 +51,16 @@ def reverse_diffusion(
 ) -> Bridge:
     """Makes the :class:`Bridge` of a noising process and its reversal ``dY = (−b + σσᵀ s) ds' + σ dB``, ``s' = T − t``.
 
-    Forward control zero, backward control ``û = σᵀ s``: Schrödinger's system with ``φ = 1`` and ``φ̂ = ρ`` (Premkumar
-    2023, eq. (3.32)–(3.35); Anderson 1982). With the true score and ``prior = ρ_T`` both directions are one measure.
+    The forward control is zero and the backward control is ``û = σᵀ s``. This is the Schrödinger system with ``φ = 1``
+    and ``φ̂ = ρ`` (Premkumar 2023, eq. (3.32)–(3.35); Anderson 1982). With the true score and ``prior = ρ_T`` both
+    directions are one measure.
 
     Args:
         process: the noising process.
-        data: the law at ``t = 0``.
+        data: the distribution at ``t = 0``.
         score: ``(t, x) → ∇ log ρ_t(x)``, or an approximation.
-        prior: where the reversal starts, at ``t = T``; by default :func:`end_distribution`, for linear processes.
+        prior: the distribution at ``t = T``, where the reversal starts; by default :func:`end_distribution`, for linear
+            processes.
         grid: steps of simulations; finer towards the data by default.
         rule: how steps are made; exact for linear processes by default.
     """
@@ -71,7 +73,7 @@ def end_distribution(process: Process, data: Law) -> Gaussian:
     """Computes ``N(m, P)`` with the mean and covariance of ``X_T``: ``Φ E[X_0] + k`` and ``Φ Cov(X_0) Φᵀ + Q``.
 
     Raises:
-        UnsupportedError: for a process that is not linear, or data without moments to take.
+        UnsupportedError: for a process that is not linear, or data without known moments.
     """
     if not isinstance(process, LinearProcess):
         raise UnsupportedError(

@@ -129,7 +129,7 @@ class Sampler(ABC):
 
         Args:
             bridge: reverse diffusion.
-            start: how many rows to draw from the law at ``t = T``, or states there, shape ``(n, dim)``.
+            start: how many rows to draw from the distribution at ``t = T``, or states there, shape ``(n, dim)``.
             seed: of start states and noise.
 
         Raises:

@@ -42,12 +42,12 @@ class UniformTimes:
 class NoiseTimes:
     """Times with density ``∝ tr(σσᵀ Q_t⁻¹)``, the expected square of the denoising target under likelihood weighting.
 
-    Importance sampling that makes every time contribute alike to the variance (Song et al. 2021,
+    This is importance sampling such that all times contribute equally to the variance (Song et al. 2021,
     arXiv:2101.09258). The density is constant on each of 512 cells that grow geometrically, and known exactly.
 
     Args:
-        data_scale: with the standard deviation of the data, ``∝ tr(σσᵀ (data_scale² ΦΦᵀ + Q_t)⁻¹)`` instead: what the
-            square of the score itself is like, which stays finite towards the data.
+        data_scale: the standard deviation of the data; if it is positive, the density is ``∝ tr(σσᵀ (data_scale² ΦΦᵀ +
+            Q_t)⁻¹)``, like the square of the score itself, which stays finite near the data.
     """
 
     data_scale: float = 0.0
@@ -115,8 +115,8 @@ def noised(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draws times with densities, noised rows and noise; half of the rows get the opposite noise of the other half.
 
-    At small times the target is almost the noise, whose share in the gradient cancels between the two. Rows are in
-    random order, so sorted times do no harm.
+    At small times the target is almost the noise, and its part of the gradient cancels between the two halves. Samples
+    are in random order, so times may be sorted.
     """
     half = start[: (len(start) + 1) // 2]
     t, density = times.draw(process, s_min, len(half), generator)

@@ -32,10 +32,11 @@ _PROBE_ROWS = 4096
 class ScoreMatching(Solver["ScoreMatchingState"]):
     """Reverse diffusion: a network learns the score of the noised source, the backward control is ``û = σᵀ s_θ``.
 
-    The forward control is zero, so the reference carries the source wherever it does, and the target of the problem is
-    the *prior* from which the backward process starts: choose a reference that forgets its start, and the law that it
-    ends in (:func:`~sbridge.diffusion.end_distribution`). The bound on what is generated is ``KL(source ‖ generated) ≤
-    ½∫ E|σᵀ(s_θ − ∇log ρ_s)|² ds + KL(ρ_T ‖ prior)`` (Song et al. 2021, arXiv:2101.09258, theorem 1).
+    The forward control is zero, so the reference alone determines the end distribution. The target of the problem is
+    the *prior*, from which the backward process starts. Choose a reference that forgets its start, and its end
+    distribution as prior (:func:`~sbridge.diffusion.end_distribution`). The bound on the generated distribution is
+    ``KL(source ‖ generated) ≤ ½∫ E|σᵀ(s_θ − ∇log ρ_s)|² ds + KL(ρ_T ‖ prior)`` (Song et al. 2021, arXiv:2101.09258,
+    theorem 1).
 
     Args:
         objective: the loss; all have the same minimiser.
@@ -84,7 +85,7 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
         rows = problem.source.sample(_PROBE_ROWS, generator_of(derive(seed, "probe"))).double()
         mean, scale = rows.mean(0), float(rows.var(0).mean().sqrt())
         if not scale > 0:
-            raise InvalidInputError("every row of the data is the same: there is no score to learn.")
+            raise InvalidInputError("all samples of the data are equal, so there is no score to learn.")
         module = seeded_score(self.network, problem.linear_reference, mean, scale, derive(seed, "weights"))
         like = problem.source.sample(1, generator_of(0))
         learner = Learner(module.to(like), self.optimisation, self.updates)

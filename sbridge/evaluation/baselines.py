@@ -125,7 +125,7 @@ class Shared:
     """A two-way baseline within one evaluation: both directions are computed at once and cached.
 
     Args:
-        baseline: what is shared between the calls, whose rows are the same but for their roles.
+        baseline: the two-way baseline; both directions use the same samples with exchanged roles.
     """
 
     def __init__(self, baseline: TwoWayBaseline) -> None:

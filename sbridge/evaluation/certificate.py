@@ -45,10 +45,10 @@ class EndError:
     """Energy distance between the simulated samples of one end and the data.
 
     Args:
-        value, standard_error: of the simulated rows.
-        floor: of perfect samples.
+        value, standard_error: energy distance of the simulated samples, and its standard error.
+        floor: energy distance of perfect samples.
         excess_error: standard error of ``value − floor``.
-        unmoved: of the rows that the process starts from.
+        unmoved: energy distance of the samples that the process starts from.
     """
 
     value: float
@@ -60,16 +60,16 @@ class EndError:
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """Bounds that hold for every bridge and every judging potential ``g``; read them together.
+    """Bounds on the suboptimality of a bridge, which hold for every potential ``g``.
 
     Attributes:
         lower_bound: ``D(g) = E_{p_T} g − E_{p_0} log c ≤ V*``, the least energy of any bridge between the ends.
-        energy: ``½ E∫|u|² dt`` of the bridge. No upper bound on ``V*``, unless its end law is right.
-        gap: ``½E∫|u|² dt + E_{p_0} log c − E_{P^u_T} g = KL(P^u ‖ P^g)``: bounds the divergence of the forward process
-            from the best one with its *own* ends.
-        report: end-law errors of the simulated processes beside the error of perfect samples, and the Jeffreys
-            divergence of the two directions.
-        judge: ``g``; ``None`` for a certificate that was read from a report.
+        energy: ``½ E∫|u|² dt`` of the bridge. It is an upper bound on ``V*`` only if the end distribution is right.
+        gap: ``½E∫|u|² dt + E_{p_0} log c − E_{P^u_T} g = KL(P^u ‖ P^g)``. It bounds the KL divergence of the forward
+            process from the best process with the *same* ends.
+        report: errors of the simulated end distributions, the errors of perfect samples, and the Jeffreys divergence of
+            the two directions.
+        judge: the potential ``g``; ``None`` for a certificate that was read from a report.
         components: number of Gaussian components of the judge.
     """
 
@@ -89,7 +89,7 @@ class Certificate:
         """Returns the error at the end of the ``forward`` or ``backward`` process.
 
         Raises:
-            InvalidInputError: if the report could not score them.
+            InvalidInputError: if the report has no score for it.
         """
         (column,) = (column.name for column in self.report.columns if column.name != COST)
         own, perfect, unmoved = (self.report.score(direction, name, column) for name in (MODEL, PERFECT, COPY))
@@ -104,10 +104,11 @@ class Certificate:
     def verdict(self) -> Verdict:
         """The conclusion from all numbers, within two standard errors.
 
-        Fail: an end is off by more than 5 % of what unmoved rows are off; the energy lies below the lower bound, which
-        no process with the right ends can do; or the two directions differ by more than the allowance. Pass: nothing of
-        that, enough rows to see it, and a gap within the allowance: 10 % of the lower bound, or .05 nats if that is
-        more. Else inconclusive: a large gap is the fault of the bridge or of the judge, and nothing tells which.
+        Fail: the error of an end is more than 5 % of the error of unmoved samples; the energy is below the lower bound,
+        which is impossible for a process with the right ends; or the two directions differ by more than the allowance.
+        Pass: none of these, enough samples to detect them, and a gap within the allowance, which is 10 % of the lower
+        bound or .05 nats, whichever is more. Otherwise the result is inconclusive: a large gap may be due to the bridge
+        or to the potential.
         """
         return _verdict(self)
 
@@ -120,10 +121,10 @@ class Certificate:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Certificate:
-        """Reads the certificate that :meth:`to_json` wrote, without its judging potential.
+        """Reads the certificate that :meth:`to_json` wrote, without its potential.
 
         Raises:
-            FileFormatError: if it is none, or of another version.
+            FileFormatError: if it is not a certificate, or of another version.
         """
         if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
             raise FileFormatError(f"not a certificate: a mapping with schema {SCHEMA!r} is needed.")
@@ -157,8 +158,8 @@ class Certificate:
         for direction in ("forward", "backward"):
             found = self.end_error(direction)
             told = f"{value_and_error(found.value, found.standard_error)}, floor {found.floor:.3g}"
-            rows.append((f"end law, {direction:<8} (energy distance)", told))
-        return "\n".join([*lines, *(f"  {name:<41}{told}" for name, told in rows)])
+            rows.append((f"end distribution, {direction:<8} (energy distance)", told))
+        return "\n".join([*lines, *(f"  {name:<48}{told}" for name, told in rows)])
 
 
 def _verdict(found: Certificate) -> Verdict:
@@ -215,7 +216,7 @@ def certify(
     solver: MixtureBridge = MixtureBridge(),
     limits: EvaluationBudget | None = None,
 ) -> Certificate:
-    """Bounds the suboptimality of ``bridge`` from held-out rows, by a judging potential fitted separately.
+    """Bounds the suboptimality of ``bridge`` on held-out samples, with a potential that is fitted separately.
 
     For any ``g`` with ``c(x) = E_R[e^{g(X_T)} | X_0 = x]`` in closed form and any control (Korotin et al. 2024,
     arXiv:2310.01174, for the dual; Girsanov's theorem for the gap; both directions of the verification
@@ -223,25 +224,25 @@ def certify(
 
         D(g) = E_{p_T} g − E_{p_0} log c = V* − KL(P* ‖ P^g)        gap = KL(P^u ‖ P^g) ≥ 0
 
-    Of a reversed bridge the forward process, in time, is judged all the same. Both processes are simulated on their
-    grids, even if their ends are known in closed form, since it is the control that is judged. Bounds hold exactly for
+    For a reversed bridge, the process that is forward in time is certified too. Both processes are simulated on their
+    grids, even if their ends have closed forms, because the certificate is about the control. The bounds are exact for
     chains of exact transitions.
 
     Args:
         bridge: the solution; its reference must be linear.
-        x0: held-out rows of the end at which ``bridge.forward`` starts; without ``potential`` one half of them fits it
-            and the other half judges.
-        x1: held-out rows of the other end, likewise.
+        x0: held-out samples of the end at which ``bridge.forward`` starts; without ``potential``, one half is used to
+            fit it and the other half to compute the bounds.
+        x1: held-out samples of the other end, used in the same way.
         seed: of every draw.
-        potential: the judge ``g``, in units of the data; fitted by ``solver`` if there is none.
-        solver: fits the judge.
-        limits: how much to compute; ``rows`` bounds the paths of energy and gap, too.
+        potential: ``g``, in units of the data; ``solver`` fits it by default.
+        solver: the solver that fits ``g``.
+        limits: how much to compute; ``rows`` also limits the number of paths for energy and gap.
 
     Raises:
-        InvalidInputError: if the potential is one that the bridge's own control is made of (its gap is zero whatever
-            the control is worth), or has another reference than the bridge, for a solver that fits no potential, for
-            rows that do not fit, or fewer than 64 a side.
-        UnsupportedError: if the reference is not linear, or the forward process ends in rows of the data.
+        InvalidInputError: if the control of the bridge is made of this potential (its gap is zero, however good the
+            control is), if the potential has another reference, for a solver that fits no potential, for samples of
+            another shape, or fewer than 64 samples per end.
+        UnsupportedError: if the reference is not linear, or the forward process ends on samples of the data.
     """
     seed, limits = as_seed(seed), limits or EvaluationBudget()
     if not isinstance(solver, MixtureBridge):
@@ -322,10 +323,10 @@ def _fitted(bridge: Bridge, x0: Tensor, x1: Tensor, solver: MixtureBridge, seed:
 
 @torch.no_grad()
 def _gap(measure: PathMeasure, potential: MixturePotential, x: Tensor, seed: int) -> tuple[Estimate, Estimate]:
-    """Estimates energy and gap on one path from each row.
+    """Estimates energy and gap from one path per sample.
 
-    To each path's ``½∫|u|² dt + log c − g`` is added ``∫u_g·dW``, ``u_g`` the control of ``P^g``: its mean is zero, and
-    what is averaged is then ``½∫|u − u_g|² dt`` up to the steps.
+    ``∫u_g·dW``, with the control ``u_g`` of ``P^g``, is added to ``½∫|u|² dt + log c − g`` on each path. Its mean is
+    zero, and the sum is ``½∫|u − u_g|² dt`` up to the time step.
     """
     judge = MixtureControl(potential)
     spent, gaps = [], []

@@ -28,13 +28,14 @@ class ControlReport:
     """Diagnostics of a :class:`~sbridge.solutions.ControlSolution`.
 
     Attributes:
-        objective: ``E[Σ Δ (f + ½|u|²) + g]``, from above: no control of this chain has less than its optimum.
-        value: ``−log E α``, an estimate of the value of the tilted chain, which lies below every objective; with the
-            effective sample size of the weights α. Its standard error means nothing if that size is small.
-        gap: objective minus value: ``KL(P^u ‖ P*)`` of the chain, with what remains at the best feedback control.
+        objective: ``E[Σ Δ (f + ½|u|²) + g]``, an upper bound on the optimum of the chain.
+        value: ``−log E α``, an estimate of the value of the tilted chain, which is a lower bound on every objective;
+            with the effective sample size of the weights α. The standard error is not reliable if that size is small.
+        gap: objective minus value, ``KL(P^u ‖ P*)`` of the chain; it is positive even for the best feedback control.
         control_error: ``E_{P*} Σ Δ |u − u*|² / E_{P*} Σ Δ |u*|²`` against a known control, or ``None``.
-        fixed_point_residual: of adjoint matching, relative, or ``None`` where it is not defined.
-        signal_to_noise: of the objective's gradient, or ``None`` if the control shows no parameters.
+        fixed_point_residual: relative residual of adjoint matching, or ``None`` if it is not defined.
+        signal_to_noise: signal-to-noise ratio of the gradient of the objective, or ``None`` if the control has no
+            visible parameters.
     """
 
     objective: Estimate
@@ -57,9 +58,9 @@ def evaluate_control(
     """Computes all diagnostics of a solution, each from ``n`` new paths.
 
     Args:
-        solution: what a control solver returned, or any control put into one.
+        solution: the result of a control solver, or any control in a ``ControlSolution``.
         n: number of paths.
-        seed: of all of them.
+        seed: of all paths.
         known: the optimal control of the chain, if it is known; it takes times of shape ``(batch,)``.
     """
     seed = as_seed(seed)
@@ -76,9 +77,9 @@ def evaluate_control(
 def objective_and_value(solution: ControlSolution, n: int, *, seed: Seed) -> tuple[Estimate, Estimate]:
     """Estimates the objective of the control and ``−log E α`` from the same ``n`` paths.
 
-    The objective is the mean of ``−log α``: the action plus the martingale ``Σ √Δ u·ξ``, of mean zero, which takes most
-    of the variance away near the optimum (all of it in the limit Δ → 0). The error of ``−log E α`` is that of the delta
-    method, ``√(1/ESS − 1/n)``.
+    The objective is the mean of ``−log α``, the action plus the martingale ``Σ √Δ u·ξ`` of mean zero. Near the optimum
+    the martingale removes most of the variance (all of it for Δ → 0). The standard error of ``−log E α`` follows from
+    the delta method, ``√(1/ESS − 1/n)``.
     """
     seed = as_seed(seed)
     paths = solution.sample(n, seed=seed)
@@ -117,12 +118,12 @@ def fixed_point_residual(
 ) -> Estimate:
     """Estimates ``E|u_k + E[L_kᵀ a_{k+1} | x_k]/√Δ_k|² / E|u_k|²``, zero exactly at the optimum of the chain.
 
-    ``x_k`` are ``states`` states that the control visits at each of ``times`` knots. The conditional expectation is a
-    mean over ``draws`` paths that start anew from each, and its square the product of two independent halves of them:
-    hence without bias, and below zero at times.
+    ``x_k`` are ``states`` states of controlled paths at each of ``times`` knots. The conditional expectation is a mean
+    over ``draws`` new paths from each state, and its square is the product of two independent halves. The estimate is
+    unbiased and may be negative.
 
     Args:
-        solution: of a problem whose costs are differentiable, without a stopping set.
+        solution: the solution of a problem with differentiable costs and without a stopping set.
         seed: of all paths.
         states, draws, times: numbers, see above; ``draws`` is even.
 
@@ -152,11 +153,11 @@ def signal_to_noise(solution: ControlSolution, *, seed: Seed, batch: int = 128, 
     """Estimates ``|E G|²/(tr Cov G)`` for the gradient ``G`` of the objective on a batch; ``None`` without parameters.
 
     ``G`` is half the gradient of the log-variance loss on the control's own paths, which needs no gradient of a
-    cost and holds with a stopping set. Unbiased in the numerator, so it may fall below zero; far below one, training
-    with this batch size has nothing left to learn.
+    cost and holds with a stopping set. The numerator is unbiased, so the ratio may be negative. If it is far below one,
+    training with this batch size makes no more progress.
 
     Args:
-        solution: whose control shows its parameters (modules, alone or inside dataclasses).
+        solution: its control is a module, or a dataclass that contains modules.
         seed: of the paths.
         batch: paths of a gradient.
         batches: gradients, at least 2.

@@ -27,8 +27,8 @@ class WeightedSamples:
     Attributes:
         x: end states, shape ``(n, dim)``.
         weights: self-normalised, with their effective sample size.
-        log_normaliser: ``log Z``, its standard error by the delta method, ``√(1/ESS − 1/n)``: to be believed if the
-            effective sample size is large, and no mode was missed.
+        log_normaliser: ``log Z``, with the standard error of the delta method, ``√(1/ESS − 1/n)``. It is reliable if
+            the effective sample size is large and no mode was missed.
         lower_bound: ``E[log α] ≤ log Z``, the evidence lower bound of the control.
     """
 
@@ -45,21 +45,22 @@ def log_normaliser(solution: ControlSolution, n: int, *, seed: Seed) -> Weighted
     """Computes ``log Z``, its lower bound and weighted samples, from ``n`` paths of a solved :func:`sampling_problem`.
 
     Args:
-        solution: with any control; the better it is, the larger the effective sample size.
+        solution: with any control; a better control gives a larger effective sample size.
         n: number of paths, at least 2.
         seed: of the paths.
 
     Raises:
         InvalidInputError: if the problem is no sampling problem.
-        UnsupportedError: if the chain was not stepped exactly: its end law is not the one in the cost.
+        UnsupportedError: if the steps of the chain are not exact, because its end distribution then differs from the
+            cost.
     """
     if not isinstance(solution.problem.terminal_cost, DensityCost):
         raise InvalidInputError("a solution of sampling_problem(target, process, start) is needed.")
     rule = solution.measure.rule
     if rule is not None and not isinstance(rule, ExactTransition):
         raise UnsupportedError(
-            f"the chain was stepped by {type(rule).__name__}, whose end law is not that of the process; solve with "
-            "rule=ExactTransition(), the default."
+            f"the chain was stepped by {type(rule).__name__}, whose end distribution is not that of the process; use "
+            "rule=ExactTransition(), the default, in solve."
         )
     numbers = solution.measure.grid.steps * solution.dim
     size, seed = max(2, _CHUNK // numbers), as_seed(seed)

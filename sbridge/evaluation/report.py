@@ -68,15 +68,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Score:
-    """One number about one set of rows.
+    """One score of one set of samples.
 
     Args:
-        candidate: whose rows: the bridge, perfect samples, a baseline.
+        candidate: the origin of the samples: the bridge, perfect samples, or a baseline.
         column: the name of the metric.
-        value: ``None`` if it cannot be had.
-        standard_error: of the value; ``None`` if it cannot be had.
-        rows: rows scored and rows of the reference that the metric used; ``None`` if there are none.
-        reason: why something is ``None``.
+        value: the score; ``None`` if it cannot be computed.
+        standard_error: standard error of the value; ``None`` if it cannot be computed.
+        rows: numbers of scored samples and of reference samples that the metric used; ``None`` if there are none.
+        reason: why a value is ``None``.
     """
 
     candidate: str
@@ -89,11 +89,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Task:
-    """One question: the scores of every candidate by every metric.
+    """One task: the scores of every candidate by every metric.
 
     Args:
         name: ``forward``, ``backward``, or ``t = …``.
-        description: which rows were scored against which.
+        description: which samples were compared.
         scores: in the order in which candidates and columns are shown.
     """
 
@@ -114,8 +114,8 @@ class Quantity:
 
     Args:
         name: what it is.
-        value: ``None`` if it cannot be had.
-        standard_error: of the value.
+        value: the mean; ``None`` if it cannot be computed.
+        standard_error: standard error of the value.
         samples: number of independent paths.
         reason: why it is ``None``.
     """
@@ -145,8 +145,8 @@ class Report:
         columns: metrics in order.
         tasks: one per direction, or one per time.
         path: energies and divergence; empty for a time in between.
-        notes: how rows were chosen, and what to be wary of.
-        seen: how many of the rows scored are among the rows of the fit, and how many were given.
+        notes: how samples were chosen, and limitations of the scores.
+        seen: how many of the given samples were also used in the fit, and how many were given.
     """
 
     dim: int
@@ -188,11 +188,11 @@ class Report:
         raise unknown_name("quantity", name, [known.name for known in self.path])
 
     def gap_closed(self, task: str, column: str) -> float | None:
-        """Returns ``100 (null − bridge) / (null − perfect)``: 0 no better than ``null``, 100 as good as perfect draws.
+        """Returns ``100 (null − bridge) / (null − perfect)``: 0 equals ``null``, 100 equals perfect samples.
 
-        ``null`` is the best score among the candidates of the task that need no model (:data:`NULLS`); a bridge that
-        is worse gets a negative number. Where no other floor is there, ``perfect`` is that of half as many rows.
-        ``None`` where a value is missing, or the null is as good as perfect samples.
+        ``null`` is the best score among the candidates that need no model (:data:`NULLS`); a bridge that is worse has a
+        negative number. If there is no other floor, ``perfect`` is the floor for half as many samples. The result is
+        ``None`` if a value is missing, or if the null is as good as perfect samples.
 
         Raises:
             UnknownNameError: if there is no such task.
@@ -213,7 +213,7 @@ class Report:
         """Reads the report that :meth:`to_json` wrote.
 
         Raises:
-            FileFormatError: if it is none, or of another version.
+            FileFormatError: if it is not a report, or of another version.
         """
         if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
             raise FileFormatError(f"not a report: a mapping with schema {SCHEMA!r} is needed.")
@@ -310,7 +310,7 @@ def cells(
     Args:
         report, task: what is shown.
         names: of the columns.
-        reasons: why something is missing, with the numbers that refer to it; new ones are added.
+        reasons: footnotes that say why values are missing, with their numbers; new ones are added.
     """
     columns = [_column(task, name, reasons) for name in names]
     heads = [f"{name}, {unit}" if unit else name for name, (unit, _) in zip(names, columns, strict=True)]

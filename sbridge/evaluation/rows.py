@@ -16,14 +16,14 @@ from sbridge.random import derive, generator
 
 @dataclass(frozen=True)
 class End:
-    """The rows of one end.
+    """The samples of one end.
 
     Args:
-        held_out: in random order, at most as many as are scored.
-        fit: rows that the fit may have seen, or fresh draws of a law in closed form, in random order; ``None`` if
-            there are none.
-        seen: how many of all held-out rows given are among the fit rows, too.
-        given: how many held-out rows were given.
+        held_out: held-out samples in random order, at most as many as are scored.
+        fit: samples that the fit may have used, or new draws of a distribution in closed form, in random order;
+            ``None`` if there are none.
+        seen: how many of the given held-out samples were also used in the fit.
+        given: how many held-out samples were given.
     """
 
     held_out: Tensor
@@ -41,10 +41,10 @@ class End:
 
 
 def end_of(held_out: Tensor, fit: Tensor | np.ndarray | None, law: Law, *, name: str, most: int, seed: int) -> End:
-    """Returns the rows of an end: ``fit`` if it is given, else those of its ``law``.
+    """Returns the samples of an end: ``fit`` if it is given, otherwise those of its ``law``.
 
     Raises:
-        InvalidInputError: if fit and held-out rows differ in columns.
+        InvalidInputError: if fit and held-out samples have different numbers of columns.
     """
     other = _rows_of(law, most, derive(seed, name, "law")) if fit is None else as_rows(fit, f"{name}_fit")
     if other is not None:
@@ -66,7 +66,7 @@ def shuffled(rows: Tensor, most: int, seed: int) -> Tensor:
 def pooled(first: Tensor, last: Tensor, share: float, seed: int) -> Tensor:
     """Draws rows of the mixture ``(1 − share)·first + share·last`` without replacement, in random order.
 
-    As many as ``first`` has, or fewer where ``last`` is too short for its share.
+    Their number is that of ``first``, or less if ``last`` is too short for its share.
     """
     count = len(first) if share * len(first) <= len(last) else int(len(last) / share)
     of_last = round(share * count)

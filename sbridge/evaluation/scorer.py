@@ -22,16 +22,16 @@ _LEAST_BLOCK = 16
 @register
 @dataclass(frozen=True)
 class EvaluationBudget:
-    """Limits on the work of an evaluation. Larger sets are subsampled without replacement with the evaluation's seed.
+    """Limits on the work of an evaluation. Larger sets are subsampled with the seed of the evaluation.
 
-    With the defaults, 20 000 rows a side in 1000 dimensions take some minutes on one core and below 2 GB beyond the
-    bridge's own needs.
+    With the defaults, 20 000 samples per end in 1000 dimensions take a few minutes on one core, and less than 2 GB in
+    addition to the memory of the bridge.
 
     Args:
-        rows: held-out rows of an end that are transported and scored.
-        fit_rows: rows of an end on which OT baselines are fitted; exact transport takes 1 s at 2000.
-        paths: paths of each direction for energies and divergences.
-        blocks: disjoint blocks of rows from which standard errors come, at least two.
+        rows: number of held-out samples per end that are transported and scored.
+        fit_rows: number of samples per end for OT baselines; exact transport takes 1 s at 2000.
+        paths: number of paths per direction for energies and divergences.
+        blocks: number of disjoint blocks of samples for standard errors, at least two.
 
     Raises:
         InvalidInputError: for numbers that leave nothing to compute.
@@ -48,18 +48,19 @@ class EvaluationBudget:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores rows against ``reference``, shape ``(m, dim)``.
+    """Scores samples against ``reference``, shape ``(m, dim)``.
 
-    The standard error of a value at ``n`` and ``m`` rows comes from ``B`` disjoint blocks, each scored alone: their
-    standard deviation times ``√(size of a block / size of the whole)``, with ``1/(1/n + 1/m)`` for a size. That is
-    right for values that fluctuate like ``1/√n``; at a floor, where they fluctuate less, it is too large
-    (Politis, Romano & Wolf 1999). It holds for the given random projections, which all rows of a table share.
+    The standard error of a score of ``n`` samples against ``m`` comes from ``B`` disjoint blocks, which are scored
+    separately. It is their standard deviation times ``√(size of a block / size of the whole)``, where a size is
+    ``1/(1/n + 1/m)``. This is correct for scores that fluctuate like ``1/√n``; near a floor they fluctuate less, and
+    the standard error is too large (Politis, Romano & Wolf 1999). It is conditional on the random projections, which
+    all candidates share.
 
     Args:
-        reference: held-out rows in random order.
-        metrics: by column name.
-        blocks: ``B``; fewer are used if a block would have fewer than 16 rows.
-        seed: of what metrics draw.
+        reference: held-out samples in random order.
+        metrics: the metrics by column name.
+        blocks: ``B``; fewer are used if a block would have fewer than 16 samples.
+        seed: of the draws of the metrics.
     """
 
     reference: Tensor

@@ -56,32 +56,37 @@ def evaluate(
     baselines: Sequence[Baseline] = STANDARD_BASELINES,
     limits: EvaluationBudget | None = None,
 ) -> Report:
-    """Scores both directions of ``bridge`` on held-out rows.
+    """Scores both directions of ``bridge`` on held-out samples.
 
-    Rows ``x0`` are pushed forward and scored against ``x1``, rows ``x1`` pulled back and scored against ``x0``. Beside
-    the bridge stand, on rows of the same number: perfect samples (rows of the target that the bridge was fitted to,
-    or fresh draws of a law in closed form, without those that are held out, too), the source rows left where they
-    are, and optimal-transport maps fitted on the fit rows. Standard errors: see
-    :class:`~sbridge.evaluation.scorer.Scorer`. Then the path energy ``½E∫|u|² dt`` of either direction, on paths that
-    start in the held-out rows, and the Jeffreys divergence of the two, on paths from the bridge's own ends. Directions
-    whose paths end in rows of the data have neither: a note says so.
+    Samples ``x0`` are transported forward and compared with ``x1``; samples ``x1`` are transported backward and
+    compared with ``x0``. The report has the same scores, for equal numbers of samples, of
+
+    * perfect samples: target samples that the bridge was fitted to and that are not held out, or new draws of a
+      distribution in closed form;
+    * the source samples, not transported;
+    * optimal-transport maps that are fitted on the fit samples.
+
+    For standard errors see :class:`~sbridge.evaluation.scorer.Scorer`. The report also has the path energy
+    ``½E∫|u|² dt`` of each direction on paths from the held-out samples, and the Jeffreys divergence of the two
+    directions on paths from the ends of the bridge. They are not defined for a direction whose paths end on samples of
+    the data; a note says so.
 
     Args:
         bridge: the solution.
-        x0: held-out source rows, ``(n, dim)``.
-        x1: held-out target rows, ``(m, dim)``.
+        x0: held-out source samples, ``(n, dim)``.
+        x1: held-out target samples, ``(m, dim)``.
         seed: of every draw; equal seeds give equal reports.
-        x0_fit: source rows for baselines and floors; ``None``: those of the bridge's source law.
+        x0_fit: source samples for baselines and floors; ``None``: those of the source distribution of the bridge.
         x1_fit: the same for the target.
         metrics: see :mod:`sbridge.metrics`.
-        baselines: maps beside the bridge.
+        baselines: transport maps to compare with.
         limits: how much to compute.
 
     Returns:
-        The report. Numbers that cannot be had are ``None`` with a reason; nothing is left out silently.
+        The report. Numbers that cannot be computed are ``None`` with a reason.
 
     Raises:
-        InvalidInputError: for rows of another dimension, fewer than two, or with NaN.
+        InvalidInputError: for samples of another dimension, fewer than two, or with NaN.
     """
     seed, limits = as_seed(seed), limits or EvaluationBudget()
     rows0, rows1 = checked_rows(bridge, {"x0": x0, "x1": x1})
@@ -112,24 +117,28 @@ def score_at(
     baselines: Sequence[Baseline] = STANDARD_BASELINES,
     limits: EvaluationBudget | None = None,
 ) -> Report:
-    """Scores the prediction at time ``t`` for source rows ``x0`` against rows ``held_out`` observed then.
+    """Scores the prediction at time ``t`` from source samples ``x0`` against ``held_out`` samples of that time.
 
-    Beside the bridge stand the source rows and rows of the bridge's target law left where they are, both pooled in the
-    proportions ``1 − t/T`` and ``t/T``, and points on the straight lines ``x + (t/T)(M(x) − x)`` of the transport maps
-    ``M`` between the rows of the two end laws. The pool is no path and fits nothing; if the bridge does not beat it,
-    what the bridge adds is not seen in these scores. The floor is taken between two halves of ``held_out``, so it
-    belongs to half the rows and lies above that of all.
+    The report compares the bridge with
+
+    * the source samples and samples of the target distribution of the bridge, not transported;
+    * both pooled in the proportions ``1 − t/T`` and ``t/T``; if the bridge is not better than the pool, these scores
+      do not show what it adds;
+    * points ``x + (t/T)(M(x) − x)`` for the transport maps ``M`` between samples of the two ends.
+
+    The floor is the score between two halves of ``held_out``. It is for half the samples, so it is higher than the
+    floor for all of them.
 
     Args:
         bridge: the solution.
-        x0: source rows, ``(n, dim)``.
-        held_out: rows observed at ``t``, ``(m, dim)``, at least four.
+        x0: source samples, ``(n, dim)``.
+        held_out: samples observed at ``t``, ``(m, dim)``, at least four.
         t: bridge time in ``[0, T]``.
         seed: of every draw.
         metrics, baselines, limits: as in :func:`evaluate`.
 
     Raises:
-        InvalidInputError: for rows that do not fit, or a time outside ``[0, T]``.
+        InvalidInputError: for samples of another dimension, or a time outside ``[0, T]``.
     """
     seed, limits = as_seed(seed), limits or EvaluationBudget()
     rows, seen = checked_rows(bridge, {"x0": x0, "held_out": held_out})
@@ -235,10 +244,10 @@ def _entry(judge: Scorer, candidate: str, rows: Tensor | str) -> list[Score]:
 
 
 def _path_quantities(bridge: Bridge, source: End, target: End, setting: _Setting) -> tuple[Quantity, ...]:
-    """Estimates energies on paths from held-out rows, and the divergence on paths from the bridge's own ends.
+    """Estimates energies on paths from held-out samples, and the divergence on paths from the ends of the bridge.
 
-    Both are left out where paths end in given rows (:func:`plug_in_directions`): they would grow with the number of
-    steps, without bound, however good the fit.
+    Neither is computed if paths end on given samples (:func:`plug_in_directions`), because they would grow without
+    bound with the number of steps, however good the fit.
     """
     count, seed = setting.limits.paths, setting.seed
     there, back = bridge.forward, bridge.backward

@@ -28,10 +28,10 @@ _MEANINGS = {
 
 
 def columns_of(metrics: Sequence[Metric]) -> list[Column]:
-    """Returns one column per metric: its name without the part in brackets (except ``(%)``), where that is unambiguous.
+    """Returns one column per metric. Its head is the name without brackets (except ``(%)``), if that is unambiguous.
 
     Raises:
-        InvalidInputError: if two metrics have one name, or there are none.
+        InvalidInputError: if two metrics have the same name, or there are none.
     """
     full = [metric.name for metric in metrics]
     if not full or len(set(full)) < len(full):

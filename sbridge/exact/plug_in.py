@@ -21,7 +21,7 @@ from sbridge.transport.cloud import draw_indices
 @register
 @dataclass(frozen=True, eq=False)
 class FarEnd:
-    """The law of the far end given the state at time ``t``, on a cloud of rows ``z_j`` with logits ``ℓ_j``.
+    """The distribution of the far end given the state at time ``t``, on a cloud of rows ``z_j`` with logits ``ℓ_j``.
 
     With ``t`` before the far end::
 

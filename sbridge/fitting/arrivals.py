@@ -31,11 +31,11 @@ class Miss:
     """A statistic of an end that transport does not reproduce.
 
     Attributes:
-        what: such as ``"mean of column 0"``.
+        what: name of the statistic, such as ``"mean of column 0"``.
         wanted: its value at the end.
         arrived: its value after transport.
         error: the standard error of the difference.
-        size: the difference over what is material.
+        size: the difference divided by its threshold.
     """
 
     what: str
@@ -52,11 +52,11 @@ class Miss:
 def warn_if_missed(bridge: Bridge, problem: BridgeProblem, seed: int) -> None:
     """Transports the samples of each end and warns if means, covariances or shares of the other end do not arrive.
 
-    A direction that cannot be simulated, on a grid that is too coarse for example, is a warning too.
+    It also warns if a direction cannot be simulated, for example on a grid that is too coarse.
 
-    At most 10 000 samples are transported, fewer where the ends have more than 4000; 4096 draws of an end in closed
-    form. An end that is only a density has no samples, and nothing is checked. Draws come from seeds derived from
-    ``seed``. The thresholds are those of :func:`misses`.
+    At most 10 000 samples are transported, fewer if the ends have more than 4000; 4096 draws of an end in closed form.
+    An end that is only a density has no samples, and nothing is checked. Draws come from seeds derived from ``seed``.
+    The thresholds are those of :func:`misses`.
 
     Args:
         bridge: fitted, in units of the data.
@@ -93,16 +93,16 @@ def warn_if_missed(bridge: Bridge, problem: BridgeProblem, seed: int) -> None:
 def misses(arrived: Tensor, wanted: Tensor, noise: float) -> list[Miss]:
     """Returns the statistics of ``wanted`` that are not reproduced, the largest deviation first.
 
-    Compared are the mean of each column, all covariances, and, in a column of at most ten values, the share of the rows
-    nearest to each. A difference is reported if it is beyond :data:`STANDARD_ERRORS` standard errors, of both samples
-    together, and beyond :data:`MEAN` standard deviations of the column, :data:`COVARIANCE` times the product of two
-    standard deviations, or :data:`SHARE`. The second condition lets small biases of networks pass, which a large sample
-    would show; these are for an evaluation to measure.
+    The statistics are the mean of each column, all covariances, and, for a column of at most ten values, the fraction
+    of samples nearest to each value. A difference is reported if it exceeds :data:`STANDARD_ERRORS` standard errors of
+    both samples together, and also :data:`MEAN` standard deviations of the column, :data:`COVARIANCE` times the product
+    of two standard deviations, or :data:`SHARE`. The second condition ignores small biases of networks that a large
+    sample would detect; an evaluation measures them.
 
     Args:
         arrived: rows ``(n, dim)`` after transport.
         wanted: rows ``(m, dim)`` of the end.
-        noise: ``σ√T``, which takes the place of the standard deviation of a column that is constant at the end.
+        noise: ``σ√T``, which replaces the standard deviation of a column that is constant at the end.
     """
     a, w = arrived.double(), wanted.double()
     finite = a.isfinite().all(1)

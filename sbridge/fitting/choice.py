@@ -43,21 +43,21 @@ class SolverChoice:
 
 
 def choose_solver(problem: BridgeProblem) -> SolverChoice:
-    """Chooses the solver for a first result without tuning, by ends, reference, numbers of rows and columns.
+    """Chooses the solver for a first result without tuning, from ends, reference and numbers of samples and columns.
 
-    * two Gaussian laws under a linear reference: :class:`GaussianBridge`, exact;
-    * an end that is one point, under a linear reference: :class:`MatchedBridge`, whose plan then has no bias;
-    * other ends that can be sampled, in at most :data:`MANY_COLUMNS` columns and with twice as many rows, under a
-      linear reference: :class:`MixtureBridge`, whose number of components is chosen on rows held out. It takes
-      seconds, and plan and forward control are closed forms. Backward end points are rows of the source;
+    * two Gaussian distributions under a linear reference: :class:`GaussianBridge`, exact;
+    * an end that is one point, under a linear reference: :class:`MatchedBridge`; its plan then has no bias;
+    * other ends that can be sampled, with at most :data:`MANY_COLUMNS` columns and twice as many samples, under a
+      linear reference: :class:`MixtureBridge`, which chooses the number of components on held-out samples. It takes
+      seconds; plan and forward control have closed forms. Backward paths end on samples of the source;
     * samples at both ends that Gaussian components do not represent, in at most :data:`MANY_COLUMNS` columns:
-      :class:`SinkhornBridge`, whose end points have exactly the values of the samples. These are fewer than
-      :data:`FEW_TO_COMPARE` rows, columns that are all discrete, an atom beside continuous values (zero-inflated
+      :class:`SinkhornBridge`, whose end points have exactly the values of the samples. This holds for fewer than
+      :data:`FEW_TO_COMPARE` samples, discrete columns only, an atom and continuous values in one column (zero-inflated
       columns), discrete columns with more than a few joint states, and heavy tails;
-    * the same with more columns, or with rows that span fewer dimensions than they have columns: :class:`IMF` from
+    * the same with more columns, or with samples that span fewer dimensions than they have columns: :class:`IMF` from
       the entropic plan, which learns both directions and takes minutes;
-    * fewer rows than that, or fewer than :data:`FEW_ROWS` that span fewer dimensions: :class:`SinkhornBridge`, exact
-      for the rows at hand;
+    * fewer samples than that, or fewer than :data:`FEW_ROWS` that span fewer dimensions: :class:`SinkhornBridge`, exact
+      for the given samples;
     * an end that is only an unnormalised density, under a linear reference: :class:`AdjointBridge`, which follows the
       gradient of the log density and needs no samples of that end;
     * ends that can be sampled under any other reference: :class:`IPF`, which needs no transition in closed form.

@@ -35,7 +35,7 @@ class Course:
     """Bridges chained over several time points, on the user's time axis.
 
     Attributes:
-        times: the times of the snapshots, rising.
+        times: the times of the snapshots, increasing.
         bridges: ``bridges[i]`` runs from ``times[i]`` to ``times[i + 1]``; its own clock is ``t − times[i]``.
     """
 

@@ -1,6 +1,6 @@
-"""Warnings before a fit about ends that are hard for every solver, each with the number that shows the problem.
+"""Warnings before a fit about ends that are hard for every solver, with the number that shows the problem.
 
-Each is judged on rows of the ends, thinned to a thousand where pairs of rows are compared, in float64.
+All checks use samples of the ends in float64, and at most a thousand samples where pairs are compared.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _FEW, _THINNED, _PART = 200, 1000, 0.01
 
 @dataclass(frozen=True)
 class Gap:
-    """The widest gap between two parts of the rows, neither of which is just a few outliers.
+    """The widest gap between two parts of the samples, of which neither consists of a few outliers.
 
     Attributes:
-        width: least distance between a row of one part and a row of the other.
-        radius: the larger root mean square distance of a part's rows from their mean.
-        share: of the rows, in the smaller part.
+        width: smallest distance between a sample of one part and a sample of the other.
+        radius: the larger root mean square distance of the samples of a part from their mean.
+        share: fraction of the samples in the smaller part.
     """
 
     width: float
@@ -51,10 +51,10 @@ def warn_if_hard(
     """Warns of heavy tails, distant parts, ends or columns of very different widths, and noise far wider than the data.
 
     Args:
-        x0, x1: rows of either end, shape ``(n, dim)``; ``None`` for an end without rows. Fewer than 200 say too little
-            of tails and parts.
+        x0, x1: rows of either end, shape ``(n, dim)``; ``None`` for an end without rows. Tails and parts are not
+            checked for fewer than 200 samples.
         reference: the process of the bridge between them.
-        names: what messages call the ends.
+        names: names of the ends in messages.
     """
     ends = [(name, rows.double()) for name, rows in zip(names, (x0, x1), strict=True) if rows is not None]
     noise = noise_level(reference, len(ends[0][1][0])) if ends else 0.0
@@ -85,7 +85,7 @@ def kurtosis(rows: Tensor) -> float:
 def widest_gap(rows: Tensor) -> Gap | None:
     """Finds the widest gap by single linkage (Gower & Ross 1969, https://doi.org/10.2307/2346439), if there is one.
 
-    Either part has at least a hundredth of the rows.
+    Each part has at least one hundredth of the samples.
     """
     from scipy.cluster.hierarchy import linkage
 

@@ -34,11 +34,11 @@ _PROBE_ROWS = 4096
 
 @dataclass(frozen=True)
 class SigmaChoice:
-    """A noise level for a Brownian reference, with the numbers by which to judge it.
+    """A noise level for a Brownian reference, with the numbers that explain it.
 
-    ``σ² T = 0.1 s²``, ``s`` the mean over coordinates of the pooled standard deviation of both ends: half way the
-    bridge's own noise ``σ√T/2`` is then 16 % of the spread of the data. Larger σ: smoother plans, easier problems,
-    more diffuse predictions. Smaller σ: closer to optimal transport, harder for every solver.
+    ``σ² T = 0.1 s²``, where ``s`` is the mean over coordinates of the pooled standard deviation of both ends. Half way,
+    the noise ``σ√T/2`` of the bridge is then 16 % of ``s``. A larger σ gives smoother plans, easier problems and more
+    diffuse predictions. A smaller σ is closer to optimal transport and harder for every solver.
 
     Attributes:
         sigma: σ, in units of the data per root of time.
@@ -66,7 +66,7 @@ def choose_sigma(x0: End, x1: End, *, horizon: float = 1.0, seed: Seed = 0) -> S
 
     Raises:
         InvalidInputError: if every column is constant, the ends do not fit together, the horizon is not positive, or an
-            end is a :class:`~sbridge.laws.Density`, whose spread nobody knows.
+            end is a :class:`~sbridge.laws.Density`, whose standard deviation is unknown.
     """
     horizon = check_horizon(horizon)
     source, target = as_law(x0, "x0"), as_law(x1, "x1")
@@ -100,13 +100,13 @@ def solve(
         solver: with its hyperparameters.
         seed: of everything random in the fit.
         callbacks: called after every step.
-        resume_from: ``state.state_dict()`` of an interrupted run of the same problem and solver; the result is then the
-            same as if it had not been interrupted.
+        resume_from: ``state.state_dict()`` of an interrupted run of the same problem and solver; the result equals that
+            of an uninterrupted run.
 
     Raises:
         UnsupportedError: if the solver cannot treat the problem.
         NonFiniteError: if training diverges.
-        NotConvergedError: if an iteration misses its tolerance.
+        NotConvergedError: if an iteration does not reach its tolerance.
     """
     _check_treatable(problem, solver)
     state = solver.init(problem, as_seed(seed)) if resume_from is None else solver.resume(problem, resume_from)
@@ -124,7 +124,7 @@ class Preparation:
         solver: chosen or given.
         seed: of the fit.
         notes: one sentence for each choice that the user did not make.
-        choice: the solver with the reason for it, if the user named none.
+        choice: the solver with the reason for it, if the user gave none.
     """
 
     problem: BridgeProblem
@@ -209,13 +209,13 @@ def fit(
     """Fits a Schrödinger bridge between two ends.
 
     Args:
-        x0: source: array or tensor ``(n, dim)``, or a law.
+        x0: source: array or tensor ``(n, dim)``, or a distribution.
         x1: target: the same.
         reference: the process to stay close to, in units of the data; ``None``: Brownian motion with
             :func:`choose_sigma`.
         solver: ``None``: :func:`choose_solver`.
         scaling: how data are scaled inside; σ is scaled with them, so this never changes the problem, only its
-            numerics. ``None``: what the solver is made for, mostly :class:`~sbridge.laws.scaling.CommonScale`.
+            numerics. ``None``: the default of the solver, mostly :class:`~sbridge.laws.scaling.CommonScale`.
         seed: integer or generator; equal seeds give equal bridges.
         callbacks: called after every training step.
 
@@ -243,7 +243,7 @@ def diffuse(
     """Fits a reverse diffusion of one data set as a bridge: ``bridge.backward`` generates; its control is ``σᵀ score``.
 
     Args:
-        x0: the data: array or tensor ``(n, dim)``, or a law that can be sampled.
+        x0: the data: array or tensor ``(n, dim)``, or a distribution that can be sampled.
         process: the noising process, in units of the data; ``None``: :func:`choose_noise_schedule`.
         solver: how the score is learned; ``None``: :class:`~sbridge.diffusion.ScoreMatching` with its defaults.
         seed: integer or generator; equal seeds give equal models.
@@ -251,7 +251,8 @@ def diffuse(
 
     Returns:
         The bridge from the data to ``N(m, P)``, the Gaussian with the moments of the noised data at ``t = T``.
-        ``bridge.reversed().transport(rows, seed=…)`` takes prior rows to data, :func:`sbridge.generate` draws both.
+        ``bridge.reversed().transport(rows, seed=…)`` transports prior samples to data; :func:`sbridge.generate` draws
+        both.
 
     Raises:
         InvalidInputError, UnsupportedError: as :func:`fit`.
@@ -266,15 +267,15 @@ def diffuse(
 
 @standard_modes(gradients=False)
 def choose_noise_schedule(x0: End) -> VariancePreserving:
-    """Chooses variance-preserving noise about the mean of the data, of the same root mean square deviation.
+    """Chooses variance-preserving noise with the mean and the root mean square deviation of the data.
 
-    β rises linearly from 0.1 to 20 over ``T = 1``: at the end ``e^{−∫β/2} = .7 %`` of the data is left.
+    β grows linearly from 0.1 to 20 over ``T = 1``. At the end, ``e^{−∫β/2} = .7 %`` of the data remains.
 
     Args:
-        x0: data: array or tensor ``(n, dim)``, or a law.
+        x0: data: array or tensor ``(n, dim)``, or a distribution.
 
     Raises:
-        InvalidInputError: for rows that are all the same, or no rows of numbers.
+        InvalidInputError: for samples that are all equal, or an array without numbers.
     """
     law = as_law(x0, "x0")
     mean, covariance = moments(law)

@@ -22,10 +22,10 @@ _MOST = 10_000
 def unlike_mixtures(rows: Tensor) -> str | None:
     """Explains why a Gaussian mixture does not represent the distribution of ``rows`` ``(n, dim)``, else ``None``.
 
-    Checked, on at most 10 000 rows: that all columns are discrete; that a column has an atom and continuous values
-    beside it (zero-inflated); that discrete columns have more joint states than components can cover, which need 100
-    rows each, or follow from others; and heavy tails. One or two discrete columns beside continuous ones are within
-    reach of a mixture.
+    The reasons, checked on at most 10 000 samples, are: all columns are discrete; a column has an atom and other,
+    continuous values (zero-inflated); discrete columns have more joint states than components can cover (a component
+    needs 100 samples), or follow from other columns; heavy tails. A mixture can represent one or two discrete columns
+    together with continuous ones.
 
     Returns:
         A clause without a subject, such as ``"takes few distinct values in every column"``.

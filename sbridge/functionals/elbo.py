@@ -127,7 +127,7 @@ def row_elbo(
     """Bounds ``log p_θ(x)`` for each row, from ``draws`` noising paths that pass through it at ``s_min``.
 
     Args:
-        measure: the noising process; its start law plays no part.
+        measure: the noising process; its start distribution plays no part.
         x: states at time ``s_min``, shape ``(rows, dim)``.
         score, prior, quadrature: as for :func:`implicit_elbo`, with the exact divergence.
         seed: of the paths.

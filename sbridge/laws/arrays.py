@@ -25,7 +25,7 @@ def as_numbers(value: object, name: str, *, copy: bool = False) -> Tensor:
 
     Args:
         value: the array. Its shape and values are not checked.
-        name: what messages call it.
+        name: its name in messages.
         copy: whether the result must have memory of its own. Without it, memory is shared where torch can write to it;
             read-only arrays are copied.
 
@@ -70,8 +70,8 @@ def check_precision(x0: Tensor, x1: Tensor) -> None:
         PrecisionWarning: for a column that varies by fewer than ``FINE_STEPS`` steps of the type.
 
     Raises:
-        InvalidInputError: for fewer than ``_FEWEST_STEPS``, where rounding has left a handful of different values.
-            Columns that are narrow next to the others are passed over: they are constant but for rounding.
+        InvalidInputError: for fewer than ``_FEWEST_STEPS`` steps, because rounding has then left only a few different
+            values. Columns that are much narrower than the others are ignored, since they are constant up to rounding.
     """
     ends = [end.detach().cpu().numpy() for end in (x0, x1)]
     dtype = ends[0].dtype.type
@@ -98,7 +98,7 @@ def coarse_column(
     Args:
         parts: rows, in one array or several with the same columns.
         dtype: the floating-point type.
-        steps: how many are enough.
+        steps: the number of steps that suffices.
         least: a column of less than ``least`` times the mean standard deviation does not count.
     """
     # Block by block, as the float64 copy of a large table would not fit.

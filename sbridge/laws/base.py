@@ -21,11 +21,11 @@ from sbridge.storage.registry import register
 class Law(ABC):
     """A probability distribution on ``R^dim``, such as the start or end of a process.
 
-    One of your own has ``dim``, ``sample`` and ``rescaled`` (the law of ``(X − shift)/scale``), and ``log_density`` if
-    that is known; it is a frozen, registered dataclass if it is to be saved.
+    A distribution of your own needs ``dim``, ``sample`` and ``rescaled`` (the distribution of ``(X − shift)/scale``),
+    and ``log_density`` if that is known. To be saved, it must be a frozen, registered dataclass.
 
-    The laws of this package copy the numpy arrays and tensors that they are made from, in float32 or float64. Changing
-    an array afterwards changes neither a law nor what was fitted to it.
+    The distributions of this package copy the numpy arrays and tensors that they are made from, in float32 or float64.
+    Changing an array afterwards changes neither a distribution nor what was fitted to it.
     """
 
     @property
@@ -84,9 +84,9 @@ class Samples(Law):
 
     @classmethod
     def sharing(cls, rows: Tensor, weights: Array | None = None) -> Samples:
-        """Makes samples that use the memory of ``rows`` instead of a copy, for tables too large for one.
+        """Makes samples that share the memory of ``rows``, for tables that are too large to copy.
 
-        Whoever calls this must not change the rows afterwards.
+        The caller must not change the rows afterwards.
         """
         made = object.__new__(cls)
         made._hold(as_numbers(rows, "rows"), weights)
@@ -184,7 +184,8 @@ class GaussianMixture(Law):
         covariances: shape ``(K, dim, dim)``, positive definite.
 
     Raises:
-        InvalidInputError: for other shapes, or for weights or covariances that are none.
+        InvalidInputError: for other shapes, weights that are negative or do not sum to 1, or covariances that are not
+            positive definite.
     """
 
     weights: Tensor
@@ -274,7 +275,8 @@ class Point(Law):
 class Density(Law):
     """A distribution known only by its unnormalised log density ``(batch, dim) → (batch,)``: it cannot be sampled.
 
-    What contains one can be saved if the log density is an object of a registered class, and not if it is a function.
+    A bridge or problem that contains it can be saved only if the log density is an object of a registered class, not a
+    function.
     """
 
     log_density: Callable[[Tensor], Tensor]
@@ -324,7 +326,8 @@ def as_law(value: object, name: str) -> Law:
     """Converts ``value`` to a :class:`Law`: an array or tensor of rows becomes :class:`Samples`, with its own copy.
 
     Raises:
-        InvalidInputError: if it is neither a law nor a two-dimensional float32 or float64 array of finite rows.
+        InvalidInputError: if it is neither a distribution nor a two-dimensional float32 or float64 array of finite
+            rows.
     """
     return value if isinstance(value, Law) else Samples.sharing(_checked(value, name, least=2, copy=True).detach())
 

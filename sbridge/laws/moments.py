@@ -11,7 +11,7 @@ from sbridge.laws.base import Gaussian, GaussianMixture, Law, Point, Samples
 def moments(data: Law) -> tuple[Tensor, Tensor]:
     """Returns mean ``(dim,)`` and covariance ``(dim, dim)`` of a distribution given by points or Gaussians.
 
-    Sums are taken in float64: in float32, the mean of 10⁵ rows far from zero would be off by its rounding.
+    Sums are computed in float64, because in float32 the mean of 10⁵ samples far from zero would have a rounding error.
     """
     if isinstance(data, Gaussian):
         return data.mean, data.covariance

@@ -66,9 +66,9 @@ class NoScaling:
 @register
 @dataclass(frozen=True)
 class CommonScale:
-    """Centres the pooled rows and divides by one number, the mean over coordinates of their standard deviation.
+    """Centres the pooled samples and divides by one number, the mean over coordinates of their standard deviation.
 
-    Shapes and angles stay as they are, so a scalar σ stays scalar.
+    Shapes and angles do not change, so a scalar σ stays scalar.
     """
 
     def __call__(self, x0: Tensor, x1: Tensor) -> AffineScaling:
@@ -102,7 +102,7 @@ class PerCoordinate:
 
 
 def common_units(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Returns ``(x − c)/s``, ``(y − c)/s`` in float64 and ``s``: distances of order one, whose squares round least.
+    """Returns ``(x − c)/s``, ``(y − c)/s`` in float64 and ``s``, such that distances are of order one.
 
     ``c`` is the mean of ``y``. ``s`` is a power of two, so dividing by it is exact; it is 1 if all rows are equal.
     Distances of the results are those of ``x`` and ``y`` divided by ``s``, at any scale of the data and any offset.
@@ -125,7 +125,7 @@ LEAST_WIDTH, LARGEST_WIDTH = 1e-28, 1e28
 def check_units(x0: Tensor, x1: Tensor, names: tuple[str, str]) -> None:
     """Raises InvalidInputError if the rows of both ends together are too wide, too narrow or too far out to be squared.
 
-    Rows that are all equal have no width, and pass.
+    Samples that are all equal are accepted.
     """
     rows, others, unit = common_units(x0, x1)
     width = float(_deviations(torch.cat([rows, others])).square().mean().sqrt()) * unit

@@ -82,11 +82,11 @@ class PathMeasure:
     Args:
         process: the reference.
         control: ``u`` or ``û``, any ``(t, x) → (batch, dim)`` in noise units; ``None`` for zero.
-        start: the law at ``t = 0`` (forward) or ``t = T`` (backward).
+        start: the distribution at ``t = 0`` (forward) or ``t = T`` (backward).
         direction: which way it runs.
         grid: the steps of simulations.
         rule: how a step is made; by default exactly for linear processes, by Euler–Maruyama for others.
-        end_kernel: the exact law of the far end given the near one, when it is known.
+        end_kernel: the exact distribution of the far end given the near one, when it is known.
 
     Raises:
         InvalidInputError: if dimensions disagree, or the direction or the control is of another kind.

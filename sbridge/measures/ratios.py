@@ -31,7 +31,7 @@ def log_ratio(paths: Paths, control_p: Control | None, control_q: Control | None
 
         Σ_j √Δ_j (p_j − q_j) · (ξ_j + √Δ_j (v_j − ½ (p_j + q_j)))
 
-    For ``v = p`` this is Girsanov's ``Σ √Δ (p − q)·ξ + ½Δ|p − q|²``. The start laws are taken to be the same.
+    For ``v = p`` this is Girsanov's ``Σ √Δ (p − q)·ξ + ½Δ|p − q|²``. The start distributions are taken to be the same.
 
     Args:
         paths: made with any control.
@@ -142,7 +142,7 @@ def kernel_log_ratio(paths: Paths, forward: PathMeasure, backward: PathMeasure) 
 def jeffreys(forward: PathMeasure, backward: PathMeasure, n: int, *, seed: Seed, chunk: int | None = None) -> Estimate:
     """Computes ``E_forward[ℓ] − E_backward[ℓ]`` with ``ℓ`` of :func:`kernel_log_ratio`, from ``n`` paths of each.
 
-    If the paths of each measure end in the start law of the other, this is the Jeffreys divergence
+    If the paths of each measure end in the start distribution of the other, this is the Jeffreys divergence
     ``KL(forward ‖ backward) + KL(backward ‖ forward) ≥ 0``: zero exactly when the two are one measure read in two
     directions, with no density of an end needed. If they do not, it differs from it by
     ``(E_f − E_b) log p_0(X_0) − (E_f − E_b) log p_T(X_T)`` and can be negative. Between exact time reversals of one
@@ -216,7 +216,7 @@ def control_value(control: Control | None, t: Time, x: Tensor) -> Tensor:
 
 
 def _start_log_ratio(p: Law, q: Law, x: Tensor) -> Tensor:
-    """Computes ``log p(x) − log q(x)``, shape ``(batch,)``; zero if the laws are the same."""
+    """Computes ``log p(x) − log q(x)``, shape ``(batch,)``; zero if the distributions are the same."""
     if _same(p, q):
         return x.new_zeros(len(x))
     for law in (p, q):

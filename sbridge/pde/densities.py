@@ -94,7 +94,7 @@ def log_density_on(law: Law, grid: Grid, estimate: SampleDensity = KernelDensity
 
     Raises:
         InvalidInputError: if the grid misses mass (the message says how much, and which bounds would do), if its cells
-            are wider than the law, or if the dimensions disagree.
+            are wider than the distribution, or if the dimensions disagree.
     """
     if law.dim != grid.dim:
         raise InvalidInputError(f"the distribution has dimension {law.dim}, the grid has {grid.dim}.")

@@ -68,14 +68,15 @@ def fokker_planck(
     Args:
         process: with scalar or diagonal σ; any drift.
         grid: cells; nothing crosses its boundary.
-        start: a law, or a non-negative field.
+        start: a distribution, or a non-negative field.
         times: knots at which the density is kept.
         control: ``u`` in noise units.
         state_cost: ``V``, a killing rate where positive.
         scheme: of the time steps.
 
     Raises:
-        InvalidInputError: for a start with negative values or another shape, or a law whose mass the grid misses.
+        InvalidInputError: for a start with negative values or another shape, or a distribution whose mass the grid
+            misses.
     """
     density = density_on(start, grid) if isinstance(start, Law) else grid.check(start)
     if not (density >= 0).all():

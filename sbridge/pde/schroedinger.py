@@ -263,7 +263,7 @@ def solve_schroedinger(
     Args:
         process: the reference; one that mixes the axes needs at most 4096 cells, and a propagated one a scalar or
             diagonal σ.
-        source, target: laws, or non-negative fields.
+        source, target: distributions, or non-negative fields.
         grid: holds both of them.
         state_cost: ``V(t, x)``, of either sign.
         times: knots of the propagation and of :attr:`GridSolution.energy`.
@@ -288,11 +288,11 @@ def proportional_fitting(
     times: TimeGrid = HUNDRED_INTERVALS,
     estimate: SampleDensity = KernelDensity(),
 ) -> Iterator[GridSolution]:
-    """Every iterate of :func:`half_steps` as a path law, without end; arguments as in :func:`solve_schroedinger`.
+    """Every iterate of :func:`half_steps` as a path measure, without end; arguments as in :func:`solve_schroedinger`.
 
     The first is the reference from ``source``, reversed and started in ``target``; each is the reversal of the one
-    before, with the law of its other end put right. ``iterations`` counts half-steps; ``error`` is the L1 distance of
-    the end marginal from the target, which is zero after the first and every second one.
+    before, with the distribution of its other end put right. ``iterations`` counts half-steps; ``error`` is the L1
+    distance of the end marginal from the target, which is zero after the first and every second one.
     """
     setting = _Setting.of(process, source, target, grid, None, times, estimate)
     kernel, goal = setting.reference.whole, np.exp(setting.log_end)

@@ -2,8 +2,8 @@
 
 Without ``ax`` a bare ``matplotlib.figure.Figure`` is made, reached as ``axes.figure``; pyplot, its current figure,
 the backend and ``rcParams`` are never touched. Blue is the source (``t = 0``), vermillion the target (``t = T``),
-what lies between is coloured by time. Data of more than two dimensions are drawn in the plane of the first two
-principal components of both ends (:class:`Projection`), one-dimensional data against time.
+times in between have colours in between. Data with more than two dimensions are drawn in the plane of the first two
+principal components of both ends (:class:`Projection`); one-dimensional data are drawn against time.
 """
 
 from sbridge.plotting.certificates import certificate

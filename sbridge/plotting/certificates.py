@@ -16,10 +16,10 @@ _LINE = 72  # characters
 
 
 def certificate(found: Certificate, *, ax: Axes | None = None) -> Axes:
-    """Draws bounds in nats, each ± two standard errors, under the verdict with its reason.
+    """Draws the bounds of a certificate in nats, each ± two standard errors, below the verdict and its reason.
 
     A good bridge has an energy at the lower bound, and a gap and a divergence of its directions at zero. A divergence
-    that the certificate has not is left out.
+    that the certificate does not have is not drawn.
 
     Args:
         found: what :func:`sbridge.certify` returned.

@@ -51,9 +51,9 @@ def marginals(
 ) -> Axes:
     """Draws the distribution of ``X_t`` under the forward process at several times.
 
-    From two dimensions on: one panel per time, the rows of the end law in grey behind the first and the last. The
-    panels are the ``child_axes`` of the axes returned (with a single time, that axes itself). In one dimension: the
-    density over the plane of time and state, lines at the 5, 50 and 95 % quantiles, and dotted lines at ``times``.
+    In two or more dimensions there is one panel per time; the first and the last one show samples of the end in grey.
+    The panels are the ``child_axes`` of the returned axes (for a single time, the axes itself). In one dimension, the
+    figure shows the density over time and state, lines at the 5, 50 and 95 % quantiles, and dotted lines at ``times``.
 
     Args:
         bridge: the solution.
@@ -93,12 +93,12 @@ def course_marginals(
 ) -> Axes:
     """Draws samples of the first snapshot at every snapshot and half way in between, as :func:`marginals`.
 
-    States go through all bridges, each from where the one before ends; behind them, in grey, rows of the snapshot.
-    Of more than seven bridges the times half way are left out.
+    States pass through all bridges; each bridge starts at the ends of the previous one. Samples of the snapshots are
+    grey. With more than seven bridges, the times half way are not drawn.
 
     Args:
         course: the bridges.
-        snapshots: rows at each of its times.
+        snapshots: samples at each of its times.
         seed: of the states.
         ax: where to draw; a new figure if ``None``.
         projection: the plane; fitted to all snapshots if ``None``.

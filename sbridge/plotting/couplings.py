@@ -22,17 +22,17 @@ def coupling(
     span: tuple[str, str] = ("0", "T"),
     most: int = 300,
 ) -> Axes:
-    """Draws straight lines from rows of ``x0`` to the coupled rows of ``x1``.
+    """Draws straight lines from samples ``x0`` to the coupled samples ``x1``.
 
     In one dimension the lines run from the first time to the last on the horizontal axis.
 
     Args:
         x0: sources, ``(n, dim)``.
-        x1: their partners, row for row: ``bridge.transport(x0, seed=0)`` for instance.
+        x1: their partners, in the same order: for example ``bridge.transport(x0, seed=0)``.
         ax: where to draw; a new figure if ``None``.
         projection: the plane; fitted to ``x0`` and ``x1`` if ``None``.
-        span: what the two times are called.
-        most: at most so many pairs are drawn, evenly spaced among the rows.
+        span: labels of the two times.
+        most: largest number of pairs drawn, evenly spaced among the samples.
 
     Raises:
         InvalidInputError: if the arrays differ in shape or hold no finite rows.

@@ -36,7 +36,7 @@ def trajectories(
         ax: where to draw; a new figure if ``None``.
         projection: the plane; fitted to the two ends of the paths if ``None``.
         clock: how times are shown; as those of the paths if ``None``.
-        most: at most so many paths are drawn, evenly spaced among the rows; at most 200 knots of each.
+        most: largest number of paths drawn, evenly spaced among the paths; at most 200 knots of each.
 
     Raises:
         InvalidInputError: if ``most`` is not positive.
@@ -61,7 +61,7 @@ def course_trajectories(
 
     Args:
         course: the bridges.
-        starts: rows at the first time, ``(n, dim)``, each of which starts one path.
+        starts: samples at the first time, ``(n, dim)``; each starts one path.
         seed: of the simulation.
         ax: where to draw; a new figure if ``None``.
         projection: the plane; fitted to the first and the last states if ``None``.

@@ -41,14 +41,14 @@ def densities(
 ) -> Axes:
     """Draws noising and reversal of one-dimensional data at several times, with the exact density ``ρ_t``.
 
-    Filled: states of the noising process. Steps: states of the reversal, which has only seen the prior and the score.
-    Line: ``ρ_t`` in closed form. One panel per time (``child_axes``).
+    The filled histogram shows states of the noising process, the stepped one states of the reversal, which uses only
+    the prior and the score, and the line ``ρ_t`` in closed form. There is one panel per time (``child_axes``).
 
     Args:
         bridge: a reverse diffusion in one dimension.
-        exact: score of the law that the noising starts from.
-        times: bridge times; of a set of points, which have no density at 0, positive ones. By default six from 0 or 1 %
-            of the horizon on.
+        exact: the exact score of the noised data.
+        times: bridge times; positive for a set of points, which has no density at 0. By default six times, from 0 or 1
+            % of the horizon on.
         seed: of both simulations.
         ax: where to draw; a new figure if ``None``.
         n: number of simulated states of either process.
@@ -102,9 +102,9 @@ def score_field(
 ) -> Axes:
     """Draws the score ``s_θ(t, x) = σ^{−ᵀ} û`` where the noised data have mass.
 
-    From two dimensions on: arrows over simulated states, the mean of the projected score in a cell of the plane, one
-    panel per time (``child_axes``); they point to where the data are denser. In one dimension: ``s`` against ``x`` over
-    the range of the states, coloured by time, and ``exact`` dashed if it is given.
+    In two or more dimensions, arrows over simulated states show the mean of the projected score in the cells of the
+    plane, one panel per time (``child_axes``); they point towards denser data. In one dimension, ``s`` is drawn against
+    ``x`` over the range of the states, coloured by time, with ``exact`` as a dashed line if it is given.
 
     Args:
         bridge: a reverse diffusion.
@@ -171,8 +171,8 @@ def reversals(
 ) -> Axes:
     """Draws trajectories back from the prior with and without the score, from the same starts and noise.
 
-    Two panels in the same limits (``child_axes``), those of the reversal: running a process back is not running its
-    drift back. Lines for some of the paths, and the ends of all of them.
+    Two panels (``child_axes``) have the limits of the reversal. They show that reversing a process is not the same as
+    reversing its drift. Lines show some of the paths, dots the ends of all paths.
 
     Args:
         bridge: a reverse diffusion.
@@ -217,13 +217,14 @@ def action_gap(
     constant: float = 0.0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws the action gap during training by two routes, which are equal: the curves coincide.
+    """Draws the action gap during training, computed in two ways; the two curves should coincide.
 
-    Strong: the gap ``½∫ E|σᵀ(s_θ − ∇log ρ)|²`` with the exact score, and the denoising loss less its constant, each
-    with a band of two standard errors. Faint: the training loss of single updates less the constant, as a running mean.
+    The strong lines are the gap ``½∫ E|σᵀ(s_θ − ∇log ρ)|²`` with the exact score, and the denoising loss minus its
+    constant, each with a band of two standard errors. The faint line is a running mean of the training loss minus the
+    constant.
 
     Args:
-        measured: rows of a :class:`~sbridge.diffusion.GapRecorder`.
+        measured: the ``rows`` of a :class:`~sbridge.diffusion.GapRecorder`.
         history: one mapping per training step with its ``loss``; may be empty.
         constant: ``C``, :attr:`GapRecorder.constant`; used for ``history``.
         ax: where to draw; a new figure if ``None``.

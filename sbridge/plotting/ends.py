@@ -17,7 +17,7 @@ from sbridge.solutions import Bridge
 def end_rows(bridge: Bridge, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draws ``count`` samples of the source and of the target.
 
-    An end known by its density only is represented by the bridge's own rows there.
+    For an end that is only a density, samples of the bridge are drawn.
     """
     sides = ((bridge.forward.start, bridge.reversed()), (bridge.backward.start, bridge))
     source, target = (
@@ -35,8 +35,8 @@ def projection_of(bridge: Bridge, projection: Projection | None, seed: int) -> P
 def states_at(bridge: Bridge, times: Sequence[float], n: int, seed: int) -> Tensor:
     """Draws ``n`` states of the forward process at each of ``times``, shape ``(len(times), n, dim)``.
 
-    Where the plan is known they are drawn from it and from pinned bridges, which takes no time steps; states at
-    different times are then not states of one path.
+    If the plan is known, states are drawn from the plan and from pinned bridges without time steps. States at different
+    times then belong to different paths.
     """
     measure, process = bridge.forward, bridge.reference
     if measure.end_kernel is None or not isinstance(process, LinearProcess):

@@ -35,10 +35,10 @@ def drift_field(
 ) -> Axes:
     """Draws the forward drift ``b + σu`` where the bridge has mass, as arrows over states simulated at ``times``.
 
-    An arrow is the mean, over the simulated states in a cell of the plane, of their projected drift: beyond two
-    dimensions there is no drift at a point of the plane, and away from the data a network's value means nothing.
-    One panel per time (``child_axes``); in one dimension one column of arrows per time over the plane of time and
-    state. ``bridge.reversed()`` gives the backward drift.
+    An arrow is the mean of the projected drift over the simulated states in a cell of the plane. This is needed because
+    in more than two dimensions the drift is not a function of the point in the plane, and because the values of a
+    network are not reliable far from the data. There is one panel per time (``child_axes``); in one dimension there is
+    one column of arrows per time. ``bridge.reversed()`` gives the backward drift.
 
     Args:
         bridge: the solution.
@@ -115,11 +115,11 @@ def draw_arrows(
 
     Args:
         times: one per panel.
-        clock: how they are shown.
+        clock: how times are shown.
         field: points and arrows, each of shape ``(times, n, 2)``.
         ax: where to draw; a new figure if ``None``.
         projection: the plane, for its labels.
-        name: of the field, for the titles.
+        name: name of the field in titles.
     """
     points, arrows = field
     low, high = limits(points)

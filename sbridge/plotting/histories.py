@@ -22,9 +22,9 @@ GROUPS = {"components": "{:g} comp.", "epsilon": "ε = {:.3g}", "half-step": "ha
 def history(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None, quantity: str = "loss") -> Axes:
     """Draws a reported quantity against the training step; for long histories faint, with a strong running median.
 
-    Where the fit begins anew (another number of components, another noise level, another half-step: :data:`GROUPS`) a
-    new curve begins, with a label where there are few of them: values of different curves do not compare. Where rows
-    carry a ``stage``, a thin line stands at each change of stage. The vertical axis is logarithmic if the quantity is
+    A new curve begins when the fit restarts with another number of components, noise level or half-step
+    (:data:`GROUPS`); values of different curves are not comparable. The curves have labels if there are few of them. A
+    thin line marks each change of ``stage``. The vertical axis is logarithmic if the quantity is
     positive and spans more than a factor of 20.
 
     Args:
@@ -33,7 +33,7 @@ def history(history: Sequence[Mapping[str, float]], *, ax: Axes | None = None, q
         quantity: the key to draw.
 
     Raises:
-        InvalidInputError: if no row has the quantity.
+        InvalidInputError: if no step has the quantity.
     """
     rows = [(k, row) for k, row in enumerate(history, 1) if quantity in row]
     if not rows:

@@ -19,13 +19,13 @@ _MOST_TOLD = 8
 class Projection:
     """One or two coordinates of a state: the state itself up to two dimensions, principal components beyond.
 
-    Make one with :meth:`fit` and hand it to several figures, so that they show the same plane.
+    Make one with :meth:`fit` and pass it to several figures, so that they show the same plane.
 
     Args:
         centre: shape ``(dim,)``, float64.
         directions: orthonormal columns, shape ``(dim, 1 | 2)``, float64.
         labels: axis labels, one per column.
-        explained: the share of the variance of the pooled rows that each column carries.
+        explained: fraction of the variance of the pooled samples along each column.
     """
 
     centre: np.ndarray
@@ -35,10 +35,9 @@ class Projection:
 
     @classmethod
     def fit(cls, *sets: Tensor) -> Projection:
-        """Computes the first two principal components of all ``sets`` of rows pooled, with equal weight per set.
+        """Computes the first two principal components of all ``sets`` of samples pooled, with equal weight per set.
 
-        At most 4000 evenly spaced rows of a set are used. Signs are fixed by making each direction's largest
-        entry positive.
+        At most 4000 evenly spaced samples of a set are used. The largest entry of each direction is positive.
 
         Args:
             sets: the two ends of a bridge, or all snapshots of a time course, each ``(n, dim)``.

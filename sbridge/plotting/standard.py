@@ -46,14 +46,14 @@ def standard_figures(
 ) -> tuple[Path, ...]:
     """Writes ``trajectories``, ``marginals``, ``drift``, ``coupling`` and ``history`` as PNG files, each atomically.
 
-    Of a reverse diffusion: ``reversal`` (trajectories with and without the score), ``marginals`` of the noising,
-    ``generation`` (those of the reversal), ``score`` and ``history``. All share one plane, fitted to ``x0`` and ``x1``.
-    ``history.png`` is left out if no step reported a number.
+    For a reverse diffusion, the files are ``reversal`` (trajectories with and without the score), ``marginals`` of the
+    noising process, ``generation`` (marginals of the reversal), ``score`` and ``history``. All figures share one plane,
+    fitted to ``x0`` and ``x1``. ``history.png`` is not written if no step reported a number.
 
     Args:
         bridge: the solution.
-        x0: source rows ``(n, dim)``; trajectories and coupling start in some of them.
-        x1: target rows.
+        x0: source samples ``(n, dim)``; trajectories and coupling start at some of them.
+        x1: target samples.
         history: one mapping per training step, may be empty.
         folder: made if missing.
         seed: of everything simulated for the figures.
@@ -86,7 +86,7 @@ def course_figures(
 
     Args:
         course: the bridges.
-        snapshots: rows at each of its times.
+        snapshots: samples at each of its times.
         histories: of each bridge, one mapping per training step.
         folders: of the figures of the course, then of each bridge; made if missing.
         seed: of everything simulated for the figures.

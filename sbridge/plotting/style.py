@@ -36,9 +36,9 @@ class Clock:
     """The times of a bridge on the axis of the user, with the same colours in all figures of a time course.
 
     Args:
-        origin: the time on that axis when the bridge's own clock shows 0.
-        first: where the axis begins, in the colour of the source.
-        last: where it ends, in the colour of the target.
+        origin: the time on that axis at bridge time 0.
+        first: start of the axis, in the colour of the source.
+        last: end of the axis, in the colour of the target.
     """
 
     origin: float

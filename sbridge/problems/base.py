@@ -23,13 +23,13 @@ class BridgeProblem:
     """The Schrödinger bridge problem: ``min KL(P ‖ R)`` over path measures with ``P_0 = source`` and ``P_T = target``.
 
     Args:
-        source: law at ``t = 0``.
-        target: law at ``t = T``.
+        source: the distribution at ``t = 0``.
+        target: the distribution at ``t = T``.
         reference: ``R``, with its horizon ``T``.
 
     Raises:
-        InvalidInputError: if an end is no law or the reference no process, or if dimensions do not agree, or dtype or
-            device of two sets of samples.
+        InvalidInputError: if an end is not a distribution or the reference is not a process, or if the dimensions
+            differ, or the dtypes or devices of two sets of samples.
     """
 
     source: Law
@@ -94,7 +94,7 @@ def _check_process(value: object, name: str) -> None:
 def unknown_transition(who: str, process: Process, instead: str = "IPF()") -> str | None:
     """Explains why ``who``, which needs closed-form transitions, cannot use ``process``; ``None`` if it is linear.
 
-    One sentence for all solvers; it names the solver that does ``instead``.
+    All solvers use this sentence; ``instead`` names a solver that can use any process.
     """
     if isinstance(process, LinearProcess):
         return None
@@ -119,17 +119,18 @@ def unsampled_end(who: str, problem: BridgeProblem) -> str | None:
 class ControlProblem:
     """Stochastic optimal control: ``min_u E[∫ f(t, X) + ½|u|² dt + g(X_T)]``, ``dX = (b + σu) dt + σ dW``.
 
-    Equivalently ``min KL(P ‖ P*)`` over controlled laws with this start, ``dP*/dR ∝ exp(−∫ f dt − g)`` given ``X_0``.
+    Equivalently ``min KL(P ‖ P*)`` over controlled path measures with this start, ``dP*/dR ∝ exp(−∫ f dt − g)`` given
+    ``X_0``.
 
     Args:
         process: the uncontrolled process ``R``, with its horizon ``T``.
-        start: law at ``t = 0``; one that can be sampled, such as :class:`~sbridge.laws.Point`.
+        start: the distribution at ``t = 0``, which can be sampled, such as :class:`~sbridge.laws.Point`.
         running_cost: ``f(t, x) → (batch,)`` per unit time, called step by step with one ``t``; ``None``: zero.
         terminal_cost: ``g(x) → (batch,)``; ``None``: zero.
         stopping: paths end when they first enter this set, as seen on the stored path; ``None``: never.
 
     Raises:
-        InvalidInputError: if dimensions do not agree, or a cost is no function or returns another shape.
+        InvalidInputError: if the dimensions differ, or a cost is not a function or returns another shape.
         NonFiniteError: if a cost is NaN or infinite at start states.
         UnsupportedError: if the start cannot be sampled.
     """

@@ -1,13 +1,13 @@
 """Sampling from an unnormalised density ``e^{−E}/Z`` as a control problem, and its normaliser.
 
-A process R with a known end law ``r_T`` is steered so that it ends in the density: with the terminal cost
-``g = E + log r_T`` the optimal path law is ``dP*/dR = e^{−E}/(Z r_T)`` at the end state, and ``Z = E_R[e^{−g}]``. From
-a point this is the path-integral sampler (Zhang & Chen 2022, arXiv:2111.15141), from the stationary law of a process
-that forgets it the time-reversed diffusion sampler (Vargas et al. 2023, arXiv:2302.13834; Berner et al. 2022,
-arXiv:2211.01364).
+A process R with a known end distribution ``r_T`` is steered so that it ends in the density: with the terminal cost
+``g = E + log r_T`` the optimal path measure is ``dP*/dR = e^{−E}/(Z r_T)`` at the end state, and ``Z = E_R[e^{−g}]``.
+From a point this is the path-integral sampler (Zhang & Chen 2022, arXiv:2111.15141), from the stationary distribution
+of a process that forgets it the time-reversed diffusion sampler (Vargas et al. 2023, arXiv:2302.13834; Berner et al.
+2022, arXiv:2211.01364).
 
-Weights of paths are ratios of the step kernels of the chain that was simulated, and ``r_T`` is the end law of that
-chain: ``log Z`` has no bias from time steps, however coarse.
+Weights of paths are ratios of the step kernels of the chain that was simulated, and ``r_T`` is the end distribution of
+that chain: ``log Z`` has no bias from time steps, however coarse.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def sampling_problem(target: HasDensity, process: Process, start: Law) -> Contro
 
     Args:
         target: the density, up to its constant.
-        process: R, linear; it has to be stepped exactly, which is the default.
+        process: R, linear; its steps must be exact, which is the default.
         start: a :class:`~sbridge.laws.Point`, or a :class:`~sbridge.laws.Gaussian` that the process forgets until
-            ``T``. Otherwise no control reaches the target exactly (weights put that right).
+            ``T``. For another Gaussian no control reaches the target exactly; weights correct this.
 
     Raises:
         UnsupportedError: for a process that is not linear, another start, or a target without density.

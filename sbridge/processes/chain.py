@@ -231,8 +231,9 @@ def check_growth(process: Process, times: Tensor, direction: Direction) -> None:
     """Checks that a control constant over each step can stabilise a linear process on the grid ``times``.
 
     Where the uncontrolled process grows by ``e^h`` over a step of length ``Δ`` (backward in time a process that reverts
-    to its mean does), a control that keeps a stationary law is ``−2h x/(Δσ)``, and the step multiplies deviations by
-    ``e^h (1 − √(2h(1 − e^{−2h})))``: by less than 1 in magnitude up to ``h = 1.05``, by 3 at 1.5 and by 7 at 2.
+    to its mean does), a control that keeps a stationary distribution is ``−2h x/(Δσ)``, and the step multiplies
+    deviations by ``e^h (1 − √(2h(1 − e^{−2h})))``: by less than 1 in magnitude up to ``h = 1.05``, by 3 at 1.5 and by 7
+    at 2.
 
     Raises:
         InvalidInputError: if these factors, where above 1, multiply to more than :data:`LARGEST_ERROR_GROWTH`.

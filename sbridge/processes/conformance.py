@@ -1,4 +1,4 @@
-"""Checks that a user-defined process satisfies the laws that the package relies on."""
+"""Checks that a user-defined process follows the rules that the package relies on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FRACTIONS = (0.13, 0.29, 0.5, 0.77, 0.94)  # of the horizon: one time a row
 
 
 def check_process(process: Process, dim: int, *, seed: Seed = 0) -> None:
-    """Raises an error if ``process`` violates a law of :class:`Process` or :class:`LinearProcess`.
+    """Raises an error if ``process`` violates a rule of :class:`Process` or :class:`LinearProcess`.
 
     For every process: a positive horizon; ``drift`` of the shape and dtype of its states, in float32 and
     float64; an invertible float64 ``scale``; times of shape ``(batch,)`` mean what single times mean. For a
@@ -33,7 +33,7 @@ def check_process(process: Process, dim: int, *, seed: Seed = 0) -> None:
         seed: of the states.
 
     Raises:
-        InvalidInputError: names the law and says what was found.
+        InvalidInputError: with the rule and the violation.
     """
     trial = _Trial(process, dim, generator_of(seed))
     _check_size(trial)
@@ -63,16 +63,16 @@ class _Trial:
     def states(self, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.randn(_ROWS, self.dim, generator=self.generator, dtype=torch.float64).to(dtype)
 
-    def require(self, *, law: str, holds: bool, found: str) -> None:
+    def require(self, *, rule: str, holds: bool, found: str) -> None:
         if not holds:
-            raise InvalidInputError(f"{type(self.process).__name__} violates the law “{law}”: {found}.")
+            raise InvalidInputError(f"{type(self.process).__name__} violates the rule “{rule}”: {found}.")
 
-    def equal(self, law: str, left: Tensor, right: Tensor, tolerance: float = _TOLERANCE) -> None:
+    def equal(self, rule: str, left: Tensor, right: Tensor, tolerance: float = _TOLERANCE) -> None:
         """Checks ``left = right`` up to ``tolerance`` times the largest entry."""
         size = max(float(left.abs().max()), float(right.abs().max()))
         error = float((left - right).abs().max())
         self.require(
-            law=law,
+            rule=rule,
             holds=error <= tolerance * size,
             found=f"they differ by {error:.2e} at a size of {size:.2e}",
         )
@@ -81,24 +81,24 @@ class _Trial:
 def _check_size(trial: _Trial) -> None:
     horizon, dim = trial.process.horizon, trial.process.dim
     positive = isinstance(horizon, float) and horizon > 0
-    trial.require(law="horizon is a positive float", holds=positive, found=f"it is {shown(horizon)}")
+    trial.require(rule="horizon is a positive float", holds=positive, found=f"it is {shown(horizon)}")
     trial.require(
-        law="dim is None or the dimension of the states", holds=dim in (None, trial.dim), found=f"it is {dim}"
+        rule="dim is None or the dimension of the states", holds=dim in (None, trial.dim), found=f"it is {dim}"
     )
 
 
 def _check_drift(trial: _Trial) -> None:
     process, times = trial.process, trial.times
-    law = "drift has the shape and dtype of its states"
+    rule = "drift has the shape and dtype of its states"
     for dtype in (torch.float32, torch.float64):
         x = trial.states(dtype)
         for t in (float(times[2]), times[2], times):
             value = process.drift(t, x)
             good = value.shape == x.shape and value.dtype == dtype
             trial.require(
-                law=law, holds=good, found=f"{tuple(value.shape)} {value.dtype} for {dtype} states at t = {t}"
+                rule=rule, holds=good, found=f"{tuple(value.shape)} {value.dtype} for {dtype} states at t = {t}"
             )
-        trial.require(law="drift is finite", holds=bool(torch.isfinite(value).all()), found="it is not")
+        trial.require(rule="drift is finite", holds=bool(torch.isfinite(value).all()), found="it is not")
     one_by_one = torch.cat([process.drift(float(t), x[i : i + 1]) for i, t in enumerate(times)])
     trial.equal("drift at times (batch,) is drift row by row", process.drift(times, x), one_by_one)
 
@@ -111,7 +111,7 @@ def _check_scale(trial: _Trial) -> None:
     one_by_one = torch.stack([process.scale(float(t)).expanded(trial.dim) for t in times])
     trial.equal("scale at times (batch,) is scale time by time", together.expanded(trial.dim), one_by_one)
     sound = bool(torch.isfinite(together.log_abs_det(trial.dim)).all())
-    trial.require(law="scale is invertible", holds=sound, found="its determinant is zero or not finite")
+    trial.require(rule="scale is invertible", holds=sound, found="its determinant is zero or not finite")
 
 
 def _check_map(trial: _Trial, name: str, value: LinearMap, t: object) -> None:
@@ -120,9 +120,9 @@ def _check_map(trial: _Trial, name: str, value: LinearMap, t: object) -> None:
     shape, dim = tuple(value.values.shape), trial.dim
     tails = [(dim, dim)] if value.dense else [(1,), (dim,)]
     holds = shape in [leading + tail for tail in tails] and value.values.dtype == torch.float64
-    law = f"{name} is a float64 map with the leading dimensions of the time"
+    rule = f"{name} is a float64 map with the leading dimensions of the time"
     trial.require(
-        law=law,
+        rule=rule,
         holds=holds,
         found=f"shape {shape}, {value.values.dtype}, dense={value.dense} for times {leading}",
     )
@@ -132,8 +132,8 @@ def _check_vector(trial: _Trial, name: str, value: Tensor, t: object, *, full: b
     leading = tuple(t.shape) if isinstance(t, Tensor) else ()
     tails = [(trial.dim,)] if full else [(1,), (trial.dim,)]
     holds = tuple(value.shape) in [leading + tail for tail in tails] and value.dtype == torch.float64
-    law = f"{name} is a float64 vector with the leading dimensions of the time, (dim,) beside a dense map"
-    trial.require(law=law, holds=holds, found=f"shape {tuple(value.shape)}, {value.dtype} for times {leading}")
+    rule = f"{name} is a float64 vector with the leading dimensions of the time, (dim,) beside a dense map"
+    trial.require(rule=rule, holds=holds, found=f"shape {tuple(value.shape)}, {value.dtype} for times {leading}")
 
 
 def _check_coefficients(trial: _Trial, process: LinearProcess) -> None:
@@ -157,7 +157,7 @@ def _check_transition(trial: _Trial, process: LinearProcess) -> None:
     covariance = together[2]
     definite = not bool(torch.linalg.cholesky_ex(covariance).info.any())
     found = "its eigenvalues are not all positive"
-    trial.require(law="transition's covariance is positive definite", holds=definite, found=found)
+    trial.require(rule="transition's covariance is positive definite", holds=definite, found=found)
     trial.equal("transition's covariance is symmetric", covariance, covariance.mT)
 
 
@@ -205,7 +205,7 @@ def _check_small_times(trial: _Trial, process: LinearProcess) -> None:
         # 0.3 rather than 1/4: the next order still shows; below 1e-12 of the size there is only rounding
         holds = after <= 0.3 * before + 1e-12 * float(size)
         found = f"halving Δ took the remainder from {before:.2e} to {after:.2e}"
-        trial.require(law=f"transition's {name} up to O(Δ²)", holds=holds, found=found)
+        trial.require(rule=f"transition's {name} up to O(Δ²)", holds=holds, found=found)
 
 
 def _check_pinned(trial: _Trial, process: LinearProcess) -> None:
@@ -221,8 +221,8 @@ def _check_pinned(trial: _Trial, process: LinearProcess) -> None:
     mean = at_t + _apply(gain, y - _apply(phi_on, at_t) - k_on)
     pinned = process.pinned(times)
     trial.equal("pinned mean is the conditional mean of the Gaussian (X_t, X_T)", pinned.mean(x, y), mean)
-    law = "pinned covariance is the conditional covariance of the Gaussian (X_t, X_T)"
-    trial.equal(law, pinned.covariance.expanded(dim), q - gain @ cross.mT, 1e-6)
+    rule = "pinned covariance is the conditional covariance of the Gaussian (X_t, X_T)"
+    trial.equal(rule, pinned.covariance.expanded(dim), q - gain @ cross.mT, 1e-6)
     at = pinned.sample(x, y, noise)
     trial.equal(
         "pinned.guiding_term is guiding_term at the sampled point",
@@ -244,14 +244,14 @@ def _check_pinned(trial: _Trial, process: LinearProcess) -> None:
             == pinned.conditional_score(*ends).dtype
             == dtype
         )
-        trial.require(law="pinned keeps the dtype of the states", holds=same, found=f"it does not keep {dtype}")
+        trial.require(rule="pinned keeps the dtype of the states", holds=same, found=f"it does not keep {dtype}")
 
 
 def _check_gradients(trial: _Trial, process: LinearProcess) -> None:
     times, x, y = trial.times, trial.states(), trial.states()
     at = x.clone().requires_grad_()
     value = process.log_transition(times, at, process.horizon, y)
-    trial.require(law="log_transition is (batch,)", holds=value.shape == (_ROWS,), found=f"shape {tuple(value.shape)}")
+    trial.require(rule="log_transition is (batch,)", holds=value.shape == (_ROWS,), found=f"shape {tuple(value.shape)}")
     (gradient,) = torch.autograd.grad(value.sum(), at)
     trial.equal(
         "guiding_term is the gradient of log_transition in where it starts", process.guiding_term(times, x, y), gradient
@@ -268,7 +268,7 @@ def _check_gradients(trial: _Trial, process: LinearProcess) -> None:
         == process.conditional_score(times, single, single).dtype
         == torch.float32
     )
-    trial.require(law="pull and push keep the dtype of the states", holds=kept, found="float32 became another")
+    trial.require(rule="pull and push keep the dtype of the states", holds=kept, found="float32 became another")
 
 
 def _dense(law: Transition, dim: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,7 @@ class Checkpoint:
     Args:
         leg: index of the leg in training.
         state: state of its solver, as :meth:`~sbridge.training.State.state_dict` gives it.
-        history: of the leg so far.
+        history: the history of the leg so far.
         run: checksum of the settings and data of the run (:attr:`RunFolder.checksum <sbridge.runs.RunFolder>`).
     """
 
@@ -103,9 +103,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only sets ``signal``, to be read between two steps.
+    """Context in which the first SIGINT or SIGTERM only sets ``signal``, which is read between two steps.
 
-    A second one interrupts at once, with the latest checkpoint as it is. Outside the main thread nothing changes.
+    A second one interrupts at once and leaves the latest checkpoint. Outside the main thread, signals are not changed.
     """
 
     def __init__(self) -> None:
@@ -131,11 +131,11 @@ class StopRequest:
 
 @dataclass
 class History:
-    """Callback that records the reports of steps: all of them up to 2000 steps, every k-th and the latest beyond.
+    """Callback that records the reports of steps: all of them up to 2000 steps, otherwise every k-th and the latest.
 
     Args:
         length: the largest number of steps.
-        rows: what is kept, with the step under ``step``; it grows.
+        rows: the recorded reports, each with its ``step``.
     """
 
     length: int
@@ -153,12 +153,12 @@ class Keeper:
     """Callback that writes checkpoints at intervals in seconds, and when the run is stopped.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         run: checksum of the settings and data of the run.
         leg: index of the leg in training.
-        history: of the leg; called before the keeper.
+        history: the history of the leg; it is called before the keeper.
         every: seconds between checkpoints.
-        stop: asked between steps.
+        stop: checked between steps.
     """
 
     def __init__(self, path: Path, run: str, leg: int, history: History, every: float, stop: StopRequest) -> None:

@@ -9,8 +9,8 @@
     checkpoint.safetensors                while the run is unfinished
 
 Everything is written atomically, so a process may be killed at any moment. Nothing but the report depends on wall
-time: a run that was interrupted and taken up again ends in the same bytes. Only a process that has claimed the folder
-writes to it or removes anything from it: see :meth:`RunFolder.claimed`.
+time: an interrupted and resumed run ends in the same bytes. Only a process that has claimed the folder writes to it or
+removes files from it: see :meth:`RunFolder.claimed`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RunFolder(RunFiles):
         """Claims the folder ``path``, made if it does not exist, and locks out other processes.
 
         Raises:
-            InvalidInputError: if another process is at work in it, or ``path`` is a file.
+            InvalidInputError: if another process uses it, or ``path`` is a file.
             OSError: if the folder cannot be made.
         """
         with claimed(path):
@@ -99,8 +99,8 @@ class ClaimedFolder(RunFolder):
         """Continues an unfinished run with the same settings and inputs.
 
         Raises:
-            InvalidInputError: if ``config`` differs from the one that the run was begun with; versions, the number
-                of threads and the names of the input files may.
+            InvalidInputError: if ``config`` differs from the configuration of the run; versions, the number of threads
+                and the names of input files may differ.
             FileFormatError: if the folder holds no run.
         """
         changed = differences(self.config(), json.loads(dumps(config)))

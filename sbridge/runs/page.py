@@ -61,10 +61,10 @@ def report_page(document: Json, figures: Sequence[Path]) -> str:
 
     Args:
         document: the contents of a run's ``report.json``.
-        figures: PNG files, in the order in which they are shown; those in a sub-folder are of the leg it names.
+        figures: PNG files in the order of the page; a sub-folder holds the figures of the leg that it is named after.
 
     Raises:
-        FileFormatError: if the document is no report of a run.
+        FileFormatError: if the document is not the report of a run.
         OSError: if a figure cannot be read.
     """
     if not isinstance(document, dict) or document.get("format") != FORMAT:

@@ -1,7 +1,7 @@
 """The report of a run as text and JSON: what was fitted, how it scored on held-out samples, how long it took.
 
-The JSON follows :data:`SCHEMA`. Times, memory and versions stand under ``made``; all the rest depends on the inputs,
-the settings and the seed alone.
+The JSON follows :data:`SCHEMA`. Times, memory and versions are under ``made``; everything else depends only on the
+inputs, the settings and the seed.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ class LegReport:
     """Report of one bridge.
 
     Args:
-        start, stop: on the user's time axis.
+        start, stop: times on the axis of the user.
         reference, solver: described by :func:`describe`.
-        last_step: what the last training step reported, with its number under ``step``; empty if there was none.
-        evaluation: scores on held-out rows.
-        certificate: bounds from the same rows, or why there are none.
+        last_step: the report of the last training step, with its number under ``step``; empty if there was none.
+        evaluation: scores on held-out samples.
+        certificate: bounds from the same samples, or the reason why there are none.
     """
 
     start: float
@@ -130,10 +130,10 @@ class RunReport:
 
     Args:
         config: the contents of ``config.json``.
-        choices: made from the data, one sentence each.
+        choices: choices made from the data, one sentence each.
         legs: one for each bridge.
         seconds: wall time of each part of the work.
-        peak_memory: in bytes, if the system says.
+        peak_memory: in bytes, if the system provides it.
     """
 
     config: Json

@@ -68,7 +68,7 @@ class Method(ABC, Generic[P, S, R]):
         """The state of an interrupted run: ``init`` with its seed, then ``load_state_dict``.
 
         Raises:
-            FileFormatError: if ``saved`` is no state of this solver.
+            FileFormatError: if ``saved`` is not a state of this solver.
         """
         seed = saved.get("seed")
         if not isinstance(seed, int):
@@ -82,7 +82,7 @@ class Solver(Method[BridgeProblem, S, Bridge]):
     """Base of all bridge solvers.
 
     Attributes:
-        scaling: how data are scaled for it unless the user says otherwise; of the class, no option.
+        scaling: how data are scaled by default; an attribute of the class, not an option.
     """
 
     problem_type = BridgeProblem

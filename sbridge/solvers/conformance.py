@@ -1,4 +1,4 @@
-"""Checks that a solver of your own keeps the laws that everything else relies on."""
+"""Checks that a solver of your own follows the rules that everything else relies on."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _R = TypeVar("_R")
 
 
 def check_solver(solver: Method[Any, Any, Any], problem: BridgeProblem | ControlProblem, *, seed: Seed = 0) -> None:
-    """Checks that ``solver`` keeps the laws of :class:`~sbridge.solvers.base.Method` on ``problem``.
+    """Checks that ``solver`` follows the rules of :class:`~sbridge.solvers.base.Method` on ``problem``.
 
     A solver is a frozen dataclass. ``refusal`` answers any problem with ``None`` or a sentence. The run ends within
     ``max_steps`` steps, each of which counts one and reports finite numbers. The state is a
     :class:`~sbridge.training.State` whose fields can be saved. Equal seeds give equal bits, and a resumed run goes on
     bit for bit. The bridge runs between the problem's ends in both directions, keeps dtype, can be saved, and does not
-    change when its state is trained on; the same is asked of the controlled process that solves a control problem. The
-    global random state, dtype and number of threads stay as they were.
+    change when its state is trained further. The same holds for the controlled process that solves a control problem.
+    The global random state, dtype and number of threads do not change.
 
-    The solver is run to the end three times, so give it few steps.
+    The solver runs to the end three times, so give it few steps.
 
     Args:
         solver: with hyperparameters that make it quick.
-        problem: one that it can treat.
+        problem: a problem that it can solve.
         seed: of the runs, and of the step at which one is interrupted.
 
     Raises:
-        InvalidInputError: names the law and says what was found.
+        InvalidInputError: with the rule and the violation.
     """
     trial = _Trial(solver, problem, as_seed(seed))
     _check_kind(trial)
@@ -55,10 +55,10 @@ def check_solver(solver: Method[Any, Any, Any], problem: BridgeProblem | Control
     last = _run(trial, trial.begin(), checked=_check_step)
     _check_repeats(trial, last)
     _check_solution(trial, trial.finish(last))
-    law = "the global random state, default dtype and number of threads stay as they were"
+    rule = "the global random state, default dtype and number of threads stay as they were"
     after = _surroundings()
     touched = [name for name, value in before.items() if after[name] != value]
-    trial.require(law=law, holds=not touched, found=f"{', '.join(touched)} changed")
+    trial.require(rule=rule, holds=not touched, found=f"{', '.join(touched)} changed")
 
 
 @dataclass(frozen=True)
@@ -71,37 +71,37 @@ class _Trial:
         seed = derive(self.seed, "run")
         state = self.call("init returns", self.solver.init, self.problem, seed)
         found = f"it returned a {type(state).__name__}"
-        self.require(law="init returns a State", holds=isinstance(state, State), found=found)
-        self.require(law="the state keeps the seed", holds=state.seed == seed, found=f"{state.seed} for {seed}")
-        self.require(law="init returns a state at step 0", holds=state.step == 0, found=f"it is at {state.step}")
+        self.require(rule="init returns a State", holds=isinstance(state, State), found=found)
+        self.require(rule="the state keeps the seed", holds=state.seed == seed, found=f"{state.seed} for {seed}")
+        self.require(rule="init returns a state at step 0", holds=state.step == 0, found=f"it is at {state.step}")
         return state
 
-    def require(self, *, law: str, holds: bool, found: str) -> None:
+    def require(self, *, rule: str, holds: bool, found: str) -> None:
         if not holds:
-            raise InvalidInputError(f"{type(self.solver).__name__} violates the law “{law}”: {found}.")
+            raise InvalidInputError(f"{type(self.solver).__name__} violates the rule “{rule}”: {found}.")
 
-    def equal(self, law: str, left: StateDict, right: StateDict) -> None:
+    def equal(self, rule: str, left: StateDict, right: StateDict) -> None:
         """The same keys and the same bits."""
         keys = sorted({*left, *right})
         wrong = [key for key in keys if key not in left or key not in right or not _equal(left[key], right[key])]
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        self.require(law=law, holds=not wrong, found=f"{', '.join(map(repr, wrong[:5]))}{more} differ")
+        self.require(rule=rule, holds=not wrong, found=f"{', '.join(map(repr, wrong[:5]))}{more} differ")
 
-    def call(self, law: str, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """``function(*args)``, any error of which violates the law."""
+    def call(self, rule: str, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """``function(*args)``, any error of which violates the rule."""
         try:
             return function(*args, **kwargs)
         except Exception as error:
             name, said = type(error).__name__, str(error).rstrip(".")
             raise InvalidInputError(
-                f"{type(self.solver).__name__} violates the law “{law}”: it raised {name}: {said}."
+                f"{type(self.solver).__name__} violates the rule “{rule}”: it raised {name}: {said}."
             ) from error
 
     def finish(self, state: State) -> Bridge | ControlSolution:
         solution = self.call("finish returns", self.solver.finish, self.problem, state)
         kind = Bridge if isinstance(self.problem, BridgeProblem) else ControlSolution
         found = f"it returned a {type(solution).__name__}"
-        self.require(law=f"finish returns a {kind.__name__}", holds=isinstance(solution, kind), found=found)
+        self.require(rule=f"finish returns a {kind.__name__}", holds=isinstance(solution, kind), found=found)
         return solution
 
     def saved(self, state: State) -> StateDict:
@@ -109,16 +109,18 @@ class _Trial:
         saved = self.call("the state can be saved", state.state_dict)
         for key, value in saved.items():
             finite = not isinstance(value, float) or math.isfinite(value)
-            self.require(law="numbers of the state are finite", holds=finite, found=f"{key!r} is {value!r}")
+            self.require(rule="numbers of the state are finite", holds=finite, found=f"{key!r} is {value!r}")
         return saved
 
 
 def _check_kind(trial: _Trial) -> None:
     parameters = getattr(trial.solver, "__dataclass_params__", None)
     frozen = parameters is not None and parameters.frozen
-    trial.require(law="a solver is a frozen dataclass", holds=frozen, found="it is not")
+    trial.require(rule="a solver is a frozen dataclass", holds=frozen, found="it is not")
     steps = trial.call("max_steps returns", trial.solver.max_steps, trial.problem)
-    trial.require(law="max_steps is a number of steps", holds=isinstance(steps, int) and steps >= 0, found=f"{steps!r}")
+    trial.require(
+        rule="max_steps is a number of steps", holds=isinstance(steps, int) and steps >= 0, found=f"{steps!r}"
+    )
 
 
 def _check_refusals(trial: _Trial) -> None:
@@ -127,11 +129,11 @@ def _check_refusals(trial: _Trial) -> None:
     for problem in (own, *others):
         answer = trial.call("refusal answers", trial.solver.refusal, problem)
         sentence = isinstance(answer, str) and answer[:1].isupper() and answer.endswith(".") and " " in answer
-        law = "refusal answers with None or with a sentence"
-        trial.require(law=law, holds=answer is None or sentence, found=f"it said {answer!r}")
+        rule = "refusal answers with None or with a sentence"
+        trial.require(rule=rule, holds=answer is None or sentence, found=f"it said {answer!r}")
         if problem is own:
-            law = "the problem of a trial is one that the solver can treat"
-            trial.require(law=law, holds=answer is None, found=f"it said {answer!r}")
+            rule = "the problem of a trial is one that the solver can treat"
+            trial.require(rule=rule, holds=answer is None, found=f"it said {answer!r}")
 
 
 def _other_bridges(own: BridgeProblem) -> list[BridgeProblem]:
@@ -171,7 +173,7 @@ def _run(
     longest = solver.max_steps(problem)
     while state.step != until and not trial.call("finished answers", solver.finished, problem, state):
         found = f"it is not finished at step {state.step}"
-        trial.require(law=f"a run ends within max_steps = {longest} steps", holds=state.step < longest, found=found)
+        trial.require(rule=f"a run ends within max_steps = {longest} steps", holds=state.step < longest, found=found)
         before = state.step
         state, info = trial.call("step returns", solver.step, problem, state)
         if checked is not None:
@@ -181,10 +183,10 @@ def _run(
 
 def _check_step(trial: _Trial, before: int, state: State, info: Mapping[Any, Any]) -> None:
     found = f"it went from {before} to {state.step}"
-    trial.require(law="a step counts one", holds=state.step == before + 1, found=found)
+    trial.require(rule="a step counts one", holds=state.step == before + 1, found=found)
     for name, value in info.items():
         holds = isinstance(name, str) and isinstance(value, float) and math.isfinite(value)
-        trial.require(law="a step reports finite floats by name", holds=holds, found=f"{name!r} is {value!r}")
+        trial.require(rule="a step reports finite floats by name", holds=holds, found=f"{name!r} is {value!r}")
 
 
 def _check_repeats(trial: _Trial, last: State) -> None:
@@ -199,8 +201,8 @@ def _check_repeats(trial: _Trial, last: State) -> None:
     state = _run(trial, state)
     trial.equal("equal seeds give equal bits", trial.saved(state), end)
     same = all(torch.equal(a, b) for a, b in zip(drawn, _draws(trial, early), strict=True))
-    law = "later steps leave a finished bridge alone"
-    trial.require(law=law, holds=same, found="its draws changed; finish must copy what training changes")
+    rule = "later steps leave a finished bridge alone"
+    trial.require(rule=rule, holds=same, found="its draws changed; finish must copy what training changes")
     other = trial.call("a state can be resumed", solver.resume, problem, _stored(kept))
     when = f"(here after {kept['step']} of {steps} steps)"
     trial.equal(f"a resumed state is the state that was saved {when}", trial.saved(other), kept)
@@ -213,17 +215,17 @@ def _check_solution(trial: _Trial, solution: Bridge | ControlSolution) -> None:
     process = problem.reference if isinstance(problem, BridgeProblem) else problem.process
     kind = "bridge" if isinstance(solution, Bridge) else "solution"
     for name, (measure, direction, start) in _measures(trial, solution).items():
-        law = f"the {kind}'s {name} measure runs {name} from the problem's own end under its reference"
+        rule = f"the {kind}'s {name} measure runs {name} from the problem's own end under its reference"
         holds = measure.direction is direction and measure.start is start and measure.process is process
         found = f"it runs {measure.direction.name.lower()} from {type(measure.start).__name__}"
-        trial.require(law=law, holds=holds, found=found)
+        trial.require(rule=rule, holds=holds, found=found)
         _check_measure(trial, name, measure)
     if isinstance(solution, Bridge):
         again = trial.call("the bridge can be saved", lambda: decode(*encode(solution)))
     else:
         again = replace(solution, measure=replace(solution.measure, control=_saved(trial, solution.control)))
     same = all(torch.equal(a, b) for a, b in zip(_draws(trial, solution), _draws(trial, again), strict=True))
-    trial.require(law=f"a saved {kind} draws the same", holds=same, found="its draws differ")
+    trial.require(rule=f"a saved {kind} draws the same", holds=same, found="its draws differ")
 
 
 def _saved(trial: _Trial, control: Control) -> Control:
@@ -249,17 +251,17 @@ def _check_measure(trial: _Trial, name: str, measure: PathMeasure) -> None:
         ends = trial.call(f"the {name} measure draws ends", measure.transport, x, seed=0)
         found = f"for {dtype} {tuple(x.shape)}: {ends.dtype} {tuple(ends.shape)}"
         holds = ends.shape == x.shape and ends.dtype == dtype and bool(ends.isfinite().all())
-        trial.require(law=f"the {name} measure draws finite ends like its rows", holds=holds, found=found)
+        trial.require(rule=f"the {name} measure draws finite ends like its rows", holds=holds, found=found)
         if measure.control is None:
             continue
         batch = torch.full((len(x),), middle, dtype=torch.float64)
         u, together = (trial.call(f"the {name} control answers", measure.control, t, x) for t in (middle, batch))
         found = f"for {dtype} {tuple(x.shape)}: {u.dtype} {tuple(u.shape)}"
         holds = u.shape == x.shape and u.dtype == dtype and bool(u.isfinite().all())
-        trial.require(law=f"the {name} control is finite and like its rows", holds=holds, found=found)
+        trial.require(rule=f"the {name} control is finite and like its rows", holds=holds, found=found)
         close = torch.allclose(u, together, rtol=1e-4, atol=1e-4 * float(u.abs().max()))
-        law = f"the {name} control at times (batch,) is the control time by time"
-        trial.require(law=law, holds=close, found=f"they differ by {float((u - together).abs().max()):.2e}")
+        rule = f"the {name} control at times (batch,) is the control time by time"
+        trial.require(rule=rule, holds=close, found=f"they differ by {float((u - together).abs().max()):.2e}")
 
 
 def _rows(trial: _Trial, measure: PathMeasure) -> Tensor:

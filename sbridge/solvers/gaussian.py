@@ -67,18 +67,18 @@ class GaussianKernel:
 class GaussianBridge(Solver[State]):
     """Closed form for Gaussian ends under a linear reference (see :class:`~sbridge.exact.GaussianCoupling`).
 
-    Sampled ends are replaced by the Gaussians of their means and covariances: the solution then transports the
-    sources by the best affine map plus noise, which is a baseline for non-Gaussian data, not their bridge.
+    Ends given by samples are replaced by Gaussians with the same means and covariances. The solution transports samples
+    by the best affine map plus noise. For non-Gaussian data it is a baseline, not their bridge.
 
-    With both ends whitened by the noise of the reference, covariances ``A`` (of the source, moved by it) and ``B``, the
-    plan sends ``x`` to ``N(S x + k, S)``, where ``S A S + S = B`` (Bunne et al. 2023, arXiv:2202.05722).
+    If both ends are whitened by the noise of the reference and have covariances ``A`` (of the transported source) and
+    ``B``, the plan sends ``x`` to ``N(S x + k, S)``, where ``S A S + S = B`` (Bunne et al. 2023, arXiv:2202.05722).
 
     Args:
         grid: time grid on which the solution is simulated.
 
     Raises:
         UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
-        InvalidInputError: for rows whose covariance is singular.
+        InvalidInputError: for samples with a singular covariance.
     """
 
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(100))
@@ -93,7 +93,7 @@ class GaussianBridge(Solver[State]):
         for law in (problem.source, problem.target):
             if not isinstance(law, (Gaussian, Samples)):
                 return (
-                    f"GaussianBridge needs Gaussian or sampled ends, got {type(law).__name__}: draw rows from it first."
+                    f"GaussianBridge needs Gaussians or samples, got {type(law).__name__}: draw samples from it first."
                 )
         return None
 
@@ -163,7 +163,7 @@ def span_fewer(rows: Tensor) -> bool:
 def is_singular(mean: Tensor, covariance: Tensor) -> bool:
     """Whether a column is constant, or the correlations have an eigenvalue 0, to rounding.
 
-    A Cholesky root is no test: half of the covariances that are singular have one, since pivots round too.
+    A Cholesky root is not a sufficient test: because of rounding, half of the singular covariances have one.
     """
     deviations, rounding = covariance.diagonal().sqrt(), 10 * torch.finfo(covariance.dtype).eps
     if not bool((deviations > rounding * mean.abs()).all()):

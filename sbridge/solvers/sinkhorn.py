@@ -1,4 +1,4 @@
-"""The plug-in bridge: the exact Schrödinger bridge between two empirical laws, from Sinkhorn's potentials."""
+"""The plug-in bridge: the exact Schrödinger bridge between two empirical distributions, from Sinkhorn's potentials."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class SinkhornBridgeState(State):
     """The state of the iteration.
 
     Attributes:
-        static: the problem of the rows that carry potentials.
-        iteration: potentials, level of ε, and what Sinkhorn's iteration measures.
+        static: the static problem between the samples of the iteration.
+        iteration: potentials, level of ε, and measures of convergence.
     """
 
     static: Derived[EntropicProblem]
@@ -47,24 +47,26 @@ class SinkhornBridgeState(State):
 @register
 @dataclass(frozen=True)
 class SinkhornBridge(Solver[SinkhornBridgeState]):
-    """The exact bridge between the two empirical laws, under any linear reference.
+    """The exact bridge between the two empirical distributions, under any linear reference.
 
     Whitened by the reference, ``x̄ = Q_T^{−½} m(T | 0, x)`` and ``ȳ = Q_T^{−½} y``, the static problem is entropic
     optimal transport with ε = 1; Sinkhorn's potentials give plan, controls and both processes in closed form. End
-    points are always training rows: nothing is learned, and nothing is generalised, about the target.
+    points are always training samples; the bridge does not generalise.
 
     Args:
-        max_rows: rows a side that carry potentials; of larger sets a random subset does, and the potentials of all
-            other rows follow by one c-transform (cost ``O(n · max_rows)``), so that every row can still be reached.
+        max_rows: largest number of samples per end in Sinkhorn's iteration. Larger sets use a random subset; the
+            potentials of the other samples follow by one c-transform (cost ``O(n · max_rows)``), so that paths can end
+            at every sample.
         sinkhorn: tolerance and limits of the iteration.
         grid: time grid on which the solution is simulated; finer towards both ends by default.
 
-    Memory: one ``max_rows × max_rows`` array of the rows' dtype while fitting.
+    Memory: one ``max_rows × max_rows`` array of the dtype of the samples while fitting.
 
     Raises:
         InvalidInputError: for an option of another kind or out of its range.
         UnsupportedError: by ``solve`` and ``fit``, with what :meth:`refusal` says.
-        InvalidInputError: by them, if ε is so small that the plan degenerates; the message says the smallest workable.
+        InvalidInputError: by ``solve`` and ``fit``, if ε is so small that the plan degenerates; the message gives the
+            smallest workable ε.
     """
 
     max_rows: int = 10_000
@@ -82,7 +84,9 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
             return unknown
         for law in (problem.source, problem.target):
             if not isinstance(law, Samples):
-                return f"SinkhornBridge needs samples at both ends, got {type(law).__name__}: draw rows from it first."
+                return (
+                    f"SinkhornBridge needs samples at both ends, got {type(law).__name__}: draw samples from it first."
+                )
         return None
 
     def max_steps(self, problem: BridgeProblem) -> int:
@@ -135,7 +139,7 @@ def _logits(end: Samples, potential: Tensor) -> Tensor:
 def _ends(problem: BridgeProblem) -> tuple[Samples, Samples]:
     source, target = problem.source, problem.target
     if not (isinstance(source, Samples) and isinstance(target, Samples)):
-        raise UnsupportedError("SinkhornBridge needs samples at both ends: draw rows from the laws first.")
+        raise UnsupportedError("SinkhornBridge needs samples at both ends: draw samples from the ends first.")
     return source, target
 
 

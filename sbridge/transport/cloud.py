@@ -25,7 +25,7 @@ class Cloud:
     """Probabilities ``w_j(x) ∝ exp(ℓ_j − |x−y_j|²/2v)`` over points ``y_j``, for any ``x`` and variance ``v``.
 
     With Sinkhorn's potential, ``ℓ_j = g_j/ε + log b_j``, the row ``w(x)`` at ``v = ε`` is the entropic plan
-    given ``x``; at ``v = ε(1 − t/T)`` it is the law of the plug-in bridge's end point given its state at t.
+    given ``x``; at ``v = ε(1 − t/T)`` it is the distribution of the plug-in bridge's end point given its state at t.
 
     Exponents are formed in float64 and shifted before they are cast: ``|x|²/v`` is of order 10⁴ in real data,
     where float32 would lose three digits. A pass over n × m costs little more than the product of the two

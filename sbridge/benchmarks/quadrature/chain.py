@@ -35,8 +35,8 @@ class LineSolution:
         energy: ``E ΣΔ u*²``.
         control: ``u*``, constant between knots.
         nodes: points of the line, shape ``(n,)``.
-        masses: the optimal law of the states of paths that have not ended, as masses at the nodes, ``(N + 1, n)``.
-            The first row, a point mass, is left zero.
+        masses: the optimal distribution of the states of paths that have not ended, as masses at the nodes,
+            ``(N + 1, n)``. The first row, a point mass, is left zero.
     """
 
     tilted: float
@@ -74,7 +74,7 @@ class ChainOnLine:
         """Computes the values backward, then the distribution forward.
 
         Raises:
-            InvalidInputError: if the optimal law leaves the interval.
+            InvalidInputError: if the optimal distribution leaves the interval.
             NotConvergedError: if the Bellman minimisation has no unique solution, at steps that are far too long.
         """
         problem, times = self.problem, self.grid.times(self.problem.process.horizon)

@@ -50,8 +50,8 @@ class Costs:
 
         Args:
             paths: any.
-            alive: as :meth:`StoppingSet.alive` gives it: then steps count while a path lives, and ``g`` is taken at
-                the first state after that.
+            alive: the result of :meth:`StoppingSet.alive`: steps count until the path is stopped, and ``g`` is
+                evaluated at the first stopped state.
         """
         chain, total = paths.chain, torch.zeros((), dtype=torch.float64, device=paths.x.device)
         if self.running is not None:
@@ -83,7 +83,7 @@ class Costs:
 def hides_gradient(function: TerminalCost, x: Tensor) -> bool:
     """Returns whether a function ``(batch, dim) → (batch,)`` depends on its states without a gradient in torch.
 
-    Tried at states scattered about ``x``, so that a step function is not taken for a constant.
+    It is tried at random states around ``x``, so that a step function is not mistaken for a constant.
     """
     rows = x.repeat(_SCATTER, 1)
     rows = rows + (1.0 + rows.abs()) * torch.randn(rows.shape, generator=generator(0)).to(rows)

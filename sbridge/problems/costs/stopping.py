@@ -23,9 +23,9 @@ class BridgeCorrection:
     """A correction that counts hits between grid points, with their Brownian-bridge probability.
 
     Between levels ``l, l' < 0`` at the ends of a step the level, taken as linear in ``x`` there, is a Brownian bridge
-    of variance ``|Lᵀ∇l|²`` and crosses zero with probability ``exp(−2 l l'/|Lᵀ∇l|²)`` (Baldi 1995). The law of that
-    bridge does not depend on the control of the step, so importance weights stay what they are. Without it hits are
-    seen at grid points only, and hitting times are late by ``O(√Δ)``.
+    of variance ``|Lᵀ∇l|²`` and crosses zero with probability ``exp(−2 l l'/|Lᵀ∇l|²)`` (Baldi 1995). The distribution of
+    that bridge does not depend on the control of the step, so importance weights do not change. Without the correction,
+    hits are detected at grid points only, and hitting times are late by ``O(√Δ)``.
     """
 
     def hits(self, paths: Paths, level: Level, levels: Tensor, seed: int) -> Tensor:
@@ -44,7 +44,7 @@ class BridgeCorrection:
 @register
 @dataclass(frozen=True, eq=False)
 class StoppingSet:
-    """A set in which paths end: after the first entry into ``{inside ≥ 0}`` costs, control and noise do not count.
+    """A set in which paths stop: after the first entry into ``{inside ≥ 0}``, costs, control and noise do not count.
 
     Args:
         inside: signed level ``x (batch, dim) → (batch,)`` in any unit, like a signed distance near the boundary.
@@ -58,7 +58,7 @@ class StoppingSet:
         """Returns whether a path is not yet stopped at the time of each state, shape ``(N + 1, batch)``.
 
         Args:
-            paths: as they were simulated, beyond the hitting time too.
+            paths: simulated paths, which continue beyond the hitting time.
             seed: of the correction's uniform numbers.
 
         Raises:

@@ -4,8 +4,8 @@ In coordinates ``x̃, ỹ`` that keep ``x̃·ỹ`` (up to terms of one end alone
 
     π(y | x) = v(ỹ) e^{x̃·ỹ} / Z(x̃)      v = Σ_k e^{a_k} N(ỹ; m_k, S_k)      Z = Σ_k exp(a_k + m_k·x̃ + ½ x̃ᵀS_k x̃)
 
-(Korotin et al. 2024, arXiv:2310.01174): component ``k`` sends ``x`` to ``N(m_k + S_k x̃, S_k)``. If all components equal
-the Gaussian bridge in some coordinates, ``v`` is a product, and the other coordinates can be fitted alone.
+(Korotin et al. 2024, arXiv:2310.01174): component ``k`` sends ``x`` to ``N(m_k + S_k x̃, S_k)``. If all components
+equal the Gaussian bridge in some coordinates, ``v`` is a product, and the other coordinates can be fitted alone.
 """
 
 from __future__ import annotations

@@ -16,27 +16,12 @@ from sbridge import (
     solvers as solvers,
     transport as transport,
 )
-from sbridge.controls import (
-    networks as networks,
-)
-from sbridge.data import (
-    datasets as datasets,
-)
-from sbridge.diffusion import (
-    generate as generate,
-    reversal_problem as reversal_problem,
-    samplers as samplers,
-)
-from sbridge.diffusion.exact import (
-    ExactScore as ExactScore,
-)
-from sbridge.diffusion.training import (
-    ScoreMatching as ScoreMatching,
-)
-from sbridge.errors import (
-    SbridgeError as SbridgeError,
-    SbridgeWarning as SbridgeWarning,
-)
+from sbridge.controls import networks as networks
+from sbridge.data import datasets as datasets
+from sbridge.diffusion import generate as generate, reversal_problem as reversal_problem, samplers as samplers
+from sbridge.diffusion.exact import ExactScore as ExactScore
+from sbridge.diffusion.training import ScoreMatching as ScoreMatching
+from sbridge.errors import SbridgeError as SbridgeError, SbridgeWarning as SbridgeWarning
 from sbridge.evaluation import (
     certify as certify,
     evaluate as evaluate,
@@ -52,9 +37,7 @@ from sbridge.fitting import (
     fit_course as fit_course,
     solve as solve,
 )
-from sbridge.identities import (
-    verify as verify,
-)
+from sbridge.identities import verify as verify
 from sbridge.laws import (
     Density as Density,
     Gaussian as Gaussian,
@@ -62,17 +45,8 @@ from sbridge.laws import (
     Point as Point,
     Samples as Samples,
 )
-from sbridge.laws.scaling import (
-    CommonScale as CommonScale,
-    NoScaling as NoScaling,
-    PerCoordinate as PerCoordinate,
-)
-from sbridge.measures import (
-    PathMeasure as PathMeasure,
-    Paths as Paths,
-    log_ratio as log_ratio,
-    path_kl as path_kl,
-)
+from sbridge.laws.scaling import CommonScale as CommonScale, NoScaling as NoScaling, PerCoordinate as PerCoordinate
+from sbridge.measures import PathMeasure as PathMeasure, Paths as Paths, log_ratio as log_ratio, path_kl as path_kl
 from sbridge.problems import (
     BridgeProblem as BridgeProblem,
     ControlProblem as ControlProblem,
@@ -93,52 +67,20 @@ from sbridge.solutions import (
     load as load,
     load_control as load_control,
 )
-from sbridge.solvers.adjoint_bridge import (
-    AdjointBridge as AdjointBridge,
-)
-from sbridge.solvers.control import (
-    starts as starts,
-)
-from sbridge.solvers.control.adjoint import (
-    AdjointMatching as AdjointMatching,
-)
-from sbridge.solvers.control.entropy import (
-    RelativeEntropy as RelativeEntropy,
-)
-from sbridge.solvers.control.ratios import (
-    CrossEntropy as CrossEntropy,
-    LogVariance as LogVariance,
-    Moment as Moment,
-)
-from sbridge.solvers.control.reciprocal import (
-    ReciprocalAdjointMatching as ReciprocalAdjointMatching,
-)
-from sbridge.solvers.gaussian import (
-    GaussianBridge as GaussianBridge,
-)
-from sbridge.solvers.imf import (
-    IMF as IMF,
-)
-from sbridge.solvers.ipf import (
-    IPF as IPF,
-)
-from sbridge.solvers.matched import (
-    MatchedBridge as MatchedBridge,
-)
-from sbridge.solvers.mixture import (
-    MixtureBridge as MixtureBridge,
-)
-from sbridge.solvers.sinkhorn import (
-    SinkhornBridge as SinkhornBridge,
-)
-from sbridge.storage.registry import (
-    register as register,
-)
-from sbridge.time import (
-    TimeGrid as TimeGrid,
-)
-from sbridge.training import (
-    Optimisation as Optimisation,
-)
+from sbridge.solvers.adjoint_bridge import AdjointBridge as AdjointBridge
+from sbridge.solvers.control import starts as starts
+from sbridge.solvers.control.adjoint import AdjointMatching as AdjointMatching
+from sbridge.solvers.control.entropy import RelativeEntropy as RelativeEntropy
+from sbridge.solvers.control.ratios import CrossEntropy as CrossEntropy, LogVariance as LogVariance, Moment as Moment
+from sbridge.solvers.control.reciprocal import ReciprocalAdjointMatching as ReciprocalAdjointMatching
+from sbridge.solvers.gaussian import GaussianBridge as GaussianBridge
+from sbridge.solvers.imf import IMF as IMF
+from sbridge.solvers.ipf import IPF as IPF
+from sbridge.solvers.matched import MatchedBridge as MatchedBridge
+from sbridge.solvers.mixture import MixtureBridge as MixtureBridge
+from sbridge.solvers.sinkhorn import SinkhornBridge as SinkhornBridge
+from sbridge.storage.registry import register as register
+from sbridge.time import TimeGrid as TimeGrid
+from sbridge.training import Optimisation as Optimisation
 
 __version__: str

@@ -87,10 +87,7 @@ class Callback(Protocol):
 
 
 def run_loop(
-    step: Callable[[_S], tuple[_S, Info]],
-    state: _S,
-    finished: Callable[[_S], bool],
-    callbacks: Sequence[Callback] = (),
+    step: Callable[[_S], tuple[_S, Info]], state: _S, finished: Callable[[_S], bool], callbacks: Sequence[Callback] = ()
 ) -> _S:
     """``state ← step(state)`` until ``finished(state)``; returns the last state.
 

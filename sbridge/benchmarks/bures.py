@@ -15,13 +15,7 @@ _NUMBERS = 2**22  # draws × dim that are held at a time
 
 
 def conditional_uvp(
-    measure: PathMeasure,
-    x: Tensor,
-    moments: tuple[Tensor, Tensor],
-    variance: float,
-    *,
-    seed: Seed,
-    draws: int = 1000,
+    measure: PathMeasure, x: Tensor, moments: tuple[Tensor, Tensor], variance: float, *, seed: Seed, draws: int = 1000
 ) -> Tensor:
     """Computes ``100 · BW²(N̂_x, N_x) / (½ tr Var)`` in percent for each row of ``x``; its mean is cBW²-UVP.
 

@@ -11,18 +11,7 @@ from typing import Annotated, Union
 import tyro
 
 from sbridge.cli.benchmark_commands import Benchmark
-from sbridge.cli.commands import (
-    Command,
-    Control,
-    Demo,
-    Diffuse,
-    Evaluate,
-    Fit,
-    Plot,
-    Report,
-    Sample,
-    Verify,
-)
+from sbridge.cli.commands import Command, Control, Demo, Diffuse, Evaluate, Fit, Plot, Report, Sample, Verify
 from sbridge.cli.early import check_words
 from sbridge.cli.names import NOISING, REFERENCES, SOLVERS
 from sbridge.cli.options import SCORE_MATCHING, Automatic, constructors, load_class, reference_options, solver_class

@@ -245,12 +245,7 @@ class NetworkControl(nn.Module):
 
 
 def seeded_control(
-    recipe: NetworkRecipe,
-    dim: int,
-    horizon: float,
-    output_scale: float,
-    seed: Seed,
-    input_scale: float = 1.0,
+    recipe: NetworkRecipe, dim: int, horizon: float, output_scale: float, seed: Seed, input_scale: float = 1.0
 ) -> NetworkControl:
     """Makes a :class:`NetworkControl` whose initial weights follow from ``seed``.
 

@@ -19,13 +19,7 @@ from sbridge.errors import check_at_least
 from sbridge.laws import Samples
 from sbridge.measures import PathMeasure
 from sbridge.objectives.reversal import reversal_action
-from sbridge.objectives.score_matching import (
-    checked_score,
-    denoising,
-    implicit,
-    likelihood_units,
-    noise_units,
-)
+from sbridge.objectives.score_matching import checked_score, denoising, implicit, likelihood_units, noise_units
 from sbridge.processes import LinearProcess
 from sbridge.processes.base import Time
 from sbridge.storage.registry import register

@@ -21,14 +21,8 @@ from sbridge.evaluation.control import (
     objective_and_value as objective_and_value,
     signal_to_noise as signal_to_noise,
 )
-from sbridge.evaluation.normaliser import (
-    WeightedSamples as WeightedSamples,
-    log_normaliser as log_normaliser,
-)
-from sbridge.evaluation.progress import (
-    Watcher as Watcher,
-    watched as watched,
-)
+from sbridge.evaluation.normaliser import WeightedSamples as WeightedSamples, log_normaliser as log_normaliser
+from sbridge.evaluation.progress import Watcher as Watcher, watched as watched
 from sbridge.evaluation.report import (
     SCHEMA as SCHEMA,
     Column as Column,
@@ -37,10 +31,5 @@ from sbridge.evaluation.report import (
     Score as Score,
     Task as Task,
 )
-from sbridge.evaluation.scorer import (
-    EvaluationBudget as EvaluationBudget,
-)
-from sbridge.evaluation.scores import (
-    evaluate as evaluate,
-    score_at as score_at,
-)
+from sbridge.evaluation.scorer import EvaluationBudget as EvaluationBudget
+from sbridge.evaluation.scores import evaluate as evaluate, score_at as score_at

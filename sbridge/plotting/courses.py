@@ -50,12 +50,7 @@ def trajectories(
 
 
 def course_trajectories(
-    course: Course,
-    starts: Tensor,
-    *,
-    seed: Seed,
-    ax: Axes | None = None,
-    projection: Projection | None = None,
+    course: Course, starts: Tensor, *, seed: Seed, ax: Axes | None = None, projection: Projection | None = None
 ) -> Axes:
     """Draws paths through all bridges of a time course, each from the end of the previous one, as :func:`trajectories`.
 

@@ -162,12 +162,7 @@ def _score_panels(
 
 
 def reversals(
-    bridge: Bridge,
-    *,
-    seed: Seed,
-    ax: Axes | None = None,
-    projection: Projection | None = None,
-    n: int = 600,
+    bridge: Bridge, *, seed: Seed, ax: Axes | None = None, projection: Projection | None = None, n: int = 600
 ) -> Axes:
     """Draws trajectories back from the prior with and without the score, from the same starts and noise.
 

@@ -72,9 +72,7 @@ class _Trial:
         size = max(float(left.abs().max()), float(right.abs().max()))
         error = float((left - right).abs().max())
         self.require(
-            rule=rule,
-            holds=error <= tolerance * size,
-            found=f"they differ by {error:.2e} at a size of {size:.2e}",
+            rule=rule, holds=error <= tolerance * size, found=f"they differ by {error:.2e} at a size of {size:.2e}"
         )
 
 
@@ -122,9 +120,7 @@ def _check_map(trial: _Trial, name: str, value: LinearMap, t: object) -> None:
     holds = shape in [leading + tail for tail in tails] and value.values.dtype == torch.float64
     rule = f"{name} is a float64 map with the leading dimensions of the time"
     trial.require(
-        rule=rule,
-        holds=holds,
-        found=f"shape {shape}, {value.values.dtype}, dense={value.dense} for times {leading}",
+        rule=rule, holds=holds, found=f"shape {shape}, {value.values.dtype}, dense={value.dense} for times {leading}"
     )
 
 

@@ -11,15 +11,7 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError, shown
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Time, Transition, check_horizon
-from sbridge.processes.coefficients import (
-    Coefficient,
-    as_invertible,
-    as_vector,
-    clock,
-    common_dim,
-    identity,
-    interval,
-)
+from sbridge.processes.coefficients import Coefficient, as_invertible, as_vector, clock, common_dim, identity, interval
 from sbridge.processes.schedules import LinearSchedule, Schedule
 from sbridge.storage.registry import register
 

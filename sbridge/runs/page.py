@@ -16,10 +16,7 @@ from sbridge.storage.documents import Json
 
 FIGURES = {
     "trajectories": ("Trajectories", "Simulated paths from source samples, coloured by time."),
-    "reversal": (
-        "With and without the score",
-        "With the score, paths run back to the data; without it they do not.",
-    ),
+    "reversal": ("With and without the score", "With the score, paths run back to the data; without it they do not."),
     "marginals": (
         "Distributions through time",
         "Samples of the state at several times, from the first end to the last.",

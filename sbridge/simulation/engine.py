@@ -82,11 +82,7 @@ def reversible_heun(equation: IndexEquation, x0: Tensor, increment: Callable[[in
 
 
 def reversible_heun_adjoint(
-    equation: IndexEquation,
-    x0: Tensor,
-    increment: Callable[[int], Tensor],
-    steps: int,
-    parameters: tuple[Tensor, ...],
+    equation: IndexEquation, x0: Tensor, increment: Callable[[int], Tensor], steps: int, parameters: tuple[Tensor, ...]
 ) -> Tensor:
     """Computes the same state, with a backward pass that reconstructs the path (ibid.)."""
     return torchsde.sdeint_adjoint(

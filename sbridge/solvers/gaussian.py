@@ -124,10 +124,7 @@ class GaussianBridge(Solver[State]):
                 self.grid,
                 end_kernel=GaussianKernel(coupling, direction),
             )
-            for direction, start in (
-                (Direction.FORWARD, problem.source),
-                (Direction.BACKWARD, problem.target),
-            )
+            for direction, start in ((Direction.FORWARD, problem.source), (Direction.BACKWARD, problem.target))
         )
         return Bridge(forward, backward)
 

@@ -14,14 +14,7 @@ from sbridge.transport.maps import (
     exact_maps,
     gaussian_map,
 )
-from sbridge.transport.plans import (
-    entropic_plan,
-    epsilon_of,
-    exact_cost,
-    exact_plan,
-    regularisation,
-    sliced_cost,
-)
+from sbridge.transport.plans import entropic_plan, epsilon_of, exact_cost, exact_plan, regularisation, sliced_cost
 from sbridge.transport.sinkhorn import (
     EntropicProblem,
     Sinkhorn,

@@ -118,15 +118,7 @@ def entropic_plan(
         import ot  # takes seconds, with scikit-learn and pandas: not before it is needed
 
         plan, log = ot.bregman.sinkhorn_log(
-            a,
-            b,
-            cost,
-            regularisation(level),
-            numItermax=count,
-            stopThr=0,
-            log=True,
-            warn=False,
-            warmstart=start,
+            a, b, cost, regularisation(level), numItermax=count, stopThr=0, log=True, warn=False, warmstart=start
         )
         log_scaling: Tensor = log["log_u"]  # type: ignore[assignment]
         potential = level * (log_scaling - a.log())

@@ -44,9 +44,7 @@ class LimitOnLine:
     def __post_init__(self) -> None:
         process, x = self.problem.process, self._inner
         coefficients = [
-            torch.cat(
-                [self._drift(t, x), self.problem.running_at(t, x), process.scale(t).values.reshape(-1).double()],
-            )
+            torch.cat([self._drift(t, x), self.problem.running_at(t, x), process.scale(t).values.reshape(-1).double()])
             for t in (0.0, process.horizon)
         ]
         if not torch.equal(*coefficients):

@@ -1,13 +1,6 @@
 """Costs of a control problem, quadratic costs, and sets on which paths stop."""
 
-from sbridge.problems.costs.base import (
-    WITHOUT_GRADIENTS,
-    Costs,
-    RunningCost,
-    TerminalCost,
-    checked,
-    hides_gradient,
-)
+from sbridge.problems.costs.base import WITHOUT_GRADIENTS, Costs, RunningCost, TerminalCost, checked, hides_gradient
 from sbridge.problems.costs.quadratic import Quadratic
 from sbridge.problems.costs.stopping import BridgeCorrection, StoppingSet
 

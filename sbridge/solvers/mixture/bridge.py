@@ -177,12 +177,7 @@ class MixtureBridge(Solver["MixtureState"]):
         cloud = Cloud(rows, logits if weights is None else logits + weights.double().log())
         far = FarEnd(reference, cloud, Direction.BACKWARD)
         backward = PathMeasure(
-            reference,
-            PlugInControl(far),
-            problem.target,
-            Direction.BACKWARD,
-            self.grid,
-            end_kernel=PlugInKernel(far),
+            reference, PlugInControl(far), problem.target, Direction.BACKWARD, self.grid, end_kernel=PlugInKernel(far)
         )
         return Bridge(forward, backward)
 

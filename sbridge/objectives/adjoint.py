@@ -53,6 +53,52 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Co
     return adjoint
 
 
+def pathwise_adjoint(paths: Paths, costs: Costs, control: Control) -> Tensor:
+    """Computes the gradient ``a_k`` of ``−log α`` from step ``k`` on, noise held fixed, shape ``(N + 1, batch, dim)``.
+
+    ``a_N = ∇g(x_N)``, ``a_k = ∇_x [m_k(x)·a_{k+1} + √Δ L u·a_{k+1} + Δ (f + ½|u|²) + √Δ u·ξ_k]`` at ``x = x_k``, the
+    step and the costs of the controlled chain, by one vector–Jacobian product a step. Where the uncontrolled process
+    spreads and the controlled one does not, it stays small where the lean adjoint grows; and at the optimum
+    ``−log α = V(x_k)`` on every path, so ``a_k = ∇V(x_k)`` has no variance. Away from it, it is the right gradient
+    under weights ``α`` (:func:`tempered_targets`).
+
+    Args:
+        paths: of ``control``.
+        costs: running and terminal cost.
+        control: ``u``, differentiable.
+
+    Raises:
+        UnsupportedError: with a stopping set.
+    """
+    if costs.stopping is not None:
+        raise UnsupportedError(
+            f"the adjoint state ignores that a stopping time moves: with a stopping set use {WITHOUT_GRADIENTS}."
+        )
+    chain, states = paths.chain, paths.x.detach()
+    adjoint = torch.empty_like(states)
+    adjoint[-1] = a = terminal_gradient(states[-1], costs)
+    for k in reversed(range(chain.length)):
+        t, width = chain.step_times[k], chain.root_durations[k]
+
+        def ahead(x: Tensor, k: int = k, t: float = t, width: float = width, a: Tensor = a) -> Tensor:
+            u = control(t, x)
+            cost = width * width * (costs.rate(t, x) + 0.5 * u.square().sum(1)) + width * (u * paths.noise[k]).sum(1)
+            return (chain.move(k, x, u) * a).sum(1) + cost
+
+        adjoint[k] = a = a + gradient(states[k], ahead)
+    return adjoint
+
+
+def tempered_targets(paths: Paths, adjoint: Tensor, power: float) -> Tensor:
+    """Computes ``(1 − b) u_n − b L_kᵀ a_{k+1}/√Δ_k``, shape ``(N, batch, dim)``.
+
+    With ``P_n`` the measure of the paths, ``u_n`` their control and ``a`` the pathwise adjoint, its mean given ``x_k``
+    under ``P_{n+1} ∝ P_n α^b`` is the control of ``P_{n+1}``, ``u_n + E[ξ_k | x_k]/√Δ_k``, exactly for the chain: by
+    Gaussian integration by parts ``E[ξ_k | x_k] = −b E[√Δ_k u_n + L_kᵀ a_{k+1} | x_k]``.
+    """
+    return (1.0 - power) * paths.v + power * adjoint_targets(paths.chain, adjoint)
+
+
 def terminal_gradient(x: Tensor, costs: Costs) -> Tensor:
     """Computes ``∇g(x)``, shape ``(batch, dim)``."""
     return gradient(x, costs.end)

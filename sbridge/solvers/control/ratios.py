@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ from sbridge.objectives.control import (
 )
 from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
+from sbridge.solvers.control.adjoint import Replay, keep_rows
 from sbridge.solvers.control.base import ControlSolver, ControlState
+from sbridge.solvers.control.trust_region import TrustRegion, check_one_pace, without_start
 from sbridge.storage.registry import register
 from sbridge.training import Info
 
@@ -34,15 +36,58 @@ class LogVariance(ControlSolver):
     ``Var Ỹ`` of the log density of the optimal path law against the controlled one. Its gradient vanishes path by path
     at the optimum, so accuracy is not limited by Monte Carlo noise there.
 
+    With a trust region (Blessing et al. 2025, arXiv:2508.12511) paths of the control ``u_n`` serve for several updates,
+    whose target is ``P_{n+1} ∝ P_n α^b``, tempered so that it is within ``max_kl`` nats of the measure ``P_n`` of the
+    paths. The loss is the variance of ``log dP_{n+1}/dP^u = Ỹ − (1 − b) log α``, less what the start alone decides.
+
     Args:
         optimisation: ``batch`` is the number of paths of an update.
+        trust_region: ``None``: fresh paths for every update, and the whole terminal cost at once. It takes the place of
+            ``annealing``.
+        replay: with a trust region, how many paths are simulated and how often; all of the kept ones are drawn from.
     """
+
+    trust_region: TrustRegion | None = None
+    replay: Replay = field(default_factory=lambda: Replay(paths=512, updates=10, kept=2))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_one_pace(self.trust_region, self.annealing)
 
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
         """The variance over a batch of paths."""
+        if self.trust_region is not None:
+            return self.bounded_loss(problem, costs, state, self.trust_region)
         paths, alive = self.sample(problem, state, state.control, self.optimisation.batch)
         loss = log_variance(paths, costs, control_values(state.control, paths), alive)
         return loss, {"objective": _objective(paths, problem, alive)}
+
+    def bounded_loss(
+        self, problem: ControlProblem, costs: Costs, state: ControlState, region: TrustRegion
+    ) -> tuple[Tensor, Info]:
+        """The variance of the tempered log density over a batch of the paths that are kept."""
+        kept = state.memory
+        if state.step % self.replay.updates == 0:
+            self.simulate(problem, costs, state, region)
+        rows = torch.randint(len(kept["shift"]), (self.optimisation.batch,), generator=state.generator)
+        rows = rows.to(kept["shift"].device)
+        x, noise, v = (kept[name][rows].transpose(0, 1) for name in ("x", "noise", "v"))
+        alive = kept["alive"][rows].transpose(0, 1) if "alive" in kept else None
+        paths = Paths(x, noise, v, self.measure(problem, None).chain(x))
+        found = residual(paths, costs, control_values(state.control, paths), alive) - kept["shift"][rows]
+        return found.var(), {"objective": float(kept["objective"]), "power": float(kept["power"])}
+
+    def simulate(self, problem: ControlProblem, costs: Costs, state: ControlState, region: TrustRegion) -> None:
+        """New paths of the current control, by rows, with what is subtracted from their residuals."""
+        paths, alive = self.sample(problem, state, state.control, self.replay.paths)
+        logs, kept = log_weight(paths, costs, alive), state.memory
+        centred = without_start(logs, paths.x[0], problem.start)
+        power = region.weights(centred)[1]
+        new = {name: getattr(paths, name).transpose(0, 1) for name in ("x", "noise", "v")}
+        new["shift"] = (1.0 - power) * logs + power * (logs - centred)
+        keep_rows(kept, new if alive is None else new | {"alive": alive.transpose(0, 1)}, self.replay.kept)
+        kept["objective"] = control_objective(paths, problem.costs, alive).mean()
+        kept["power"] = torch.tensor(power, dtype=torch.float64)
 
 
 @register

@@ -79,3 +79,12 @@ def without_start(log_weights: Tensor, start: Tensor, law: Law) -> Tensor:
     features, wanted = torch.cat(columns, 1).cpu(), log_weights.double().unsqueeze(1)
     fitted = features @ torch.linalg.lstsq(features, wanted.cpu(), driver="gelsy").solution
     return (wanted - fitted.to(wanted)).squeeze(1)
+
+
+def check_one_pace(trust_region: TrustRegion | None, annealing: object) -> None:
+    """InvalidInputError if both bring the terminal cost in."""
+    if trust_region is not None and annealing is not None:
+        raise InvalidInputError(
+            "trust_region and annealing both bring the terminal cost in little by little: give one of them, and None "
+            "for the other."
+        )

@@ -1,0 +1,103 @@
+"""Trust regions of control losses: the tempered target, its adjoint, and solvers within them."""
+
+import dataclasses
+
+import pytest
+import torch
+from quadratic import Feedback, small
+
+from sbridge.controls import MLP
+from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.evaluation import control_error
+from sbridge.fitting import solve
+from sbridge.laws import Gaussian
+from sbridge.measures import PathMeasure
+from sbridge.objectives.adjoint import pathwise_adjoint, tempered_targets
+from sbridge.objectives.control import log_weight
+from sbridge.problems import StoppingSet
+from sbridge.simulation import Backprop
+from sbridge.solvers import AdjointMatching, Annealing, ControlSolver, LogVariance, Replay, TrustRegion, check_solver
+from sbridge.time import TimeGrid
+from sbridge.training import Optimisation
+
+GRID = TimeGrid.uniform(10)
+WIDE = Gaussian(torch.tensor([0.5, -1.0]), torch.eye(2))
+
+
+def test_the_pathwise_adjoint_is_the_gradient_of_the_weight_with_the_noise_held_fixed() -> None:
+    case = small()
+    control = Feedback(0.6 * case.optimal.gains)
+    measure = PathMeasure(case.problem.process, control, case.problem.start, grid=GRID)
+    start = measure.starts(7, seed=1).requires_grad_()
+    paths = measure.simulate(start, seed=2, gradient=Backprop())
+    wanted = -torch.autograd.grad(log_weight(paths, case.problem.costs).sum(), start)[0]
+    still = measure.simulate(start.detach(), seed=2)
+    torch.testing.assert_close(pathwise_adjoint(still, case.problem.costs, control)[0], wanted)
+
+
+@pytest.mark.parametrize("share", [0.7, 1.0])
+def test_tempered_targets_have_the_mean_of_the_tempered_kernels(share: float) -> None:
+    """Weighted regressions of the targets and of ``u_n + ξ/√Δ`` on the states have the same coefficients."""
+    case, power, n = small(), 0.5, 100_000
+    control = Feedback(share * case.optimal.gains)
+    measure = PathMeasure(case.problem.process, control, case.problem.start, grid=GRID)
+    paths = measure.simulate(measure.starts(n, seed=1), seed=2)
+    targets = tempered_targets(paths, pathwise_adjoint(paths, case.problem.costs, control), power)
+    weights = (power * log_weight(paths, case.problem.costs)).softmax(0)
+    size = float(1.0 / weights.square().sum())
+    for k in (0, 4, 9):
+        direct = paths.v[k] + paths.noise[k] / paths.chain.root_durations[k]
+        x = torch.cat([torch.ones(n, 1, dtype=torch.float64), paths.x[k].double()], 1)[:, : 1 if k == 0 else 3]
+        gap = (targets[k] - direct).double()
+        scores = x.unsqueeze(2) * gap.unsqueeze(1)
+        mean = (weights[:, None, None] * scores).sum(0)
+        assert bool((mean.abs() < 4.5 * scores.flatten(1).std(0).reshape(mean.shape) / size**0.5).all()), k
+        assert float(targets[k].std(0).max()) < 0.5 * float(direct.std(0).min())  # and far less noise
+
+
+def bounded(make: type, **options: object) -> ControlSolver:
+    settings = {"network": MLP(16, 2), "grid": GRID, "trust_region": TrustRegion()}
+    return make(**(settings | options))
+
+
+@pytest.mark.parametrize("start", [None, WIDE], ids=["point", "wide"])
+def test_log_variance_within_a_trust_region_reaches_the_optimum(start: Gaussian | None) -> None:
+    case = small(dtype=torch.float32)
+    problem = case.problem if start is None else dataclasses.replace(case.problem, start=start)
+    options = Optimisation(learning_rate=5e-3, batch=128, ema_decay=0.99, warm_up=20)
+    found = solve(problem, bounded(LogVariance, updates=300, optimisation=options), seed=1)
+    assert control_error(found, case.optimal, 4000, seed=2).value < 0.03
+
+
+def test_adjoint_matching_within_a_trust_region_reaches_the_optimum() -> None:
+    case = small(dtype=torch.float32)
+    options = Optimisation(learning_rate=5e-3, batch=512, ema_decay=0.99, warm_up=20)
+    replay = Replay(paths=1024, updates=20, kept=2)
+    found = solve(case.problem, bounded(AdjointMatching, updates=400, optimisation=options, replay=replay), seed=1)
+    assert control_error(found, case.optimal, 4000, seed=2).value < 0.02
+
+
+@pytest.mark.parametrize("make", [LogVariance, AdjointMatching])
+def test_solvers_within_a_trust_region_keep_the_laws(make: type) -> None:
+    replay = Replay(paths=1024 if make is AdjointMatching else 32, updates=3, kept=2)
+    options = Optimisation(batch=16, warm_up=2)
+    check_solver(bounded(make, updates=8, network=MLP(8, 2), replay=replay, optimisation=options), small().problem)
+
+
+def test_stopped_paths_have_a_trust_region_too() -> None:
+    problem = dataclasses.replace(small().problem, stopping=StoppingSet(lambda x: x[:, 0] - 1.5))
+    replay, options = Replay(paths=32, updates=3, kept=2), Optimisation(batch=16, warm_up=2)
+    solver = bounded(LogVariance, updates=8, network=MLP(8, 2), replay=replay, optimisation=options)
+    check_solver(solver, problem, seed=1)
+    paths = PathMeasure(problem.process, None, problem.start, grid=GRID).sample(3, seed=0)
+    with pytest.raises(UnsupportedError, match="with a stopping set use"):
+        pathwise_adjoint(paths, problem.costs, small().optimal)
+
+
+def test_options_that_do_not_go_together() -> None:
+    many = Replay(paths=2048)
+    for make in (LogVariance, lambda **given: AdjointMatching(replay=many, **given)):
+        with pytest.raises(InvalidInputError, match="trust_region and annealing both bring the terminal cost in"):
+            make(trust_region=TrustRegion(), annealing=Annealing())
+    with pytest.raises(InvalidInputError, match=r"needs 1024 or more at a time, got 256: replay=Replay\(paths=2048"):
+        AdjointMatching(trust_region=TrustRegion())

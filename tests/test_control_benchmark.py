@@ -72,6 +72,16 @@ def test_zero_control_is_the_trivial_row():
     assert row.updates == 0
 
 
+@pytest.mark.parametrize(("name", "null"), [("nine modes", control.ZERO), ("double wells", control.LAPLACE)])
+def test_weights_of_the_nulls_give_the_normaliser(name, null):
+    row = control.run(control.Case(name, null), divisor=4)
+    found = row.numbers["log Z"]
+    assert found.standard_error < 0.05
+    assert abs(found.value - row.targets["log Z"]) < 4.0 * found.standard_error
+    assert row.numbers["ELBO"].value < found.value
+    assert row.updates == 0
+
+
 def test_a_budget_is_spent_on_updates(monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(control.time, "process_time", lambda: float(next(ticks)))
@@ -125,6 +135,11 @@ def test_the_plan_names_known_problems_alone():
     assert len(compared) == 2 * len(control.SOLVERS)
     assert "Moment, 7 s" in compared
     assert not any(case.budget for case in control.plan(control.Settings(budget=0.0)))
+    found = [case.solver for case in cases if case.problem == "nine modes"]
+    assert found[:3] == [control.ZERO, control.LAPLACE, "LogVariance"]
+    nulls = control.plan(control.Settings(nulls=True))
+    assert len(nulls) == len(control.PROBLEMS) + 2 * len(control.TARGETS)
+    assert not {case.solver for case in nulls} & {*control.SOLVERS, *control.SAMPLERS}
     with pytest.raises(UnknownNameError, match="killed_well"):
         control.plan(control.Settings(only=("killed_wel",)))
     with pytest.raises(InvalidInputError, match="at least one seed"):

@@ -17,7 +17,8 @@ from sbridge.benchmarks.densities import (
     nine_modes,
     targets,
 )
-from sbridge.errors import UnsupportedError
+from sbridge.benchmarks.laplace import laplace
+from sbridge.errors import NotConvergedError, UnsupportedError
 
 TARGETS = {target.name: target for target in targets()}
 SAMPLED = {name: target for name, target in TARGETS.items() if target.sampler is not None}
@@ -115,3 +116,24 @@ def test_what_has_no_sampler_says_so():
     with pytest.raises(UnsupportedError, match="no exact sampler"):
         challenger().sample(3, seed=0)
     assert float(funnel().expectations.sum()) == pytest.approx(0.3173, abs=1e-4)
+
+
+def test_laplace_is_exact_where_modes_are_gaussian():
+    """Nine of them, nine widths apart: the others change a mode's height by e^-40."""
+    found = laplace(nine_modes(1.5), seed=0)
+    assert found.modes == 9
+    assert found.log_normaliser == pytest.approx(1.5, abs=1e-8)
+    torch.testing.assert_close(found.mixture.weights, torch.full((9,), 1.0 / 9.0, dtype=torch.float64))
+
+
+def test_laplace_expands_every_mode():
+    """E = (x² − 4)² has minima at ±2 with E″ = 32, in each of two columns."""
+    found = laplace(double_wells(dim=2, wells=2), seed=0, starts=64)
+    assert found.modes == 4
+    torch.testing.assert_close(found.mixture.means.abs(), torch.full((4, 2), 2.0, dtype=torch.float64))
+    assert found.log_normaliser == pytest.approx(2.0 * math.log(2.0 * math.sqrt(2.0 * math.pi / 32.0)), abs=1e-8)
+
+
+def test_laplace_finds_no_mode_of_the_funnel():
+    with pytest.raises(NotConvergedError, match="no mode of funnel was found from 4 starts"):
+        laplace(funnel(), seed=0, starts=4)

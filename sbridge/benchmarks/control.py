@@ -6,12 +6,16 @@ objective beside the optimum of the chain and that of continuous time, the relat
 ``E_{P*}∫|u − u*|² / E_{P*}∫|u*|²``, and the largest Kolmogorov–Smirnov distance between a coordinate's end distribution
 and the optimal one. Densities (:mod:`sbridge.benchmarks.densities`) show ``log Z``, and how far the weights of modes
 are off at worst. Each fit has a process and a thread of its own; seconds are CPU time of its training.
+
+Nulls stand first (:data:`NULLS`): no control, and for densities Laplace's approximation at all modes that ascents from
+random points find, with the importance weights of samples from it. A solver that they beat has shown nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -25,18 +29,20 @@ from sbridge.benchmarks import control_problems as problems, densities
 from sbridge.benchmarks.control_problems import ControlBenchmark
 from sbridge.benchmarks.control_rows import Row, merged
 from sbridge.benchmarks.densities import Target
+from sbridge.benchmarks.laplace import laplace
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.output import say
+from sbridge.benchmarks.tables import timed
 from sbridge.errors import InvalidInputError, NotConvergedError, check_known
 from sbridge.evaluation.control import control_error, objective_and_value
-from sbridge.evaluation.normaliser import log_normaliser
+from sbridge.evaluation.normaliser import WeightedSamples, log_normaliser
 from sbridge.fitting import solve
-from sbridge.laws import Gaussian, Point
-from sbridge.measures import Estimate, PathMeasure
+from sbridge.laws import Gaussian, GaussianMixture, Point
+from sbridge.measures import Estimate, PathMeasure, importance_weights
 from sbridge.problems import ControlProblem
 from sbridge.problems.sampling import sampling_problem
 from sbridge.processes import BrownianMotion, LinearSchedule, VariancePreserving
-from sbridge.random import derive
+from sbridge.random import derive, generator
 from sbridge.solutions import ControlSolution
 from sbridge.solvers import (
     AdjointMatching,
@@ -67,6 +73,9 @@ SOLVERS: dict[str, ControlSolver] = {
 }
 """One set of options for all problems."""
 ZERO = "zero control"
+LAPLACE = "Laplace, 256 starts"
+NULLS = {"problem": (ZERO,), "density": (ZERO, LAPLACE)}
+"""Rows without a fit, first in every table."""
 WARM = ", Riccati start"
 """A warm start, which for quadratic costs is the optimum itself: what the network adds is its noise."""
 REVERSED = ", time reversal"
@@ -123,12 +132,14 @@ class Settings:
         quick: a fortieth of the updates and paths, in a minute or two: whether it runs, not how good it is.
         seeds: of everything random; with several, each number is a mean over fits with its standard error.
         budget: seconds of CPU time that every loss gets in the rows at equal budget; 0: no such rows.
+        nulls: only the rows without a fit.
     """
 
     only: tuple[str, ...] = ()
     quick: bool = False
     seeds: tuple[int, ...] = (0,)
     budget: float = 120.0
+    nulls: bool = False
 
     def __post_init__(self) -> None:
         if not self.seeds or self.budget < 0:
@@ -172,12 +183,13 @@ def plan(settings: Settings) -> list[Case]:
     names, cases = settings.only or known, []
     for name in names:
         if name in TARGETS:
-            cases += [Case(name, solver) for solver in TARGETS[name][2]]
+            cases += [Case(name, solver) for solver in (*NULLS["density"], *TARGETS[name][2])]
             continue
         _, own, compared = PROBLEMS[name]
-        cases += [Case(name, solver) for solver in (ZERO, *own)]
+        cases += [Case(name, solver) for solver in (*NULLS["problem"], *own)]
         cases += [Case(name, solver, settings.budget) for solver in compared if settings.budget]
-    return cases
+    trivial = {null for nulls in NULLS.values() for null in nulls}
+    return [case for case in cases if case.solver in trivial] if settings.nulls else cases
 
 
 def run(case: Case, seed: int = 0, divisor: int = 1) -> Row:
@@ -229,10 +241,21 @@ def _problem_row(case: Case, seed: int, divisor: int) -> Row:
 
 def _density_row(case: Case, seed: int, divisor: int) -> Row:
     make, sigma, _ = TARGETS[case.problem]
-    target, n = make(), max(2, 4 * _PATHS // divisor)
-    problem = steered(target, sigma, reversal=case.solver.endswith(REVERSED))
-    solution, updates, seconds = _fit(problem, SAMPLERS[case.solver.removesuffix(REVERSED)], 0.0, seed, divisor)
-    memory, found = peak_memory(), log_normaliser(solution, n, seed=derive(seed, "judge"))
+    target, n, judge = make(), max(2, 4 * _PATHS // divisor), derive(seed, "judge")
+    more: dict[str, float] = {}
+    if case.solver == LAPLACE:
+        approximation, seconds = timed(lambda: laplace(target, seed=seed))
+        memory, updates, found = peak_memory(), 0, _weighted(target, approximation.mixture, n, judge)
+        more = {"modes": float(approximation.modes), "Laplace's log Z": approximation.log_normaliser}
+    else:
+        problem = steered(target, sigma, reversal=case.solver.endswith(REVERSED))
+        if case.solver == ZERO:
+            still = PathMeasure(problem.process, None, problem.start, grid=TimeGrid.uniform(1))
+            solution, updates, seconds = ControlSolution(problem, still), 0, 0.0
+        else:
+            solver = SAMPLERS[case.solver.removesuffix(REVERSED)]
+            solution, updates, seconds = _fit(problem, solver, 0.0, seed, divisor)
+        memory, found = peak_memory(), log_normaliser(solution, n, seed=judge)
     weighted = target.mean_observables(found.x, found.weights.values)
     plain = target.mean_observables(found.x)
     numbers: dict[str, Estimate | float] = {
@@ -241,9 +264,20 @@ def _density_row(case: Case, seed: int, divisor: int) -> Row:
         "ESS %": 100.0 * found.weights.effective_sample_size / n,
         "worst mode": float((weighted - target.expectations).abs().max()),
         "unweighted": float((plain - target.expectations).abs().max()),
+        **more,
     }
     targets = {"log Z": target.log_normaliser, "worst mode": 0.0}
     return Row(case.problem, case.label, (seed,), updates, seconds, memory, numbers, targets)
+
+
+def _weighted(target: Target, law: GaussianMixture, n: int, seed: int) -> WeightedSamples:
+    """Draws samples of ``law`` and weights them to be those of the density."""
+    x = law.sample(n, generator(seed))
+    logs = target.law.log_density(x) - law.log_density(x)
+    weights = importance_weights(logs)
+    error = math.sqrt(max(1.0 / weights.effective_sample_size - 1.0 / n, 0.0))
+    total = Estimate(weights.log_mean, error, n, weights.effective_sample_size)
+    return WeightedSamples(x, weights, total, Estimate.of(logs))
 
 
 def steered(target: Target, sigma: float, *, reversal: bool) -> ControlProblem:

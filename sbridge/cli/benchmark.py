@@ -71,7 +71,7 @@ def _earlier(target: Path | None, command: ControlTable | BridgeTable) -> list[J
 
 
 def _control(command: ControlTable, console: Console, done: Sequence[Json]) -> Iterator[Line]:
-    settings = control.Settings(command.only, command.quick, command.seeds, command.budget)
+    settings = control.Settings(command.only, command.quick, command.seeds, command.budget, command.nulls)
     console.remark(f"{len(control.plan(settings))} rows; values in [brackets] are exact")
     for row in control.rows(settings, [control.Row.from_json(row) for row in done]):
         yield str(row), row.to_json()

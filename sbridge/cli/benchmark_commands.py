@@ -36,6 +36,8 @@ class ControlTable(Table):
     """Seeds of everything random; with several, numbers are means over fits with their standard errors."""
     budget: float = 120.0
     """CPU seconds for each loss in the rows at equal budget; 0: omit these rows."""
+    nulls: Flag = False
+    """Only the rows without a fit: no control, and Laplace's approximation of densities. They take a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)

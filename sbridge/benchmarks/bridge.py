@@ -1,8 +1,8 @@
-"""Bridges with a known solution: ``sbridge benchmark bridge``, or ``python -m sbridge.benchmarks.bridge``.
+"""Bridges with a known solution: ``sbridge benchmark bridge``.
 
 Pairs: mixture potentials in any dimension (:class:`~sbridge.benchmarks.pairs.MixturePair`), Gaussian ends under a
 Brownian and under a turning reference, and shapes in the plane solved on a grid
-(:class:`~sbridge.benchmarks.planar_pairs.PlanarPair`); 100 000 unpaired training rows a side. Columns: see
+(:class:`~sbridge.benchmarks.planar_pairs.PlanarPair`); 100 000 unpaired training samples per end. Columns: see
 :class:`~sbridge.benchmarks.bridge_scores.Scores`; CPU seconds of the fit, and peak memory of the process that fitted.
 
 Rows: perfect draws (the sampling floor), the true drift on the steps that networks are simulated on (the floor of
@@ -19,8 +19,6 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
-
-import tyro
 
 from sbridge.benchmarks.bridge_scores import Effort, IndependentKernel, Judge, MapKernel, Scores, shown
 from sbridge.benchmarks.light import LightRecipe
@@ -235,7 +233,7 @@ def run_alone(cell: Cell, method: str, settings: Settings = Settings()) -> Row:
     """Runs :func:`run` in a new process."""
     task = json.dumps({**dataclasses.asdict(cell), "method": method, "quick": settings.quick})
     try:
-        document = json.loads(in_fresh_process("sbridge.benchmarks.bridge", [_ONE_ROW, task]))
+        document = json.loads(in_fresh_process("sbridge.benchmarks.bridge", [task]))
     except NotConvergedError as error:  # a solver that breaks down is a result, too
         return Row(cell, method, failure=str(error))
     return Row.from_json(document)
@@ -267,16 +265,6 @@ def run(cell: Cell, method: str, settings: Settings) -> Row:
     return Row(cell, method, Judge(pair, settings.effort).scores(measure, path=method not in _MAPS), seconds, memory)
 
 
-def main(settings: Settings) -> None:
-    """Prints the rows as they finish."""
-    last = None
-    for row in rows(Settings.hurried() if settings.quick else settings):
-        if row.cell != last:
-            say(f"{row.cell}\n{HEADING}")
-        last = row.cell
-        say(str(row))
-
-
 def _unfitted(cell: Cell, settings: Settings) -> Iterator[Row]:
     """Yields floors and trivial rows."""
     pair = cell.make()
@@ -289,12 +277,7 @@ def _unfitted(cell: Cell, settings: Settings) -> Iterator[Row]:
         yield Row(cell, name, judge.scores(measure, path=measure is still))
 
 
-_ONE_ROW = "one-row"
-
-if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1] == _ONE_ROW:  # for the parent process
-        asked = json.loads(sys.argv[2])
-        name, quick = asked.pop("method"), asked.pop("quick")
-        say(json.dumps(run(Cell(**asked), name, Settings(quick=quick)).to_json()))
-    else:
-        main(tyro.cli(Settings))
+if __name__ == "__main__":  # one row, for the parent process
+    asked = json.loads(sys.argv[1])
+    name, quick = asked.pop("method"), asked.pop("quick")
+    say(json.dumps(run(Cell(**asked), name, Settings(quick=quick)).to_json()))

@@ -1,8 +1,8 @@
-"""Control solvers and exact answers: ``sbridge benchmark control``, or ``python -m sbridge.benchmarks.control``.
+"""Control solvers and exact answers: ``sbridge benchmark control``.
 
 Every row is one solver on one problem, from a network whose output is zero unless its name says where it starts, with
 one set of options per solver. Problems with known optima (:mod:`sbridge.benchmarks.control_problems`) show the
-objective beside the optimum of the chain and that of continuous time, the relative control error
+objective, the optima of the chain and of continuous time, the relative control error
 ``E_{P*}∫|u − u*|² / E_{P*}∫|u*|²``, and the largest Kolmogorov–Smirnov distance between a coordinate's end distribution
 and the optimal one. Densities (:mod:`sbridge.benchmarks.densities`) show ``log Z``, and how far the weights of modes
 are off at worst. Each fit has a process and a thread of its own; seconds are CPU time of its training.
@@ -22,7 +22,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
-import tyro
 from torch import Tensor
 
 from sbridge.benchmarks import control_problems as problems, densities
@@ -335,15 +334,6 @@ def _apart(case: Case, seed: int, divisor: int) -> Row:
         return Row(case.problem, case.label, (seed,), failure=str(error))
 
 
-def main(settings: Settings) -> None:
-    """Prints the rows as they finish."""
-    for row in rows(settings):
-        say(str(row))
-
-
-if __name__ == "__main__":
-    if len(sys.argv) == 6 and sys.argv[1] in (*PROBLEMS, *TARGETS):  # one fit, for the parent process
-        name, how, limit, number, part = sys.argv[1:]
-        say(json.dumps(run(Case(name, how, float(limit)), int(number), int(part)).to_json()))
-    else:
-        main(tyro.cli(Settings))
+if __name__ == "__main__":  # one fit, for the parent process
+    name, how, limit, number, part = sys.argv[1:]
+    say(json.dumps(run(Case(name, how, float(limit)), int(number), int(part)).to_json()))

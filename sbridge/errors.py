@@ -1,7 +1,7 @@
 """The errors and warnings of sbridge.
 
-Every message says what was given, what is needed and how to get there. All derive from
-:class:`SbridgeError`, so one ``except`` clause catches exactly what the package foresaw.
+Every message says what was given, what is needed and how to correct it. All errors derive from :class:`SbridgeError`,
+so one ``except`` clause catches all errors that the package raises on purpose.
 """
 
 from __future__ import annotations

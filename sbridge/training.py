@@ -1,8 +1,8 @@
 """The training loop, the state of a run, and a network under training.
 
-The loop knows no bridge, file or progress bar. A :class:`State` is a dataclass: its fields are all that a run needs to
-go on. One function writes them as tensors and JSON scalars, and one reads them. A checkpoint is therefore plain data,
-and a run that was interrupted and resumed ends in the same bits as one that was not.
+The loop does not depend on bridges, files or progress bars. A :class:`State` is a dataclass whose fields are everything
+that a run needs to continue. One function writes them as tensors and JSON scalars, and one reads them. A checkpoint is
+therefore plain data, and a resumed run ends in the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class State:
         line records ``--device`` as a setting of the run and does not resume it with another one.
 
         Raises:
-            FileFormatError: if something is missing, of another type, or belongs to no field; or if the state of a
-                generator is that of another kind of device.
+            FileFormatError: if a value is missing, of another type, or belongs to no field; or if the state of a
+                generator is from another kind of device.
         """
         left = dict(saved)
         for name, kind in _declared(type(self)).items():
@@ -147,8 +147,8 @@ class Learner:
 
     Args:
         module: the network that is trained.
-        options: how.
-        length: the number of updates that the schedule of the learning rate is laid out for.
+        options: how it is trained.
+        length: the number of updates in the schedule of the learning rate.
     """
 
     def __init__(self, module: nn.Module, options: Optimisation, length: int) -> None:
@@ -220,7 +220,7 @@ def frozen_copy(module: nn.Module) -> nn.Module:
 def _warming_average(decay: float) -> Callable[..., None]:
     """PyTorch's exponential moving average with decay ``min(decay, (1 + n)/(10 + n))`` at update ``n``.
 
-    So the initial weights, which say nothing, are forgotten after a few dozen updates instead of ``1/(1 − decay)``.
+    The initial weights carry no information; they are forgotten after a few dozen updates instead of ``1/(1 − decay)``.
     """
 
     def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:

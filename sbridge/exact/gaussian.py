@@ -28,8 +28,8 @@ class GaussianCoupling:
         C = Cov(X_0, X_T) = L_A V diag(ρ) Uᵀ L_Bᵀ
         Cov(X_T | X_0) = L_B U diag(y) Uᵀ L_Bᵀ       Cov(X_0 | X_T) = L_A V diag(y) Vᵀ L_Aᵀ
 
-    Nothing is inverted that may be singular (Φ of a fast mean reversion is, to rounding), and nothing is
-    subtracted. For a Brownian reference it is the formula of Bunne et al. 2023 (arXiv:2202.05722, Thm. 3) and
+    No matrix is inverted that may be singular (as Φ of a fast mean reversion is, to rounding), and there is no
+    cancellation. For a Brownian reference it is the formula of Bunne et al. 2023 (arXiv:2202.05722, Thm. 3) and
     Janati et al. 2020 (arXiv:2006.02572). Numbers are float64; times are floats or tensors ``()`` or
     ``(batch,)``, and what depends on time has their shape in front.
 
@@ -120,7 +120,7 @@ class GaussianCoupling:
         return matrix, steady - _apply(matrix, self._marginal(pinned)[0])
 
     def backward_gain(self, t: Time) -> tuple[Tensor, Tensor]:
-        """Returns the backward control ``û*(t, x) = G x + g`` likewise, at bridge time ``t``.
+        """Returns the backward control ``û*(t, x) = G x + g`` in the same form, at bridge time ``t``.
 
         ``û* = σᵀ∇log p_t − u*``: both terms are regular on ``[0, T]``.
         """

@@ -32,12 +32,12 @@ class MixturePotential:
 
         φ(t, x) = E[e^{g(X_T)} | X_t = x] = Σ_k exp(b_k(t) + η_k(t)·m − ½ mᵀ Λ_k(t) m)
         Λ_k(t) = Λ_k M_k      η_k(t) = M_kᵀ η_k      b_k(t) = b_k − ½ log det(I + QΛ_k) + ½ η_kᵀ M_k Q η_k
-        u*(t, x) = σᵀ Φᵀ Σ_k r_k (η_k(t) − Λ_k(t) m)      r_k: share of the k-th term in φ
+        u*(t, x) = σᵀ Φᵀ Σ_k r_k (η_k(t) − Λ_k(t) m)      r_k: k-th term of φ over φ
         X_T | X_t = x ~ Σ_k r_k N(M_k (m + Q η_k), M_k Q)
 
     regular up to ``t = T``. For a Brownian reference this is the parametrisation of Korotin et al. 2024
     (arXiv:2310.01174), whose ``v(y)`` is ``e^{g(y) − |y|²/2ε}``. A precision ``Λ_k`` need not be positive:
-    a plan that spreads more than its reference needs negative ones. What is needed is ``Λ_k + Q_T⁻¹ > 0``, so that
+    a plan with a larger variance than its reference needs negative ones. The condition is ``Λ_k + Q_T⁻¹ > 0``, so that
     ``c(x) = φ(0, x)`` is finite. Numbers are float64; results take dtype and device of the states. Times are floats,
     or tensors ``()`` or ``(batch,)``.
 

@@ -1,8 +1,8 @@
 """Functionals of path measures: action, divergences, score matching, bounds on the likelihood, Feynman–Kac weights.
 
-Every functional maps :class:`~sbridge.measures.Paths` to :class:`PathValues`: a number for each path, their mean with
-its standard error, and by how much it changes when the time step is halved. Differences of two functionals of the same
-paths are differences of these numbers, so what both share does not add to the error.
+Every functional maps :class:`~sbridge.measures.Paths` to :class:`PathValues`: a number for each path, the mean with its
+standard error, and the change of the mean when the time step is halved. For two functionals of the same paths, subtract
+these numbers path by path: common noise then cancels.
 """
 
 from sbridge.functionals.action import action, action_difference, action_gap, constraint, killed_log_ratio

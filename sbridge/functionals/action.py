@@ -4,9 +4,9 @@ For paths of ``dX = (b + σu) dt + σ dW`` with state cost ``V`` and a field ``J
 
     S[p, u, J] = E ∫ ½|u|² + V dt + E ∫ [∂_t J + (b + σu)·∇J + ½ tr(σσᵀ∇²J)] dt + E J(0, X_0) − E J(T, X_T)
 
-The field is a multiplier: the terms that it enters vanish in the mean if ``u`` is the control that the paths were made
-with (Itô), whatever ``J`` is. Along paths of a backward measure time runs in ``T − t``: ``∂_t J`` and ``b`` change
-sign, and ``J`` at the start is taken where the paths start. Functions of time are always called with bridge time.
+The field is a multiplier: for any ``J``, its terms have mean zero if ``u`` is the control of the paths (Itô). Along
+paths of a backward measure, time is ``T − t``: ``∂_t J`` and ``b`` change sign, and the first value of ``J`` is the one
+at the start of the paths. Functions of time are always called with bridge time.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def action(
     """Computes ``S[p, u, J]``, where ``p`` is the distribution of ``paths``.
 
     Args:
-        paths: samples of ``p``, whatever control made them.
+        paths: samples of ``p``, simulated with any control.
         control: ``u``; ``None`` for zero. Called at every knot that ``quadrature`` gives a weight.
         field: ``J(t, x) → (batch,)``, differentiable by autograd once in ``t`` of shape ``(batch,)``, twice in ``x``.
         state_cost: ``V(t, x) → (batch,)`` of either sign; ``None`` for zero.
         quadrature: the rule in time, trapezoids of order two by default.
         probes: for the trace of second derivatives, as in :func:`~sbridge.objectives.score_matching.divergence`.
-        start_time: the bridge time from which all of it counts.
+        start_time: the bridge time from which all terms are counted.
 
     Raises:
         InvalidInputError: if ``u``, ``J`` or ``V`` return another shape than they should.
@@ -153,8 +153,8 @@ def killed_log_ratio(
     """Computes ``log dP/dQ`` when paths of ``Q`` are killed at rate ``V`` and those of ``P`` are not.
 
     Girsanov's log ratio plus ``∫ V dt`` (Premkumar 2023, eq. (3.19)). Under ``P`` its mean is the path KL,
-    ``½ E ∫ |p − q|² + 2V dt``, and ``E e^{−log ratio}`` is the mass of ``Q`` that survives to ``T``, not 1; where
-    ``V < 0`` mass is created, and the KL can be negative.
+    ``½ E ∫ |p − q|² + 2V dt``, and ``E e^{−log ratio}`` is the surviving mass of ``Q`` at ``T``, not 1. If ``V < 0``,
+    mass is created and the KL can be negative.
 
     Args:
         paths: as for :func:`~sbridge.measures.log_ratio`, which is exact for the chain.

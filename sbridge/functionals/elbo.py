@@ -7,8 +7,8 @@ problem of Premkumar 2023, §3.3; Huang, Lim & Courville 2021, arXiv:2106.02808;
     log p_θ(x) ≥ E[log π(X_T) | x] − ∫ E[½|σᵀs_θ|² + ∇·(σσᵀs_θ − b) | x] dt
 
 with equality exactly if ``s_θ = ∇log`` of the model's own marginals: for the true score, if also ``π = ρ_T``. In the
-mean over ``ρ_{s_min}`` the divergence of the score may be traded for the denoising target. In nats, for all
-coordinates.
+mean over ``ρ_{s_min}``, the denoising target can replace the divergence of the score. Values are in nats, for all
+coordinates together.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def denoising_elbo(
 ) -> PathValues:
     """Gives ``log π(X_T) − ½∫ |σᵀ(s_θ − τ)|² − |σᵀτ|² dt + ∫ ∇·b dt`` with ``τ = ∇log p(X_t | X_0)``, along each path.
 
-    Bounds ``E log p_θ(X_{s_min})`` in the mean over paths from the data, not row by row.
+    Its mean over paths from the data bounds ``E log p_θ(X_{s_min})``; it is not a bound for a single sample.
 
     Args:
         paths: of the noising process from the data at ``t = 0``.
@@ -127,11 +127,11 @@ def row_elbo(
     """Bounds ``log p_θ(x)`` for each row, from ``draws`` noising paths that pass through it at ``s_min``.
 
     Args:
-        measure: the noising process; its start distribution plays no part.
+        measure: the noising process; its start distribution is not used.
         x: states at time ``s_min``, shape ``(rows, dim)``.
         score, prior, quadrature: as for :func:`implicit_elbo`, with the exact divergence.
         seed: of the paths.
-        draws: paths a row, at least 2.
+        draws: number of paths per row, at least 2.
         s_min: a knot of the grid of ``measure`` before its last.
     """
     check_count(draws, "draws")

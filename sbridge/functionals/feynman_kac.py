@@ -1,8 +1,8 @@
 """Killed diffusion: Feynman–Kac weights on stored paths, and explicit killing.
 
 ``φ(t, x) = E[e^{−∫_t^T V(r, X_r) dr} ψ(X_T) | X_t = x]`` solves ``∂_t φ + b·∇φ + ½ tr(σσᵀ∇²φ) = Vφ``, ``φ(T, ·) = ψ``
-(Kac 1949; Premkumar 2023, eq. (2.28)–(2.33)). Where ``V ≥ 0`` it is the rate at which paths are killed, and ``φ``
-counts those that arrive; where ``V < 0`` mass is created, which weights can express and killing cannot.
+(Kac 1949; Premkumar 2023, eq. (2.28)–(2.33)). If ``V ≥ 0``, it is the rate at which paths are killed, and ``φ`` counts
+the survivors. If ``V < 0``, mass is created; weights can represent this, killing cannot.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class Killing:
 
 
 def kill(paths: Paths, killing_rate: RowFunction, *, seed: Seed, quadrature: Quadrature = Trapezoid()) -> Killing:
-    """Kills stored paths at rate ``V ≥ 0``: each when ``∫V dt`` reaches its own clock, drawn from Exp(1).
+    """Kills stored paths at rate ``V ≥ 0``: each path when ``∫V dt`` reaches an independent clock from Exp(1).
 
-    Given the path, it survives to ``t_k`` with probability ``exp(−∫_0^{t_k} V dt)``, the integral by ``quadrature``:
-    the survivors have, in the mean, exactly the weight that :func:`log_weights` gives by the same rule. Between knots
+    A given path survives to ``t_k`` with probability ``exp(−∫_0^{t_k} V dt)``, where ``quadrature`` computes the
+    integral. This is exactly the weight of :func:`log_weights` with the same rule. Between knots
     the integral grows linearly.
 
     Args:

@@ -74,7 +74,8 @@ class PathValues:
 
     Args:
         values: float64, shape ``(batch,)``.
-        coarse: the same from every second knot of the same paths; equal to ``values`` where time plays no part.
+        coarse: the same from every second knot of the same paths; equal to ``values`` if there is no integral over
+            time.
     """
 
     values: Tensor
@@ -167,11 +168,11 @@ def streamed(
     """Computes ``functional`` of ``measure.sample(n, seed=seed)``, keeping only ``chunk`` rows at a time.
 
     Args:
-        measure: is simulated.
+        measure: the measure that is simulated.
         n: number of paths.
         functional: any of this package, with its other arguments bound.
         seed: of start and noise.
-        chunk: rows, rounded up to a multiple of 1024.
+        chunk: number of paths, rounded up to a multiple of 1024.
     """
     seed = as_seed(seed)
     starts = measure.starts(n, seed=seed)

@@ -6,8 +6,8 @@ With ``s = s_θ``, each from ``s_min`` to ``T`` (Premkumar 2023, eq. (3.37) and 
               = denoising − denoising_constant
               = implicit + implicit_constant
 
-Integrands of ``denoising`` and of its constant grow like ``1/t`` towards ``t = 0``: both are taken from the same
-``s_min > 0``, and speak of ``ρ_{s_min}``. The values belong to paths, so differences of two of them share their draws.
+Integrands of ``denoising`` and of its constant grow like ``1/t`` towards ``t = 0``: both start at the same ``s_min >
+0``, and refer to ``ρ_{s_min}``. The values belong to paths, so two of them can be compared on the same draws.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def implicit_score_matching(
     Args:
         paths, score, s_min, quadrature: as for :func:`explicit_score_matching`.
         probes: ``None`` for the exact trace, at ``dim`` backward passes a knot; or Hutchinson's, of shape
-            ``(probes, batch, dim)`` as :func:`~sbridge.controls.divergence.rademacher` makes them, which stay the
-            same all along a path.
+            ``(probes, batch, dim)`` as :func:`~sbridge.controls.divergence.rademacher` makes them, which are constant
+            along a path.
     """
     return integrate(paths, lambda t, x: losses.implicit(linear_process(paths), t, x, score, probes), quadrature, s_min)
 

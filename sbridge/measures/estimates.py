@@ -20,7 +20,7 @@ class Estimate:
         value: the mean.
         standard_error: its standard error.
         samples: the number of independent samples.
-        effective_sample_size: of the importance weights that go with it, if any do.
+        effective_sample_size: the effective sample size of the importance weights, if there are any.
     """
 
     value: float
@@ -52,7 +52,8 @@ class ImportanceWeights:
     Args:
         values: non-negative with sum 1, shape ``(n,)``.
         effective_sample_size: ``1 / Σ values²``, between 1 and ``n``.
-        log_mean: the logarithm of the mean of the weights as they were: an estimate of the log ratio of normalisers.
+        log_mean: the logarithm of the mean of the weights before normalisation, an estimate of the log ratio of
+            normalisers.
     """
 
     values: Tensor

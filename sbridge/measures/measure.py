@@ -32,8 +32,8 @@ _CHUNK_ROWS = 16 * ROW_BLOCK
 class EndKernel(Protocol):
     """The exact distribution of the far end of a measure given the near one.
 
-    It may be given for a measure that moves between its ends like its process does, as every Schrödinger bridge:
-    :meth:`PathMeasure.interpolate` relies on that. Files can keep it if its class is registered.
+    It may be given only for a measure whose paths, given both ends, are those of its process, as for every Schrödinger
+    bridge: :meth:`PathMeasure.interpolate` uses this. It can be saved if its class is registered.
     """
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -52,8 +52,8 @@ class Paths:
     Args:
         x: states in the order visited, shape ``(N + 1, batch, dim)``; paths of a backward measure begin at ``T``.
         noise: ``ξ``, shape ``(N, batch, dim)``.
-        v: values of the control they were made with, shape ``(N, batch, dim)``.
-        chain: their steps, ``x_{j+1} = m_j(x_j) + L_j (√Δ_j v_j + ξ_j)``.
+        v: values of the control that made them, shape ``(N, batch, dim)``.
+        chain: the steps, ``x_{j+1} = m_j(x_j) + L_j (√Δ_j v_j + ξ_j)``.
     """
 
     x: Tensor
@@ -74,18 +74,18 @@ class Paths:
 class PathMeasure:
     """The distribution of ``dX = (b + σu) dt + σ dW``, forward from ``t = 0`` or backward from ``t = T``.
 
-    A backward measure follows ``dY = (−b + σû) ds + σ dB`` in ``s = T − t``; its control too is called with bridge
-    time. All times are bridge times in ``[0, T]``, in the unit of the process. Dtype and device of results are
-    those of the start states. For one seed a row does not depend on how the batch is cut into chunks (up to the
-    rounding of matrix products). Gradients are off except in :meth:`simulate`.
+    A backward measure follows ``dY = (−b + σû) ds + σ dB`` in ``s = T − t``; its control is also called with bridge
+    time. All times are bridge times in ``[0, T]``, in the unit of the process. Results have the dtype and device of the
+    start states. For a given seed, a path does not depend on the chunks of the batch (up to the rounding of matrix
+    products). Gradients are computed only in :meth:`simulate`.
 
     Args:
         process: the reference.
         control: ``u`` or ``û``, any ``(t, x) → (batch, dim)`` in noise units; ``None`` for zero.
         start: the distribution at ``t = 0`` (forward) or ``t = T`` (backward).
-        direction: which way it runs.
+        direction: forward or backward in time.
         grid: the steps of simulations.
-        rule: how a step is made; by default exactly for linear processes, by Euler–Maruyama for others.
+        rule: the rule of a step; by default the exact transition for linear processes, Euler–Maruyama for others.
         end_kernel: the exact distribution of the far end given the near one, when it is known.
 
     Raises:
@@ -119,7 +119,7 @@ class PathMeasure:
         """Returns its steps on ``grid`` (by default its own), in the dtype and on the device of ``like``.
 
         Raises:
-            InvalidInputError: if the process grows so much over a step that no control could hold it.
+            InvalidInputError: if the process grows so much over a step that no control could stabilise it.
         """
         times = (grid or self.grid).times(self.process.horizon)
         rule = self.rule or default_rule(self.process)
@@ -149,7 +149,7 @@ class PathMeasure:
 
         Raises:
             InvalidInputError: for states of another shape, or with NaN.
-            NonFiniteError: if a path stops being finite.
+            NonFiniteError: if a path becomes infinite or NaN.
         """
         x = self._check_states(x)
         chain = self.chain(x)
@@ -161,21 +161,21 @@ class PathMeasure:
     def marginals(self, times: Times, n: int, *, seed: Seed, chunk: int | None = None) -> Tensor:
         """Returns the states of ``n`` paths at ``times``, shape ``(len(times), n, dim)``, without keeping the paths.
 
-        At times on the grid these are states of ``sample(n, seed=seed)``; other times are put into the grid.
+        At times on the grid these are states of ``sample(n, seed=seed)``; other times are added to the grid.
 
         Args:
             times: bridge times in any order.
             n: number of paths.
             seed: of start and noise.
-            chunk: rows treated at a time, rounded up to a multiple of 1024. By default as many as take some
-                100 MB of noise.
+            chunk: number of paths that are simulated together, rounded up to a multiple of 1024. By default their noise
+                takes about 100 MB.
         """
         seed = as_seed(seed)
         return self._recorded(self.starts(n, seed=seed), self._fractions(times), seed, chunk)
 
     @standard_modes(gradients=False)
     def transport(self, x: Tensor, *, seed: Seed, chunk: int | None = None) -> Tensor:
-        """Draws the far end for each row of ``x``: from the end kernel if there is one, else simulated.
+        """Draws the far end for each row of ``x``: from the end kernel if there is one, otherwise by simulation.
 
         Args:
             x: states at the near end, shape ``(batch, dim)``.
@@ -203,12 +203,13 @@ class PathMeasure:
     def interpolate(self, x: Tensor, t: float | Times, *, seed: Seed, chunk: int | None = None) -> Tensor:
         """Draws the states at time ``t`` of paths that start in the rows of ``x``, shape ``(batch, dim)``.
 
-        With an end kernel and a linear process: the ends of :meth:`transport` for the same seed, then the pinned
-        bridge, without time steps. Else: simulated on the grid with ``t`` put in, and stopped there.
+        With an end kernel and a linear process, the ends are those of :meth:`transport` for the same seed, and the
+        states are drawn from the pinned bridge without time steps. Otherwise the paths are simulated on the grid, with
+        ``t`` added to it, up to ``t``.
 
         Args:
             x: states at the near end.
-            t: bridge time; at the near end the answer is a copy of ``x``. Several times, in any order, give shape
+            t: bridge time; at the near end the result is a copy of ``x``. Several times, in any order, give shape
                 ``(len(t), batch, dim)``: the states of one path per row, drawn jointly.
             seed: of the draws.
             chunk: as in :meth:`marginals`.

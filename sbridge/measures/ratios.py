@@ -1,7 +1,7 @@
 """Distances between two path measures: log ratios along paths, and their means.
 
-All of it is exact for the chains that are simulated, at any step size. The density of a path is the product of the
-Gaussian kernels of its steps; a control only moves their means.
+All results are exact for the simulated chains, at any step size: the density of a path is the product of the Gaussian
+kernels of its steps, and a control only shifts their means.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def log_ratio(paths: Paths, control_p: Control | None, control_q: Control | None
 
         Σ_j √Δ_j (p_j − q_j) · (ξ_j + √Δ_j (v_j − ½ (p_j + q_j)))
 
-    For ``v = p`` this is Girsanov's ``Σ √Δ (p − q)·ξ + ½Δ|p − q|²``. The start distributions are taken to be the same.
+    For ``v = p`` this is Girsanov's ``Σ √Δ (p − q)·ξ + ½Δ|p − q|²``. The start distributions are assumed to be equal.
 
     Args:
         paths: made with any control.
@@ -73,8 +73,8 @@ def energies(paths: Paths) -> Tensor:
 def path_kl(p: PathMeasure, q: PathMeasure, n: int, *, seed: Seed, chunk: int | None = None) -> Estimate:
     """Computes ``KL(P ‖ Q) = KL(start_p ‖ start_q) + ½ E_P Σ_j Δ_j |p_j − q_j|²``, from ``n`` paths of ``p``.
 
-    The part of the log ratio that is linear in the noise has mean zero and is left out. The effective sample size
-    is that of the weights ``dQ/dP``: how many of the ``n`` paths would count if they had to stand for ``q``.
+    The part of the log ratio that is linear in the noise has mean zero and is omitted. The effective sample size is
+    that of the weights ``dQ/dP``, with which the ``n`` paths represent ``q``.
 
     Args:
         p: the measure that is simulated, as ``p.sample(n, seed=seed)``.
@@ -143,8 +143,8 @@ def jeffreys(forward: PathMeasure, backward: PathMeasure, n: int, *, seed: Seed,
     """Computes ``E_forward[ℓ] − E_backward[ℓ]`` with ``ℓ`` of :func:`kernel_log_ratio`, from ``n`` paths of each.
 
     If the paths of each measure end in the start distribution of the other, this is the Jeffreys divergence
-    ``KL(forward ‖ backward) + KL(backward ‖ forward) ≥ 0``: zero exactly when the two are one measure read in two
-    directions, with no density of an end needed. If they do not, it differs from it by
+    ``KL(forward ‖ backward) + KL(backward ‖ forward) ≥ 0``: zero exactly if the two are one measure in two directions.
+    No density of an end is needed. Otherwise the result differs from the Jeffreys divergence by
     ``(E_f − E_b) log p_0(X_0) − (E_f − E_b) log p_T(X_T)`` and can be negative. Between exact time reversals of one
     diffusion it tends to zero with the step size.
 

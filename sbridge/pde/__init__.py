@@ -1,6 +1,6 @@
 """Grids in one and two dimensions: evolution equations, the action, and the Schrödinger system.
 
-Independent of every simulation and every solver, so that these can be judged by it.
+It does not depend on simulations and solvers, so it can be used to check them.
 """
 
 from sbridge.pde.action import GridAction, SpaceTime

@@ -88,8 +88,8 @@ def log_density_on(law: Law, grid: Grid, estimate: SampleDensity = KernelDensity
     """Computes ``log p`` at the cell centres, normalised so that the cells hold mass 1.
 
     Args:
-        law: of the grid's dimension; an unnormalised :class:`Density` will do.
-        grid: wide enough for all but 1e-6 of the mass, and fine enough to see it.
+        law: a distribution with the dimension of the grid; it may be an unnormalised :class:`Density`.
+        grid: wide enough for all but 1e-6 of the mass, and fine enough to resolve it.
         estimate: makes a density of :class:`Samples`.
 
     Raises:
@@ -130,7 +130,7 @@ def grid_around(*laws: Law, cells: int, deviations: float = 8.0) -> Grid:
 
     Args:
         laws: Gaussians, mixtures and samples of one dimension.
-        cells: a side.
+        cells: number of cells per side.
         deviations: how far it reaches; 8 leaves 1e-15 of a Gaussian outside.
     """
     low, high = [], []

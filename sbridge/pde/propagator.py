@@ -77,7 +77,7 @@ class Propagator:
     Args:
         process: ``dX = b dt + σ dW`` with σ scalar or diagonal.
         grid: cells.
-        times: knots, rising, float64, shape ``(N + 1,)``.
+        times: increasing knots, float64, shape ``(N + 1,)``.
         state_cost: ``V``, of either sign.
         control: ``u``, added to the drift as ``σu``.
         scheme: the function ``R``.

@@ -67,7 +67,7 @@ def half_steps(kernel: LogKernel, log_start: Field, log_end: Field) -> Iterator[
         φ̂(0, x) = p_0(x) / ∫ G(y | x) φ(T, y) dy        (Premkumar 2023, eq. (3.28))
 
     It begins with ``φ̂(0) = p_0``, the reference itself. In path space it is iterative proportional fitting, one
-    half-bridge a half-step.
+    half-bridge per half-step.
     """
     phi_hat, end, reached = log_start, None, kernel.forward(log_start)
     while True:
@@ -264,7 +264,7 @@ def solve_schroedinger(
         process: the reference; one that mixes the axes needs at most 4096 cells, and a propagated one a scalar or
             diagonal σ.
         source, target: distributions, or non-negative fields.
-        grid: holds both of them.
+        grid: contains both of them.
         state_cost: ``V(t, x)``, of either sign.
         times: knots of the propagation and of :attr:`GridSolution.energy`.
         options: when the iteration ends.
@@ -291,7 +291,7 @@ def proportional_fitting(
     """Every iterate of :func:`half_steps` as a path measure, without end; arguments as in :func:`solve_schroedinger`.
 
     The first is the reference from ``source``, reversed and started in ``target``; each is the reversal of the one
-    before, with the distribution of its other end put right. ``iterations`` counts half-steps; ``error`` is the L1
+    before, with the right distribution at its other end. ``iterations`` counts half-steps; ``error`` is the L1
     distance of the end marginal from the target, which is zero after the first and every second one.
     """
     setting = _Setting.of(process, source, target, grid, None, times, estimate)

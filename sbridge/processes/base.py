@@ -88,8 +88,8 @@ class Transition:
 class LinearProcess(Process):
     """The linear process ``dX = (A(t) X + c(t)) dt + σ(t) dW``.
 
-    Subclasses say ``linear``, ``offset``, ``scale`` and ``transition``; the rest follows. Whatever depends on
-    times of shape ``(batch,)`` has that leading dimension, whatever depends on single times has none.
+    Subclasses define ``linear``, ``offset``, ``scale`` and ``transition``; everything else follows. Results for times
+    of shape ``(batch,)`` have that leading dimension; results for single times have none.
     """
 
     @abstractmethod
@@ -244,9 +244,9 @@ class Pinned:
 
 
 def repeat_per_row(values: Tensor, rows: int, single: int = 1) -> Tensor:
-    """Values given once per time as one per row, each for its block of rows.
+    """Repeats values that are given once per time, so that each row has one.
 
-    Left alone if ``values`` has ``single`` axes: then they belong to one time.
+    Values with ``single`` axes belong to one time and are returned unchanged.
     """
     return values if values.ndim == single else values.repeat_interleave(rows // len(values), 0)
 

@@ -25,8 +25,8 @@ class BrownianMotion(LinearProcess):
         sigma: σ, invertible: a number, a vector ``(dim,)`` (diagonal) or a matrix ``(dim, dim)``, in units
             of state per square root of time; or a function of time, called with a float64 tensor of times
             ``(n,)``, that returns ``(n,)``, ``(n, dim)`` or ``(n, dim, dim)``. A function is integrated by
-            Gauss–Legendre quadrature with 20 nodes (exact for ``σσᵀ`` polynomial of degree 39), and a
-            process made of one can only be saved if the function is of a registered class.
+            Gauss–Legendre quadrature with 20 nodes (exact for ``σσᵀ`` polynomial of degree 39), and the process can be
+            saved only if the function is an object of a registered class.
         horizon: ``T > 0``.
 
     Raises:

@@ -136,16 +136,16 @@ class _EulerSteps(Steps):
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A process on a grid in one direction: all that simulation and Girsanov sums need.
+    """A process on a grid in one direction, as simulation and Girsanov sums need it.
 
     Steps are numbered in the order in which they are run: step ``j`` of a forward chain is interval
     ``j``, of a backward chain interval ``N − 1 − j``.
 
     Args:
         process: the reference.
-        times: knots in bridge time, rising, float64, shape ``(N + 1,)``.
-        direction: which way the chain runs.
-        rule: how steps are made.
+        times: increasing knots in bridge time, float64, shape ``(N + 1,)``.
+        direction: forward or backward in time.
+        rule: the rule of a step.
         like: a tensor whose dtype and device the coefficients take.
     """
 

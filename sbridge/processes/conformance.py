@@ -23,13 +23,13 @@ def check_process(process: Process, dim: int, *, seed: Seed = 0) -> None:
     For every process: a positive horizon; ``drift`` of the shape and dtype of its states, in float32 and
     float64; an invertible float64 ``scale``; times of shape ``(batch,)`` mean what single times mean. For a
     linear one also: shapes of ``linear``, ``offset`` and ``transition``; ``drift = A x + c``; positive
-    definite covariances; Chapman–Kolmogorov; ``Φ = 1 + AΔ``, ``k = cΔ`` and ``Q = σσᵀΔ`` up to ``O(Δ²)``; the
-    pinned bridge is the conditioned Gaussian; ``pull`` and ``push`` are the gradients of ``log_transition``,
-    and those of the pinned bridge agree with them.
+    definite covariances; Chapman–Kolmogorov; ``Φ = 1 + AΔ``, ``k = cΔ`` and ``Q = σσᵀΔ`` up to ``O(Δ²)``; the pinned
+    bridge is the conditioned Gaussian; ``guiding_term`` and ``conditional_score`` are the gradients of
+    ``log_transition``, and those of the pinned bridge agree with them.
 
     Args:
         process: the process.
-        dim: a dimension of states to try it in.
+        dim: the dimension of the states in the checks.
         seed: of the states.
 
     Raises:
@@ -264,7 +264,11 @@ def _check_gradients(trial: _Trial, process: LinearProcess) -> None:
         == process.conditional_score(times, single, single).dtype
         == torch.float32
     )
-    trial.require(rule="pull and push keep the dtype of the states", holds=kept, found="float32 became another")
+    trial.require(
+        rule="guiding_term and conditional_score keep the dtype of the states",
+        holds=kept,
+        found="float32 became another",
+    )
 
 
 def _dense(law: Transition, dim: int) -> tuple[Tensor, Tensor, Tensor]:

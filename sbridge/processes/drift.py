@@ -27,7 +27,7 @@ class DriftProcess(Process):
             made of a plain function cannot be saved; one made of an object of a registered class can.
         sigma: σ as in :class:`BrownianMotion`.
         horizon: ``T > 0``.
-        dimension: the dimension that the drift is made for, or ``None`` when any will do.
+        dimension: the dimension of the drift; ``None`` if it works in any dimension.
 
     Raises:
         InvalidInputError: as for :class:`BrownianMotion`; if ``dimension`` disagrees with σ; when it is used,

@@ -88,7 +88,7 @@ def rescale(process: Process, scaling: AffineScaling) -> Process:
     """Returns the process of ``X̃ = (X − shift)/scale`` when ``X`` follows ``process``.
 
     The control in noise units and the driving noise are the same for both (see :mod:`sbridge.laws.scaling`).
-    The families of this package stay in their family; other linear processes stay linear.
+    Processes of this package keep their class; other linear processes stay linear.
 
     Args:
         process: the reference in data units.

@@ -57,8 +57,8 @@ class CosineSchedule(Schedule):
     """The cosine schedule ``exp(−∫_0^t β) = cos²θ(t)/cos²θ(0)`` with ``θ = (π/2) (t/T + c)/(1 + c)``.
 
     Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. Then ``β = (π/(T(1+c))) tan θ``, infinite at ``t = T``.
-    It is cut off at ``max_rate/T``: from the time where it gets there β is constant, and the transitions are
-    those of the β that was cut off.
+    β is limited to ``max_rate/T``: from the time at which it reaches this value it is constant, and the transitions are
+    those of the limited β.
 
     Args:
         offset: ``c > 0``; keeps β positive at the start.

@@ -31,8 +31,8 @@ class VariancePreserving(LinearProcess):
         mean: the stationary mean, a number or a vector ``(dim,)``.
 
     Raises:
-        InvalidInputError: for κ ≤ 0, a singular or non-finite κ, dimensions that disagree, a horizon that is
-            not positive, or a schedule that is none.
+        InvalidInputError: for κ ≤ 0, a singular or non-finite κ, dimensions that disagree, a horizon that is not
+            positive, or an object that is not a schedule.
     """
 
     schedule: Schedule = field(default_factory=LinearSchedule)

@@ -36,12 +36,12 @@ def propagate(
         control: ``u``, or ``None`` for zero.
         x0: where the chain starts, shape ``(batch, dim)``: the states at ``t = 0`` forward, ``t = T`` backward.
         noise: ``ξ``, of as many steps as the chain has.
-        observe: shown every visited state before the step from it is taken, and the last one.
+        observe: called with every state before the step from it, and with the last one.
         stop: how many steps to take; all by default.
 
     Raises:
         InvalidInputError: if shapes or dtypes do not fit, or the control returns another shape.
-        NonFiniteError: if the state or the control stops being finite; the message has step and time.
+        NonFiniteError: if the state or the control becomes infinite or NaN; the message has step and time.
     """
     steps = chain.length if stop is None else stop
     if not 0 <= steps <= chain.length:

@@ -40,7 +40,7 @@ def endpoint(
 
     In index time the drift at node ``k`` is ``½(Δ_{k−1} + Δ_k)(b + σu)(t_k, x)``, at the ends ``Δ_0`` and
     ``Δ_{N−1}``, and the noise over ``[k, k + 1]`` is ``√Δ_k σ(t_{k+½}) ξ_k``: trapezoids on any grid, so the
-    weak order is 2. The cost runs along as one more channel, without noise. Control and cost are evaluated at
+    weak order is 2. The cost is an additional coordinate without noise. Control and cost are evaluated at
     the last knot too. These are not the steps of a chain: Girsanov sums do not apply to them.
 
     Args:
@@ -152,7 +152,7 @@ def visible_tensors(value: object) -> Iterator[Tensor]:
 def _check_all_seen(equation: _NodeEquation, start: Tensor, parameters: tuple[Tensor, ...], steps: int) -> None:
     """Raises InvalidInputError if the equation depends, at either end of time, on a leaf not in ``parameters``.
 
-    The adjoint returns gradients for the tensors it is given, and silently none for others.
+    The adjoint computes gradients only for the given tensors, without a warning for others.
     """
     known = {id(tensor) for tensor in parameters}
     seen = {tensor.grad_fn for tensor in parameters}

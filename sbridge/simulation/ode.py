@@ -127,12 +127,12 @@ def flow(velocity: Velocity, x: Tensor, times: Tensor, method: ODEMethod) -> Flo
     Args:
         velocity: called with a float in bridge time, never outside ``[times[0], times[-1]]``.
         x: states at ``times[0]``, shape ``(batch, dim)``.
-        times: knots in bridge time, rising or falling, shape ``(steps + 1,)``. Methods of fixed steps step from knot
-            to knot; the adaptive one looks at the first and the last only.
+        times: increasing or decreasing knots in bridge time, shape ``(steps + 1,)``. Methods with fixed steps use all
+            knots; the adaptive method uses only the first and the last.
         method: :class:`Euler`, :class:`Heun`, :class:`RungeKutta4` or :class:`DormandPrince`.
 
     Raises:
-        InvalidInputError: for times that turn back, states or velocities of another shape.
+        InvalidInputError: for times that are not monotone, states or velocities of another shape.
         NonFiniteError: if state or velocity stops being finite; the message has the time.
         NotConvergedError: if the adaptive method needs more evaluations than it may use, or steps too small to count.
     """

@@ -65,7 +65,7 @@ def check_startable(path: Path, *, resume: bool = False) -> None:
 
     Args:
         path: the folder.
-        resume: whether a run in it is to go on, so that it need not be vacant.
+        resume: whether a run in it is resumed, so that it need not be empty.
 
     Raises:
         InvalidInputError: if the folder cannot be used.

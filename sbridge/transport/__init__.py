@@ -1,6 +1,6 @@
 """Optimal transport: plans, distances, baseline maps, and the package's Sinkhorn solver.
 
-The only room that knows POT, and the only one that turns the ε of a bridge into POT's regularisation.
+It is the only package that imports POT, and that converts the ε of a bridge to the regularisation of POT.
 """
 
 from sbridge.transport.cloud import Cloud

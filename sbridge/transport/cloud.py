@@ -29,7 +29,7 @@ class Cloud:
 
     Exponents are formed in float64 and shifted before they are cast: ``|x|²/v`` is of order 10⁴ in real data,
     where float32 would lose three digits. A pass over n × m costs little more than the product of the two
-    matrices. Only :meth:`weights` keeps an n × m array. Results are differentiable in ``x``.
+    matrices. Only :meth:`weights` stores an n × m array. Results are differentiable in ``x``.
 
     Args:
         rows: the points ``y_j``, shape ``(m, dim)``.

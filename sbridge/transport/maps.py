@@ -23,7 +23,7 @@ class NearestRowMap:
 
     Args:
         rows: source rows ``(n, dim)``.
-        images: where each goes, ``(n, dim)``.
+        images: the image of each source row, ``(n, dim)``.
     """
 
     rows: Tensor
@@ -40,7 +40,7 @@ class NearestRowMap:
 class BarycentricMap:
     """The map ``T(x) = E[y | x] = Σ_j w_j(x) y_j`` under the entropic plan, extended to any ``x`` by its potential.
 
-    Conditional means scatter less than the target: the image of the source is too narrow by construction.
+    Conditional means have a smaller variance than the target, so the image of the source is too narrow.
 
     Args:
         cloud: target rows with logits ``g/ε + log b``.

@@ -41,8 +41,8 @@ def exact_plan(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None =
     """Computes the plan ``π`` that minimises ``Σ π_ij |x_i−y_j|²`` with row sums ``a`` and column sums ``b``.
 
     By the network simplex of Bonneel et al. (2011), in float64, on centred rows and with costs of mean 1: the simplex
-    stops at absolute tolerances, which would be wrong for small numbers and large offsets. Time grows a little faster
-    than n²: 1 s at 2000 rows a side, 5 s at 4000 on two cores; memory ``3·8·n·m`` bytes.
+    stops at absolute tolerances, which would be wrong for small numbers and large offsets. Time grows slightly faster
+    than n²: 1 s for 2000 rows of each set, 5 s for 4000 on two cores; memory ``3·8·n·m`` bytes.
 
     Args:
         x, y: rows ``(n, dim)`` and ``(m, dim)``.
@@ -91,8 +91,8 @@ def entropic_plan(
 ) -> Tensor:
     """Computes the plan of ``min_π E_π ½|x−y|² + ε KL(π ‖ a⊗b)``, uniform ``a``, ``b``, by POT's log-domain Sinkhorn.
 
-    An independent reference for small sets; :func:`sbridge.transport.sinkhorn` solves the same problem some
-    hundred times faster. ε falls by halves from the largest cost, each level starting where the last ended.
+    It is an independent reference for small sets; :func:`sbridge.transport.sinkhorn` solves the same problem about a
+    hundred times faster. ε is halved from the largest cost on, and each level starts from the previous one.
 
     Args:
         x, y: rows ``(n, dim)`` and ``(m, dim)``.

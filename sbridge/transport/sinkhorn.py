@@ -101,7 +101,7 @@ class Sinkhorn:
         batch: iterations of a step at the final ε.
         warm_batch: iterations of a step, which is a whole level, before that.
         decrease: factor between levels of ε.
-        relaxation: ω to begin with; 1 is plain Sinkhorn. It only ever grows, up to 1.99.
+        relaxation: the first ω; 1 is plain Sinkhorn. It only grows, up to 1.99.
     """
 
     tolerance: float = 1e-3
@@ -163,7 +163,7 @@ def sinkhorn_init(problem: EntropicProblem, options: Sinkhorn | None = None) -> 
     """Makes the state before the first step: ``g = 0``, ε a bound on the cost (or the problem's ε, if larger).
 
     Raises:
-        InvalidInputError: if ε is so small beside the cost that the plan degenerates.
+        InvalidInputError: if ε is so small relative to the cost that the plan degenerates.
     """
     options = options or Sinkhorn()
     _check_epsilon(problem)
@@ -190,7 +190,7 @@ def sinkhorn_converged(problem: EntropicProblem, state: SinkhornState, options: 
 def sinkhorn_step(problem: EntropicProblem, state: SinkhornState, options: Sinkhorn | None = None) -> SinkhornState:
     """Runs one log-domain pass and one batch of iterations; the given state is not changed.
 
-    A state is all there is: stored and taken up again, it leads to the same bits on the CPU at an equal number
+    The state is complete: an iteration that is saved and resumed ends in the same bits on the CPU with an equal number
     of threads. Memory: the state holds ``8(n + m)`` bytes, a step one n × m array of the rows' dtype and blocks of
     1 MB. Time on two cores at n = m = 4096, float32: 0.1 s before the final ε, 0.25 s at it.
 

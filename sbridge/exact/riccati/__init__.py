@@ -1,12 +1,12 @@
 """Linear–quadratic control in closed form: the Riccati equation, and its recursion for a chain.
 
-For a linear process ``dX = (A X + c + σu) dt + σ dW`` and quadratic costs the value is quadratic, the optimal control
-affine: ``V(t, x) = zᵀ F(t) z + κ(t)`` with ``z = (x, 1)``. With ``a = σσᵀ``, everything written for ``z``::
+For a linear process ``dX = (A X + c + σu) dt + σ dW`` and quadratic costs the value is quadratic and the optimal
+control is affine: ``V(t, x) = zᵀ F(t) z + κ(t)`` with ``z = (x, 1)``. With ``a = σσᵀ``, everything written for ``z``::
 
     −Ḟ = AᵀF + FA − 2FaF + P,    −κ̇ = tr(aF),    F(T) = Q,    u* = −2σᵀFz
 
-Its continuous and its discrete form are two problems with two answers: a control learned on a grid approaches the
-second.
+The problem in continuous time and the problem for a chain have different solutions. A control learned on a grid
+approaches the solution for the chain.
 """
 
 from sbridge.exact.riccati.base import RiccatiControl

@@ -27,11 +27,12 @@ class Riccati(LinearQuadratic):
 
     ``F = W U⁻¹`` with ``(U, W)`` the flow of the Hamiltonian matrix ``[[A, −2a], [−P, −Aᵀ]]`` (Davison & Maki 1973),
     exponentiated exactly if the coefficients are constant, by Magnus' series of sixth order (Blanes, Casas & Ros 2000)
-    if they are not; ``∫tr(aF) = ½(∫tr A + log det U)`` over a step. It never multiplies an error by more than the flow
-    itself does, so stiff problems are no trouble. Steps are halved until the value stands to 11 digits.
+    if they are not; ``∫tr(aF) = ½(∫tr A + log det U)`` over a step. Errors grow at most as fast as the flow itself, so
+    the method also works for stiff problems. Steps are halved until the value has 11 digits.
 
     Raises:
-        NonFiniteError: if the value is infinite: a cost that is not bounded below wins against the control's own cost.
+        NonFiniteError: if the value is infinite, because a cost is not bounded below and exceeds the cost of the
+            control.
         NotConvergedError: if coefficients vary too fast in time.
     """
 

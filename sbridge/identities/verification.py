@@ -138,17 +138,9 @@ def _table(checks: Sequence[Check]) -> str:
     header = ("setting", "of", "left", "right", "s.e.", "allowance", "(l−r)/s.e.", "")
     rows = [header, *(_row(check) for check in checks)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(pairs)
-        )
-        for pairs in ([*zip(row, widths, strict=True)] for row in rows)
-    )
-
-
-def _cell(column: int, text: str, width: int) -> str:
-    return text.rjust(width) if 2 <= column <= 6 else text.ljust(width)
+    align = [str.ljust, str.ljust, *[str.rjust] * (len(header) - 2)]
+    lines = ([place(cell, width) for place, cell, width in zip(align, row, widths, strict=True)] for row in rows)
+    return "\n".join("  " + "  ".join(line) for line in lines)
 
 
 def _sentence(check: Check) -> str:

@@ -7,16 +7,26 @@ import torch
 from quadratic import Feedback, small
 
 from sbridge.controls import MLP
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import ConvergenceWarning, InvalidInputError, UnsupportedError
 from sbridge.evaluation import control_error
 from sbridge.fitting import solve
-from sbridge.laws import Gaussian
+from sbridge.laws import Gaussian, Point
 from sbridge.measures import PathMeasure
 from sbridge.objectives.adjoint import pathwise_adjoint, tempered_targets
 from sbridge.objectives.control import log_weight
-from sbridge.problems import StoppingSet
+from sbridge.problems import ControlProblem, StoppingSet
+from sbridge.processes import BrownianMotion, DriftProcess
 from sbridge.simulation import Backprop
-from sbridge.solvers import AdjointMatching, Annealing, ControlSolver, LogVariance, Replay, TrustRegion, check_solver
+from sbridge.solvers import (
+    AdjointMatching,
+    Annealing,
+    ControlSolver,
+    EarlierStart,
+    LogVariance,
+    Replay,
+    TrustRegion,
+    check_solver,
+)
 from sbridge.time import TimeGrid
 from sbridge.training import Optimisation
 
@@ -101,3 +111,17 @@ def test_options_that_do_not_go_together() -> None:
             make(trust_region=TrustRegion(), annealing=Annealing())
     with pytest.raises(InvalidInputError, match=r"needs 1024 or more at a time, got 256: replay=Replay\(paths=2048"):
         AdjointMatching(trust_region=TrustRegion())
+
+
+def test_a_solver_that_is_worse_than_nothing_says_so_and_names_another() -> None:
+    """``u = 3x`` against a cost of ``|x|²``: learning of a few updates cannot mend it."""
+    cost = lambda x: x.square().sum(1)  # noqa: E731
+    solver = LogVariance(updates=2, network=MLP(8, 2), grid=GRID, start=EarlierStart(lambda t, x: 3.0 * x))
+    linear = ControlProblem(BrownianMotion(1.0), Point(torch.ones(2)), None, cost)
+    bent = ControlProblem(DriftProcess(lambda t, x: -x, 1.0, 1.0, 2), Point(torch.ones(2)), None, cost)
+    said = r"LogVariance did not improve on no control: the objective is \d+.*Use "
+    with pytest.warns(ConvergenceWarning, match=said + r"ReciprocalAdjointMatching\(\)"):
+        solve(linear, solver, seed=0)
+    with pytest.warns(ConvergenceWarning, match=said + r"LogVariance\(trust_region=TrustRegion\(\)\)"):
+        solve(bent, solver, seed=0)
+    solve(bent, dataclasses.replace(solver, start=EarlierStart(lambda t, x: -0.5 * x)), seed=0)

@@ -25,7 +25,17 @@ from sbridge.laws import GaussianMixture
 from sbridge.processes import OrnsteinUhlenbeck
 from sbridge.random import generator
 from sbridge.solutions import ControlSolution
-from sbridge.solvers import AdjointMatching, ControlSolver, ReciprocalAdjointMatching
+from sbridge.solvers import (
+    AdjointMatching,
+    ControlSolver,
+    GaussianStart,
+    LogVariance,
+    ReciprocalAdjointMatching,
+    Replay,
+    TrustRegion,
+)
+from sbridge.time import TimeGrid
+from sbridge.training import Optimisation
 
 _SIGMA, _TIMES, _ROWS, _PATHS = math.sqrt(2.0), 34, 2000, 4000
 
@@ -53,8 +63,22 @@ DATA = {
 SOLVERS: dict[str, ControlSolver] = {
     "ReciprocalAdjointMatching": ReciprocalAdjointMatching(),
     "AdjointMatching": AdjointMatching(),
+    "LogVariance, trust region": LogVariance(
+        updates=900,
+        optimisation=Optimisation(learning_rate=7e-3, batch=128, ema_decay=0.99),
+        grid=TimeGrid.uniform(60),
+        start=GaussianStart(),
+        trust_region=TrustRegion(),
+    ),
+    "AdjointMatching, trust region": AdjointMatching(
+        updates=1000,
+        optimisation=Optimisation(learning_rate=5e-3, batch=1024, ema_decay=0.99),
+        start=GaussianStart(),
+        replay=Replay(paths=2048, updates=30, kept=3),
+        trust_region=TrustRegion(),
+    ),
 }
-"""With default options."""
+"""The first two with default options, the others with one set each."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sbridge.controls import AdditiveMLP, Control, NetworkControl, NetworkRecipe, SumControl, seeded_control
-from sbridge.errors import InvalidInputError, NonFiniteError
-from sbridge.measures import PathMeasure, Paths
+from sbridge.errors import ConvergenceWarning, InvalidInputError, NonFiniteError
+from sbridge.measures import Estimate, PathMeasure, Paths
 from sbridge.objectives.control import control_objective
 from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
-from sbridge.processes import StepRule, default_rule
+from sbridge.processes import LinearProcess, StepRule, default_rule
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.simulation import Detached, GradientMethod
 from sbridge.solutions import ControlSolution
@@ -28,6 +29,7 @@ from sbridge.training import Derived, Info, Learner, Optimisation, State, frozen
 PATHS_OPTIMISATION = Optimisation(learning_rate=5e-3, batch=128, ema_decay=0.99)
 """For losses on whole paths: an update sees the control at every step of every path, so it may go far."""
 _SCALE_PATHS = 256
+_JUDGED_PATHS = 256
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
 
     def finish(self, problem: ControlProblem, state: ControlState) -> ControlSolution:
         """The averaged network on top of the warm start; a copy, so that the state can be trained on."""
-        network = frozen_copy(state.network(averaged=True))
-        return ControlSolution(problem, self.measure(problem, state.on_top(network)))
+        control = state.on_top(frozen_copy(state.network(averaged=True)))
+        self.warn_if_worse_than_nothing(problem, control, derive(state.seed, "judge"))
+        return ControlSolution(problem, self.measure(problem, control))
 
     @abstractmethod
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
@@ -120,6 +123,33 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
     def module(self, network: NetworkControl, scales: dict[str, float]) -> nn.Module:
         """What is trained: the network itself unless a loss has parameters of its own."""
         return network
+
+    def warn_if_worse_than_nothing(self, problem: ControlProblem, control: Control, seed: int) -> None:
+        """ConvergenceWarning if ``control`` has an objective above that of no control, by 1 % and four standard errors.
+
+        Both are estimated on a few paths with equal starts and noise. Nothing is said where paths without control end
+        in costs that are not finite.
+        """
+        try:
+            found, idle = (self._objectives(problem, one, seed) for one in (control, None))
+        except NonFiniteError:
+            return
+        more = Estimate.of(found - idle)
+        if more.value > 4.0 * more.standard_error + 0.01 * float(idle.abs().mean()):
+            single = isinstance(problem.process, LinearProcess) and problem.running_cost is None
+            other = "ReciprocalAdjointMatching()" if single else "LogVariance(trust_region=TrustRegion())"
+            warnings.warn(
+                f"{type(self).__name__} did not improve on no control: the objective is {float(found.mean()):.4g}, and "
+                f"{float(idle.mean()):.4g} without control (difference {more}). Use {other}, a known control to begin "
+                "from (start=), or more updates at a lower learning rate.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _objectives(self, problem: ControlProblem, control: Control | None, seed: int) -> Tensor:
+        paths = self.measure(problem, control).sample(_JUDGED_PATHS, seed=seed)
+        alive = None if problem.stopping is None else problem.stopping.alive(paths, derive(seed, "stopping"))
+        return control_objective(paths, problem.costs, alive)
 
     def step_rule(self, problem: ControlProblem) -> StepRule:
         """``rule``, or the process's default."""

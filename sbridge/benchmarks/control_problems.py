@@ -27,11 +27,9 @@ class Truth:
     """Known values of a control problem.
 
     Args:
-        limit: the least cost in continuous time.
-        tilted: ``−log E[e^{−ΣΔf − g}]`` over the uncontrolled chain: what ``−log E α`` estimates.
-        optimum: the least cost of a feedback control of the chain: what objectives approach from above.
-        limit_energy: ``E∫|u*|² dt`` in continuous time.
-        energy: ``E ΣΔ|u*|²`` at the optimum of the chain.
+        limit: the minimum cost in continuous time.
+        tilted: ``−log E[e^{−ΣΔf − g}]`` over the uncontrolled chain, which ``−log E α`` estimates.
+        optimum: the minimum cost over feedback controls of the chain, a lower bound on every objective.
         control: ``u*`` of the chain.
         limit_control: ``u*`` in continuous time.
     """
@@ -39,8 +37,6 @@ class Truth:
     limit: float
     tilted: float
     optimum: float
-    limit_energy: float
-    energy: float
     control: Control
     limit_control: Control
 
@@ -115,8 +111,6 @@ def double_well(steps: int = 200, dtype: torch.dtype = torch.float32) -> Control
         total([limit.value for limit in limits]),
         total([chain.tilted for chain in chains]),
         total([chain.optimum for chain in chains]),
-        total([limit.energy for limit in limits]),
-        total([chain.energy for chain in chains]),
         CoordinateControl(tuple(chain.control for chain in chains), columns),
         CoordinateControl(tuple(limits), columns),
     )
@@ -136,7 +130,7 @@ def killed_well(
     grid = TimeGrid.uniform(steps)
     line = LineProblem(_well(1.0), -1.0, -2.8, 0.01, _until_stopped, None, Barrier(0.0, correction is not None))
     chain, limit = ChainOnLine(line, grid).solve(), LimitOnLine(line)
-    truth = Truth(limit.value, chain.tilted, chain.optimum, limit.energy, chain.energy, chain.control, limit)
+    truth = Truth(limit.value, chain.tilted, chain.optimum, chain.control, limit)
     problem = ControlProblem(
         _well(1.0),
         Point(torch.full((1,), -1.0, dtype=dtype)),
@@ -193,8 +187,6 @@ def _linear_quadratic(
         float(limit.value_function(x)),
         float(chain.tilted_value_function(x)),
         float(chain.value_function(x)),
-        float(limit.energy_function(x)),
-        float(chain.energy_function(x)),
         chain.control,
         limit.control,
     )

@@ -130,7 +130,7 @@ class AdjointMatching(AdjointRegressionSolver):
     control (:func:`~sbridge.objectives.adjoint.pathwise_adjoint`), whose variance vanishes at the optimum up to the
     time step; a simulation costs about twice as much. Paths that pass between two modes late have adjoint states a
     thousand times as large, so a target counts with at most five times the median size of its step. That is a bias: on
-    the three modes of :func:`sbridge.reversal_problem` a mode's share is off by .05 to .08. Fewer than
+    the three modes of :func:`sbridge.reversal_problem` a mode's share is off by .06 to .11. Fewer than
     1024 paths at a time are refused; ``replay=Replay(paths=2048, updates=30, kept=3)`` is better.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.exact.gaussian import GaussianCoupling
-from sbridge.laws import Gaussian, Law, Samples
+from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
@@ -111,10 +111,7 @@ class GaussianBridge(Solver[State]):
 
     def finish(self, problem: BridgeProblem, state: State) -> Bridge:
         """The closed form."""
-        m0, A = _moments(problem.source, "source")
-        mT, B = _moments(problem.target, "target")
-        reference = problem.linear_reference
-        coupling = GaussianCoupling(m0, A, mT, B, reference)
+        reference, coupling = problem.linear_reference, moment_matched(problem)
         forward, backward = (
             PathMeasure(
                 reference,
@@ -129,11 +126,31 @@ class GaussianBridge(Solver[State]):
         return Bridge(forward, backward)
 
 
+def moment_matched(problem: BridgeProblem) -> GaussianCoupling:
+    """The bridge between the Gaussians that have the means and covariances of the ends.
+
+    Its path measure is the reference times a function of either end, so pinned paths are those of the reference.
+
+    Raises:
+        UnsupportedError: if the reference is not linear, or the moments of an end are not known.
+        InvalidInputError: if a covariance is singular.
+    """
+    source, target = _moments(problem.source, "source"), _moments(problem.target, "target")
+    return GaussianCoupling(*source, *target, problem.linear_reference)
+
+
 def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
     if isinstance(law, Gaussian):
         return law.mean.double(), law.covariance.double()
+    if isinstance(law, GaussianMixture):
+        weights, means, covariances = law.weights.double(), law.means.double(), law.covariances.double()
+        mean = weights @ means
+        apart = means - mean
+        return mean, torch.einsum("k,kij->ij", weights, covariances) + (weights * apart.mT) @ apart
     if not isinstance(law, Samples):
-        raise UnsupportedError(f"a {type(law).__name__} has no mean and covariance here; draw rows from it first.")
+        raise UnsupportedError(
+            f"the mean and covariance of the {name}, a {type(law).__name__}, are not known; draw rows from it first."
+        )
     mean, covariance = sample_moments(law.rows, None if law.weights is None else law.weights.double())
     if is_singular(mean, covariance):
         raise InvalidInputError(

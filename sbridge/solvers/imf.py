@@ -10,6 +10,7 @@ from sbridge.couplings.simple import Pairs
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
 from sbridge.processes import Direction
+from sbridge.solvers.control.starts import WarmStart, ZeroStart
 from sbridge.solvers.learners import DIRECTIONS
 from sbridge.solvers.matching import MATCHING, Matcher, MatchingSolver, MatchingState
 from sbridge.storage.registry import register
@@ -37,6 +38,7 @@ class IMF(MatchingSolver):
         updates: updates per stage.
         refresh: updates between simulations of new pairs.
         pairs: pairs simulated at a time.
+        start: a known control of either direction, to which the network is added.
         network: recipe of either network.
         optimisation: how networks are trained.
         grid: time grid on which pairs and solutions are simulated; by default finer towards both ends, where
@@ -55,6 +57,7 @@ class IMF(MatchingSolver):
     updates: int = 400
     refresh: int = 200
     pairs: int = 8192
+    start: WarmStart = field(default_factory=ZeroStart)
     network: NetworkRecipe = field(default_factory=ScaledMLP)
     optimisation: Optimisation = field(default_factory=lambda: MATCHING)
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))
@@ -98,14 +101,15 @@ class IMF(MatchingSolver):
         """What is trained, with the updates that each network gets in all."""
         trained = [self.trained(stage) for stage in range(self.stages)]
         updates = {direction: self.pretraining + self.updates * trained.count(direction) for direction in DIRECTIONS}
-        return Matcher(self.coupling, self.network, self.optimisation, self.grid, updates)
+        return Matcher(self.coupling, self.start, self.network, self.optimisation, self.grid, updates)
 
     def _new_pairs(self, problem: BridgeProblem, state: MatchingState, stage: int) -> Pairs:
         if stage < 0:
             return state.draw(self.pairs, state.generator)
         # Shi et al. 2023, Alg. 1: the coupling comes from the direction trained last.
         other = self.trained(stage).opposite
-        measure = self.matcher.measure(problem, other, state.learners[other].averaged)
+        control = state.on_top(other, state.learners[other].averaged)
+        measure = self.matcher.measure(problem, other, control)
         near = measure.start.sample(self.pairs, state.generator)
         far = measure.transport(near, seed=state.generator)
         return (near, far) if other is Direction.FORWARD else (far, near)

@@ -20,7 +20,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sbridge.controls import Control, NetworkRecipe
+from sbridge.controls import Control, NetworkRecipe, SumControl
 from sbridge.couplings import Coupling
 from sbridge.couplings.simple import Pairs, PairSampler
 from sbridge.linear import LinearMap
@@ -32,6 +32,7 @@ from sbridge.processes.chain import check_growth
 from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
+from sbridge.solvers.control.starts import WarmStart
 from sbridge.solvers.learners import DIRECTIONS, control_learner
 from sbridge.time import TimeGrid
 from sbridge.training import Derived, Learner, Optimisation, State
@@ -136,19 +137,20 @@ class Matcher:
     """
 
     coupling: Coupling
+    start: WarmStart
     network: NetworkRecipe
     optimisation: Optimisation
     grid: TimeGrid
     updates: Mapping[Direction, int]
 
-    def measure(self, problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> PathMeasure:
-        """The process that ``network`` controls."""
-        return PathMeasure(problem.reference, network, problem.near(direction), direction, self.grid)
+    def measure(self, problem: BridgeProblem, direction: Direction, control: Control) -> PathMeasure:
+        """The process with ``control``."""
+        return PathMeasure(problem.reference, control, problem.near(direction), direction, self.grid)
 
     def bridge(self, problem: BridgeProblem, state: MatchingState) -> Bridge:
         """The averaged networks; copies, so that the state can be trained on."""
         forward, backward = (
-            self.measure(problem, direction, state.learners[direction].solution()) for direction in DIRECTIONS
+            self.measure(problem, way, state.on_top(way, state.learners[way].solution())) for way in DIRECTIONS
         )
         return Bridge(forward, backward)
 
@@ -189,7 +191,8 @@ class MatchingSolver(Solver["MatchingState"]):
             way: control_learner(problem, way, *options, updates=matcher.updates[way], size=size, seed=seed)
             for way in DIRECTIONS
         }
-        return MatchingState(seed, draw, regression, pairs, learners, generator)
+        starts = {way: matcher.start.bridge_control(problem, way) for way in DIRECTIONS}
+        return MatchingState(seed, draw, regression, starts, pairs, learners, generator)
 
     @final
     def finish(self, problem: BridgeProblem, state: MatchingState) -> Bridge:
@@ -204,6 +207,7 @@ class MatchingState(State):
     Attributes:
         draw: draws pairs from the start coupling.
         regression: with its size, measured once on the start coupling.
+        starts: the known control of either direction, to which the network is added, or ``None``.
         pairs: what both networks learn from now.
         learners: the network of either direction.
         generator: of pairs, times and noise.
@@ -211,6 +215,7 @@ class MatchingState(State):
 
     draw: Derived[PairSampler]
     regression: Derived[Regression]
+    starts: Derived[dict[Direction, Control | None]]
     pairs: Pairs
     learners: dict[Direction, Learner]
     generator: torch.Generator
@@ -218,5 +223,12 @@ class MatchingState(State):
     def learn(self, direction: Direction) -> float:
         """One update of a network on the pairs at hand; the loss."""
         learner = self.learners[direction]
-        batch = learner.options.batch
-        return learner.update(self.regression.loss(learner.module, self.pairs, direction, batch, self.generator))
+        control = self.on_top(direction, learner.module)
+        return learner.update(
+            self.regression.loss(control, self.pairs, direction, learner.options.batch, self.generator)
+        )
+
+    def on_top(self, direction: Direction, network: torch.nn.Module) -> Control:
+        """The known control of a direction plus ``network``."""
+        known = self.starts[direction]
+        return network if known is None else SumControl((known, network))

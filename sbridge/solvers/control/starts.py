@@ -14,15 +14,16 @@ from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.exact.riccati import ChainRiccati
 from sbridge.laws import Gaussian, GaussianMixture, Law, Point, Samples, moments
-from sbridge.problems import ControlProblem, Quadratic
+from sbridge.problems import BridgeProblem, ControlProblem, Quadratic
 from sbridge.problems.costs import Costs, TerminalCost
-from sbridge.processes import LinearProcess, StepRule
+from sbridge.processes import Direction, LinearProcess, StepRule
 from sbridge.processes.base import Time, affine
 from sbridge.random import generator
+from sbridge.solvers.gaussian import moment_matched
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
-_START_ROWS, _JITTER = 16_384, 1e-12
+_START_ROWS, _JITTER, _KNOTS = 16_384, 1e-12, 256
 
 
 class WarmStart(ABC):
@@ -35,6 +36,16 @@ class WarmStart(ABC):
         It follows from the arguments alone, draws nothing, and takes times ``()`` and ``(batch,)``; ``None``: zero.
         """
 
+    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> Control | None:
+        """The control that is kept fixed below the network of one direction of a bridge; ``None``: zero.
+
+        Raises:
+            UnsupportedError: if the start is one for control problems only.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} is a start for control problems; for a bridge take GaussianStart() or ZeroStart()."
+        )
+
 
 @register
 @dataclass(frozen=True)
@@ -42,6 +53,10 @@ class ZeroStart(WarmStart):
     """From the uncontrolled process."""
 
     def control(self, problem: ControlProblem, grid: TimeGrid, rule: StepRule) -> None:
+        """None."""
+        return None
+
+    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> None:
         """None."""
         return None
 
@@ -145,6 +160,8 @@ def _expanded(cost: Callable[[Tensor], Tensor], centre: Tensor) -> Quadratic:
 class GaussianStart(WarmStart):
     """The control of the Schrödinger bridge from a Gaussian start to a Gaussian end, for linear processes.
 
+    For a bridge both ends have the means and covariances of the problem's ends. For a control problem:
+
     The start has the mean and covariance of the problem's start. The control is affine, ``u = G(t) x + h(t)`` of
     :meth:`sbridge.exact.GaussianCoupling.forward_gain`, tabulated at the knots of the grid; it is optimal if start and
     ``e^{−g}`` are Gaussian.
@@ -180,6 +197,23 @@ class GaussianStart(WarmStart):
         coupling = GaussianCoupling(mean, covariance, *moments(end), problem.process)
         times = grid.times(problem.process.horizon)
         return AffineControl(times, *coupling.forward_gain(times))
+
+    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> Control:
+        """The control of the bridge between Gaussians with the means and covariances of the ends, tabulated.
+
+        Its path measure is the reference times a function of either end. Iterative proportional fitting and iterative
+        Markovian fitting therefore have the same limit from it as from the reference.
+
+        Raises:
+            UnsupportedError: if the reference is not linear, the moments of an end are not known, or ``end`` is given.
+            InvalidInputError: if a covariance is singular.
+        """
+        if self.end is not None:
+            raise UnsupportedError("for a bridge GaussianStart takes its moments from the ends: leave end=None.")
+        coupling, like = moment_matched(problem), problem.near(direction).sample(1, generator(0))
+        times = TimeGrid.cosine(_KNOTS).times(problem.reference.horizon)
+        gain = coupling.forward_gain if direction is Direction.FORWARD else coupling.backward_gain
+        return AffineControl(times, *(part.to(like) for part in gain(times)))
 
 
 @register

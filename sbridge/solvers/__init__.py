@@ -20,8 +20,9 @@ from sbridge.solvers.control import (
     WarmStart,
     ZeroStart,
 )
+from sbridge.solvers.density_ratio import DensityRatio
 from sbridge.solvers.gaussian import GaussianBridge
-from sbridge.solvers.half_bridges import AdjointHalfBridge, HalfBridge, MaximumLikelihood, MeanMatching
+from sbridge.solvers.half_bridges import AdjointHalfBridge, HalfBridge, MaximumLikelihood, MeanMatching, PinnedPaths
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.ipf import IPF
 from sbridge.solvers.learners import control_learner
@@ -40,6 +41,7 @@ __all__ = [
     "ControlSolver",
     "Covariance",
     "CrossEntropy",
+    "DensityRatio",
     "Derived",
     "EarlierStart",
     "GaussianBridge",
@@ -53,6 +55,7 @@ __all__ = [
     "Method",
     "MixtureBridge",
     "Moment",
+    "PinnedPaths",
     "ReciprocalAdjointMatching",
     "RelativeEntropy",
     "Replay",

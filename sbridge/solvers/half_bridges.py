@@ -1,4 +1,4 @@
-"""The half-bridges of iterative proportional fitting: three ways to learn one direction from the other."""
+"""The half-bridges of iterative proportional fitting: ways to learn one direction from the other."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sbridge.controls import Control, Divergence, ExactTrace
+from sbridge.controls import Control, Divergence, ExactTrace, SumControl
 from sbridge.errors import ConvergenceWarning, UnsupportedError
 from sbridge.laws import Density, HasDensity, Law
-from sbridge.measures import Paths
+from sbridge.measures import PathMeasure, Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
 from sbridge.objectives.half_bridge import StepTimes, Transitions, likelihood, mean_matching, terminal_adjoint
 from sbridge.objectives.score_matching import divergence
-from sbridge.problems import BridgeProblem
+from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.problems.costs import Costs
 from sbridge.processes import Chain, Direction, LinearProcess, Process
 from sbridge.processes.base import Time
 from sbridge.random import generator as generator_of
 from sbridge.solvers.learners import sampled_end
+from sbridge.solvers.matching import Regression
 from sbridge.storage.registry import register
+from sbridge.training import Learner
 
 _PROBE_ROWS = 8
 _LEFT = 0.1  # of the error along the widest direction: more is told
@@ -58,7 +61,10 @@ class HalfStepContext:
         base: what it is added to, or ``None``.
         other: the whole control of the other direction, which is fixed.
         chain: of the paths that were simulated.
-        kept: tensors made of these paths, see :meth:`HalfBridge.keep`.
+        size: the size that controls are expected to have.
+        progress: the share of the run that is done, in ``[0, 1]``.
+        helpers: the half-bridge's own networks, see :meth:`HalfBridge.helpers`.
+        kept: tensors made of simulated paths, see :meth:`HalfBridge.collect`.
     """
 
     problem: BridgeProblem
@@ -67,11 +73,29 @@ class HalfStepContext:
     base: Control | None
     other: Control
     chain: Chain
+    size: float
+    progress: float
+    helpers: dict[str, Learner]
     kept: dict[str, Tensor]
+
+    @property
+    def control(self) -> Control:
+        """The control under training."""
+        return self.network if self.base is None else SumControl((self.base, self.network))
 
 
 class HalfBridge(ABC):
-    """How the control of one direction is learned from that of the other."""
+    """How the control of one direction is learned from that of the other.
+
+    Attributes:
+        paths: simulated at a time, unless the solver says otherwise.
+        refresh: updates between two simulations, likewise.
+        independent: whether the control of the other direction is not needed.
+    """
+
+    paths: ClassVar[int] = 512
+    refresh: ClassVar[int] = 50
+    independent: ClassVar[bool] = False
 
     @abstractmethod
     def simulated(self, trained: Direction) -> Direction:
@@ -81,32 +105,112 @@ class HalfBridge(ABC):
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
         """Why ``trained`` cannot be learned this way, with the cure, or ``None``."""
 
-    @abstractmethod
-    def keep(self, paths: Paths, learning: HalfStepContext) -> dict[str, Tensor]:
-        """What is kept of simulated paths: tensors ``(N, paths, dim)``."""
+    def helpers(self, problem: BridgeProblem, trained: Direction, simulations: int, seed: int) -> dict[str, Learner]:
+        """Networks of the half-bridge's own, for a number of simulations in the whole run; none by default."""
+        return {}
 
     @abstractmethod
-    def loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def collect(
+        self, measure: PathMeasure, count: int, learning: HalfStepContext, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Simulates ``count`` paths of ``measure`` and returns the tensors that are kept of them."""
+
+    @abstractmethod
+    def loss(self, learning: HalfStepContext, batch: int, generator: torch.Generator) -> Tensor:
+        """The loss of a batch, in units of the size that controls are expected to have."""
+
+
+@register
+@dataclass(frozen=True)
+class PinnedPaths(HalfBridge):
+    """Regression on pinned paths of the reference between simulated ends, for linear references.
+
+    The other direction makes pairs ``(X_0, X_T)``. States between them are drawn from the reference given both ends,
+    and the control learns ``σᵀ∇_x log R(X_T | X_t)`` (backward: ``σᵀ∇_x log R(X_t | X_0)``), as in
+    :class:`~sbridge.solvers.IMF` (Shi et al. 2023, arXiv:2303.16852; from the reference's own coupling it is their
+    Alg. 1 started by IPF). The conditional distribution of the path given both ends is that of the reference in every
+    half-step. So an error there, such as a rotation that enters a control, does not reach the next half-step.
+    """
+
+    paths: ClassVar[int] = 8192
+    refresh: ClassVar[int] = 200
+
+    def simulated(self, trained: Direction) -> Direction:
+        """The other direction."""
+        return trained.opposite
+
+    def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
+        """Needs closed transitions and, in the other direction, a start that can be sampled."""
+        unknown = unknown_transition("PinnedPaths", problem.reference, f"IPF({trained.name.lower()}=MeanMatching())")
+        return unknown or _unsampled(self, problem, trained)
+
+    def collect(
+        self, measure: PathMeasure, count: int, learning: HalfStepContext, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Pairs, and the mean square of ``X_T − m(T | 0, X_0)``."""
+        with torch.no_grad():
+            near = measure.start.sample(count, generator)
+        far = measure.transport(near, seed=generator)
+        x0, xT = (near, far) if measure.direction is Direction.FORWARD else (far, near)
+        residual = Regression.of(learning.problem, (x0, xT)).residual_square
+        return {"x0": x0, "xT": xT, "residual": torch.tensor(residual, dtype=torch.float64)}
+
+    def loss(self, learning: HalfStepContext, batch: int, generator: torch.Generator) -> Tensor:
+        """The weighted mean square error of :class:`~sbridge.solvers.matching.Regression`."""
+        kept, problem = learning.kept, learning.problem
+        regression = Regression(problem.linear_reference, problem.dim, float(kept["residual"]))
+        return regression.loss(learning.control, (kept["x0"], kept["xT"]), learning.trained, batch, generator)
+
+
+class PathHalfBridge(HalfBridge):
+    """Half-bridges whose loss is a sum over the steps of whole simulated paths."""
+
+    @abstractmethod
+    def keep(self, paths: Paths, learning: HalfStepContext, generator: torch.Generator) -> dict[str, Tensor]:
+        """What is kept of simulated paths: tensors ``(N, paths, …)`` first."""
+
+    @abstractmethod
+    def step_loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The loss per unit of time of step ``steps[i]`` of path ``rows[i]``, shape ``(batch,)``."""
+
+    def collect(
+        self, measure: PathMeasure, count: int, learning: HalfStepContext, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What :meth:`keep` keeps of new paths."""
+        with torch.no_grad():
+            starts = measure.start.sample(count, generator)
+        return self.keep(measure.simulate(starts, seed=generator), learning, generator)
+
+    def loss(self, learning: HalfStepContext, batch: int, generator: torch.Generator) -> Tensor:
+        """Sum over the steps of their loss times their length, estimated from a batch; nats, up to a constant.
+
+        Networks work in units of ``size``; in nats the clipping of gradients would depend on σ.
+        """
+        length, paths = learning.chain.length, next(iter(learning.kept.values())).shape[1]
+        # Every step is used alike, and weighted by its length.
+        shifts = torch.rand(batch, generator=generator, dtype=torch.float64)
+        steps = ((torch.arange(batch) + shifts) * (length / batch)).long().clamp_max(length - 1)
+        rows = self.rows(learning, paths, batch, generator)
+        values = self.step_loss(learning, steps, rows, generator)
+        spans = learning.chain.visited.diff().abs()[steps].to(values)
+        return length * (spans * values).mean() / (learning.size**2 * learning.problem.reference.horizon)
+
+    def rows(self, learning: HalfStepContext, paths: int, batch: int, generator: torch.Generator) -> Tensor:
+        """Numbers of paths, shape ``(batch,)``: all alike."""
+        return torch.randint(paths, (batch,), generator=generator)
 
 
 @dataclass(frozen=True)
-class _Reversal(HalfBridge):
+class _Reversal(PathHalfBridge):
     """Paths of the other direction are taken back."""
 
     def simulated(self, trained: Direction) -> Direction:
         return trained.opposite
 
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
-        if not isinstance(problem.far(trained), Density):
-            return None
-        name, known = trained.name.lower(), type(self).__name__
-        return (
-            f"{known} learns the {name} control from paths that start in the {end_name(trained)}, and an unnormalised "
-            f"density cannot be sampled: use IPF({name}=AdjointHalfBridge()), or draw samples first."
-        )
+        return _unsampled(self, problem, trained)
 
-    def keep(self, paths: Paths, learning: HalfStepContext) -> dict[str, Tensor]:
+    def keep(self, paths: Paths, learning: HalfStepContext, generator: torch.Generator) -> dict[str, Tensor]:
         return dict(vars(Transitions.of(paths, learning.base)))
 
     @staticmethod
@@ -125,7 +229,7 @@ class MeanMatching(_Reversal):
     drift is taken, so any drift will do.
     """
 
-    def loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def step_loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """``½|û + h|² + û·ξ/√Δ``, mirrored."""
         return mean_matching(*self.taken(learning, steps, rows), learning.network)
 
@@ -146,7 +250,7 @@ class MaximumLikelihood(_Reversal):
 
     divergence: Divergence = field(default_factory=ExactTrace)
 
-    def loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def step_loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """``½|û + h|² + ∇·(L û)/√Δ``."""
         taken, when = self.taken(learning, steps, rows)
         return likelihood(taken, when, learning.network, self.divergence.probes(taken.x, generator))
@@ -154,7 +258,7 @@ class MaximumLikelihood(_Reversal):
 
 @register
 @dataclass(frozen=True)
-class AdjointHalfBridge(HalfBridge):
+class AdjointHalfBridge(PathHalfBridge):
     """Minimises ``KL(P^u ‖ P^û)`` over ``u``, a control problem, by adjoint matching (arXiv:2409.08861).
 
     Towards the law ``p`` with the reference as the uncontrolled process, the terminal cost is ``−log p + log φ̂``, and
@@ -179,14 +283,14 @@ class AdjointHalfBridge(HalfBridge):
                 f"AdjointHalfBridge needs the log density of the {end_name(trained)}, which {type(far).__name__} "
                 f"does not have: use IPF({name}=MeanMatching()) or IPF({name}=MaximumLikelihood())."
             )
-        if not isinstance(problem.reference, LinearProcess) and not _differentiable(problem):
+        if not isinstance(problem.reference, LinearProcess) and not differentiable(problem):
             return (
                 "AdjointHalfBridge differentiates the drift of the reference, and torch cannot: write the drift in "
                 f"torch functions of x, or use IPF({name}=MeanMatching()), which takes no derivative of it."
             )
         return None
 
-    def keep(self, paths: Paths, learning: HalfStepContext) -> dict[str, Tensor]:
+    def keep(self, paths: Paths, learning: HalfStepContext, generator: torch.Generator) -> dict[str, Tensor]:
         """The states visited and the targets of the network there."""
         chain, process = paths.chain, learning.problem.reference
         log_density = _density(learning.problem.far(learning.trained)).log_density
@@ -200,7 +304,7 @@ class AdjointHalfBridge(HalfBridge):
                 targets = targets - torch.stack([learning.base(t, paths.x[j]) for j, t in moments])
         return {"x": paths.x[:-1], "target": targets}
 
-    def loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def step_loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """``½|u + Lᵀa/√Δ|²``."""
         x, target = learning.kept["x"], learning.kept["target"]
         here, paths = steps.to(x.device), rows.to(x.device)
@@ -216,6 +320,17 @@ class _Expansion:
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         return divergence(lambda y: self.process.drift(t, y), x)[1]
+
+
+def _unsampled(half_bridge: HalfBridge, problem: BridgeProblem, trained: Direction) -> str | None:
+    """Why paths of the other direction cannot be simulated, or ``None``."""
+    if not isinstance(problem.far(trained), Density):
+        return None
+    name, known = trained.name.lower(), type(half_bridge).__name__
+    return (
+        f"{known} learns the {name} control from paths that start in the {end_name(trained)}, and an unnormalised "
+        f"density cannot be sampled: use IPF({name}=AdjointHalfBridge()), or draw samples first."
+    )
 
 
 def end_name(direction: Direction) -> str:
@@ -262,7 +377,7 @@ def _density(law: Law) -> HasDensity:
     return law
 
 
-def _differentiable(problem: BridgeProblem) -> bool:
+def differentiable(problem: BridgeProblem) -> bool:
     """Whether torch can differentiate the drift, or need not, since it does not depend on the state."""
     x = sampled_end(problem).sample(_PROBE_ROWS, generator_of(0))
     with torch.enable_grad():

@@ -10,7 +10,7 @@ from sbridge.couplings.simple import Pairs
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
 from sbridge.processes import Direction
-from sbridge.solvers.control.starts import WarmStart, ZeroStart
+from sbridge.solvers.control.starts import WarmStart
 from sbridge.solvers.learners import DIRECTIONS
 from sbridge.solvers.matching import MATCHING, Matcher, MatchingSolver, MatchingState
 from sbridge.storage.registry import register
@@ -38,7 +38,8 @@ class IMF(MatchingSolver):
         updates: updates per stage.
         refresh: updates between simulations of new pairs.
         pairs: pairs simulated at a time.
-        start: a known control of either direction, to which the network is added.
+        start: the known control to which the networks are added. ``None``: :class:`~sbridge.solvers.GaussianStart`
+            where the moments of both ends are known (see :func:`~sbridge.solvers.control.starts.usual_start`).
         network: recipe of either network.
         optimisation: how networks are trained.
         grid: time grid on which pairs and solutions are simulated; by default finer towards both ends, where
@@ -57,7 +58,7 @@ class IMF(MatchingSolver):
     updates: int = 400
     refresh: int = 200
     pairs: int = 8192
-    start: WarmStart = field(default_factory=ZeroStart)
+    start: WarmStart | None = None
     network: NetworkRecipe = field(default_factory=ScaledMLP)
     optimisation: Optimisation = field(default_factory=lambda: MATCHING)
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))

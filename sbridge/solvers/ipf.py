@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from sbridge.controls import MLP, Control, NetworkRecipe, SumControl
+from sbridge.controls import Control, NetworkRecipe, ScaledMLP, SumControl
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Density
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.problems import BridgeProblem, ControlProblem
-from sbridge.processes import Chain, Direction, Process, default_rule
+from sbridge.processes import Chain, Direction, LinearProcess, Process, default_rule
 from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.control.stability import check_steps
+from sbridge.solvers.control.starts import WarmStart, known_controls
+from sbridge.solvers.density_ratio import DensityRatio
 from sbridge.solvers.half_bridges import (
     HalfBridge,
     HalfStepContext,
     MeanMatching,
+    PinnedPaths,
     ReversalControl,
+    differentiable,
     warn_if_slow,
 )
 from sbridge.solvers.learners import DIRECTIONS, control_learner, sampled_end
+from sbridge.solvers.matching import MATCHING
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Derived, Info, Learner, Optimisation, State
@@ -41,37 +45,40 @@ _ROWS_A_COLUMN = 10  # below, the largest singular value of a sample covariance 
 class IPF(Solver["IPFState"]):
     """Iterative proportional fitting: half-bridges in turn, as Fortet (1940) and Sinkhorn (1964) in path space.
 
-    From the reference started in the source, each half-step gives the law at hand its right end: it is reversed, and
-    started in the law of the other end. In terms of the potentials of the Schrödinger system, ``û = σᵀ∇log φ̂`` and
-    ``u = σᵀ∇log φ``::
+    Each half-step gives the path measure at hand its right end: it is reversed, and started in the distribution of the
+    other end. In terms of the potentials of the Schrödinger system, ``û = σᵀ∇log φ̂`` and ``u = σᵀ∇log φ``::
 
         half-steps 1, 3, …    backward from the target:  φ(T) = p_T / (φ̂(0) carried forward)
         half-steps 2, 4, …    forward from the source:   φ̂(0) = p_0 / (φ(T) carried backward)
 
-    Paths are simulated, so any reference will do. Each half-step changes the distribution of one end and keeps the
-    conditional distribution of the path given both ends. Regression errors therefore have two fates. What a half-step
-    does to the potentials at the two ends is corrected by later ones, at the rate at which the iteration converges.
-    What it does to the conditional distribution given both ends (which should stay that of the reference) is inherited
-    by all later half-steps, and adds up: a rotation that enters the paths stays there. More half-steps do not remove
-    such an error; more ``updates`` and a finer ``grid`` make it smaller.
+    The limit is the same from every start ``e^{f(X_0) + g(X_T)} R``. For a linear reference the iteration therefore
+    begins with the bridge between Gaussians that have the means and covariances of the ends.
 
-    Convergence is slow where the noise is small, and a :class:`~sbridge.errors.ConvergenceWarning` says so. For a
-    linear reference :class:`~sbridge.solvers.IMF` needs fewer stages.
+    A half-step must keep the conditional distribution of the path given both ends, which is that of the reference.
+    :class:`~sbridge.solvers.PinnedPaths`, the default for linear references, draws from it anew, and
+    :class:`~sbridge.solvers.DensityRatio`, the default for the forward control of other references, learns the control
+    anew from the reference: errors are forgotten. The other half-bridges inherit it: regression errors of the control
+    that change it stay in all later half-steps.
 
     Args:
         half_steps: how many; an even number leaves the forward control as the last that was learned.
         updates: updates of one half-step.
-        forward: how the forward control is learned.
-        backward: how the backward control is learned.
-        refresh: updates between simulations of new paths.
-        paths: paths simulated at a time.
+        forward: how the forward control is learned. ``None``: :class:`~sbridge.solvers.PinnedPaths` for a linear
+            reference, otherwise :class:`~sbridge.solvers.DensityRatio` if torch can differentiate the drift, and
+            :class:`~sbridge.solvers.MeanMatching` if it cannot.
+        backward: how the backward control is learned. ``None``: :class:`~sbridge.solvers.PinnedPaths` for a linear
+            reference, :class:`~sbridge.solvers.MeanMatching` for others.
+        start: the known control to which the networks are added. ``None``: :class:`~sbridge.solvers.GaussianStart`
+            where the moments of both ends are known (see :func:`~sbridge.solvers.control.starts.usual_start`).
+        refresh: updates between simulations of new paths; ``None``: as the half-bridge has it.
+        paths: paths simulated at a time; ``None``: as the half-bridge has it.
         network: recipe of either network.
-        optimisation: how networks are trained; ``batch`` counts single steps of paths. The learning rate falls within
-            each half-step.
-        grid: time grid on which paths and solutions are simulated.
+        optimisation: how networks are trained. The learning rate falls over the whole run.
+        grid: time grid on which paths and solutions are simulated. ``None``: 50 steps for a linear reference, whose
+            steps are exact, and 100 for others.
 
-    Works with any reference. Ends are samples, or closed-form laws; either end may be an unnormalised density if the
-    control that runs towards it is learned by :class:`~sbridge.solvers.AdjointHalfBridge`.
+    Works with any reference. Ends are samples, or closed-form distributions; either end may be an unnormalised density
+    if the control that runs towards it is learned by :class:`~sbridge.solvers.AdjointHalfBridge`.
 
     Raises:
         InvalidInputError: for an option of another kind or out of its range.
@@ -80,21 +87,21 @@ class IPF(Solver["IPFState"]):
 
     half_steps: int = 20
     updates: int = 500
-    forward: HalfBridge = field(default_factory=MeanMatching)
-    backward: HalfBridge = field(default_factory=MeanMatching)
-    refresh: int = 50
-    paths: int = 512
-    network: NetworkRecipe = field(default_factory=MLP)
-    optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(learning_rate=3e-3, batch=1024, ema_decay=0.99, warm_up=50)
-    )
-    grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(100))
+    forward: HalfBridge | None = None
+    backward: HalfBridge | None = None
+    start: WarmStart | None = None
+    refresh: int | None = None
+    paths: int | None = None
+    network: NetworkRecipe = field(default_factory=ScaledMLP)
+    optimisation: Optimisation = field(default_factory=lambda: MATCHING)
+    grid: TimeGrid | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("updates", "refresh", "paths"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidInputError(f"{name} must be positive, got {value}.")
         if self.half_steps < 2:
             raise InvalidInputError(f"half_steps must be at least 2, one for each direction; got {self.half_steps}.")
 
@@ -102,108 +109,127 @@ class IPF(Solver["IPFState"]):
         """Needs of each end what its half-bridge needs."""
         if isinstance(problem.source, Density) and isinstance(problem.target, Density):
             return "IPF needs an end that can be sampled, and both are unnormalised densities: draw samples from one."
-        refusals = (self.half_bridge(direction).refusal(problem, direction) for direction in Direction)
+        refusals = (self.half_bridge(problem, direction).refusal(problem, direction) for direction in Direction)
         return next((reason for reason in refusals if reason is not None), None)
 
-    def half_bridge(self, direction: Direction) -> HalfBridge:
+    def half_bridge(self, problem: BridgeProblem, direction: Direction) -> HalfBridge:
         """How the control of ``direction`` is learned."""
-        return self.forward if direction is Direction.FORWARD else self.backward
+        chosen = self.forward if direction is Direction.FORWARD else self.backward
+        if chosen is not None:
+            return chosen
+        sampled = not any(isinstance(end, Density) for end in (problem.source, problem.target))
+        if sampled and isinstance(problem.reference, LinearProcess):
+            return PinnedPaths()
+        rebuilt = sampled and direction is Direction.FORWARD and differentiable(problem)
+        return DensityRatio() if rebuilt else MeanMatching()
+
+    def schedule(self, problem: BridgeProblem) -> tuple[Direction, ...]:
+        """The direction that each half-step trains.
+
+        They alternate, the backward control first. If the forward control is learned without the backward one, it comes
+        first as a whole, and the last quarter of the half-steps reverses it.
+        """
+        ways = (Direction.BACKWARD, Direction.FORWARD)
+        if not self.half_bridge(problem, Direction.FORWARD).independent:
+            return tuple(ways[half_step % 2] for half_step in range(self.half_steps))
+        last = max(1, self.half_steps // 4)
+        return (Direction.FORWARD,) * (self.half_steps - last) + (Direction.BACKWARD,) * last
 
     def max_steps(self, problem: BridgeProblem) -> int:
         """Updates of all half-steps."""
         return self.half_steps * self.updates
 
     def init(self, problem: BridgeProblem, seed: int) -> IPFState:
-        """Networks at zero output: the reference itself."""
-        check_steps(ControlProblem(problem.reference, sampled_end(problem)), self.grid, default_rule(problem.reference))
-        size = self._size(problem, seed)
+        """Networks at zero output on top of the start."""
+        grid, rule = self._grid(problem), default_rule(problem.reference)
+        check_steps(ControlProblem(problem.reference, sampled_end(problem)), grid, rule)
+        starts = known_controls(self.start, problem)
+        size = self._size(problem, grid, starts, seed)
+        if starts[Direction.BACKWARD] is None:
+            starts[Direction.BACKWARD] = ReversalControl(problem.reference)
         like = sampled_end(problem).sample(1, generator_of(0))
-        times, rule = self.grid.times(problem.reference.horizon), default_rule(problem.reference)
+        times, schedule = grid.times(problem.reference.horizon), self.schedule(problem)
         chains = {way: Chain(problem.reference, times, way, rule, like) for way in DIRECTIONS}
-        options = (self.network, self.optimisation)
-        learners = {
-            way: control_learner(problem, way, *options, updates=self.updates, size=size, seed=seed)
-            for way in DIRECTIONS
-        }
-        return IPFState(seed, size, chains, learners, generator_of(derive(seed, "training")))
+        options, learners, helpers = (self.network, self.optimisation), {}, {}
+        for way in DIRECTIONS:
+            updates = self.updates * schedule.count(way)
+            learners[way] = control_learner(problem, way, *options, updates=updates, size=size, seed=seed)
+            half_bridge = self.half_bridge(problem, way)
+            simulations = schedule.count(way) * -(-self.updates // (self.refresh or half_bridge.refresh))
+            own = half_bridge.helpers(problem, way, simulations, derive(seed, f"{way.name} helpers"))
+            helpers |= {f"{way.name.lower()} {name}": learner for name, learner in own.items()}
+        training = generator_of(derive(seed, "training"))
+        return IPFState(seed, size, chains, starts, schedule, learners, helpers, training)
 
     def step(self, problem: BridgeProblem, state: IPFState) -> tuple[IPFState, Info]:
         """One update of the control that the half-step trains."""
         half_step, within = divmod(state.step, self.updates)
-        trained = self.trained(half_step)
-        if within == 0:
-            network = copy.deepcopy(state.learners[trained].averaged)  # with a new optimiser and a new average
-            state.learners[trained] = Learner(network, self.optimisation, self.updates)
+        trained = state.schedule[half_step]
+        half_bridge = self.half_bridge(problem, trained)
         learning = self._learning(problem, state, trained)
-        if within % self.refresh == 0:
-            state.kept = self._simulate(problem, state, learning)
+        if within % (self.refresh or half_bridge.refresh) == 0:
+            state.kept = self._collect(problem, state, learning)
             learning = replace(learning, kept=state.kept)
-        loss = self._loss(state, learning)
-        # Networks work in units of output_scale; in nats the clipping of gradients would depend on σ.
-        state.learners[trained].update(loss / (state.size**2 * problem.reference.horizon))
+        loss = half_bridge.loss(learning, self.optimisation.batch, state.generator)
+        value = state.learners[trained].update(loss)
         state.step += 1
-        return state, {"loss": float(loss.detach()), "half-step": float(half_step + 1)}
-
-    @staticmethod
-    def trained(half_step: int) -> Direction:
-        """Half-step 0 trains the backward control, on the reference; then they alternate."""
-        return Direction.BACKWARD if half_step % 2 == 0 else Direction.FORWARD
+        return state, {"loss": value, "half-step": float(half_step + 1)}
 
     def finish(self, problem: BridgeProblem, state: IPFState) -> Bridge:
         """The averaged networks; copies, so that the state can be trained on."""
         forward, backward = (
-            self._measure(problem, direction, state.learners[direction].solution()) for direction in Direction
+            self._measure(problem, direction, state.on_top(direction, state.learners[direction].solution()))
+            for direction in Direction
         )
         return Bridge(forward, backward)
 
-    def _size(self, problem: BridgeProblem, seed: int) -> float:
+    def _grid(self, problem: BridgeProblem) -> TimeGrid:
+        return self.grid or TimeGrid.cosine(50 if isinstance(problem.reference, LinearProcess) else 100)
+
+    def _size(
+        self, problem: BridgeProblem, grid: TimeGrid, starts: dict[Direction, Control | None], seed: int
+    ) -> float:
         """The size that controls are expected to have; warns if half-steps will converge slowly."""
         if isinstance(problem.source, Density) or isinstance(problem.target, Density):
             return 1.0 / math.sqrt(problem.reference.horizon)
-        probe = _Probe.of(self, problem, derive(seed, "size"))
+        probe = _Probe.of(grid, problem, derive(seed, "size"))
         steps = max(self.half_steps, IPF.half_steps)  # who takes fewer does not ask for the limit
-        warn_if_slow(
-            "IPF",
-            probe.spread(),
-            steps,
-            f"{steps} half-steps",
-            lambda count: f"half_steps={2 * math.ceil(0.5 * count)}",
-            "under a linear reference MixtureBridge() and IMF() do not slow down so",
-        )
+        if starts[Direction.FORWARD] is None:
+            warn_if_slow(
+                "IPF",
+                probe.spread(),
+                steps,
+                f"{steps} half-steps",
+                lambda count: f"half_steps={2 * math.ceil(0.5 * count)}",
+                "under a linear reference MixtureBridge() and IMF() do not slow down so",
+            )
         return probe.typical_control(problem.reference)
 
-    def _measure(self, problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> PathMeasure:
-        control = _control(problem, direction, network)
-        return PathMeasure(problem.reference, control, problem.near(direction), direction, self.grid)
+    def _measure(self, problem: BridgeProblem, direction: Direction, control: Control) -> PathMeasure:
+        return PathMeasure(problem.reference, control, problem.near(direction), direction, self._grid(problem))
 
     def _learning(self, problem: BridgeProblem, state: IPFState, trained: Direction) -> HalfStepContext:
-        other = _control(problem, trained.opposite, state.learners[trained.opposite].averaged)
-        chain = state.chains[self.half_bridge(trained).simulated(trained)]
-        network = state.learners[trained].module
-        return HalfStepContext(problem, trained, network, _base(problem, trained), other, chain, state.kept)
+        other, prefix = trained.opposite, f"{trained.name.lower()} "
+        return HalfStepContext(
+            problem=problem,
+            trained=trained,
+            network=state.learners[trained].module,
+            base=state.bases[trained],
+            other=state.on_top(other, state.learners[other].averaged),
+            chain=state.chains[self.half_bridge(problem, trained).simulated(trained)],
+            size=state.size,
+            progress=state.learners[trained].updates / state.learners[trained].length,
+            helpers={name.removeprefix(prefix): own for name, own in state.helpers.items() if name.startswith(prefix)},
+            kept=state.kept,
+        )
 
-    def _simulate(self, problem: BridgeProblem, state: IPFState, learning: HalfStepContext) -> dict[str, Tensor]:
+    def _collect(self, problem: BridgeProblem, state: IPFState, learning: HalfStepContext) -> dict[str, Tensor]:
         """What is kept of new paths: of the fixed control with averaged weights, or of the one that learns as it is."""
-        half_bridge = self.half_bridge(learning.trained)
-        simulated = half_bridge.simulated(learning.trained)
-        learner = state.learners[simulated]
-        network = learner.module if simulated is learning.trained else learner.averaged
-        measure = self._measure(problem, simulated, network)
-        with torch.no_grad():
-            starts = measure.start.sample(self.paths, state.generator)
-        paths = measure.simulate(starts, seed=state.generator)
-        return half_bridge.keep(paths, learning)
-
-    def _loss(self, state: IPFState, learning: HalfStepContext) -> Tensor:
-        """Sum over the steps of their loss times their length, estimated from a batch; nats, up to a constant."""
-        batch, steps = self.optimisation.batch, learning.chain.length
-        # Every step is used alike, and weighted by its length.
-        shifts = torch.rand(batch, generator=state.generator, dtype=torch.float64)
-        which = ((torch.arange(batch) + shifts) * (steps / batch)).long().clamp_max(steps - 1)
-        rows = torch.randint(self.paths, (batch,), generator=state.generator)
-        values = self.half_bridge(learning.trained).loss(learning, which, rows, state.generator)
-        spans = learning.chain.visited.diff().abs()[which]
-        return steps * (spans.to(values) * values).mean()
+        trained, half_bridge = learning.trained, self.half_bridge(problem, learning.trained)
+        simulated = half_bridge.simulated(trained)
+        control = learning.control if simulated is trained else learning.other
+        count = self.paths or half_bridge.paths
+        return half_bridge.collect(self._measure(problem, simulated, control), count, learning, state.generator)
 
 
 @dataclass(eq=False)
@@ -213,26 +239,27 @@ class IPFState(State):
     Attributes:
         size: the size that controls are expected to have.
         chains: the time-discrete reference in either direction.
+        bases: what the network of either direction is added to, or ``None``.
+        schedule: the direction that each half-step trains.
         learners: the network of either direction.
+        helpers: networks of the half-bridges' own.
         generator: of paths and batches.
         kept: what the half-bridge keeps of the paths at hand.
     """
 
     size: Derived[float]
     chains: Derived[dict[Direction, Chain]]
+    bases: Derived[dict[Direction, Control | None]]
+    schedule: Derived[tuple[Direction, ...]]
     learners: dict[Direction, Learner]
+    helpers: dict[str, Learner]
     generator: torch.Generator
     kept: dict[str, Tensor] = field(default_factory=dict)
 
-
-def _control(problem: BridgeProblem, direction: Direction, network: torch.nn.Module) -> Control:
-    base = _base(problem, direction)
-    return network if base is None else SumControl((base, network))
-
-
-def _base(problem: BridgeProblem, direction: Direction) -> Control | None:
-    """What the network of a direction is added to."""
-    return None if direction is Direction.FORWARD else ReversalControl(problem.reference)
+    def on_top(self, direction: Direction, network: torch.nn.Module) -> Control:
+        """The known control of a direction plus ``network``."""
+        base = self.bases[direction]
+        return network if base is None else SumControl((base, network))
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,8 +271,8 @@ class _Probe:
     wanted: Tensor
 
     @classmethod
-    def of(cls, solver: IPF, problem: BridgeProblem, seed: int) -> _Probe:
-        reference = PathMeasure(problem.reference, None, problem.source, grid=solver.grid)
+    def of(cls, grid: TimeGrid, problem: BridgeProblem, seed: int) -> _Probe:
+        reference = PathMeasure(problem.reference, None, problem.source, grid=grid)
         starts = reference.starts(_PROBE_ROWS, seed=seed)
         wanted = problem.target.sample(_PROBE_ROWS, generator_of(derive(seed, "target")))
         reached = (reference.transport(starts, seed=one) for one in (seed, derive(seed, "again")))

@@ -8,7 +8,7 @@ from sbridge.controls import NetworkRecipe, ScaledMLP
 from sbridge.couplings import Coupling, MinibatchCoupling
 from sbridge.errors import InvalidInputError
 from sbridge.problems import BridgeProblem
-from sbridge.solvers.control.starts import WarmStart, ZeroStart
+from sbridge.solvers.control.starts import WarmStart
 from sbridge.solvers.learners import DIRECTIONS
 from sbridge.solvers.matching import MATCHING, Matcher, MatchingSolver, MatchingState
 from sbridge.storage.registry import register
@@ -36,7 +36,8 @@ class MatchedBridge(MatchingSolver):
         updates: updates of each network.
         refresh: updates between draws of new pairs.
         pairs: pairs drawn at a time; they are used again until the next draw.
-        start: a known control of either direction, to which the network is added.
+        start: the known control to which the networks are added. ``None``: :class:`~sbridge.solvers.GaussianStart`
+            where the moments of both ends are known (see :func:`~sbridge.solvers.control.starts.usual_start`).
         network: recipe of either network.
         optimisation: how networks are trained.
         grid: time grid on which solutions are simulated; finer towards both ends by default.
@@ -52,7 +53,7 @@ class MatchedBridge(MatchingSolver):
     updates: int = 6000
     refresh: int = 500
     pairs: int = 8192
-    start: WarmStart = field(default_factory=ZeroStart)
+    start: WarmStart | None = None
     network: NetworkRecipe = field(default_factory=ScaledMLP)
     optimisation: Optimisation = field(default_factory=lambda: MATCHING)
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(50))

@@ -32,7 +32,7 @@ from sbridge.processes.chain import check_growth
 from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
-from sbridge.solvers.control.starts import WarmStart
+from sbridge.solvers.control.starts import WarmStart, known_controls
 from sbridge.solvers.learners import DIRECTIONS, control_learner
 from sbridge.time import TimeGrid
 from sbridge.training import Derived, Learner, Optimisation, State
@@ -137,7 +137,7 @@ class Matcher:
     """
 
     coupling: Coupling
-    start: WarmStart
+    start: WarmStart | None
     network: NetworkRecipe
     optimisation: Optimisation
     grid: TimeGrid
@@ -191,7 +191,7 @@ class MatchingSolver(Solver["MatchingState"]):
             way: control_learner(problem, way, *options, updates=matcher.updates[way], size=size, seed=seed)
             for way in DIRECTIONS
         }
-        starts = {way: matcher.start.bridge_control(problem, way) for way in DIRECTIONS}
+        starts = known_controls(matcher.start, problem)
         return MatchingState(seed, draw, regression, starts, pairs, learners, generator)
 
     @final

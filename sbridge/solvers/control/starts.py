@@ -19,11 +19,12 @@ from sbridge.problems.costs import Costs, TerminalCost
 from sbridge.processes import Direction, LinearProcess, StepRule
 from sbridge.processes.base import Time, affine
 from sbridge.random import generator
-from sbridge.solvers.gaussian import moment_matched
+from sbridge.solvers.gaussian import is_singular, moment_matched
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
 _START_ROWS, _JITTER, _KNOTS = 16_384, 1e-12, 256
+_MOST_COLUMNS, _SAMPLES_A_COLUMN = 128, 10
 
 
 class WarmStart(ABC):
@@ -240,6 +241,30 @@ class AffineControl:
         matrices, vectors = self.matrices.to(x), self.vectors.to(x)
         matrix = torch.lerp(matrices[after - 1], matrices[after], share[..., None, None])
         return affine(matrix, torch.lerp(vectors[after - 1], vectors[after], share[..., None]), x)
+
+
+def usual_start(problem: BridgeProblem) -> WarmStart:
+    """The known control below the networks of a bridge, unless the user names one.
+
+    :class:`GaussianStart` for a linear reference and ends that are Gaussians, mixtures of Gaussians, or samples with at
+    least ten rows for each of at most 128 columns and a regular covariance; otherwise :class:`ZeroStart`.
+    """
+    if not isinstance(problem.reference, LinearProcess) or problem.dim > _MOST_COLUMNS:
+        return ZeroStart()
+    for end in (problem.source, problem.target):
+        if isinstance(end, Samples):
+            few = len(end.rows) < _SAMPLES_A_COLUMN * problem.dim
+            if few or is_singular(*moments(end)):
+                return ZeroStart()
+        elif not isinstance(end, (Gaussian, GaussianMixture)):
+            return ZeroStart()
+    return GaussianStart()
+
+
+def known_controls(start: WarmStart | None, problem: BridgeProblem) -> dict[Direction, Control | None]:
+    """The known control of either direction; of :func:`usual_start` for ``None``."""
+    start = usual_start(problem) if start is None else start
+    return {direction: start.bridge_control(problem, direction) for direction in Direction}
 
 
 def _start_moments(start: Law) -> tuple[Tensor, Tensor]:

@@ -11,27 +11,33 @@ import torch
 from scipy.integrate import cumulative_trapezoid
 from torch import Tensor
 
-from sbridge.controls import MLP, ExactTrace, FourierMLP, Hutchinson
+from sbridge.controls import MLP, Control, ExactTrace, FourierMLP, Hutchinson, SumControl
 from sbridge.controls.networks import TIME_FEATURES
 from sbridge.errors import ConvergenceWarning, FileFormatError, InvalidInputError, UnsupportedError
 from sbridge.fitting import fit, solve
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Point, Samples
 from sbridge.measures import Direction, PathMeasure
-from sbridge.pde import Grid, GridSolution, proportional_fitting
+from sbridge.pde import Grid, GridSolution, proportional_fitting, solve_schroedinger
 from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, Process, VariancePreserving
 from sbridge.solvers import (
+    IMF,
     IPF,
     AdjointHalfBridge,
     DensityRatio,
     GaussianBridge,
+    GaussianStart,
     HalfBridge,
+    MatchedBridge,
     MaximumLikelihood,
     MeanMatching,
     PinnedPaths,
+    RiccatiStart,
+    WarmStart,
     ZeroStart,
     check_solver,
 )
+from sbridge.solvers.control.starts import usual_start
 from sbridge.solvers.ipf import IPFState
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
@@ -82,7 +88,7 @@ HALF_BRIDGES: dict[str, HalfBridge] = {
 PAIRS: dict[str, tuple[HalfBridge, HalfBridge]] = {
     **{name: (one, one) for name, one in HALF_BRIDGES.items()},
     "pinned": (PinnedPaths(), PinnedPaths()),
-    "density ratio": (DensityRatio(classifier_updates=2), MeanMatching()),
+    "density ratio": (DensityRatio(classifier_updates=1), MeanMatching()),
 }
 
 
@@ -350,6 +356,127 @@ def test_it_converges_to_the_bridge_of_gaussians(name):
         assert nats(wanted) > 2.0
 
 
+@register
+@dataclass(frozen=True)
+class Turned(WarmStart):
+    """The control ``u + Jx``, ``u`` that of the Gaussian bridge: every pair of ends is joined by a turning path."""
+
+    def control(self, *arguments: object) -> None:
+        return None
+
+    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> Control:
+        turn = Spin()
+        return SumControl((GaussianStart().bridge_control(problem, direction), turn))
+
+
+@register
+@dataclass(frozen=True)
+class Spin:
+    rate: float = 2.0
+
+    def __call__(self, t: float | Tensor, x: Tensor) -> Tensor:
+        return self.rate * torch.stack([-x[:, 1], x[:, 0]], 1)
+
+
+def path_nats(found: PathMeasure, exact: PathMeasure, n: int = 2000) -> float:
+    """``KL(P ‖ P*)`` of the paths of ``found``, from the difference of the controls."""
+    paths = found.simulate(found.starts(n, seed=3), seed=3)
+    wanted = torch.stack([exact.control(t, paths.x[j]) for j, t in enumerate(paths.chain.step_times)])
+    return 0.5 * float(paths.t.diff().abs() @ (paths.v - wanted).double().square().sum(2).mean(1))
+
+
+def test_pinned_paths_forget_a_rotation():
+    """A rotation of 4 nats in the start, between Gaussians: .06 nats are left after 16 half-steps of 60 updates."""
+    problem = gaussians(BrownianMotion(1.0), torch.float32)
+    exact = solve(problem, GaussianBridge(), seed=0)
+    solver = IPF(
+        half_steps=16,
+        updates=60,
+        start=Turned(),
+        refresh=60,
+        paths=4096,
+        network=AffineNet,
+        optimisation=Optimisation(learning_rate=2e-2, batch=512, warm_up=10, ema_decay=0.97, clip=10.0),
+        grid=TimeGrid.cosine(30),
+    )
+    before = solver.finish(problem, solver.init(problem, 0))
+    after = solve(problem, solver, seed=0)
+    assert path_nats(before.forward, exact.forward) > 3.0
+    assert path_nats(after.forward, exact.forward) < 0.06
+    assert path_nats(after.backward, exact.backward) < 0.06
+
+
+@pytest.mark.parametrize("solver", [IPF(), IMF(), MatchedBridge()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("name", ["Brownian", "OU, matrix", "VP"])
+def test_between_gaussians_the_start_is_the_bridge(name, solver):
+    """Before the first update, for Gaussian ends and for mixtures of one Gaussian; and mixtures have their moments."""
+    problem = gaussians(PLANE[name])
+    exact = solve(problem, GaussianBridge(grid=solver.grid), seed=0)
+    ends = (
+        GaussianMixture(tensor([1.0]), law.mean[None], law.covariance[None]) for law in (problem.source, problem.target)
+    )
+    for one in (problem, BridgeProblem(*ends, problem.reference)):
+        bridge = solver.finish(one, solver.init(one, 0))
+        assert path_nats(bridge.forward, exact.forward, 200) < 1e-6
+        assert path_nats(bridge.backward, exact.backward, 200) < 1e-6
+
+
+def test_the_usual_start():
+    many, few = torch.randn(50, 2, generator=seeded(1)), torch.randn(19, 2, generator=seeded(1))
+    flat = torch.cat([many[:, :1], many[:, :1]], 1)
+    normal = Gaussian(torch.zeros(2), torch.eye(2))
+    brownian = BrownianMotion(1.0)
+    assert isinstance(usual_start(BridgeProblem(Samples(many), normal, brownian)), GaussianStart)
+    assert usual_start(BridgeProblem(Samples(many), normal, well(2))) == ZeroStart()
+    for end in (Samples(few), Samples(flat), Point(torch.zeros(2))):
+        assert usual_start(BridgeProblem(end, normal, brownian)) == ZeroStart()
+    with pytest.raises(UnsupportedError, match="RiccatiStart is a start for control problems"):
+        IMF(start=RiccatiStart()).init(BridgeProblem(Samples(many), normal, brownian), 0)
+
+
+def wells_judged(start: WarmStart | None, *, quickly: bool = False) -> tuple[float, float]:
+    """Path KL of the forward and the backward process to the grid's bridge, under the double well."""
+    source = GaussianMixture(tensor([0.8, 0.2]), tensor([[-1.0], [1.0]]), tensor([[[0.1]], [[0.1]]]))
+    truth = solve_schroedinger(LINE["double well"], source, APART, CELLS)
+    rows = [Samples(law.sample(8000, seeded(i)).float()) for i, law in enumerate((source, APART))]
+    solver = IPF(
+        half_steps=8, updates=150, start=start, paths=1024, network=FourierMLP(64, 1), grid=TimeGrid.cosine(40)
+    )
+    bridge = solve(BridgeProblem(*rows, LINE["double well"]), solver, seed=1)
+    return judged(bridge.forward, truth).nats, judged(bridge.backward, truth).nats
+
+
+def test_density_ratios_lead_towards_the_bridge_of_the_grid():
+    """With the default half-bridges for a drift of one's own; no control costs more than a nat."""
+    assert max(wells_judged(None, quickly=True)) < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [False, True])
+def test_density_ratios_lead_to_the_bridge_of_the_grid(wrong):
+    """Whatever control is put in first."""
+    assert max(wells_judged(Steady() if wrong else None)) < 0.1
+
+
+@register
+@dataclass(frozen=True)
+class Steady(WarmStart):
+    """A control of more than 3 nats that has nothing to do with the bridge."""
+
+    def control(self, *arguments: object) -> None:
+        return None
+
+    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> Control | None:
+        return Wave() if direction is FORWARD else None
+
+
+@register
+@dataclass(frozen=True)
+class Wave:
+    def __call__(self, t: float | Tensor, x: Tensor) -> Tensor:
+        return 3.0 * torch.cos(3.0 * x)
+
+
 def test_two_clouds_under_a_drift_of_ones_own(dtype):
     """Through the front door, where data are scaled and rows are fitted: ends of both directions, and new rows."""
     rows = torch.randn(400, 2, generator=seeded(1), dtype=dtype) @ tensor([[0.5, 0.2], [0.0, 0.4]]).to(dtype)
@@ -383,7 +510,9 @@ def test_half_steps_alternate_and_start_at_the_right_ends():
                 gap = (start.unsqueeze(1) - x0).abs().amax(2)
                 assert float(gap.amin(1).max()) < 1e-6
     assert len(kept) == 3 * 2
-    assert updates == [(0, k) for k in (1, 2, 3, 4)] + [(k, 4) for k in (1, 2, 3, 4)] + [(4, k) for k in (1, 2, 3, 4)]
+    # One schedule for each direction over the whole run.
+    assert updates == [(0, k) for k in (1, 2, 3, 4)] + [(k, 4) for k in (1, 2, 3, 4)] + [(4, k) for k in (5, 6, 7, 8)]
+    assert [state.learners[way].length for way in (FORWARD, BACKWARD)] == [4, 8]
 
 
 def test_before_any_half_step_it_is_the_reference():
@@ -491,10 +620,12 @@ def test_it_says_where_half_steps_hardly_help(drifting):
     n = 1.0 / noise**2
     rate = 2 * n / (1 + math.sqrt(1 + 4 * n**2))
     with pytest.warns(ConvergenceWarning) as told:
-        IPF().init(BridgeProblem(*ends, still), 0)
+        IPF(start=ZeroStart()).init(BridgeProblem(*ends, still), 0)
     found = re.search(r"leave (\d+)%.*half_steps=(\d+), or σ ([\d.]+) times", str(told[0].message))
     left, steps, factor = (float(number) for number in found.groups())
     assert left == pytest.approx(100 * rate**usual, abs=3)
     assert steps == pytest.approx(math.log(0.1) / math.log(rate), rel=0.1)
-    IPF().init(BridgeProblem(*ends, replace(still, sigma=1.1 * factor * noise)), 0)
-    IPF(half_steps=int(1.1 * steps)).init(BridgeProblem(*ends, still), 0)
+    IPF(start=ZeroStart()).init(BridgeProblem(*ends, replace(still, sigma=1.1 * factor * noise)), 0)
+    IPF(start=ZeroStart(), half_steps=int(1.1 * steps)).init(BridgeProblem(*ends, still), 0)
+    if not drifting:  # between Gaussians the usual start is the bridge
+        IPF().init(BridgeProblem(*ends, still), 0)

@@ -175,9 +175,15 @@ _FAMILIES = {
         "minibatch": "sbridge.couplings:MinibatchCoupling",
     },
     "HalfBridge": {
+        "pinned-paths": "sbridge.solvers.half_bridges:PinnedPaths",
+        "density-ratio": "sbridge.solvers.density_ratio:DensityRatio",
         "mean-matching": "sbridge.solvers.half_bridges:MeanMatching",
         "likelihood": "sbridge.solvers.half_bridges:MaximumLikelihood",
         "adjoint": "sbridge.solvers.half_bridges:AdjointHalfBridge",
+    },
+    "WarmStart": {
+        "zero": "sbridge.solvers.control.starts:ZeroStart",
+        "gaussian": "sbridge.solvers.control.starts:GaussianStart",
     },
 }
 """Fields of solvers that are given by name."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.exact.gaussian import GaussianCoupling
-from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
+from sbridge.laws import Gaussian, GaussianMixture, Law, Samples, moments
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
@@ -140,13 +140,9 @@ def moment_matched(problem: BridgeProblem) -> GaussianCoupling:
 
 
 def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
-    if isinstance(law, Gaussian):
-        return law.mean.double(), law.covariance.double()
-    if isinstance(law, GaussianMixture):
-        weights, means, covariances = law.weights.double(), law.means.double(), law.covariances.double()
-        mean = weights @ means
-        apart = means - mean
-        return mean, torch.einsum("k,kij->ij", weights, covariances) + (weights * apart.mT) @ apart
+    if isinstance(law, (Gaussian, GaussianMixture)):
+        mean, covariance = moments(law)
+        return mean.double(), covariance.double()
     if not isinstance(law, Samples):
         raise UnsupportedError(
             f"the mean and covariance of the {name}, a {type(law).__name__}, are not known; draw rows from it first."

@@ -132,7 +132,7 @@ class PinnedPaths(HalfBridge):
     half-step. So an error there, such as a rotation that enters a control, does not reach the next half-step.
     """
 
-    paths: ClassVar[int] = 8192
+    paths: ClassVar[int] = 4096
     refresh: ClassVar[int] = 200
 
     def simulated(self, trained: Direction) -> Direction:

@@ -74,8 +74,7 @@ class IPF(Solver["IPFState"]):
         paths: paths simulated at a time; ``None``: as the half-bridge has it.
         network: recipe of either network.
         optimisation: how networks are trained. The learning rate falls over the whole run.
-        grid: time grid on which paths and solutions are simulated. ``None``: 50 steps for a linear reference, whose
-            steps are exact, and 100 for others.
+        grid: time grid on which paths and solutions are simulated.
 
     Works with any reference. Ends are samples, or closed-form distributions; either end may be an unnormalised density
     if the control that runs towards it is learned by :class:`~sbridge.solvers.AdjointHalfBridge`.
@@ -94,7 +93,7 @@ class IPF(Solver["IPFState"]):
     paths: int | None = None
     network: NetworkRecipe = field(default_factory=ScaledMLP)
     optimisation: Optimisation = field(default_factory=lambda: MATCHING)
-    grid: TimeGrid | None = None
+    grid: TimeGrid = field(default_factory=lambda: TimeGrid.cosine(100))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,14 +140,14 @@ class IPF(Solver["IPFState"]):
 
     def init(self, problem: BridgeProblem, seed: int) -> IPFState:
         """Networks at zero output on top of the start."""
-        grid, rule = self._grid(problem), default_rule(problem.reference)
-        check_steps(ControlProblem(problem.reference, sampled_end(problem)), grid, rule)
+        rule = default_rule(problem.reference)
+        check_steps(ControlProblem(problem.reference, sampled_end(problem)), self.grid, rule)
         starts = known_controls(self.start, problem)
-        size = self._size(problem, grid, starts, seed)
+        size = self._size(problem, starts, seed)
         if starts[Direction.BACKWARD] is None:
             starts[Direction.BACKWARD] = ReversalControl(problem.reference)
         like = sampled_end(problem).sample(1, generator_of(0))
-        times, schedule = grid.times(problem.reference.horizon), self.schedule(problem)
+        times, schedule = self.grid.times(problem.reference.horizon), self.schedule(problem)
         chains = {way: Chain(problem.reference, times, way, rule, like) for way in DIRECTIONS}
         options, learners, helpers = (self.network, self.optimisation), {}, {}
         for way in DIRECTIONS:
@@ -183,16 +182,11 @@ class IPF(Solver["IPFState"]):
         )
         return Bridge(forward, backward)
 
-    def _grid(self, problem: BridgeProblem) -> TimeGrid:
-        return self.grid or TimeGrid.cosine(50 if isinstance(problem.reference, LinearProcess) else 100)
-
-    def _size(
-        self, problem: BridgeProblem, grid: TimeGrid, starts: dict[Direction, Control | None], seed: int
-    ) -> float:
+    def _size(self, problem: BridgeProblem, starts: dict[Direction, Control | None], seed: int) -> float:
         """The size that controls are expected to have; warns if half-steps will converge slowly."""
         if isinstance(problem.source, Density) or isinstance(problem.target, Density):
             return 1.0 / math.sqrt(problem.reference.horizon)
-        probe = _Probe.of(grid, problem, derive(seed, "size"))
+        probe = _Probe.of(self.grid, problem, derive(seed, "size"))
         steps = max(self.half_steps, IPF.half_steps)  # who takes fewer does not ask for the limit
         if starts[Direction.FORWARD] is None:
             warn_if_slow(
@@ -206,7 +200,7 @@ class IPF(Solver["IPFState"]):
         return probe.typical_control(problem.reference)
 
     def _measure(self, problem: BridgeProblem, direction: Direction, control: Control) -> PathMeasure:
-        return PathMeasure(problem.reference, control, problem.near(direction), direction, self._grid(problem))
+        return PathMeasure(problem.reference, control, problem.near(direction), direction, self.grid)
 
     def _learning(self, problem: BridgeProblem, state: IPFState, trained: Direction) -> HalfStepContext:
         other, prefix = trained.opposite, f"{trained.name.lower()} "

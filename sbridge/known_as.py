@@ -22,7 +22,12 @@ class Method:
 
 METHODS = (
     Method(("LightSB", "LightSBM"), "MixtureBridge()", "Korotin et al. 2024, arXiv:2310.01174"),
-    Method(("DSB", "DiffusionSchrodingerBridge"), "IPF()", "De Bortoli et al. 2021, arXiv:2106.01357"),
+    Method(
+        ("DSB", "DiffusionSchrodingerBridge"),
+        "IPF(forward=solvers.MeanMatching(), backward=solvers.MeanMatching())",
+        "De Bortoli et al. 2021, arXiv:2106.01357",
+    ),
+    Method(("DSBM-IPF",), "IPF()", "Shi et al. 2023, arXiv:2303.16852"),
     Method(("DSBM", "DSBM-IMF"), "IMF()", "Shi et al. 2023, arXiv:2303.16852"),
     Method(("IDBM",), "IMF()", "Peluchetti 2023, arXiv:2304.00917"),
     Method(("[SF]²M", "SF2M"), "MatchedBridge()", "Tong et al. 2024, arXiv:2307.03672"),

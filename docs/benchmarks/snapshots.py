@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import SOLVERS, mean, timed
-from sbridge.errors import InvalidInputError, check_known
+from sbridge.errors import InvalidInputError, check_at_least, check_known
 from sbridge.fitting import fit
 from sbridge.laws import as_rows
 from sbridge.metrics import HalfEnergyDistance, sampling_floor
@@ -51,7 +51,7 @@ class Settings:
     Args:
         files: ``.npy`` arrays of the snapshots, in order.
         times: their times, rising.
-        seeds: seeds of fit and prediction.
+        seeds: number of seeds of fit and prediction.
         epsilon: ε = σ²T in scaled units.
         solvers: names of rows of the solver table.
     """
@@ -64,6 +64,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_known("solver", self.solvers, SOLVERS)
+        check_at_least(self, 1, "seeds")
 
 
 def main(settings: Settings) -> None:

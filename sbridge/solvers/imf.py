@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sbridge.controls import NetworkRecipe, ScaledMLP
 from sbridge.couplings import Coupling, EntropicCoupling
 from sbridge.couplings.simple import Pairs
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.problems import BridgeProblem
 from sbridge.processes import Direction
 from sbridge.solvers.control.starts import WarmStart
@@ -65,9 +65,7 @@ class IMF(MatchingSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("pretraining", "updates", "refresh", "pairs"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
+        check_at_least(self, 1, "pretraining", "updates", "refresh", "pairs")
         if self.stages < 0:
             raise InvalidInputError(f"stages must not be negative, got {self.stages}.")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sbridge.controls import NetworkRecipe, ScaledMLP
 from sbridge.couplings import Coupling, MinibatchCoupling
-from sbridge.errors import InvalidInputError
+from sbridge.errors import check_at_least
 from sbridge.problems import BridgeProblem
 from sbridge.solvers.control.starts import WarmStart
 from sbridge.solvers.learners import DIRECTIONS
@@ -60,9 +60,7 @@ class MatchedBridge(MatchingSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("updates", "refresh", "pairs"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
+        check_at_least(self, 1, "updates", "refresh", "pairs")
 
     def max_steps(self, problem: BridgeProblem) -> int:
         """The updates of either network."""

@@ -61,7 +61,8 @@ class IPF(Solver["IPFState"]):
     that change it stay in all later half-steps.
 
     Args:
-        half_steps: how many; an even number leaves the forward control as the last that was learned.
+        half_steps: how many, see :meth:`schedule`; an even number leaves the forward control as the last that was
+            learned, except with :class:`~sbridge.solvers.DensityRatio`, whose result is reversed at the end.
         updates: updates of one half-step.
         forward: how the forward control is learned. ``None``: :class:`~sbridge.solvers.PinnedPaths` for a linear
             reference, otherwise :class:`~sbridge.solvers.DensityRatio` if torch can differentiate the drift, and
@@ -149,23 +150,23 @@ class IPF(Solver["IPFState"]):
         like = sampled_end(problem).sample(1, generator_of(0))
         times, schedule = self.grid.times(problem.reference.horizon), self.schedule(problem)
         chains = {way: Chain(problem.reference, times, way, rule, like) for way in DIRECTIONS}
+        half_bridges = {way: self.half_bridge(problem, way) for way in DIRECTIONS}
         options, learners, helpers = (self.network, self.optimisation), {}, {}
         for way in DIRECTIONS:
             updates = self.updates * schedule.count(way)
             learners[way] = control_learner(problem, way, *options, updates=updates, size=size, seed=seed)
-            half_bridge = self.half_bridge(problem, way)
+            half_bridge = half_bridges[way]
             simulations = schedule.count(way) * -(-self.updates // (self.refresh or half_bridge.refresh))
             own = half_bridge.helpers(problem, way, simulations, derive(seed, f"{way.name} helpers"))
             helpers |= {f"{way.name.lower()} {name}": learner for name, learner in own.items()}
         training = generator_of(derive(seed, "training"))
-        return IPFState(seed, size, chains, starts, schedule, learners, helpers, training)
+        return IPFState(seed, size, chains, starts, half_bridges, schedule, learners, helpers, training)
 
     def step(self, problem: BridgeProblem, state: IPFState) -> tuple[IPFState, Info]:
         """One update of the control that the half-step trains."""
         half_step, within = divmod(state.step, self.updates)
         trained = state.schedule[half_step]
-        half_bridge = self.half_bridge(problem, trained)
-        learning = self._learning(problem, state, trained)
+        half_bridge, learning = state.half_bridges[trained], self._learning(problem, state, trained)
         if within % (self.refresh or half_bridge.refresh) == 0:
             state.kept = self._collect(problem, state, learning)
             learning = replace(learning, kept=state.kept)
@@ -210,7 +211,7 @@ class IPF(Solver["IPFState"]):
             network=state.learners[trained].module,
             base=state.bases[trained],
             other=state.on_top(other, state.learners[other].averaged),
-            chain=state.chains[self.half_bridge(problem, trained).simulated(trained)],
+            chain=state.chains[state.half_bridges[trained].simulated(trained)],
             size=state.size,
             progress=state.learners[trained].updates / state.learners[trained].length,
             helpers={name.removeprefix(prefix): own for name, own in state.helpers.items() if name.startswith(prefix)},
@@ -219,7 +220,7 @@ class IPF(Solver["IPFState"]):
 
     def _collect(self, problem: BridgeProblem, state: IPFState, learning: HalfStepContext) -> dict[str, Tensor]:
         """What is kept of new paths: of the fixed control with averaged weights, or of the one that learns as it is."""
-        trained, half_bridge = learning.trained, self.half_bridge(problem, learning.trained)
+        trained, half_bridge = learning.trained, state.half_bridges[learning.trained]
         simulated = half_bridge.simulated(trained)
         control = learning.control if simulated is trained else learning.other
         count = self.paths or half_bridge.paths
@@ -234,6 +235,7 @@ class IPFState(State):
         size: the size that controls are expected to have.
         chains: the time-discrete reference in either direction.
         bases: what the network of either direction is added to, or ``None``.
+        half_bridges: how either direction is learned.
         schedule: the direction that each half-step trains.
         learners: the network of either direction.
         helpers: networks of the half-bridges' own.
@@ -244,6 +246,7 @@ class IPFState(State):
     size: Derived[float]
     chains: Derived[dict[Direction, Chain]]
     bases: Derived[dict[Direction, Control | None]]
+    half_bridges: Derived[dict[Direction, HalfBridge]]
     schedule: Derived[tuple[Direction, ...]]
     learners: dict[Direction, Learner]
     helpers: dict[str, Learner]

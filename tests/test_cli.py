@@ -741,8 +741,10 @@ def test_half_bridges_are_given_by_name(capsys):
     assert run(["fit", "--solver", "ipf", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for direction in ("forward", "backward"):
-        assert f"--solver.{direction} {{mean-matching,likelihood,adjoint}}" in text
-    assert "default: mean-matching" in text
+        choices = "{None,pinned-paths,density-ratio,mean-matching,likelihood, adjoint}"
+        assert f"--solver.{direction} {choices}" in text
+    assert "--solver.start {None,zero,gaussian}" in text
+    assert ":class:" not in text
 
 
 @pytest.mark.slow

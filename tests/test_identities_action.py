@@ -12,9 +12,10 @@ from sbridge.diffusion.networks import NetworkScore
 from sbridge.diffusion.reverse import reverse_diffusion
 from sbridge.diffusion.times import NoiseTimes
 from sbridge.functionals import explicit_score_matching
-from sbridge.identities import action, draws, gradients, killing, likelihood
+from sbridge.identities import action, gradients, killing, likelihood
 from sbridge.identities.base import Identity, Kind, identities
 from sbridge.identities.settings import PROCESSES, Setting, mixture
+from sbridge.identities.tools import monte_carlo
 from sbridge.laws import Samples
 from sbridge.measures import log_ratio
 from sbridge.objectives import score_matching as losses
@@ -48,8 +49,8 @@ def precise_enough(check):
 @pytest.fixture
 def coarse(monkeypatch):
     """Five percent instead of one: enough to see a side that is broken."""
-    monkeypatch.setattr(draws, "RELATIVE", 0.05)
-    monkeypatch.setattr(draws, "ABSOLUTE", 0.05)
+    monkeypatch.setattr(monte_carlo, "RELATIVE", 0.05)
+    monkeypatch.setattr(monte_carlo, "ABSOLUTE", 0.05)
 
 
 # Their errors are as large as ``samples`` make them, or as the cap on added draws.
@@ -112,11 +113,11 @@ def test_a_network_is_judged_too(coarse):
 
 def test_halving_the_step_brings_girsanov_closer():
     where = setting(1, "VP")
-    ((_, score),) = draws.judged(where)
+    ((_, score),) = monte_carlo.scores_to_check(where)
     best, control = (ScoreControl(where.process, one) for one in (where.exact, score))
-    paths = draws.noising(where, 32).sample(3000, seed=1)
-    right = draws.explicit(where, score).value
-    ratios = [log_ratio(draws.read_backwards(paths, every), best, control) for every in (4, 2, 1)]
+    paths = monte_carlo.noising(where, 32).sample(3000, seed=1)
+    right = monte_carlo.explicit(where, score).value
+    ratios = [log_ratio(monte_carlo.reversed_paths(paths, every), best, control) for every in (4, 2, 1)]
     errors = [abs(float(ratio.mean()) - right) for ratio in ratios]
     assert errors[2] < errors[1] < errors[0]
 
@@ -262,7 +263,8 @@ def test_the_gaussian_model_is_what_its_chain_generates():
     where = setting(2, "OU")
     model = likelihood.GaussianModel(where)
 
-    bridge = reverse_diffusion(where.process, where.data, model, prior=model.prior, grid=draws.matched_grid(where, 400))
+    grid = monte_carlo.matched_grid(where, 400)
+    bridge = reverse_diffusion(where.process, where.data, model, prior=model.prior, grid=grid)
     rows = bridge.backward.marginals([where.s_min], 20_000, seed=1)[0]
     assert torch.allclose(rows.mean(0), model.generated.mean, atol=0.03)
     assert torch.allclose(rows.T.cov(), model.generated.covariance, atol=0.04)
@@ -270,9 +272,9 @@ def test_the_gaussian_model_is_what_its_chain_generates():
 
 def test_random_times_and_path_integrals_agree():
     where = setting(2, "VE")
-    ((_, score),) = draws.judged(where)
-    exact = draws.explicit(where, score)
-    paths = draws.noising(where, 80).sample(4000, seed=2)
+    ((_, score),) = monte_carlo.scores_to_check(where)
+    exact = monte_carlo.explicit(where, score)
+    paths = monte_carlo.noising(where, 80).sample(4000, seed=2)
 
     other = explicit_score_matching(paths, score, where.exact, s_min=where.s_min)
     error = math.hypot(exact.standard_error, other.estimate.standard_error)
@@ -281,8 +283,8 @@ def test_random_times_and_path_integrals_agree():
 
 def test_control_variates_leave_means_alone():
     where = setting(2, "VP")
-    one = draws.noised(where, 200_000, 0.0, "controls")
-    values = draws.chi_squares(where)(one)
+    one = monte_carlo.noised(where, 200_000, 0.0, "controls")
+    values = monte_carlo.chi_square_controls(where)(one)
     assert values.shape == (200_000, 8)
     assert bool((values.mean(0).abs() < 4.5 * values.std(0) / math.sqrt(200_000)).all())
 
@@ -294,7 +296,7 @@ def test_remembered_answers_from_memory_only_for_equal_states():
         calls.append(t)
         return 2.0 * x
 
-    kept, x = draws.Remembered(score), torch.randn(4, 2, generator=generator(0))
+    kept, x = monte_carlo.Cached(score), torch.randn(4, 2, generator=generator(0))
     assert torch.equal(kept(0.5, x), kept(0.5, x.clone()))
     assert len(calls) == 1
     assert torch.equal(kept(0.5, x + 1.0), 2.0 * (x + 1.0))

@@ -38,8 +38,8 @@ class IMF(MatchingSolver):
         updates: updates per stage.
         refresh: updates between simulations of new pairs.
         pairs: pairs simulated at a time.
-        start: the known control to which the networks are added. ``None``: :class:`~sbridge.solvers.GaussianStart`
-            where the moments of both ends are known (see :func:`~sbridge.solvers.control.starts.usual_start`).
+        start: the known control to which the networks are added. ``None``: ``GaussianStart()`` if the moments of
+            both ends are known, otherwise ``ZeroStart()``.
         network: recipe of either network.
         optimisation: how networks are trained.
         grid: time grid on which pairs and solutions are simulated; by default finer towards both ends, where

@@ -61,16 +61,15 @@ class IPF(Solver["IPFState"]):
     that change it stay in all later half-steps.
 
     Args:
-        half_steps: how many, see :meth:`schedule`; an even number leaves the forward control as the last that was
-            learned, except with :class:`~sbridge.solvers.DensityRatio`, whose result is reversed at the end.
+        half_steps: how many, an even number leaves the forward control as the last that was
+            learned, except with ``DensityRatio()``, whose result is reversed at the end.
         updates: updates of one half-step.
-        forward: how the forward control is learned. ``None``: :class:`~sbridge.solvers.PinnedPaths` for a linear
-            reference, otherwise :class:`~sbridge.solvers.DensityRatio` if torch can differentiate the drift, and
-            :class:`~sbridge.solvers.MeanMatching` if it cannot.
-        backward: how the backward control is learned. ``None``: :class:`~sbridge.solvers.PinnedPaths` for a linear
-            reference, :class:`~sbridge.solvers.MeanMatching` for others.
-        start: the known control to which the networks are added. ``None``: :class:`~sbridge.solvers.GaussianStart`
-            where the moments of both ends are known (see :func:`~sbridge.solvers.control.starts.usual_start`).
+        forward: how the forward control is learned. ``None``: ``PinnedPaths()`` for a linear reference, otherwise
+            ``DensityRatio()`` if torch can differentiate the drift, and ``MeanMatching()`` if it cannot.
+        backward: how the backward control is learned. ``None``: ``PinnedPaths()`` for a linear reference,
+            ``MeanMatching()`` for others.
+        start: the known control to which the networks are added. ``None``: ``GaussianStart()`` if the reference is
+            linear and the moments of both ends are known, otherwise ``ZeroStart()``.
         refresh: updates between simulations of new paths; ``None``: as the half-bridge has it.
         paths: paths simulated at a time; ``None``: as the half-bridge has it.
         network: recipe of either network.

@@ -36,8 +36,8 @@ class MatchedBridge(MatchingSolver):
         updates: updates of each network.
         refresh: updates between draws of new pairs.
         pairs: pairs drawn at a time; they are used again until the next draw.
-        start: the known control to which the networks are added. ``None``: :class:`~sbridge.solvers.GaussianStart`
-            where the moments of both ends are known (see :func:`~sbridge.solvers.control.starts.usual_start`).
+        start: the known control to which the networks are added. ``None``: ``GaussianStart()`` if the moments of
+            both ends are known, otherwise ``ZeroStart()``.
         network: recipe of either network.
         optimisation: how networks are trained.
         grid: time grid on which solutions are simulated; finer towards both ends by default.

@@ -272,7 +272,7 @@ def test_bad_input_is_told():
         fit(rows, rows, reference=drift, solver=TINY)
     density = Density(lambda x: -x.square().sum(1), 2)
     assert "unnormalised density" in TINY.refusal(BridgeProblem(Samples(rows), density, VariancePreserving()))
-    with pytest.raises(InvalidInputError, match="paths ≥ 1"):
+    with pytest.raises(InvalidInputError, match="steps must be at least 2"):
         Action(steps=1)
     with pytest.raises(InvalidInputError, match="reverse grid"):
         reverse_grid(100, 1.0)

@@ -39,8 +39,11 @@ def _described(value: object, depth: int) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         inner = ", ".join(_fields(value, depth + 1)) if depth < _DEPTH else "…"
         return f"{type(value).__name__}({inner})"
-    if isinstance(value, (tuple, list)) and len(value) > _ITEMS:
-        return f"{len(value)} items from {_described(value[0], depth)}"
+    if isinstance(value, (tuple, list)):
+        if len(value) > _ITEMS:
+            return f"{len(value)} items from {_described(value[0], depth)}"
+        inner = ", ".join(_described(item, depth) for item in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
     text = " ".join(repr(value).split())
     return text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"
 

@@ -279,8 +279,8 @@ def test_what_it_refuses():
         problem = BridgeProblem(normal, end, BrownianMotion(1.0))
         with pytest.raises(UnsupportedError, match=f"Gaussians or samples, got {type(end).__name__}: draw samples"):
             solve(problem, solver, seed=0)
-        with pytest.raises(UnsupportedError, match="has no mean and covariance here"):
-            solver.finish(problem, solver.init(problem, 0))
+    with pytest.raises(UnsupportedError, match="mean and covariance of the target, a Density, are not known"):
+        solver.finish(problem, solver.init(problem, 0))
     with pytest.raises(
         UnsupportedError, match="GaussianBridge needs transitions in closed form, which DriftProcess does not have"
     ):

@@ -22,7 +22,7 @@ from sbridge.problems import BridgeProblem
 from sbridge.processes import BrownianMotion, DriftProcess, LinearProcess, OrnsteinUhlenbeck
 from sbridge.processes.base import Time
 from sbridge.random import generator as generator_of
-from sbridge.solvers import IMF, check_solver
+from sbridge.solvers import IMF, ZeroStart, check_solver
 from sbridge.solvers.matching import MatchingState, Regression
 from sbridge.time import TimeGrid
 from sbridge.training import Optimisation, StateDict
@@ -323,7 +323,7 @@ def test_an_odd_number_of_stages_favours_the_forward_network():
 
 
 def test_the_bridge_uses_averaged_weights_and_is_frozen():
-    solver, problem = quick(), gaussians(BrownianMotion(1.0))
+    solver, problem = quick(start=ZeroStart()), gaussians(BrownianMotion(1.0))
     state = solver.init(problem, 0)
     for _ in range(10):
         state, _ = solver.step(problem, state)

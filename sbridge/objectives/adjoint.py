@@ -32,25 +32,17 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Co
     Raises:
         UnsupportedError: with a stopping set.
     """
-    if costs.stopping is not None:
-        raise UnsupportedError(
-            f"the adjoint state ignores that a stopping time moves: with a stopping set use {WITHOUT_GRADIENTS}."
-        )
-    chain, states = paths.chain, paths.x.detach()
-    adjoint = torch.empty_like(states)
-    adjoint[-1] = a = terminal_gradient(states[-1], costs) if end is None else end
-    for k in reversed(range(chain.length)):
+    chain = paths.chain
+
+    def ahead(k: int, x: Tensor, a: Tensor) -> Tensor:
         t, span = chain.step_times[k], chain.root_durations[k] ** 2
+        kept = None if base is None else base(t, x)
+        moved = (chain.move(k, x, kept) * a).sum(1)
+        if kept is not None:
+            moved = moved + span * (kept * paths.v[k].detach()).sum(1)
+        return moved if costs.running is None else moved + span * costs.rate(t, x)
 
-        def ahead(x: Tensor, k: int = k, t: float = t, span: float = span, a: Tensor = a) -> Tensor:
-            kept = None if base is None else base(t, x)
-            moved = (chain.move(k, x, kept) * a).sum(1)
-            if kept is not None:
-                moved = moved + span * (kept * paths.v[k].detach()).sum(1)
-            return moved if costs.running is None else moved + span * costs.rate(t, x)
-
-        adjoint[k] = a = a + gradient(states[k], ahead)
-    return adjoint
+    return _swept_back(paths, costs, end, ahead)
 
 
 def pathwise_adjoint(paths: Paths, costs: Costs, control: Control) -> Tensor:
@@ -70,22 +62,30 @@ def pathwise_adjoint(paths: Paths, costs: Costs, control: Control) -> Tensor:
     Raises:
         UnsupportedError: with a stopping set.
     """
+    chain = paths.chain
+
+    def ahead(k: int, x: Tensor, a: Tensor) -> Tensor:
+        t, width = chain.step_times[k], chain.root_durations[k]
+        u = control(t, x)
+        cost = width * width * (costs.rate(t, x) + 0.5 * u.square().sum(1)) + width * (u * paths.noise[k]).sum(1)
+        return (chain.move(k, x, u) * a).sum(1) + cost
+
+    return _swept_back(paths, costs, None, ahead)
+
+
+def _swept_back(
+    paths: Paths, costs: Costs, end: Tensor | None, ahead: Callable[[int, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Computes ``a_k = a_{k+1} + ∇_x ahead(k, x, a_{k+1})`` at ``x = x_k``, from ``a_N = end`` or ``∇g(x_N)``."""
     if costs.stopping is not None:
         raise UnsupportedError(
             f"the adjoint state ignores that a stopping time moves: with a stopping set use {WITHOUT_GRADIENTS}."
         )
-    chain, states = paths.chain, paths.x.detach()
+    states = paths.x.detach()
     adjoint = torch.empty_like(states)
-    adjoint[-1] = a = terminal_gradient(states[-1], costs)
-    for k in reversed(range(chain.length)):
-        t, width = chain.step_times[k], chain.root_durations[k]
-
-        def ahead(x: Tensor, k: int = k, t: float = t, width: float = width, a: Tensor = a) -> Tensor:
-            u = control(t, x)
-            cost = width * width * (costs.rate(t, x) + 0.5 * u.square().sum(1)) + width * (u * paths.noise[k]).sum(1)
-            return (chain.move(k, x, u) * a).sum(1) + cost
-
-        adjoint[k] = a = a + gradient(states[k], ahead)
+    adjoint[-1] = a = terminal_gradient(states[-1], costs) if end is None else end
+    for k in reversed(range(paths.chain.length)):
+        adjoint[k] = a = a + gradient(states[k], lambda x, k=k, a=a: ahead(k, x, a))
     return adjoint
 
 

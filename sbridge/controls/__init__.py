@@ -1,6 +1,6 @@
 """Controls: the functions that all methods of this package choose or learn."""
 
-from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroControl
+from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroControl, on_top
 from sbridge.controls.divergence import Divergence, ExactTrace, Hutchinson, ProbeLaw, Probes
 from sbridge.controls.networks import (
     MLP,
@@ -28,5 +28,6 @@ __all__ = [
     "ScaledMLP",
     "SumControl",
     "ZeroControl",
+    "on_top",
     "seeded_control",
 ]

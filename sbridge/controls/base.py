@@ -60,3 +60,8 @@ class SumControl:
         """Computes the sum at ``(t, x)``."""
         first, *others = (control(t, x) for control in self.terms)
         return sum(others, first)
+
+
+def on_top(known: Control | None, network: Control) -> Control:
+    """A known control plus ``network``; the network alone if nothing is known."""
+    return network if known is None else SumControl((known, network))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.laws import Density
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, gradient, lean_adjoint
@@ -20,7 +20,7 @@ from sbridge.processes import Direction, LinearProcess
 from sbridge.random import as_seed, derive, generator as generator_of
 from sbridge.solvers.control.trust_region import TrustRegion
 from sbridge.solvers.half_bridges import HalfStepContext, PathHalfBridge, differentiable, end_name
-from sbridge.storage.registry import register
+from sbridge.storage.registry import check_kinds, register
 from sbridge.training import Learner, Optimisation
 
 _PROBE_ROWS = 4096
@@ -69,10 +69,10 @@ class DensityRatio(PathHalfBridge):
     independent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not 0.0 < self.last <= self.first <= 1.0:
             raise InvalidInputError(f"0 < last ≤ first ≤ 1 is needed, got first={self.first}, last={self.last}.")
-        if self.classifier_updates < 1:
-            raise InvalidInputError(f"classifier_updates must be positive, got {self.classifier_updates}.")
+        check_at_least(self, 1, "classifier_updates")
 
     def simulated(self, trained: Direction) -> Direction:
         """The direction that learns itself."""

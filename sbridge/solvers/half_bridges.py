@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sbridge.controls import Control, Divergence, ExactTrace, SumControl
+from sbridge.controls import Control, Divergence, ExactTrace, on_top
 from sbridge.errors import ConvergenceWarning, UnsupportedError
 from sbridge.laws import Density, HasDensity, Law
 from sbridge.measures import PathMeasure, Paths
@@ -81,7 +81,7 @@ class HalfStepContext:
     @property
     def control(self) -> Control:
         """The control under training."""
-        return self.network if self.base is None else SumControl((self.base, self.network))
+        return on_top(self.base, self.network)
 
 
 class HalfBridge(ABC):

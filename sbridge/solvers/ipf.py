@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sbridge.controls import Control, NetworkRecipe, ScaledMLP, SumControl
+from sbridge.controls import Control, NetworkRecipe, ScaledMLP, on_top
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Density
 from sbridge.linear import LinearMap
@@ -254,8 +254,7 @@ class IPFState(State):
 
     def on_top(self, direction: Direction, network: torch.nn.Module) -> Control:
         """The known control of a direction plus ``network``."""
-        base = self.bases[direction]
-        return network if base is None else SumControl((base, network))
+        return on_top(self.bases[direction], network)
 
 
 @dataclass(frozen=True, eq=False)

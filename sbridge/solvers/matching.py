@@ -20,7 +20,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sbridge.controls import Control, NetworkRecipe, SumControl
+from sbridge.controls import Control, NetworkRecipe, on_top
 from sbridge.couplings import Coupling
 from sbridge.couplings.simple import Pairs, PairSampler
 from sbridge.linear import LinearMap
@@ -230,5 +230,4 @@ class MatchingState(State):
 
     def on_top(self, direction: Direction, network: torch.nn.Module) -> Control:
         """The known control of a direction plus ``network``."""
-        known = self.starts[direction]
-        return network if known is None else SumControl((known, network))
+        return on_top(self.starts[direction], network)

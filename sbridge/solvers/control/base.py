@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sbridge.controls import AdditiveMLP, Control, NetworkControl, NetworkRecipe, SumControl, seeded_control
+from sbridge.controls import AdditiveMLP, Control, NetworkControl, NetworkRecipe, on_top, seeded_control
 from sbridge.errors import ConvergenceWarning, InvalidInputError, NonFiniteError
 from sbridge.measures import Estimate, PathMeasure, Paths
 from sbridge.objectives.control import control_objective
@@ -199,7 +199,7 @@ class ControlState(State):
 
     def on_top(self, network: nn.Module) -> Control:
         """Warm start plus ``network``."""
-        return network if self.base is None else SumControl((self.base, network))
+        return on_top(self.base, network)
 
     @property
     def control(self) -> Control:

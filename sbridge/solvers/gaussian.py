@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls.base import Time
-from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError, shown
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples, moments
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
@@ -24,6 +24,8 @@ from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Info, State
 
+_LEAST_CORRELATION = 2e-12
+
 
 @register
 @dataclass(frozen=True, eq=False)
@@ -34,9 +36,21 @@ class GaussianControl:
     direction: Direction
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        """Computes the control at ``(t, x)``."""
+        """Computes the control at ``(t, x)``.
+
+        Raises:
+            NonFiniteError: where it is too large for the dtype of ``x``.
+        """
         gain = self.coupling.forward_gain if self.direction is Direction.FORWARD else self.coupling.backward_gain
-        return affine(*gain(t), x)
+        found = affine(*gain(t), x)
+        if not bool(found.isfinite().all()):
+            when, kind = shown(t), str(x.dtype).removeprefix("torch.")
+            raise NonFiniteError(
+                f"the control of GaussianBridge is not finite in {kind} at t = {when}: over the horizon the reference "
+                "multiplies deviations by more than the largest number. Take a shorter horizon or a smaller rate; "
+                "transport() and interpolate() do not use the control."
+            )
+        return found
 
 
 @register
@@ -173,10 +187,12 @@ def span_fewer(rows: Tensor) -> bool:
 def is_singular(mean: Tensor, covariance: Tensor) -> bool:
     """Whether a column is constant, or the correlations have an eigenvalue 0, to rounding.
 
-    A Cholesky root is not a sufficient test: because of rounding, half of the singular covariances have one.
+    A Cholesky root is not a sufficient test: because of rounding, half of the singular covariances have one. And a
+    condition number of 10¹² leaves so few digits of the closed form that the order of the rows would change it by
+    several per cent.
     """
     deviations, rounding = covariance.diagonal().sqrt(), 10 * torch.finfo(covariance.dtype).eps
     if not bool((deviations > rounding * mean.abs()).all()):
         return True
     smallest = torch.linalg.eigvalsh(covariance / deviations / deviations.unsqueeze(1))[0]
-    return float(smallest) <= rounding * len(covariance)
+    return float(smallest) <= max(rounding, _LEAST_CORRELATION) * len(covariance)

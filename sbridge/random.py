@@ -8,7 +8,9 @@ and a counter, so any block of noise can be drawn again without drawing what com
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError, shown
 
+T = TypeVar("T")
 Seed = int | np.integer | torch.Generator
 
 _SEED_LIMIT = 2**63
@@ -47,6 +50,16 @@ def derive(seed: int, *keys: int | str) -> int:
 def generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
     """Makes a new generator on ``device``; a ``torch.Generator`` is used through one draw from it."""
     return torch.Generator(device=device).manual_seed(as_seed(seed))
+
+
+def seeded(make: Callable[[], T], seed: Seed) -> T:
+    """Returns ``make()``, a new network whose initial weights follow from ``seed``.
+
+    PyTorch's layers draw their initial weights from the global state only. It is set for ``make`` and then restored.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(as_seed(seed))
+        return make()
 
 
 @dataclass(frozen=True, eq=False)

@@ -364,9 +364,9 @@ class Turned(WarmStart):
     def control(self, *arguments: object) -> None:
         return None
 
-    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> Control:
-        turn = Spin()
-        return SumControl((GaussianStart().bridge_control(problem, direction), turn))
+    def bridge_controls(self, problem: BridgeProblem) -> dict[Direction, Control | None]:
+        straight = GaussianStart().bridge_controls(problem)
+        return {direction: SumControl((control, Spin())) for direction, control in straight.items()}
 
 
 @register
@@ -466,8 +466,8 @@ class Steady(WarmStart):
     def control(self, *arguments: object) -> None:
         return None
 
-    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> Control | None:
-        return Wave() if direction is FORWARD else None
+    def bridge_controls(self, problem: BridgeProblem) -> dict[Direction, Control | None]:
+        return {FORWARD: Wave(), BACKWARD: None}
 
 
 @register

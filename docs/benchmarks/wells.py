@@ -67,9 +67,9 @@ class Wrong(WarmStart):
         """None."""
         return None
 
-    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> Control | None:
+    def bridge_controls(self, problem: BridgeProblem) -> dict[Direction, Control | None]:
         """Forward a rotation and a push; backward nothing."""
-        return None if direction is Direction.BACKWARD else _wrong
+        return {Direction.FORWARD: _wrong, Direction.BACKWARD: None}
 
 
 def _wrong(t: Time, x: Tensor) -> Tensor:

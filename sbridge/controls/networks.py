@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, check_at_least
-from sbridge.random import Seed, as_seed
+from sbridge.random import Seed, seeded
 from sbridge.storage.registry import register
 
 _HARMONICS = 4
@@ -247,11 +247,5 @@ class NetworkControl(nn.Module):
 def seeded_control(
     recipe: NetworkRecipe, dim: int, horizon: float, output_scale: float, seed: Seed, input_scale: float = 1.0
 ) -> NetworkControl:
-    """Makes a :class:`NetworkControl` whose initial weights follow from ``seed``.
-
-    PyTorch's layers draw their initial weights from the global state only; it is set during construction and then
-    restored.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(as_seed(seed))
-        return NetworkControl(recipe, dim, horizon, output_scale, input_scale)
+    """Makes a :class:`NetworkControl` whose initial weights follow from ``seed``."""
+    return seeded(lambda: NetworkControl(recipe, dim, horizon, output_scale, input_scale), seed)

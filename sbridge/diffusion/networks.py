@@ -12,7 +12,6 @@ from sbridge.errors import InvalidInputError
 from sbridge.linear import LinearMap
 from sbridge.processes import LinearProcess
 from sbridge.processes.base import Transition
-from sbridge.random import Seed, as_seed
 from sbridge.storage.registry import register
 
 
@@ -84,10 +83,3 @@ class NetworkScore(nn.Module):
         total = signal + law.covariance
         gap = law.precision @ signal @ total.inverse()
         return total, (LinearMap(0.5 * (gap.values + gap.values.mT), dense=True) if gap.dense else gap).cholesky()
-
-
-def seeded_score(recipe: NetworkRecipe, process: LinearProcess, mean: Tensor, scale: float, seed: Seed) -> NetworkScore:
-    """Makes a :class:`NetworkScore` whose initial weights follow from ``seed``, not from the global state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(as_seed(seed))
-        return NetworkScore(recipe, process, len(mean), mean, scale)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
 
 from sbridge.controls import MLP, NetworkRecipe
-from sbridge.diffusion.networks import NetworkScore, seeded_score
+from sbridge.diffusion.networks import NetworkScore
 from sbridge.diffusion.objectives import Denoising, ScoreObjective
 from sbridge.diffusion.reverse import REVERSE_GRID, START_TIME, reverse_diffusion
 from sbridge.diffusion.times import check_start
@@ -17,7 +18,7 @@ from sbridge.laws import Density
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
-from sbridge.random import derive, generator as generator_of
+from sbridge.random import derive, generator as generator_of, seeded
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.storage.registry import register
@@ -86,7 +87,8 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
         mean, scale = rows.mean(0), float(rows.var(0).mean().sqrt())
         if not scale > 0:
             raise InvalidInputError("all samples of the data are equal, so there is no score to learn.")
-        module = seeded_score(self.network, problem.linear_reference, mean, scale, derive(seed, "weights"))
+        make = partial(NetworkScore, self.network, problem.linear_reference, len(mean), mean, scale)
+        module = seeded(make, derive(seed, "weights"))
         like = problem.source.sample(1, generator_of(0))
         learner = Learner(module.to(like), self.optimisation, self.updates)
         return ScoreMatchingState(seed, learner, generator_of(derive(seed, "training")))

@@ -23,13 +23,13 @@ from sbridge.evaluation.wording import COST, GENERAL_NOTES
 from sbridge.exact import MixtureControl, MixturePotential
 from sbridge.fitting import solve
 from sbridge.laws import Samples
+from sbridge.laws.moments import span_fewer
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, martingale
 from sbridge.metrics import EnergyDistance
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.random import ROW_BLOCK, Seed, as_seed, derive
 from sbridge.solutions import Bridge
-from sbridge.solvers.gaussian import span_fewer
 from sbridge.solvers.mixture import MixtureBridge
 from sbridge.storage.documents import Json
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from sbridge.errors import UnsupportedError
 from sbridge.fitting.samples import unlike_mixtures
 from sbridge.laws import Density, Gaussian, Point, Samples
+from sbridge.laws.moments import span_fewer
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Solver
-from sbridge.solvers.gaussian import GaussianBridge, span_fewer
+from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.imf import IMF
 from sbridge.solvers.ipf import IPF
 from sbridge.solvers.matched import MatchedBridge

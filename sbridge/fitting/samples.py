@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sbridge.fitting.data_checks import tail_share
-from sbridge.solvers.gaussian import span_fewer
+from sbridge.laws.moments import span_fewer
 
 ATOM = 0.05
 """A single value with at least this share of the samples is an atom of a column."""

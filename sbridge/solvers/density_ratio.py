@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,14 +13,14 @@ from torch.nn.functional import softplus
 from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.laws import Density
 from sbridge.measures import Paths
-from sbridge.objectives.adjoint import adjoint_targets, gradient, lean_adjoint
+from sbridge.objectives.adjoint import gradient, lean_adjoint
 from sbridge.objectives.control import log_weight
 from sbridge.problems import BridgeProblem
 from sbridge.problems.costs import Costs
-from sbridge.processes import Direction, LinearProcess
-from sbridge.random import as_seed, derive, generator as generator_of
+from sbridge.processes import Direction
+from sbridge.random import derive, generator as generator_of, seeded
 from sbridge.solvers.control.trust_region import TrustRegion
-from sbridge.solvers.half_bridges import HalfStepContext, PathHalfBridge, differentiable, end_name
+from sbridge.solvers.half_bridges import AdjointRegression, HalfStepContext, end_name
 from sbridge.storage.registry import check_kinds, register
 from sbridge.training import Learner, Optimisation
 
@@ -30,7 +31,7 @@ _POTENTIAL, _VALUE = "potential", "value"
 
 @register
 @dataclass(frozen=True)
-class DensityRatio(PathHalfBridge):
+class DensityRatio(AdjointRegression):
     """Adjoint matching of a potential ``s ≈ log h_T``, which a classifier fits to samples of the end.
 
     The bridge from the source is the reference tilted by ``h_T(X_T)``. With ``q`` the distribution of the ends under
@@ -74,10 +75,6 @@ class DensityRatio(PathHalfBridge):
             raise InvalidInputError(f"0 < last ≤ first ≤ 1 is needed, got first={self.first}, last={self.last}.")
         check_at_least(self, 1, "classifier_updates")
 
-    def simulated(self, trained: Direction) -> Direction:
-        """The direction that learns itself."""
-        return trained
-
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
         """Needs samples of both ends, the forward direction, and derivatives of the drift."""
         if trained is Direction.BACKWARD:
@@ -88,19 +85,15 @@ class DensityRatio(PathHalfBridge):
                     f"DensityRatio needs samples of both ends, and the {end_name(direction)} is an unnormalised "
                     "density: use IPF(forward=AdjointHalfBridge()), or draw samples first."
                 )
-        if not isinstance(problem.reference, LinearProcess) and not differentiable(problem):
-            return (
-                "DensityRatio differentiates the drift of the reference, and torch cannot: write the drift in torch "
-                "functions of x, or use IPF(forward=MeanMatching()), which takes no derivative of it."
-            )
-        return None
+        return self.opaque_drift(problem, "forward")
 
     def helpers(self, problem: BridgeProblem, trained: Direction, simulations: int, seed: int) -> dict[str, Learner]:
         """The potential of the far end and the mean log weight of a start."""
         found, updates = {}, self.classifier_updates * (simulations + _LONGER)
         for name, law in ((_POTENTIAL, problem.far(trained)), (_VALUE, problem.near(trained))):
             rows = law.sample(_PROBE_ROWS, generator_of(derive(seed, f"{name} rows")))
-            found[name] = Learner(_seeded_scalar(rows, derive(seed, name)), _HELPERS, updates)
+            module = seeded(partial(_Scalar, rows), derive(seed, name))
+            found[name] = Learner(module.to(rows), _HELPERS, updates)
         return found
 
     def keep(self, paths: Paths, learning: HalfStepContext, generator: torch.Generator) -> dict[str, Tensor]:
@@ -109,10 +102,7 @@ class DensityRatio(PathHalfBridge):
         cost = Costs(terminal=lambda x: -potential(x))
         end = -gradient(paths.x[-1], potential)
         with torch.no_grad():
-            targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), end))
-            if learning.base is not None:
-                moments = enumerate(paths.chain.step_times)
-                targets = targets - torch.stack([learning.base(t, paths.x[k]) for k, t in moments])
+            targets = self.targets(paths, lean_adjoint(paths, Costs(), end), learning.base)
             excess = self._excess(paths.x[0], log_weight(paths, cost).to(paths.x), learning, generator)
         weights, _ = self.trust_region.weights(excess)
         new = {"x": paths.x[:-1], "target": targets, "weight": weights.to(paths.x)}
@@ -128,13 +118,6 @@ class DensityRatio(PathHalfBridge):
     def rows(self, learning: HalfStepContext, paths: int, batch: int, generator: torch.Generator) -> Tensor:
         """Numbers of paths, drawn by weight."""
         return torch.multinomial(learning.kept["weight"].cpu(), batch, replacement=True, generator=generator)
-
-    def step_loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """``½|u + Lᵀa/√Δ|²``."""
-        x, target = learning.kept["x"], learning.kept["target"]
-        here, paths = steps.to(x.device), rows.to(x.device)
-        times = learning.chain.visited[steps].to(x.device)
-        return 0.5 * (learning.network(times, x[here, paths]) - target[here, paths]).square().sum(1)
 
     def _classify(self, ends: Tensor, learning: HalfStepContext, generator: torch.Generator) -> nn.Module:
         """Raises the potential by ``η`` times the log ratio of samples to ends; returns its average."""
@@ -186,10 +169,3 @@ class _Scalar(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers((x - self.centre) / self.scale)[:, 0]
-
-
-def _seeded_scalar(rows: Tensor, seed: int) -> nn.Module:
-    """PyTorch's layers draw from the global state only; it is put back as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(as_seed(seed))
-        return _Scalar(rows).to(rows)

@@ -12,6 +12,7 @@ from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError, shown
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples, moments
+from sbridge.laws.moments import is_singular, sample_moments
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
@@ -23,8 +24,6 @@ from sbridge.solvers.base import Solver
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Info, State
-
-_LEAST_CORRELATION = 2e-12
 
 
 @register
@@ -161,38 +160,10 @@ def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
         raise UnsupportedError(
             f"the mean and covariance of the {name}, a {type(law).__name__}, are not known; draw rows from it first."
         )
-    mean, covariance = sample_moments(law.rows, None if law.weights is None else law.weights.double())
+    mean, covariance = sample_moments(law.rows, law.weights)
     if is_singular(mean, covariance):
         raise InvalidInputError(
             f"the {len(law.rows)} rows of the {name} span fewer than their {law.dim} dimensions, so they have no "
             "Gaussian density; reduce the dimension (PCA), add rows, or use SinkhornBridge()."
         )
     return mean, covariance
-
-
-def sample_moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean ``(dim,)`` and unbiased covariance ``(dim, dim)`` of rows ``(n, dim)`` with optional weights, in float64."""
-    precise, dim = rows.double(), rows.shape[1]
-    if weights is None:
-        return precise.mean(0), precise.mT.cov().reshape(dim, dim)
-    weights = (weights / weights.sum()).to(precise)
-    return weights @ precise, precise.mT.cov(aweights=weights).reshape(dim, dim)
-
-
-def span_fewer(rows: Tensor) -> bool:
-    """Whether rows ``(n, dim)`` span fewer dimensions than they have columns, to rounding: :func:`is_singular`."""
-    return is_singular(*sample_moments(rows))
-
-
-def is_singular(mean: Tensor, covariance: Tensor) -> bool:
-    """Whether a column is constant, or the correlations have an eigenvalue 0, to rounding.
-
-    A Cholesky root is not a sufficient test: because of rounding, half of the singular covariances have one. And a
-    condition number of 10¹² leaves so few digits of the closed form that the order of the rows would change it by
-    several per cent.
-    """
-    deviations, rounding = covariance.diagonal().sqrt(), 10 * torch.finfo(covariance.dtype).eps
-    if not bool((deviations > rounding * mean.abs()).all()):
-        return True
-    smallest = torch.linalg.eigvalsh(covariance / deviations / deviations.unsqueeze(1))[0]
-    return float(smallest) <= max(rounding, _LEAST_CORRELATION) * len(covariance)

@@ -147,18 +147,19 @@ class PinnedPaths(HalfBridge):
     def collect(
         self, measure: PathMeasure, count: int, learning: HalfStepContext, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Pairs, and the mean square of ``X_T − m(T | 0, X_0)``."""
+        """Pairs, and the two sizes of :class:`~sbridge.solvers.matching.Regression`."""
         with torch.no_grad():
             near = measure.start.sample(count, generator)
         far = measure.transport(near, seed=generator)
         x0, xT = (near, far) if measure.direction is Direction.FORWARD else (far, near)
-        residual = Regression.of(learning.problem, (x0, xT)).residual_square
-        return {"x0": x0, "xT": xT, "residual": torch.tensor(residual, dtype=torch.float64)}
+        regression = Regression.of(learning.problem, (x0, xT))
+        sizes = torch.tensor([regression.residual_square, regression.typical_size], dtype=torch.float64)
+        return {"x0": x0, "xT": xT, "sizes": sizes}
 
     def loss(self, learning: HalfStepContext, batch: int, generator: torch.Generator) -> Tensor:
         """The weighted mean square error of :class:`~sbridge.solvers.matching.Regression`."""
         kept, problem = learning.kept, learning.problem
-        regression = Regression(problem.linear_reference, problem.dim, float(kept["residual"]))
+        regression = Regression(problem.linear_reference, problem.dim, *kept["sizes"].tolist())
         return regression.loss(learning.control, (kept["x0"], kept["xT"]), learning.trained, batch, generator)
 
 
@@ -256,19 +257,48 @@ class MaximumLikelihood(_Reversal):
         return likelihood(taken, when, learning.network, self.divergence.probes(taken.x, generator))
 
 
+class AdjointRegression(PathHalfBridge):
+    """Half-bridges that learn from adjoints along paths of the direction that is trained."""
+
+    def simulated(self, trained: Direction) -> Direction:
+        """The direction that is trained."""
+        return trained
+
+    def opaque_drift(self, problem: BridgeProblem, name: str) -> str | None:
+        """Why the adjoint cannot be computed, or ``None``; ``name`` is the option of IPF."""
+        if isinstance(problem.reference, LinearProcess) or differentiable(problem):
+            return None
+        return (
+            f"{type(self).__name__} differentiates the drift of the reference, and torch cannot: write the drift in "
+            f"torch functions of x, or use IPF({name}=MeanMatching()), which takes no derivative of it."
+        )
+
+    @staticmethod
+    def targets(paths: Paths, adjoint: Tensor, base: Control | None) -> Tensor:
+        """``−L_kᵀ a_{k+1}/√Δ_k`` less ``base``, which is what the network learns, shape ``(N, paths, dim)``."""
+        targets = adjoint_targets(paths.chain, adjoint)
+        if base is None:
+            return targets
+        with torch.no_grad():
+            return targets - torch.stack([base(t, paths.x[k]) for k, t in enumerate(paths.chain.step_times)])
+
+    def step_loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """``½|u + Lᵀa/√Δ|²``."""
+        x, target = learning.kept["x"], learning.kept["target"]
+        here, paths = steps.to(x.device), rows.to(x.device)
+        times = learning.chain.visited[steps].to(x.device)
+        return 0.5 * (learning.network(times, x[here, paths]) - target[here, paths]).square().sum(1)
+
+
 @register
 @dataclass(frozen=True)
-class AdjointHalfBridge(PathHalfBridge):
+class AdjointHalfBridge(AdjointRegression):
     """Minimises ``KL(P^u ‖ P^û)`` over ``u``, a control problem, by adjoint matching (arXiv:2409.08861).
 
     Towards the law ``p`` with the reference as the uncontrolled process, the terminal cost is ``−log p + log φ̂``, and
     the running cost ``∇·b`` backward in time (none forward). It runs on paths of the direction that learns, so the law
     ``p`` need not be sampled; only its log density is asked for, up to a constant.
     """
-
-    def simulated(self, trained: Direction) -> Direction:
-        """The direction that learns itself."""
-        return trained
 
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
         """Needs a start that can be sampled, a density at the far end, and derivatives of the drift."""
@@ -283,12 +313,7 @@ class AdjointHalfBridge(PathHalfBridge):
                 f"AdjointHalfBridge needs the log density of the {end_name(trained)}, which {type(far).__name__} "
                 f"does not have: use IPF({name}=MeanMatching()) or IPF({name}=MaximumLikelihood())."
             )
-        if not isinstance(problem.reference, LinearProcess) and not differentiable(problem):
-            return (
-                "AdjointHalfBridge differentiates the drift of the reference, and torch cannot: write the drift in "
-                f"torch functions of x, or use IPF({name}=MeanMatching()), which takes no derivative of it."
-            )
-        return None
+        return self.opaque_drift(problem, name)
 
     def keep(self, paths: Paths, learning: HalfStepContext, generator: torch.Generator) -> dict[str, Tensor]:
         """The states visited and the targets of the network there."""
@@ -297,19 +322,7 @@ class AdjointHalfBridge(PathHalfBridge):
         end = terminal_adjoint(chain, paths.x[-1], log_density, learning.other)
         curved = learning.trained is Direction.BACKWARD and not isinstance(process, LinearProcess)
         adjoint = lean_adjoint(paths, Costs(_Expansion(process) if curved else None), end, learning.base)
-        targets = adjoint_targets(chain, adjoint)
-        if learning.base is not None:
-            with torch.no_grad():
-                moments = enumerate(chain.step_times)
-                targets = targets - torch.stack([learning.base(t, paths.x[j]) for j, t in moments])
-        return {"x": paths.x[:-1], "target": targets}
-
-    def step_loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """``½|u + Lᵀa/√Δ|²``."""
-        x, target = learning.kept["x"], learning.kept["target"]
-        here, paths = steps.to(x.device), rows.to(x.device)
-        times = learning.chain.visited[steps].to(x.device)
-        return 0.5 * (learning.network(times, x[here, paths]) - target[here, paths]).square().sum(1)
+        return {"x": paths.x[:-1], "target": self.targets(paths, adjoint, learning.base)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -52,18 +51,23 @@ class Regression:
         reference: whose pinned bridges join the pairs.
         dim: of the states.
         residual_square: mean square per coordinate of ``X_T − m(T | 0, X_0)``, which sizes the targets.
+        typical_size: a size for controls: the root of the target's expected square half way.
     """
 
     reference: LinearProcess
     dim: int
     residual_square: float
+    typical_size: float
 
     @classmethod
     def of(cls, problem: BridgeProblem, pairs: Pairs) -> Regression:
         """Sized by ``pairs``."""
-        reference = problem.linear_reference
+        reference, half_way = problem.linear_reference, 0.5 * problem.reference.horizon
         residual = pairs[1] - reference.transition(0.0, reference.horizon).mean(pairs[0])
-        return cls(reference, problem.dim, float(residual.double().square().mean()))
+        unsized = cls(reference, problem.dim, float(residual.double().square().mean()), 1.0)
+        pinned, sigma = reference.pinned(half_way), reference.scale(half_way)
+        square = float(unsized.target_square(pinned, sigma, Direction.FORWARD))
+        return replace(unsized, typical_size=math.sqrt(square))
 
     def loss(
         self, control: Control, pairs: Pairs, direction: Direction, batch: int, generator: torch.Generator
@@ -115,13 +119,6 @@ class Regression:
         shaking = pinned.noise_gain_forward if direction is Direction.FORWARD else pinned.noise_gain_backward
         steady = (sigma.T @ pinned.residual_gain).mean_square(self.dim)
         return steady * self.residual_square + (sigma.T @ shaking).mean_square(self.dim)
-
-    @cached_property
-    def typical_size(self) -> float:
-        """A size for controls: the root of the target's expected square half way."""
-        t = 0.5 * self.reference.horizon
-        sigma = self.reference.scale(t)
-        return math.sqrt(float(self.target_square(self.reference.pinned(t), sigma, Direction.FORWARD)))
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.exact.riccati import ChainRiccati
 from sbridge.laws import Gaussian, GaussianMixture, Law, Point, Samples, moments
+from sbridge.laws.moments import is_singular
 from sbridge.problems import BridgeProblem, ControlProblem, Quadratic
 from sbridge.problems.costs import Costs, TerminalCost
 from sbridge.processes import Direction, LinearProcess, StepRule
 from sbridge.processes.base import Time, affine
 from sbridge.random import generator
-from sbridge.solvers.gaussian import is_singular, moment_matched
+from sbridge.solvers.gaussian import moment_matched
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
@@ -37,8 +38,8 @@ class WarmStart(ABC):
         It follows from the arguments alone, draws nothing, and takes times ``()`` and ``(batch,)``; ``None``: zero.
         """
 
-    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> Control | None:
-        """The control that is kept fixed below the network of one direction of a bridge; ``None``: zero.
+    def bridge_controls(self, problem: BridgeProblem) -> dict[Direction, Control | None]:
+        """The control that is kept fixed below the network of either direction of a bridge; ``None``: zero.
 
         Raises:
             UnsupportedError: if the start is one for control problems only.
@@ -57,9 +58,9 @@ class ZeroStart(WarmStart):
         """None."""
         return None
 
-    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> None:
+    def bridge_controls(self, problem: BridgeProblem) -> dict[Direction, Control | None]:
         """None."""
-        return None
+        return dict.fromkeys(Direction)
 
 
 @register
@@ -199,8 +200,8 @@ class GaussianStart(WarmStart):
         times = grid.times(problem.process.horizon)
         return AffineControl(times, *coupling.forward_gain(times))
 
-    def bridge_control(self, problem: BridgeProblem, direction: Direction) -> Control:
-        """The control of the bridge between Gaussians with the means and covariances of the ends, tabulated.
+    def bridge_controls(self, problem: BridgeProblem) -> dict[Direction, Control | None]:
+        """The controls of the bridge between Gaussians with the means and covariances of the ends, tabulated.
 
         Its path measure is the reference times a function of either end. Iterative proportional fitting and iterative
         Markovian fitting therefore have the same limit from it as from the reference.
@@ -211,10 +212,12 @@ class GaussianStart(WarmStart):
         """
         if self.end is not None:
             raise UnsupportedError("for a bridge GaussianStart takes its moments from the ends: leave end=None.")
-        coupling, like = moment_matched(problem), problem.near(direction).sample(1, generator(0))
-        times = TimeGrid.cosine(_KNOTS).times(problem.reference.horizon)
-        gain = coupling.forward_gain if direction is Direction.FORWARD else coupling.backward_gain
-        return AffineControl(times, *(part.to(like) for part in gain(times)))
+        coupling, times = moment_matched(problem), TimeGrid.cosine(_KNOTS).times(problem.reference.horizon)
+        gains = {Direction.FORWARD: coupling.forward_gain, Direction.BACKWARD: coupling.backward_gain}
+        return {
+            way: AffineControl(times, *(part.to(problem.near(way).sample(1, generator(0))) for part in gain(times)))
+            for way, gain in gains.items()
+        }
 
 
 @register
@@ -264,7 +267,7 @@ def usual_start(problem: BridgeProblem) -> WarmStart:
 def known_controls(start: WarmStart | None, problem: BridgeProblem) -> dict[Direction, Control | None]:
     """The known control of either direction; of :func:`usual_start` for ``None``."""
     start = usual_start(problem) if start is None else start
-    return {direction: start.bridge_control(problem, direction) for direction in Direction}
+    return start.bridge_controls(problem)
 
 
 def _start_moments(start: Law) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sbridge.exact import MixturePotential
+from sbridge.laws.moments import sample_moments
 from sbridge.processes import LinearProcess
-from sbridge.solvers.gaussian import sample_moments
 
 _NARROW = 2e4  # ratio of data variance to component variance; above it float32 rounds log weights by more than .001
 _LEAST_VARIANCE = 1e-16

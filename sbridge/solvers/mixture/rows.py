@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Law, Samples
+from sbridge.laws.moments import span_fewer
 from sbridge.random import derive, generator as generator_of
-from sbridge.solvers.gaussian import span_fewer
 from sbridge.solvers.mixture.components import Coordinates
 
 _RESOLUTION = 1e-2  # largest allowed error of a log weight from the rounding of the samples

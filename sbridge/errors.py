@@ -85,7 +85,7 @@ def listed(values: Iterable[object], most: int = 12, *, between: str = ", ") -> 
 
     Numbers are written with as many digits as tell them apart from their neighbours, at most 10.
     """
-    items = [number(value) if isinstance(value, float) else _cut(str(value)) for value in values]
+    items = [number(value) if isinstance(value, float) else cut(str(value)) for value in values]
     if len(items) <= most:
         return between.join(items)
     return f"{between.join([*items[: most - 2], '…', *items[-2:]])} ({len(items)} in all)"
@@ -102,10 +102,10 @@ def shown(value: object) -> str:
     shape = getattr(value, "shape", None)
     if len(text) > _LONGEST and isinstance(shape, tuple):
         return f"{type(value).__name__} of {getattr(value, 'dtype', 'values')} and shape {tuple(shape)}"
-    return _cut(text)
+    return cut(text)
 
 
-def _cut(text: str, length: int = _LONGEST) -> str:
+def cut(text: str, length: int = _LONGEST) -> str:
     """Shortens a long text to its beginning and end: paths differ at their ends."""
     return text if len(text) <= length else f"{text[: length // 2]}…{text[-length // 2 + 1 :]}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -245,7 +246,7 @@ def load(path: str | Path) -> Bridge:
 def load_bridge(path: str | Path, run: str | None = None) -> Bridge:
     """Loads a bridge as :func:`load`; raises FileFormatError unless it was saved with the same ``run``, if given."""
     stem = _stem(path)
-    if stem.is_dir():
+    if os.path.isdir(stem):  # unlike Path.is_dir it is False for names that are too long
         stem = _bridge_in_folder(stem)
     document, tensors = _read(stem, FORMAT, "bridge")
     if run is not None and document["format"] == FORMAT and document.get("run") != run:
@@ -298,7 +299,7 @@ def _check_fit(measure: PathMeasure, tensors: dict[str, Tensor]) -> None:
 
 def _stem(path: str | Path) -> Path:
     """Returns ``path`` without the ending of one of the two files."""
-    path = Path(path)
+    path = documents.as_path(path)
     return path.with_suffix("") if path.suffix in _ENDINGS else path
 
 
@@ -317,6 +318,8 @@ def _bridge_in_folder(folder: Path) -> Path:
 
 def _write(path: str | Path, document: dict[str, Json], tensors: dict[str, Tensor]) -> None:
     stem = _stem(path)
+    if not stem.name:
+        raise InvalidInputError(f"{stem} is a folder; give the path of a file in it, such as '{stem / 'bridge'}'.")
     sha256 = files.write_tensors(stem.with_name(stem.name + ".safetensors"), tensors)
     text = json.dumps(documents.sealed({**document, "tensors": sha256}), indent=1, ensure_ascii=False)
     documents.write_text(stem.with_name(stem.name + ".json"), text + "\n")

@@ -87,6 +87,23 @@ def test_what_cannot_be_named_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 10**5, "a/" * 3000, "plain/x", "a\0b", "", ".", "folder.json"])
+def test_paths_that_name_no_saved_bridge(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "plain").write_text("a file")
+    for load in (sb.load, sb.Course.load):
+        with pytest.raises(InvalidInputError) as raised:
+            load(name)
+        assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["a\0b", "", ".", "/"])
+def test_paths_to_which_nothing_is_saved(name):
+    with pytest.raises(InvalidInputError, match="path"):
+        sb.fit(X0, X1, solver=sb.GaussianBridge()).save(name)
+
+
 def test_damaged_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / "bridge"
     with pytest.raises(FileFormatError, match="does not exist"):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from sbridge.cli.console import Console
-from sbridge.errors import NonFiniteError, NotConvergedError, SbridgeError, SbridgeWarning
+from sbridge.errors import NonFiniteError, NotConvergedError, SbridgeError, SbridgeWarning, cut
 
 BAD_INPUT = 2
 FAILED = 3
@@ -102,7 +102,7 @@ def _warnings_told(console: Console) -> Iterator[None]:
 
 def _told(error: OSError) -> str:
     """Describes an error of the operating system, with a remedy where there is one."""
-    where = f" ({error.filename})" if error.filename else ""
+    where = f" ({cut(str(error.filename))})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return (
             f"No space left on the disk{where}. No incomplete file was kept. Free some space, then repeat the command; "

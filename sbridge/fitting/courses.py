@@ -73,7 +73,7 @@ class Course:
             UnsupportedError: if a bridge contains a plain function or an unregistered class.
             OSError: if the folder cannot be written.
         """
-        folder = Path(folder)
+        folder = documents.as_path(folder)
         for leg, bridge in enumerate(self.bridges):
             save_bridge(bridge, folder / f"bridge-{leg + 1}")
         documents.write_text(
@@ -87,7 +87,7 @@ class Course:
         Raises:
             FileFormatError: if a file is missing, damaged, or not of this format.
         """
-        path = Path(folder) / _FILE
+        path = documents.as_path(folder) / _FILE
         document = documents.read_json(path)
         times = document.get("times") if isinstance(document, dict) and document.get("format") == _FORMAT else None
         if not isinstance(times, list) or len(times) < 2 or not all(isinstance(t, float) for t in times):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sbridge.errors import FileFormatError, InvalidInputError, SbridgeWarning
+from sbridge.errors import FileFormatError, InvalidInputError, SbridgeWarning, cut
 
 try:
     import fcntl
@@ -90,8 +90,8 @@ def check_folder(path: Path) -> None:
 
 def check_run(path: Path) -> None:
     """Raises FileFormatError unless ``path`` is a run folder."""
-    if not path.is_dir():
-        raise FileFormatError(f"{path} is not a run folder: it does not exist.")
+    if not os.path.isdir(path):  # False, too, for a name that the system refuses
+        raise FileFormatError(f"{cut(str(path))} is not a run folder: it does not exist.")
     if not (path / CONFIG).exists():
         raise FileFormatError(f"{path} is not a run folder: it has no {CONFIG}.")
 

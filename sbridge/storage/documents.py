@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from sbridge.errors import FileFormatError
+from sbridge.errors import FileFormatError, InvalidInputError, cut, shown
 
 Json = Any
 
@@ -71,12 +72,25 @@ def read_json(path: Path) -> Json:
     """Reads JSON from ``path``; raises FileFormatError if it is missing, truncated, nested too deeply or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path} does not exist.") from error
-    except IsADirectoryError as error:
-        raise FileFormatError(f"{path} is a folder, not a file.") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers of thousands of digits
         raise FileFormatError(f"{path} is not readable JSON ({error}); is it truncated?") from error
+
+
+def as_path(value: str | os.PathLike[str]) -> Path:
+    """Returns ``value`` as a path; raises InvalidInputError for what cannot name a file."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
+        raise InvalidInputError(f"a path is needed, such as 'models/bridge', got {shown(value)}.")
+    return Path(value)
+
+
+def unreadable(path: Path, error: OSError) -> FileFormatError:
+    """Makes the error for a file that the operating system does not give."""
+    known = {errno.ENOENT: "does not exist", errno.EISDIR: "is a folder, not a file"}
+    if error.errno in known:
+        return FileFormatError(f"{path} {known[error.errno]}.")
+    return FileFormatError(f"{cut(str(path))} cannot be read: {error.strerror}.")
 
 
 def _refuse_constant(name: str) -> NoReturn:

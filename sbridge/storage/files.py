@@ -11,7 +11,7 @@ from safetensors.torch import load as load_safetensors, save as save_safetensors
 from torch import Tensor
 
 from sbridge.errors import FileFormatError
-from sbridge.storage.documents import write_bytes
+from sbridge.storage.documents import unreadable, write_bytes
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
@@ -41,10 +41,8 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
         tensors = load_safetensors(content)
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path} does not exist.") from error
-    except IsADirectoryError as error:
-        raise FileFormatError(f"{path} is a folder, not a file.") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise FileFormatError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:

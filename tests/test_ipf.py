@@ -561,7 +561,7 @@ REFUSED: dict[str, tuple[IPF, Law, Law, Process, str]] = {
         UNNORMALISED,
         NORMAL,
         PLANE["Brownian"],
-        "start in a law that cannot be sampled",
+        "whose start cannot be sampled",
     ),
     "a drift without derivatives": (
         IPF(forward=AdjointHalfBridge()),

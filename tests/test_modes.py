@@ -99,7 +99,7 @@ def test_a_fit_does_not_depend_on_the_modes_of_the_caller(fit):
             assert torch.equal(found, wanted), f"looked at under {name}"
 
 
-@pytest.mark.filterwarnings("ignore:ReciprocalAdjointMatching has not let in")  # in two updates
+@pytest.mark.filterwarnings("ignore:ReciprocalAdjointMatching has not reached")  # in two updates
 @pytest.mark.parametrize(
     "solver", [sb.AdjointMatching, sb.LogVariance, sb.RelativeEntropy, sb.ReciprocalAdjointMatching]
 )

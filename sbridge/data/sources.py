@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -172,43 +173,43 @@ def _built_in(name: str, options: ReadOptions) -> RowSource:
 
 
 def _npy(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSource:
-    try:
+    with _reading(spec, path, ".npy file"):
         array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # damaged headers end in any error of the parser and the memory map
-        if "objects" in str(error):
-            raise _pickled(spec) from error
-        raise FileFormatError(
-            f"{path} is not a readable .npy file ({error}). Is it truncated? Save it again."
-        ) from error
     return array_rows(spec, array, options)
 
 
 def _npz(spec: str, path: Path, key: str | None, options: ReadOptions) -> RowSource:
     if not zipfile.is_zipfile(path):
         raise FileFormatError(f"{path} is not a readable .npz archive. Is it truncated? Save it again.")
+    with _reading(spec, path, ".npz archive"), np.load(path, allow_pickle=False) as archive:
+        known = list(archive.files)
+        if {"format", "shape", "data"} <= set(known):
+            raise FileFormatError(
+                f"{path} holds a scipy sparse matrix. Save a dense array: numpy.save(path, "
+                "scipy.sparse.load_npz(file).toarray())."
+            )
+        if key is None and len(known) != 1:
+            choices = listed([f"{path}:{name}" for name in known])
+            raise InvalidInputError(f"{path} holds {len(known)} arrays. Name one: {choices or 'it has none'}.")
+        if key is not None and key not in known:
+            raise unknown_name(f"array in {path}", key, known)
+        _check_member(path, key or known[0])
+        array = archive[key or known[0]]
+    return array_rows(spec, array, options)
+
+
+@contextmanager
+def _reading(spec: str, path: Path, kind: str) -> Iterator[None]:
+    """Turns the errors of damaged files, which may be any error of the zip, header and array readers."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            known = list(archive.files)
-            if {"format", "shape", "data"} <= set(known):
-                raise FileFormatError(
-                    f"{path} holds a scipy sparse matrix. Save a dense array: numpy.save(path, "
-                    "scipy.sparse.load_npz(file).toarray())."
-                )
-            if key is None and len(known) != 1:
-                choices = listed([f"{path}:{name}" for name in known])
-                raise InvalidInputError(f"{path} holds {len(known)} arrays. Name one: {choices or 'it has none'}.")
-            if key is not None and key not in known:
-                raise unknown_name(f"array in {path}", key, known)
-            _check_member(path, key or known[0])
-            array = archive[key or known[0]]
-    except InvalidInputError:
+        yield
+    except (InvalidInputError, PermissionError):
         raise
-    except Exception as error:  # damaged archives end in any error of the zip, header and array readers
-        if "allow_pickle" in str(error):
+    except Exception as error:
+        if "objects" in str(error) or "allow_pickle" in str(error):
             raise _pickled(spec) from error
         reason = str(error) or type(error).__name__
-        raise FileFormatError(f"{path} is not a readable .npz archive ({reason}). Save it again.") from error
-    return array_rows(spec, array, options)
+        raise FileFormatError(f"{path} is not a readable {kind} ({reason}). Is it truncated? Save it again.") from error
 
 
 def _check_member(path: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Differentiable losses: over one bundle of paths, whose ``v`` is the sampling control, or over noised rows."""
+"""Differentiable losses, on simulated paths with the sampling control ``v`` or on noised samples."""
 
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, terminal_gradient
 from sbridge.objectives.control import (

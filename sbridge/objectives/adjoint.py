@@ -24,10 +24,10 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Co
     Args:
         paths: of either direction; ``k`` counts steps as they are run.
         costs: running and terminal cost.
-        end: ``a_N``, if it is known otherwise.
-        base: a control ``w`` whose derivative is kept, as if it belonged to the drift: ``√Δ L w·a_{k+1} + Δ w·v`` joins
-            the bracket. Its mean is zero at the optimum, so the fixed point is the same; adjoint states then do not
-            grow where the uncontrolled process spreads and the process under ``w`` does not.
+        end: ``a_N``; ``None``: ``∇g(x_N)``.
+        base: a control ``w`` whose derivative is kept, as if it belonged to the drift: ``√Δ L w·a_{k+1} + Δ w·v`` is
+            added in the bracket. Its mean is zero at the optimum, so the fixed point is the same; adjoint states then
+            do not grow where the uncontrolled process spreads and the process under ``w`` does not.
 
     Raises:
         UnsupportedError: with a stopping set.

@@ -1,9 +1,9 @@
-"""Losses of control learning on one bundle of paths, sampled with the control values ``v = paths.v``.
+"""Losses of control learning on paths that are sampled with the control values ``v = paths.v``.
 
-With ``f`` the running and ``g`` the terminal cost the optimal path law is ``dP*/dR ∝ exp(−Σ Δ f − g)``. Along paths of
-any control ``v`` its density against ``P^v`` is ``α/E[α]``, so every loss below is an expectation under whichever
-control made the paths (Nüsken & Richter 2021, arXiv:2005.05409). All sums are exact for the chain. ``alive`` masks
-steps after a stopping time, see :class:`~sbridge.objectives.StoppingSet`.
+With ``f`` the running and ``g`` the terminal cost the optimal path measure is ``dP*/dR ∝ exp(−Σ Δ f − g)``. Along
+paths of any control ``v`` its density against ``P^v`` is ``α/E[α]``, so every loss below is an expectation under the
+control of the paths, whichever it is (Nüsken & Richter 2021, arXiv:2005.05409). All sums are exact for the chain.
+``alive`` masks steps after a stopping time, see :class:`~sbridge.objectives.StoppingSet`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def residual(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None)
     Args:
         paths: sampled with ``v``.
         costs: of the problem.
-        u: values of the control that is judged, as :func:`control_values` gives them.
+        u: values of the control to be evaluated, as :func:`control_values` gives them.
         alive: the mask, if paths stop.
     """
     return _log_density(paths, u, alive) - costs.along(paths, alive).detach()
@@ -68,7 +68,7 @@ def relative_entropy(paths: Paths, costs: Costs) -> Tensor:
 
 
 def log_variance(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:
-    """Computes ``Var Ỹ``, unbiased, under the control that made the paths (ibid.).
+    """Computes ``Var Ỹ``, unbiased, under the control of the paths (ibid.).
 
     With paths of ``u`` itself, taken as constants, its gradient is twice that of the relative entropy in expectation;
     it vanishes path by path at the optimum.

@@ -1,15 +1,15 @@
 """Half-bridges: the reversal of simulated paths by regression, by likelihood, or by an adjoint.
 
 Paths of one direction step from ``x`` to ``y = m(x) + L(√Δ u + ξ)``. The other direction steps back from ``y`` to
-``m'(y) + L'(√Δ û + ξ')``; that it lands on ``x`` takes ``√Δ û + ξ' = −(ξ + √Δ h)``, where ``h`` is the control ``u`` at
-``(t_x, x)`` for exact steps, and ``u + √Δ L⁻¹ (b(x) − b(y))`` for Euler's. Two losses at ``(t_y, y)``, equal in the
-mean, have the control as their minimiser whose chain is nearest in ``KL(P ‖ P^û)``, at any step size::
+``m'(y) + L'(√Δ û + ξ')``; it lands on ``x`` if ``√Δ û + ξ' = −(ξ + √Δ h)``, where ``h`` is the control ``u`` at
+``(t_x, x)`` for exact steps, and ``u + √Δ L⁻¹ (b(x) − b(y))`` for Euler steps. Two losses at ``(t_y, y)`` have equal
+means. Their minimiser is the control whose chain is nearest in ``KL(P ‖ P^û)``, for any step size::
 
     mean matching    ½|û + h|² + û·ξ/√Δ            (after De Bortoli et al. 2021, arXiv:2106.01357, Prop. 3)
     likelihood       ½|û + h|² + ∇·(L û)/√Δ        (after Chen, Liu & Theodorou 2022, arXiv:2110.11291, Thm. 4)
 
-The first is the square ``½|û − (−ξ/√Δ − h)|²`` up to what does not depend on ``û``; the second follows from it by
-Gaussian integration by parts. ``Σ Δ`` times either is that divergence up to a constant; as ``Δ → 0`` it is the one of
+The first is the square ``½|û − (−ξ/√Δ − h)|²`` up to terms without ``û``; the second follows from it by Gaussian
+integration by parts. ``Σ Δ`` times either is that divergence up to a constant; as ``Δ → 0`` it is the one of
 Vargas et al. 2021 (arXiv:2106.02081), with the minimiser ``σᵀ∇log p − u``.
 
 Both papers take ``u`` at ``y``. That has the same limit, but at finite steps its errors add up over half-bridges, while
@@ -93,9 +93,9 @@ class StepTimes:
 def mean_matching(taken: Transitions, when: StepTimes, control: Control) -> Tensor:
     """Computes ``½|û + h|² + û·ξ/√Δ``, averaged over ``ξ`` and ``−ξ``, shape ``(batch,)``.
 
-    The mirrored row has the same law, since ``ξ`` is symmetric, and takes away the part of the noise that grows as
-    ``Δ → 0``: what is left of ``û·ξ/√Δ`` is ``ξᵀ (∂û/∂x) L ξ/√Δ`` and higher terms, Hutchinson's estimate of the
-    divergence as a difference.
+    The mirrored row has the same distribution, since ``ξ`` is symmetric, and cancels the part of the noise that grows
+    as ``Δ → 0``. The remainder of ``û·ξ/√Δ`` is ``ξᵀ (∂û/∂x) L ξ/√Δ`` and higher terms: Hutchinson's estimate of the
+    divergence, as a difference.
     """
     there = taken.x - 2.0 * when.root(taken.noise)
     here, mirrored = control(when.t.repeat(2), torch.cat([taken.x, there])).chunk(2)
@@ -115,8 +115,8 @@ def likelihood(taken: Transitions, when: StepTimes, control: Control, probes: Pr
 def terminal_adjoint(chain: Chain, x: Tensor, log_density: Callable[[Tensor], Tensor], other: Control) -> Tensor:
     """Computes ``∇(−log p + log φ̂)`` at the far ends ``x`` of a chain's paths, shape ``(batch, dim)``.
 
-    The half-bridge towards the law ``p`` tilts the reference by ``p/φ̂`` at its far end; the gradient of ``log φ̂`` is
-    that of the other direction's control there, ``√Δ L^{−ᵀ} û``, with the chain's last step.
+    The half-bridge towards the distribution ``p`` tilts the reference by ``p/φ̂`` at its far end; the gradient of
+    ``log φ̂`` is that of the other direction's control there, ``√Δ L^{−ᵀ} û``, with the chain's last step.
     """
     last = chain.length - 1
     with torch.enable_grad():

@@ -17,14 +17,14 @@ def reversal_action(paths: Paths, control: Control, first: int = 0) -> Tensor:
     """Computes ``Σ_k ½|ξ'_k|² − ½|ξ_k|²`` for each path, shape ``(batch,)``: the path KL of the backward control.
 
     ``ξ'_k`` is the noise with which the backward chain, under ``û``, steps from ``x_{k+1}`` back to ``x_k``. The mean
-    over paths is ``KL(P ‖ P^û)`` up to what does not depend on ``û``, exactly for the chain at any step size (the
+    over paths is ``KL(P ‖ P^û)`` up to terms without ``û``, exactly for the chain at any step size (the
     kernel form of Premkumar 2023, eqs. (3.18) and (3.36)); as the steps shrink its minimiser tends to
-    ``û = σᵀ∇log p − u``. It asks for simulated paths alone: no transition density, no score of one.
+    ``û = σᵀ∇log p − u``. It requires only simulated paths, no transition density and no score.
 
     Args:
         paths: of a forward measure, any process; taken as constants.
         control: ``û``, called once with all states: ``t`` of shape ``(steps · batch,)``.
-        first: the first interval that counts; 1 leaves out the one next to the data.
+        first: index of the first interval that is included; 1 excludes the one next to the data.
     """
     chain = paths.chain
     back = replace(chain, direction=Direction.BACKWARD)

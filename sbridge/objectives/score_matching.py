@@ -1,4 +1,4 @@
-"""Three forms of score matching: the loss of every row of a bundle ``(t, x)`` of noised states, differentiable.
+"""Three forms of score matching: differentiable losses, one for each noised state ``(t, x)``.
 
 With ``s = s_θ(t, x)``, ``a = σσᵀ`` and ``X_t = Φ X_0 + k + L ε`` of a linear noising process, per unit of time::
 
@@ -6,12 +6,12 @@ With ``s = s_θ(t, x)``, ``a = σσᵀ`` and ``X_t = Φ X_0 + k + L ε`` of a li
     denoising    ½ |σᵀ(s − ∇log p(x | x_0))|²              (Vincent 2011; ibid., eq. (3.43))
     implicit     ½ |σᵀ s|² + ∇·(a s)                       (Hyvärinen 2005)
 
-Their means differ by what does not depend on θ::
+Their means differ by terms that do not depend on θ::
 
     explicit = denoising − constant,   constant = ½ E|σᵀ∇log p(x | x_0)|² − ½ E|σᵀ∇log ρ_t|²
     explicit = implicit + ½ E|σᵀ∇log ρ_t|²
 
-Every function returns one number a row, shape ``(batch,)``. Times are floats, or tensors ``()`` or ``(batch,)``.
+Every function returns one number per row, shape ``(batch,)``. Times are floats, or tensors ``()`` or ``(batch,)``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def divergence(
 ) -> tuple[Tensor, Tensor]:
     """Computes ``f(x)``, shape ``(batch, dim)``, and ``∇·(a f)(x) = tr(a ∇f)``, shape ``(batch,)``.
 
-    Exact from ``dim`` backward passes, or Hutchinson's ``mean_i η_iᵀ ∇(a f · η_i)`` (Hutchinson 1989), unbiased, whose
+    Exact by ``dim`` backward passes, or by the unbiased estimate ``mean_i η_iᵀ ∇(a f · η_i)`` (Hutchinson 1989), whose
     variance for Rademacher probes is ``½ Σ_{i≠j} (J + Jᵀ)²_ij`` over the number of probes. Row ``i`` of the field may
     depend on row ``i`` of ``x`` only. Differentiable in parameters and ``x`` where gradients are on.
 

@@ -1,4 +1,4 @@
-"""The bridge to an end that is an unnormalised density: adjoint matching one way, corrector matching the other."""
+"""The bridge to an unnormalised density: adjoint matching in one direction, corrector matching in the other."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from sbridge.training import Info, Learner, Optimisation, State
 
 _PROBE_ROWS, _FEW_ROWS = 512, 8
 _ENDS = ("source", "end")
-_HALF_STEP = 30  # updates that are worth a half-step: 20 to 55 were seen, between Gaussians at two levels of noise
-_SHIFT = 1e-2  # of a difference quotient, in mean widths of the rows
+_HALF_STEP = 30  # updates that correspond to a half-step: 20 to 55 were measured, for Gaussians at two levels of noise
+_SHIFT = 1e-2  # of a difference quotient, in mean standard deviations of the rows
 _KEPT = 0.02
-"""Of a start, least share that a reference may keep if it is to be run backward uncontrolled."""
+"""The smallest share of its start that a reference may keep if uncontrolled paths are to be simulated backward."""
 _WHERE = "the ends of simulated paths"
 
 
@@ -46,32 +46,32 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
     """The Schrödinger bridge to ``e^{−E}``, which cannot be sampled (Liu et al. 2025, arXiv:2506.22565).
 
     With ``φ, φ̂`` the potentials of the Schrödinger system, ``φ(T) φ̂(T) = e^{−E}`` up to a constant. Two regressions
-    share the paths that the forward control makes of the source::
+    share the paths that the forward control simulates from the source::
 
         adjoint      u(t_k, X_k) ← −L_kᵀ Φ(T, t_{k+1})ᵀ (∇E + h)(X_T)/√Δ_k         h = ∇log φ̂(T, ·) = σ⁻ᵀ û(T, ·)
         corrector    û(t, X_t)   ← σᵀ ∇_x log R(X_t | X_0)                         at t = T and between the ends
 
-    For a given ``h`` the first solves the control problem with terminal cost ``E + log φ̂(T)``; for given paths the
-    second finds the score of the reference on its way from where they began: each is a half-step of iterative
-    proportional fitting. The corrector is the backward control at ``T``, so the second network gives ``h`` and, from
-    pinned bridges between the ends of the paths, the backward process too. It is zero at first. The states of the
-    adjoint regression are those of the paths: drawn from pinned bridges, they would leave other fixed points where the
+    For a given ``h`` the first regression solves the control problem with terminal cost ``E + log φ̂(T)``. For given
+    paths the second one finds the score of the reference given where they started. Each is a half-step of iterative
+    proportional fitting. The corrector is the backward control at ``T``, so the second network gives ``h`` and, by
+    pinned bridges between the ends of the paths, also the backward process. Its output is zero at first. The adjoint
+    regression uses the states of the paths. States drawn from pinned bridges would admit other fixed points if the
     reference remembers its start.
 
-    A density at ``t = 0`` is the same run the other way: ``û`` is regressed on ``−σᵀ Φ(t, 0)⁻ᵀ (∇E + h)(X_0)``, and
+    For a density at ``t = 0`` the directions are exchanged: ``û`` is regressed on ``−σᵀ Φ(t, 0)⁻ᵀ (∇E + h)(X_0)``, and
     ``h = ∇log φ(0, ·) = σ⁻ᵀ u(0, ·)``.
 
-    Needs a linear reference, a :class:`~sbridge.laws.Density` with a gradient at one end, and a law that can be sampled
-    at the other. Gradients do not see the weights of modes that no path connects: let the reference reach from one to
-    the other, and bring the cost in by ``annealing``.
+    The reference must be linear, one end a :class:`~sbridge.laws.Density` with a gradient, and the other a distribution
+    that can be sampled. Gradients do not depend on the weights of modes that no path connects: choose a reference that
+    reaches from one mode to the other, and increase the cost gradually by ``annealing``.
 
     Args:
-        updates: of either network.
+        updates: number of updates of either network.
         replay: how many paths are simulated, and how often.
         network: recipe of either network.
         optimisation: how networks are trained.
-        grid: time grid of paths and solution; the control towards the density is the best one for its steps.
-        annealing: brings the terminal cost ``E + log φ̂(T)`` in little by little; ``None``: at once.
+        grid: time grid of paths and solution; the control towards the density is optimal for its steps.
+        annealing: increases the terminal cost ``E + log φ̂(T)`` gradually; ``None``: the full cost from the start.
     """
 
     updates: int = 4000
@@ -91,12 +91,12 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
             raise InvalidInputError(f"updates must be positive, got {self.updates}.")
 
     def refusal(self, problem: BridgeProblem) -> str | None:
-        """Needs what the class says."""
+        """Explains which requirement the problem does not meet."""
         densities = sum(isinstance(end, Density) for end in (problem.source, problem.target))
         if densities == 0:
             return (
-                "AdjointBridge is for an end that is known by its density alone, and both of these can be sampled: use "
-                "IMF(), or GaussianBridge() for Gaussian laws."
+                "AdjointBridge is for an end of which only the density is known, and both of these can be sampled: use "
+                "IMF(), or GaussianBridge() for Gaussian distributions."
             )
         if densities == 2:
             return (
@@ -115,7 +115,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         return self.updates
 
     def init(self, problem: BridgeProblem, seed: int) -> AdjointBridgeState:
-        """Networks at zero output, sized by the first targets and by the reference.
+        """Networks with zero output, sized by the first targets and by the reference.
 
         Raises:
             NonFiniteError: if the log density or its gradient is NaN or infinite where the reference ends.
@@ -123,14 +123,14 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         out = outward(problem)
         paths = self.measure(problem, out, None).sample(_PROBE_ROWS, seed=derive(seed, "probe"))
         targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), energy_gradient(problem, paths.x[-1])))
-        updates = max(self.updates, AdjointBridge.updates)  # who takes fewer does not ask for the limit
+        updates = max(self.updates, AdjointBridge.updates)  # a shorter run is not meant to converge
         warn_if_slow(
             "AdjointBridge",
             _spread(problem, paths),
             updates / _HALF_STEP,
             f"{updates} updates",
             lambda count: f"updates={_HALF_STEP * math.ceil(count)} or more",
-            "draws of the density would do, too, by whatever sampler: MixtureBridge() and IMF() do not slow down so",
+            "sample the density by other means for MixtureBridge() or IMF(), which do not slow down in this way",
         )
         size = float(targets.double().square().mean((1, 2)).median().sqrt())
         usual = Regression.of(problem, _pairs(paths)).typical_size
@@ -143,7 +143,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         return AdjointBridgeState(seed, learners, generator_of(derive(seed, "training")))
 
     def step(self, problem: BridgeProblem, state: AdjointBridgeState) -> tuple[AdjointBridgeState, Info]:
-        """One update of either network, on new paths if it is time."""
+        """One update of either network; simulates new paths if they are due."""
         if state.step % self.replay.updates == 0:
             self.refresh(problem, state)
         out, batch = outward(problem), self.optimisation.batch
@@ -163,7 +163,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         return PathMeasure(problem.reference, network, problem.near(direction), direction, self.grid)
 
     def refresh(self, problem: BridgeProblem, state: AdjointBridgeState) -> None:
-        """Paths of the averaged control towards the density, and the rows of both regressions."""
+        """Simulates paths with the averaged control towards the density, and stores the rows of both regressions."""
         out = outward(problem)
         measure = self.measure(problem, out, state.learners[out].averaged)
         paths = measure.sample(self.replay.paths, seed=state.generator)
@@ -176,7 +176,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         keep_rows(state.memory, dict(zip(_ENDS, _pairs(paths), strict=True)), self.replay.kept)
 
     def corrector_loss(self, problem: BridgeProblem, state: AdjointBridgeState) -> Tensor:
-        """Of the control that leaves the density: half at its start, half on pinned bridges, each about 1 at zero."""
+        """Loss of the control from the density: the mean of two errors, at its start and on pinned bridges."""
         direction, batch = outward(problem).opposite, self.optimisation.batch
         module, pairs = state.learners[direction].module, state.pairs
         between = Regression.of(problem, pairs).loss(module, pairs, direction, batch, state.generator)
@@ -204,7 +204,7 @@ class AdjointBridgeState(State):
 
     @property
     def pairs(self) -> Pairs:
-        """``(X_0, X_T)`` of the paths at hand."""
+        """``(X_0, X_T)`` of the stored paths."""
         source, end = (self.memory[name] for name in _ENDS)
         return source, end
 
@@ -218,7 +218,7 @@ def energy_gradient(problem: BridgeProblem, x: Tensor) -> Tensor:
     """``∇E(x)`` for the end with log density ``−E``, shape ``(batch, dim)``.
 
     Raises:
-        InvalidInputError: if the log density is not one number a row.
+        InvalidInputError: if the log density is not one number per row.
         NonFiniteError: if it, or its gradient, is NaN or infinite.
     """
     density = _density(problem)
@@ -230,8 +230,8 @@ def energy_gradient(problem: BridgeProblem, x: Tensor) -> Tensor:
     bad = int((~torch.isfinite(found)).any(1).sum())
     if bad:
         raise NonFiniteError(
-            f"the log density is finite at {_WHERE} but its gradient is not, in {bad} of {len(x)} rows: the square "
-            "root of zero does that. Write it so that it can be differentiated there."
+            f"the log density is finite at {_WHERE} but its gradient is not, in {bad} of {len(x)} rows, as for "
+            "the square root of zero. Write it so that torch can differentiate it there."
         )
     return found
 
@@ -258,8 +258,8 @@ def _spreading_back(problem: BridgeProblem) -> str | None:
     if outward(problem) is Direction.FORWARD or kept > _KEPT:
         return None
     return (
-        f"AdjointBridge runs the reference back to a density at t = 0, and {type(reference).__name__} keeps only "
-        f"{kept:.2g} of its start: uncontrolled backward paths spread by the inverse of that. Take a reference that "
+        f"AdjointBridge simulates the reference back to a density at t = 0, and {type(reference).__name__} keeps only "
+        f"{kept:.2g} of its start: uncontrolled backward paths spread by the inverse of that. Use a reference that "
         "reverts less (a smaller rate or β, a shorter horizon), or put the density at the target."
     )
 
@@ -278,7 +278,7 @@ def _without_gradient(problem: BridgeProblem) -> str | None:
 
 
 def _spread(problem: BridgeProblem, paths: Paths) -> float:
-    """The ``n`` of :func:`warn_if_slow`; the density counts as a Gaussian with its mean curvature along ``paths``."""
+    """The ``n`` of :func:`warn_if_slow`; for the density, a Gaussian of its mean curvature along ``paths``."""
     reference = problem.linear_reference
     whole = reference.transition(0.0, reference.horizon)
     start, end = (x.double() for x in (paths.x[0], paths.x[-1]))

@@ -35,26 +35,26 @@ class DensityRatio(AdjointRegression):
     """Adjoint matching of a potential ``s ≈ log h_T``, which a classifier fits to samples of the end.
 
     The bridge from the source is the reference tilted by ``h_T(X_T)``. With ``q`` the distribution of the ends under
-    the present tilt and ``p`` that of the samples, Fortet's iteration is two half-steps at once::
+    the present tilt and ``p`` that of the samples, each iteration of Fortet, two half-steps in one, is::
 
         log h_T ← log h_T + η log(p/q)
 
-    For every simulation of paths under the present control:
+    For every simulation of paths under the current control:
 
     1. The log ratio is learned by logistic regression of samples against ends, with the logit ``(s − s_old)/η``
        (Sugiyama, Suzuki & Kanamori 2012). ``η`` falls geometrically from ``first`` to ``last``.
-    2. The control learns ``−L_kᵀ a_{k+1}/√Δ_k``, with the lean adjoint ``a`` of the terminal cost ``−s``
+    2. The control is regressed on ``−L_kᵀ a_{k+1}/√Δ_k``, with the lean adjoint ``a`` of the terminal cost ``−s``
        (arXiv:2409.08861), on paths drawn with weights ``α ∝ e^{s(X_T)} dR/dP`` tempered by ``trust_region``. Under
-       these weights the mean of the targets is the control of the reference tilted by ``e^s``, whatever control made
-       the paths. A second network subtracts the mean of ``log α`` given ``X_0``.
+       these weights the mean of the targets is the control of the reference tilted by ``e^s``, for any control of the
+       paths. A second network learns the mean of ``log α`` given ``X_0``, which is subtracted.
 
-    The control depends on the past of the run through ``s`` alone, so errors of earlier controls are forgotten.
+    The control depends on the past of the run only through ``s``, so errors of earlier controls are forgotten.
 
     Args:
         first: ``η`` at the beginning.
         last: ``η`` at the end.
-        classifier_updates: updates of the classifier for each simulation; twenty times as many for the first.
-        trust_region: bounds how far weighted paths may be from simulated ones.
+        classifier_updates: number of updates of the classifier per simulation; twenty times as many for the first.
+        trust_region: bounds the divergence of weighted paths from simulated ones.
 
     Raises:
         InvalidInputError: for options out of range.
@@ -76,7 +76,7 @@ class DensityRatio(AdjointRegression):
         check_at_least(self, 1, "classifier_updates")
 
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
-        """Needs samples of both ends, the forward direction, and derivatives of the drift."""
+        """The direction must be forward, both ends must be sampled, and the drift must be differentiable."""
         if trained is Direction.BACKWARD:
             return "DensityRatio learns the forward control: pass it as forward=, and backward=MeanMatching()."
         for direction in Direction:
@@ -88,7 +88,7 @@ class DensityRatio(AdjointRegression):
         return self.opaque_drift(problem, "forward")
 
     def helpers(self, problem: BridgeProblem, trained: Direction, simulations: int, seed: int) -> dict[str, Learner]:
-        """The potential of the far end and the mean log weight of a start."""
+        """Networks for the potential of the far end and for the mean log weight given the start."""
         found, updates = {}, self.classifier_updates * (simulations + _LONGER)
         for name, law in ((_POTENTIAL, problem.far(trained)), (_VALUE, problem.near(trained))):
             rows = law.sample(_PROBE_ROWS, generator_of(derive(seed, f"{name} rows")))
@@ -97,7 +97,7 @@ class DensityRatio(AdjointRegression):
         return found
 
     def keep(self, paths: Paths, learning: HalfStepContext, generator: torch.Generator) -> dict[str, Tensor]:
-        """States, targets of the network there, and tempered weights, of these paths and those before."""
+        """States, regression targets and tempered weights, of these paths and of the previous ones."""
         potential = self._classify(paths.x[-1], learning, generator)
         cost = Costs(terminal=lambda x: -potential(x))
         end = -gradient(paths.x[-1], potential)
@@ -116,11 +116,11 @@ class DensityRatio(AdjointRegression):
         return new
 
     def rows(self, learning: HalfStepContext, paths: int, batch: int, generator: torch.Generator) -> Tensor:
-        """Numbers of paths, drawn by weight."""
+        """Draws indices of paths by weight."""
         return torch.multinomial(learning.kept["weight"].cpu(), batch, replacement=True, generator=generator)
 
     def _classify(self, ends: Tensor, learning: HalfStepContext, generator: torch.Generator) -> nn.Module:
-        """Raises the potential by ``η`` times the log ratio of samples to ends; returns its average."""
+        """Adds ``η`` times the log ratio of samples to ends to the potential; returns the averaged network."""
         learner = learning.helpers[_POTENTIAL]
         first = learner.updates == 0
         rate = self.first * (self.last / self.first) ** learning.progress
@@ -138,7 +138,7 @@ class DensityRatio(AdjointRegression):
         return learner.averaged
 
     def _excess(self, x0: Tensor, logs: Tensor, learning: HalfStepContext, generator: torch.Generator) -> Tensor:
-        """``log α`` less its mean given the start, which has no part in the control."""
+        """``log α`` minus its mean given the start, which does not affect the control."""
         learner = learning.helpers[_VALUE]
         scale = max(float(logs.std()), 1.0)
         with torch.enable_grad():
@@ -149,8 +149,8 @@ class DensityRatio(AdjointRegression):
 
 
 _LONGER = 20
-"""How many times as many updates the first fit of a helper has. Ends that have the moments of the samples put a short
-one on a plateau, where the classifier tells nothing apart."""
+"""How many times as many updates the first fit of a helper has. If the ends have the moments of the samples, a short
+fit stops on a plateau where the classifier cannot distinguish them."""
 
 
 class _Scalar(nn.Module):

@@ -1,4 +1,4 @@
-"""The half-bridges of iterative proportional fitting: ways to learn one direction from the other."""
+"""Half-bridges of iterative proportional fitting: how the control of one direction is learned from the other."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from sbridge.storage.registry import register
 from sbridge.training import Learner
 
 _PROBE_ROWS = 8
-_LEFT = 0.1  # of the error along the widest direction: more is told
-_BEARABLE = 100.0  # times as many half-steps are offered as a remedy
+_LEFT = 0.1  # a larger remaining share of the error along the widest direction gives a warning
+_BEARABLE = 100.0  # the warning suggests at most this many times as many half-steps
 
 
 @register
@@ -39,8 +39,9 @@ _BEARABLE = 100.0  # times as many half-steps are offered as a remedy
 class ReversalControl:
     """``û = 2 σ⁻¹ b``: the backward process then has the drift ``−b + σû = b`` of the reference itself.
 
-    An equilibrium reference is its own reversal. As what a network is added to, it keeps backward paths where the
-    reference lives: a drift that grows faster than any network and pulls inwards would, turned round, throw them out.
+    A reference in equilibrium is its own reversal. The network is added to this control, so that backward paths stay
+    where forward paths are. With the drift ``−b``, a drift ``b`` that pulls inwards and grows faster than any network
+    would drive them to infinity.
     """
 
     process: Process
@@ -52,19 +53,19 @@ class ReversalControl:
 
 @dataclass(frozen=True, eq=False)
 class HalfStepContext:
-    """What a half-bridge sees of the half-step that it serves.
+    """The data of a half-step that a half-bridge uses.
 
     Attributes:
-        problem: in the units that are trained in.
-        trained: the direction that learns.
+        problem: in the units of the training.
+        trained: the direction whose control is learned.
         network: the network under training.
-        base: what it is added to, or ``None``.
-        other: the whole control of the other direction, which is fixed.
+        base: the known control to which the network is added, or ``None``.
+        other: the complete control of the other direction, which is fixed.
         chain: of the paths that were simulated.
-        size: the size that controls are expected to have.
-        progress: the share of the run that is done, in ``[0, 1]``.
-        helpers: the half-bridge's own networks, see :meth:`HalfBridge.helpers`.
-        kept: tensors made of simulated paths, see :meth:`HalfBridge.collect`.
+        size: the expected size of controls.
+        progress: the completed share of the run, in ``[0, 1]``.
+        helpers: additional networks of the half-bridge, see :meth:`HalfBridge.helpers`.
+        kept: tensors computed from simulated paths, see :meth:`HalfBridge.collect`.
     """
 
     problem: BridgeProblem
@@ -88,9 +89,9 @@ class HalfBridge(ABC):
     """How the control of one direction is learned from that of the other.
 
     Attributes:
-        paths: simulated at a time, unless the solver says otherwise.
-        refresh: updates between two simulations, likewise.
-        independent: whether the control of the other direction is not needed.
+        paths: the default number of paths per simulation.
+        refresh: the default number of updates between two simulations.
+        independent: whether the control is learned without that of the other direction.
     """
 
     paths: ClassVar[int] = 512
@@ -99,25 +100,25 @@ class HalfBridge(ABC):
 
     @abstractmethod
     def simulated(self, trained: Direction) -> Direction:
-        """The direction of the paths from which ``trained`` learns."""
+        """The direction of the paths from which the control of ``trained`` is learned."""
 
     @abstractmethod
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
-        """Why ``trained`` cannot be learned this way, with the cure, or ``None``."""
+        """Explains why ``trained`` cannot be learned in this way, and what to use instead; ``None`` if it can."""
 
     def helpers(self, problem: BridgeProblem, trained: Direction, simulations: int, seed: int) -> dict[str, Learner]:
-        """Networks of the half-bridge's own, for a number of simulations in the whole run; none by default."""
+        """Additional networks, given the number of simulations in the run; none by default."""
         return {}
 
     @abstractmethod
     def collect(
         self, measure: PathMeasure, count: int, learning: HalfStepContext, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Simulates ``count`` paths of ``measure`` and returns the tensors that are kept of them."""
+        """Simulates ``count`` paths of ``measure`` and returns the tensors to keep."""
 
     @abstractmethod
     def loss(self, learning: HalfStepContext, batch: int, generator: torch.Generator) -> Tensor:
-        """The loss of a batch, in units of the size that controls are expected to have."""
+        """The loss of a batch, in units of the expected size of controls."""
 
 
 @register
@@ -125,11 +126,12 @@ class HalfBridge(ABC):
 class PinnedPaths(HalfBridge):
     """Regression on pinned paths of the reference between simulated ends, for linear references.
 
-    The other direction makes pairs ``(X_0, X_T)``. States between them are drawn from the reference given both ends,
-    and the control learns ``σᵀ∇_x log R(X_T | X_t)`` (backward: ``σᵀ∇_x log R(X_t | X_0)``), as in
-    :class:`~sbridge.solvers.IMF` (Shi et al. 2023, arXiv:2303.16852; from the reference's own coupling it is their
-    Alg. 1 started by IPF). The conditional distribution of the path given both ends is that of the reference in every
-    half-step. So an error there, such as a rotation that enters a control, does not reach the next half-step.
+    Pairs ``(X_0, X_T)`` are simulated with the control of the other direction. States between them are drawn from the
+    reference given both ends, and the control is regressed on ``σᵀ∇_x log R(X_T | X_t)`` (backward:
+    ``σᵀ∇_x log R(X_t | X_0)``), as in :class:`~sbridge.solvers.IMF` (Shi et al. 2023, arXiv:2303.16852; started from
+    the coupling of the reference, it is their Alg. 1 with the start of IPF). In every half-step the conditional
+    distribution of the path given both ends is that of the reference. An error in this distribution, such as a rotation
+    in a control, therefore does not enter the next half-step.
     """
 
     paths: ClassVar[int] = 4096
@@ -140,7 +142,7 @@ class PinnedPaths(HalfBridge):
         return trained.opposite
 
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
-        """Needs closed transitions and, in the other direction, a start that can be sampled."""
+        """The reference needs closed-form transitions; the other direction needs a start that can be sampled."""
         unknown = unknown_transition("PinnedPaths", problem.reference, f"IPF({trained.name.lower()}=MeanMatching())")
         return unknown or _unsampled(self, problem, trained)
 
@@ -164,11 +166,11 @@ class PinnedPaths(HalfBridge):
 
 
 class PathHalfBridge(HalfBridge):
-    """Half-bridges whose loss is a sum over the steps of whole simulated paths."""
+    """Base of half-bridges whose loss is a sum over the steps of simulated paths."""
 
     @abstractmethod
     def keep(self, paths: Paths, learning: HalfStepContext, generator: torch.Generator) -> dict[str, Tensor]:
-        """What is kept of simulated paths: tensors ``(N, paths, …)`` first."""
+        """Computes the tensors to keep from simulated paths; the first has shape ``(N, paths, …)``."""
 
     @abstractmethod
     def step_loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -177,18 +179,18 @@ class PathHalfBridge(HalfBridge):
     def collect(
         self, measure: PathMeasure, count: int, learning: HalfStepContext, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """What :meth:`keep` keeps of new paths."""
+        """Simulates paths and returns the result of :meth:`keep`."""
         with torch.no_grad():
             starts = measure.start.sample(count, generator)
         return self.keep(measure.simulate(starts, seed=generator), learning, generator)
 
     def loss(self, learning: HalfStepContext, batch: int, generator: torch.Generator) -> Tensor:
-        """Sum over the steps of their loss times their length, estimated from a batch; nats, up to a constant.
+        """Estimates from a batch the sum over the steps of loss times duration, up to a constant.
 
-        Networks work in units of ``size``; in nats the clipping of gradients would depend on σ.
+        The sum, in nats, is divided by ``size² T``. Otherwise the clipping of gradients would depend on σ.
         """
         length, paths = learning.chain.length, next(iter(learning.kept.values())).shape[1]
-        # Every step is used alike, and weighted by its length.
+        # Every step is used equally often and weighted by its duration.
         shifts = torch.rand(batch, generator=generator, dtype=torch.float64)
         steps = ((torch.arange(batch) + shifts) * (length / batch)).long().clamp_max(length - 1)
         rows = self.rows(learning, paths, batch, generator)
@@ -197,13 +199,13 @@ class PathHalfBridge(HalfBridge):
         return length * (spans * values).mean() / (learning.size**2 * learning.problem.reference.horizon)
 
     def rows(self, learning: HalfStepContext, paths: int, batch: int, generator: torch.Generator) -> Tensor:
-        """Numbers of paths, shape ``(batch,)``: all alike."""
+        """Draws indices of paths uniformly, shape ``(batch,)``."""
         return torch.randint(paths, (batch,), generator=generator)
 
 
 @dataclass(frozen=True)
 class _Reversal(PathHalfBridge):
-    """Paths of the other direction are taken back."""
+    """Half-bridges that reverse paths of the other direction."""
 
     def simulated(self, trained: Direction) -> Direction:
         return trained.opposite
@@ -224,10 +226,10 @@ class _Reversal(PathHalfBridge):
 class MeanMatching(_Reversal):
     """Regression on the steps of the other direction (De Bortoli et al. 2021, arXiv:2106.01357, Prop. 3).
 
-    ``û(t_{k+1}, x_{k+1})`` learns the shift that takes ``x_{k+1}`` back to ``x_k``: for exact steps
-    ``−ξ_k/√Δ_k − u(t_k, x_k)``. The mean is the backward chain nearest to the simulated one. Every step is used with
-    ``ξ`` and with ``−ξ``, which takes away the noise of the target that grows as the steps shrink. No derivative of the
-    drift is taken, so any drift will do.
+    ``û(t_{k+1}, x_{k+1})`` is regressed on the shift that takes ``x_{k+1}`` back to ``x_k``: for exact steps
+    ``−ξ_k/√Δ_k − u(t_k, x_k)``. The conditional mean gives the backward chain nearest to the simulated one. Every step
+    is used with ``ξ`` and with ``−ξ``, which cancels the noise of the target that grows as the steps shrink. The drift
+    may be any function, since its derivative is not needed.
     """
 
     def step_loss(self, learning: HalfStepContext, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -241,8 +243,8 @@ class MaximumLikelihood(_Reversal):
     """Likelihood of simulated paths, in the divergence form (Vargas et al. 2021; Chen, Liu & Theodorou 2022).
 
     For a step to ``x`` whose other direction has the control ``h``, the loss is ``½|û + h|² + ∇·(L û)/√Δ`` at ``x``,
-    with ``L`` the root of the step noise. Its minimiser is that of :class:`MeanMatching`, of which this takes the mean
-    over that noise; the price is a derivative of the network.
+    with ``L`` the root of the step noise. It is the mean of the loss of :class:`MeanMatching` over that noise, so the
+    minimiser is the same. It requires a derivative of the network.
 
     Args:
         divergence: :class:`~sbridge.controls.ExactTrace`, a derivative for each coordinate, or
@@ -295,17 +297,17 @@ class AdjointRegression(PathHalfBridge):
 class AdjointHalfBridge(AdjointRegression):
     """Minimises ``KL(P^u ‖ P^û)`` over ``u``, a control problem, by adjoint matching (arXiv:2409.08861).
 
-    Towards the law ``p`` with the reference as the uncontrolled process, the terminal cost is ``−log p + log φ̂``, and
-    the running cost ``∇·b`` backward in time (none forward). It runs on paths of the direction that learns, so the law
-    ``p`` need not be sampled; only its log density is asked for, up to a constant.
+    The reference is the uncontrolled process. With ``p`` the distribution at the end, the terminal cost is
+    ``−log p + log φ̂``; the running cost is ``∇·b`` backward in time and zero forward. The paths are those of the
+    direction that is trained. Of ``p`` only the log density is needed, up to a constant; it is not sampled.
     """
 
     def refusal(self, problem: BridgeProblem, trained: Direction) -> str | None:
-        """Needs a start that can be sampled, a density at the far end, and derivatives of the drift."""
+        """The start must be sampled, the end must have a density, and the drift must be differentiable."""
         name, far = trained.name.lower(), problem.far(trained)
         if isinstance(problem.near(trained), Density):
             return (
-                f"AdjointHalfBridge learns the {name} control on its own paths, which start in a law that cannot be "
+                f"AdjointHalfBridge learns the {name} control on paths of that direction, whose start cannot be "
                 f"sampled: use IPF({name}=MeanMatching())."
             )
         if not isinstance(far, HasDensity):
@@ -316,7 +318,7 @@ class AdjointHalfBridge(AdjointRegression):
         return self.opaque_drift(problem, name)
 
     def keep(self, paths: Paths, learning: HalfStepContext, generator: torch.Generator) -> dict[str, Tensor]:
-        """The states visited and the targets of the network there."""
+        """The visited states and the regression targets there."""
         chain, process = paths.chain, learning.problem.reference
         log_density = _density(learning.problem.far(learning.trained)).log_density
         end = terminal_adjoint(chain, paths.x[-1], log_density, learning.other)
@@ -327,7 +329,7 @@ class AdjointHalfBridge(AdjointRegression):
 
 @dataclass(frozen=True, eq=False)
 class _Expansion:
-    """``∇·b``: what the reference, read backward, gains in mass."""
+    """``∇·b``, the running cost of the reference backward in time."""
 
     process: Process
 
@@ -336,36 +338,36 @@ class _Expansion:
 
 
 def _unsampled(half_bridge: HalfBridge, problem: BridgeProblem, trained: Direction) -> str | None:
-    """Why paths of the other direction cannot be simulated, or ``None``."""
+    """Explains why paths of the other direction cannot be simulated; ``None`` if they can."""
     if not isinstance(problem.far(trained), Density):
         return None
     name, known = trained.name.lower(), type(half_bridge).__name__
     return (
-        f"{known} learns the {name} control from paths that start in the {end_name(trained)}, and an unnormalised "
-        f"density cannot be sampled: use IPF({name}=AdjointHalfBridge()), or draw samples first."
+        f"{known} learns the {name} control from paths that start at the {end_name(trained)}, an unnormalised density "
+        f"that cannot be sampled: use IPF({name}=AdjointHalfBridge()), or draw samples first."
     )
 
 
 def end_name(direction: Direction) -> str:
-    """What the law towards which a direction runs is called."""
+    """The name of the end at which a direction stops."""
     return "target" if direction is Direction.FORWARD else "source"
 
 
 def warn_if_slow(
     name: str, spread: float, half_steps: float, worth: str, enough: Callable[[float], str], otherwise: str
 ) -> None:
-    """Tells that half-steps in turn hardly come nearer to the bridge, since the noise is small for the ends.
+    """Warns if alternating half-steps converge slowly, because the noise of the reference is small for the ends.
 
-    Between Gaussians a half-step leaves the share ``ρ = 2n / (1 + √(1 + 4n²)) = exp(−asinh(1/2n))`` of the error in a
-    direction, which is the correlation of the ends of the bridge there (Janati et al. 2020, arXiv:2006.02572).
+    Between Gaussians a half-step multiplies the error in a direction by the correlation of the ends of the bridge in
+    that direction, ``ρ = 2n / (1 + √(1 + 4n²)) = exp(−asinh(1/2n))`` (Janati et al. 2020, arXiv:2006.02572).
 
     Args:
         name: of the solver.
         spread: the largest ``n``: root mean product of the variances of the ends, in units of the reference's noise.
-        half_steps: how many the solver takes, or what its updates are worth.
-        worth: that in words.
-        enough: how to ask the solver for more of them.
-        otherwise: what else to do.
+        half_steps: number of half-steps of the solver, or the number that its updates correspond to.
+        worth: description of that number.
+        enough: returns the option that sets a larger number.
+        otherwise: another remedy.
     """
     if spread <= 0.0:
         return
@@ -376,9 +378,9 @@ def warn_if_slow(
     more = f"{enough(wanted)}, or " if wanted <= _BEARABLE * half_steps else ""
     factor = 1.01 * math.sqrt(2.0 * spread * math.sinh(enough_falls / half_steps))
     warnings.warn(
-        f"the noise of the reference is small for {name}: were the ends Gaussian, {worth} would leave "
-        f"{math.exp(-half_steps * fall):.0%} of the error along the widest direction. For {_LEFT:.0%} it takes {more}σ "
-        f"{factor:.3g} times as large; {otherwise}.",
+        f"the noise of the reference is small for {name}: for Gaussian ends, {worth} leave "
+        f"{math.exp(-half_steps * fall):.0%} of the error along the widest direction. To reduce it to {_LEFT:.0%}, use "
+        f"{more}σ {factor:.3g} times as large; or {otherwise}.",
         ConvergenceWarning,
         stacklevel=2,
     )
@@ -386,12 +388,12 @@ def warn_if_slow(
 
 def _density(law: Law) -> HasDensity:
     if not isinstance(law, HasDensity):
-        raise UnsupportedError(f"a law with a log density is needed, got {type(law).__name__}.")
+        raise UnsupportedError(f"a distribution with a log density is needed, got {type(law).__name__}.")
     return law
 
 
 def differentiable(problem: BridgeProblem) -> bool:
-    """Whether torch can differentiate the drift, or need not, since it does not depend on the state."""
+    """Whether torch can differentiate the drift, or the drift does not depend on the state."""
     x = sampled_end(problem).sample(_PROBE_ROWS, generator_of(0))
     with torch.enable_grad():
         value = problem.reference.drift(0.0, x.detach().requires_grad_())

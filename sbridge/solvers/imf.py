@@ -21,23 +21,23 @@ from sbridge.training import Info, Optimisation
 @register
 @dataclass(frozen=True)
 class IMF(MatchingSolver):
-    """Iterative Markovian fitting: Markovian and reciprocal projections in turn (Shi et al. 2023; Peluchetti 2023).
+    """Iterative Markovian fitting: alternating Markovian and reciprocal projections (Shi et al. 2023; Peluchetti 2023).
 
     Pairs ``(X_0, X_T)`` of the current coupling are joined by the reference's pinned bridges (the reciprocal
     projection); regression on the gradients of the log transition density makes the mixture Markov again
     (``sbridge.solvers.matching``).
 
-    First both networks learn from ``coupling``. Then stages alternate: the backward network simulates pairs from the
-    target's data and the forward network learns from them; then the other way round. Training rows are never the
-    answer: pairs always have a simulated end.
+    Both networks are first trained on ``coupling``. Then stages alternate: the backward network simulates pairs from
+    samples of the target, and the forward network is trained on them; in the next stage the roles are exchanged. One
+    end of every pair is simulated, so no training sample is paired with another.
 
     Args:
         coupling: the pairs that the first regression uses.
-        pretraining: updates of each network on the start coupling.
-        stages: Markovian projections after that, alternating; an even number treats both directions alike.
-        updates: updates per stage.
-        refresh: updates between simulations of new pairs.
-        pairs: pairs simulated at a time.
+        pretraining: number of updates of each network on ``coupling``.
+        stages: number of Markovian projections after that; an even number treats both directions equally.
+        updates: number of updates per stage.
+        refresh: number of updates between two simulations of pairs.
+        pairs: number of pairs per simulation.
         start: the known control to which the networks are added. ``None``: ``GaussianStart()`` if the moments of
             both ends are known, otherwise ``ZeroStart()``.
         network: recipe of either network.
@@ -97,7 +97,7 @@ class IMF(MatchingSolver):
 
     @property
     def matcher(self) -> Matcher:
-        """What is trained, with the updates that each network gets in all."""
+        """The training, with the total number of updates of either network."""
         trained = [self.trained(stage) for stage in range(self.stages)]
         updates = {direction: self.pretraining + self.updates * trained.count(direction) for direction in DIRECTIONS}
         return Matcher(self.coupling, self.start, self.network, self.optimisation, self.grid, updates)

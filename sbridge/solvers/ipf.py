@@ -43,10 +43,10 @@ _ROWS_A_COLUMN = 10  # below, the largest singular value of a sample covariance 
 @register
 @dataclass(frozen=True)
 class IPF(Solver["IPFState"]):
-    """Iterative proportional fitting: half-bridges in turn, as Fortet (1940) and Sinkhorn (1964) in path space.
+    """Iterative proportional fitting: alternating half-bridges (Fortet 1940; Sinkhorn 1964), in path space.
 
-    Each half-step gives the path measure at hand its right end: it is reversed, and started in the distribution of the
-    other end. In terms of the potentials of the Schrödinger system, ``û = σᵀ∇log φ̂`` and ``u = σᵀ∇log φ``::
+    Each half-step reverses the current path measure and starts it from the prescribed distribution at that end. In
+    terms of the potentials of the Schrödinger system, ``û = σᵀ∇log φ̂`` and ``u = σᵀ∇log φ``::
 
         half-steps 1, 3, …    backward from the target:  φ(T) = p_T / (φ̂(0) carried forward)
         half-steps 2, 4, …    forward from the source:   φ̂(0) = p_0 / (φ(T) carried backward)
@@ -55,25 +55,25 @@ class IPF(Solver["IPFState"]):
     begins with the bridge between Gaussians that have the means and covariances of the ends.
 
     A half-step must keep the conditional distribution of the path given both ends, which is that of the reference.
-    :class:`~sbridge.solvers.PinnedPaths`, the default for linear references, draws from it anew, and
+    :class:`~sbridge.solvers.PinnedPaths`, the default for linear references, draws from this distribution anew.
     :class:`~sbridge.solvers.DensityRatio`, the default for the forward control of other references, learns the control
-    anew from the reference: errors are forgotten. The other half-bridges inherit it: regression errors of the control
-    that change it stay in all later half-steps.
+    anew from the reference. Earlier errors are therefore forgotten. The other half-bridges take the distribution from
+    the previous half-step: regression errors that change it remain in all later half-steps.
 
     Args:
-        half_steps: how many, an even number leaves the forward control as the last that was
-            learned, except with ``DensityRatio()``, whose result is reversed at the end.
-        updates: updates of one half-step.
+        half_steps: number of half-steps. If it is even, the forward control is learned last, except with
+            ``DensityRatio()``, whose result is reversed at the end.
+        updates: number of updates per half-step.
         forward: how the forward control is learned. ``None``: ``PinnedPaths()`` for a linear reference, otherwise
             ``DensityRatio()`` if torch can differentiate the drift, and ``MeanMatching()`` if it cannot.
         backward: how the backward control is learned. ``None``: ``PinnedPaths()`` for a linear reference,
             ``MeanMatching()`` for others.
         start: the known control to which the networks are added. ``None``: ``GaussianStart()`` if the reference is
             linear and the moments of both ends are known, otherwise ``ZeroStart()``.
-        refresh: updates between simulations of new paths; ``None``: as the half-bridge has it.
-        paths: paths simulated at a time; ``None``: as the half-bridge has it.
+        refresh: number of updates between two simulations; ``None``: the default of the half-bridge.
+        paths: number of paths per simulation; ``None``: the default of the half-bridge.
         network: recipe of either network.
-        optimisation: how networks are trained. The learning rate falls over the whole run.
+        optimisation: how networks are trained. The learning rate decays over the whole run.
         grid: time grid on which paths and solutions are simulated.
 
     Works with any reference. Ends are samples, or closed-form distributions; either end may be an unnormalised density
@@ -105,7 +105,7 @@ class IPF(Solver["IPFState"]):
             raise InvalidInputError(f"half_steps must be at least 2, one for each direction; got {self.half_steps}.")
 
     def refusal(self, problem: BridgeProblem) -> str | None:
-        """Needs of each end what its half-bridge needs."""
+        """Explains which requirement of a half-bridge the problem does not meet."""
         if isinstance(problem.source, Density) and isinstance(problem.target, Density):
             return "IPF needs an end that can be sampled, and both are unnormalised densities: draw samples from one."
         refusals = (self.half_bridge(problem, direction).refusal(problem, direction) for direction in Direction)
@@ -125,8 +125,8 @@ class IPF(Solver["IPFState"]):
     def schedule(self, problem: BridgeProblem) -> tuple[Direction, ...]:
         """The direction that each half-step trains.
 
-        They alternate, the backward control first. If the forward control is learned without the backward one, it comes
-        first as a whole, and the last quarter of the half-steps reverses it.
+        The directions alternate, starting with the backward control. If the forward control is learned without the
+        backward one, it is trained first, and the last quarter of the half-steps trains its reversal.
         """
         ways = (Direction.BACKWARD, Direction.FORWARD)
         if not self.half_bridge(problem, Direction.FORWARD).independent:
@@ -139,7 +139,7 @@ class IPF(Solver["IPFState"]):
         return self.half_steps * self.updates
 
     def init(self, problem: BridgeProblem, seed: int) -> IPFState:
-        """Networks at zero output on top of the start."""
+        """Networks with zero output, added to the start."""
         rule = default_rule(problem.reference)
         check_steps(ControlProblem(problem.reference, sampled_end(problem)), self.grid, rule)
         starts = known_controls(self.start, problem)
@@ -183,11 +183,11 @@ class IPF(Solver["IPFState"]):
         return Bridge(forward, backward)
 
     def _size(self, problem: BridgeProblem, starts: dict[Direction, Control | None], seed: int) -> float:
-        """The size that controls are expected to have; warns if half-steps will converge slowly."""
+        """The expected size of controls; warns if half-steps will converge slowly."""
         if isinstance(problem.source, Density) or isinstance(problem.target, Density):
             return 1.0 / math.sqrt(problem.reference.horizon)
         probe = _Probe.of(self.grid, problem, derive(seed, "size"))
-        steps = max(self.half_steps, IPF.half_steps)  # who takes fewer does not ask for the limit
+        steps = max(self.half_steps, IPF.half_steps)  # a shorter run is not meant to converge
         if starts[Direction.FORWARD] is None:
             warn_if_slow(
                 "IPF",
@@ -195,7 +195,7 @@ class IPF(Solver["IPFState"]):
                 steps,
                 f"{steps} half-steps",
                 lambda count: f"half_steps={2 * math.ceil(0.5 * count)}",
-                "under a linear reference MixtureBridge() and IMF() do not slow down so",
+                "use MixtureBridge() or IMF() with a linear reference, which do not slow down in this way",
             )
         return probe.typical_control(problem.reference)
 
@@ -218,7 +218,7 @@ class IPF(Solver["IPFState"]):
         )
 
     def _collect(self, problem: BridgeProblem, state: IPFState, learning: HalfStepContext) -> dict[str, Tensor]:
-        """What is kept of new paths: of the fixed control with averaged weights, or of the one that learns as it is."""
+        """Simulates paths of the fixed control with averaged weights, or of the control under training."""
         trained, half_bridge = learning.trained, state.half_bridges[learning.trained]
         simulated = half_bridge.simulated(trained)
         control = learning.control if simulated is trained else learning.other
@@ -228,18 +228,18 @@ class IPF(Solver["IPFState"]):
 
 @dataclass(eq=False)
 class IPFState(State):
-    """Networks under training, the paths at hand and the generator.
+    """Networks under training, the current paths and the generator.
 
     Attributes:
-        size: the size that controls are expected to have.
+        size: the expected size of controls.
         chains: the time-discrete reference in either direction.
-        bases: what the network of either direction is added to, or ``None``.
+        bases: the known control to which the network of either direction is added, or ``None``.
         half_bridges: how either direction is learned.
         schedule: the direction that each half-step trains.
         learners: the network of either direction.
-        helpers: networks of the half-bridges' own.
+        helpers: additional networks of the half-bridges.
         generator: of paths and batches.
-        kept: what the half-bridge keeps of the paths at hand.
+        kept: tensors that the half-bridge keeps of the current paths.
     """
 
     size: Derived[float]
@@ -259,7 +259,7 @@ class IPFState(State):
 
 @dataclass(frozen=True, eq=False)
 class _Probe:
-    """Draws of the source, where the reference takes them twice, and draws of the target."""
+    """Samples of the source, two simulated ends of the reference for each, and samples of the target."""
 
     starts: Tensor
     reached: tuple[Tensor, Tensor]
@@ -274,16 +274,16 @@ class _Probe:
         return cls(starts, (next(reached), next(reached)), wanted)
 
     def typical_control(self, process: Process) -> float:
-        """A size for controls: ``1/√T``, and what takes an end of the reference to an end of the target in time."""
+        """A size for controls: ``1/√T``, and the constant control that takes ends of the reference to the target."""
         horizon = process.horizon
         lacking = process.scale(0.5 * horizon).inverse().to(self.wanted)(self.wanted - self.reached[0]) / horizon
         return math.sqrt(1.0 / horizon + float(lacking.double().square().mean()))
 
     def spread(self) -> float:
-        """The largest singular value of ``L_Bᵀ L_A``, of what the reference makes of the source and of the target.
+        """The largest singular value of ``L_Bᵀ L_A``, ``A`` and ``B`` covariances of transported source and target.
 
-        Their covariances ``A`` and ``B`` are in units of the noise that the reference adds: half the covariance of two
-        ends from one start. ``A`` is that of the regression of ends on starts. 0 if there are too few draws to say.
+        Both are in units of the noise of the reference, half the covariance of the difference of two ends from one
+        start. ``A`` is the covariance of the regression of ends on starts. 0 if there are too few samples.
         """
         x, one, two, y = (
             rows.double().cpu() - rows.double().cpu().mean(0) for rows in (self.starts, *self.reached, self.wanted)

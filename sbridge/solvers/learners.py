@@ -39,11 +39,11 @@ def control_learner(
 
     Args:
         problem: gives the dimension, the horizon, the dtype and the device.
-        direction: names the network: the two directions start from different weights.
+        direction: the two directions start from different weights.
         network: recipe of the network.
         optimisation: how it is trained.
-        updates: number of updates over which the learning rate falls.
-        size: the size that controls are expected to have.
+        updates: number of updates over which the learning rate decays.
+        size: the expected size of controls.
         seed: seed of the run.
     """
     module = seeded_control(network, problem.dim, problem.reference.horizon, size, derive(seed, direction.name))

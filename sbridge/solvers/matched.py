@@ -19,23 +19,23 @@ from sbridge.training import Info, Optimisation
 @register
 @dataclass(frozen=True)
 class MatchedBridge(MatchingSolver):
-    """One regression of either control on pinned bridges between pairs of a coupling; nothing is simulated.
+    """One regression of either control on pinned bridges between pairs of a coupling, without simulation.
 
     With ``(X_0, X_T)`` from the static Schrödinger plan and ``X_t`` from the reference's pinned bridge::
 
         u*(t, x) = E[σᵀ ∇_x log R(X_T | X_t) | X_t = x]        û*(t, x) = E[σᵀ ∇_x log R(X_t | X_0) | X_t = x]
 
     (Tong et al. 2024, arXiv:2307.03672, §3.2, with the drift of the bridge itself in place of flow and score.) Both
-    controls then are those of the bridge, up to the error of the regression and the bias of the plan of finitely many
-    rows, which nothing here removes: see the coupling. :class:`~sbridge.solvers.imf.IMF` starts the same way, and its
-    stages remove that bias for several times the cost. Of a coupling that is not the plan, the result is its Markovian
-    projection: it has the right ends (those of the coupling), and is no Schrödinger bridge.
+    controls are then those of the bridge, up to the error of the regression and the bias of a plan of finitely many
+    samples, which this solver does not remove: see the coupling. :class:`~sbridge.solvers.imf.IMF` starts in the same
+    way, and its stages remove that bias at several times the cost. If the coupling is not the plan, the result is its
+    Markovian projection: its ends are those of the coupling, but it is not a Schrödinger bridge.
 
     Args:
         coupling: the pairs.
-        updates: updates of each network.
-        refresh: updates between draws of new pairs.
-        pairs: pairs drawn at a time; they are used again until the next draw.
+        updates: number of updates of each network.
+        refresh: number of updates between two draws of pairs.
+        pairs: number of pairs per draw, which are reused until the next draw.
         start: the known control to which the networks are added. ``None``: ``GaussianStart()`` if the moments of
             both ends are known, otherwise ``ZeroStart()``.
         network: recipe of either network.
@@ -76,6 +76,6 @@ class MatchedBridge(MatchingSolver):
 
     @property
     def matcher(self) -> Matcher:
-        """What is trained."""
+        """The training."""
         updates = dict.fromkeys(DIRECTIONS, self.updates)
         return Matcher(self.coupling, self.start, self.network, self.optimisation, self.grid, updates)

@@ -37,7 +37,7 @@ from sbridge.time import TimeGrid
 from sbridge.training import Derived, Learner, Optimisation, State
 
 MATCHING = Optimisation(learning_rate=3e-3, batch=512, ema_decay=0.998)
-"""Targets are noisy and smooth in the mean: large steps to begin with, averaged over batches, weights and the decay."""
+"""Targets are noisy, but their mean is smooth: large steps first, averaged over batches, weights and the decay."""
 _END_MARGIN = 1e-3
 _DENSE_TIMES = 32
 _PROBE_ROWS = 4096
@@ -61,7 +61,7 @@ class Regression:
 
     @classmethod
     def of(cls, problem: BridgeProblem, pairs: Pairs) -> Regression:
-        """Sized by ``pairs``."""
+        """Measures both sizes on ``pairs``."""
         reference, half_way = problem.linear_reference, 0.5 * problem.reference.horizon
         residual = pairs[1] - reference.transition(0.0, reference.horizon).mean(pairs[0])
         unsized = cls(reference, problem.dim, float(residual.double().square().mean()), 1.0)
@@ -72,10 +72,10 @@ class Regression:
     def loss(
         self, control: Control, pairs: Pairs, direction: Direction, batch: int, generator: torch.Generator
     ) -> Tensor:
-        """The weighted mean square error of ``control``: about 1 for no control.
+        """The weighted mean squared error of ``control``, about 1 for no control.
 
-        Of ``⌈batch/2⌉`` pairs, each at a random time, the pinned bridge is taken with noise ``ζ`` and with ``−ζ``: near
-        the end the targets are hardly more than ``∓ζ``, which then cancels.
+        Of ``⌈batch/2⌉`` pairs, each at a random time, the pinned bridge is drawn with noise ``ζ`` and with ``−ζ``. Near
+        the end the targets are almost entirely ``∓ζ``, which then cancels.
         """
         count = -(-batch // 2)
         index = torch.randint(len(pairs[0]), (count,), generator=generator)
@@ -94,14 +94,14 @@ class Regression:
     def weight(self, pinned: Pinned, sigma: LinearMap, direction: Direction) -> Tensor:
         """``1/(s √E target²)`` at each time, ``s`` the typical size of controls.
 
-        Half way, on a log scale, between equal weights, which the path divergence has, and equal noise.
+        The geometric mean of equal weights, as in the path divergence, and weights that make the noise equal.
         """
         return 1.0 / (self.target_square(pinned, sigma, direction).sqrt() * self.typical_size)
 
     def times(self, batch: int, direction: Direction, generator: torch.Generator) -> tuple[Tensor, Pinned]:
-        """Stratified times and their pinned bridge; a margin of 10⁻³ T stays off the end where the target is infinite.
+        """Stratified times and their pinned bridge, at least 10⁻³ T from the end where the target is infinite.
 
-        Dense references share each of 32 times among the rows, since every time costs matrix factorisations.
+        With dense references the rows share 32 times, since every time requires matrix factorisations.
         """
         reference = self.reference
         dense = reference.scale(0.0).dense or reference.linear(0.0).dense
@@ -123,14 +123,15 @@ class Regression:
 
 @dataclass(frozen=True)
 class Matcher:
-    """What is trained, and how: two networks on pairs that come from ``coupling`` first.
+    """The training of two networks, on pairs that come from ``coupling`` first.
 
     Args:
         coupling: the pairs that the first regression uses.
+        start: the known control to which the networks are added; ``None``: the default.
         network: recipe of either network.
         optimisation: how networks are trained.
         grid: time grid on which solutions are simulated.
-        updates: for each direction the updates of its network in the whole run.
+        updates: number of updates of either network in the whole run.
     """
 
     coupling: Coupling
@@ -153,25 +154,25 @@ class Matcher:
 
 
 class MatchingSolver(Solver["MatchingState"]):
-    """What the solvers by bridge matching share: all but their steps and how long they take.
+    """Base of the solvers by bridge matching, which define their steps and the number of steps.
 
-    They need a linear reference and ends that can be sampled.
+    They require a linear reference and ends that can be sampled.
     """
 
     @property
     @abstractmethod
     def matcher(self) -> Matcher:
-        """What is trained, with the updates that each network gets in all."""
+        """The training, with the total number of updates of either network."""
 
     @final
     def refusal(self, problem: BridgeProblem) -> str | None:
-        """A reference without closed transitions, or an end that cannot be sampled."""
+        """Explains that the reference has no closed-form transitions, or that an end cannot be sampled."""
         name = type(self).__name__
         return unknown_transition(name, problem.reference) or unsampled_end(name, problem)
 
     @final
     def init(self, problem: BridgeProblem, seed: int) -> MatchingState:
-        """Networks at zero output, sized by draws of the start coupling.
+        """Networks with zero output, sized by draws of the first coupling.
 
         Raises:
             InvalidInputError: if the reference grows too fast for the grid.
@@ -199,13 +200,13 @@ class MatchingSolver(Solver["MatchingState"]):
 
 @dataclass(eq=False)
 class MatchingState(State):
-    """Networks under training, the pairs at hand and the generator.
+    """Networks under training, the current pairs and the generator.
 
     Attributes:
-        draw: draws pairs from the start coupling.
-        regression: with its size, measured once on the start coupling.
+        draw: draws pairs from the first coupling.
+        regression: with its sizes, measured once on the first coupling.
         starts: the known control of either direction, to which the network is added, or ``None``.
-        pairs: what both networks learn from now.
+        pairs: the current training pairs of both networks.
         learners: the network of either direction.
         generator: of pairs, times and noise.
     """
@@ -218,7 +219,7 @@ class MatchingState(State):
     generator: torch.Generator
 
     def learn(self, direction: Direction) -> float:
-        """One update of a network on the pairs at hand; the loss."""
+        """One update of a network on the current pairs; returns the loss."""
         learner = self.learners[direction]
         control = self.on_top(direction, learner.module)
         return learner.update(

@@ -23,13 +23,13 @@ from sbridge.training import Info
 @register
 @dataclass(frozen=True)
 class RelativeEntropy(ControlSolver):
-    """The objective itself, ``E[Σ Δ (f + ½|u|²) + g]``, differentiated through the simulation.
+    """The objective ``E[Σ Δ (f + ½|u|²) + g]``, differentiated through the simulation.
 
     Args:
-        optimisation: ``batch`` is the number of paths of an update.
-        gradient: ``Backprop()`` through the chain; or ``ReversibleAdjoint()``, whose memory does not grow with the
-            number of steps. The adjoint runs the reversible Heun scheme, of weak order 2: its optimum is nearer to that
-            of continuous time than to that of the chain.
+        optimisation: ``batch`` is the number of paths per update.
+        gradient: ``Backprop()`` through the chain, or ``ReversibleAdjoint()``, whose memory does not grow with the
+            number of steps. The adjoint uses the reversible Heun scheme, of weak order 2, so its optimum is closer to
+            the optimum in continuous time than to that of the chain.
     """
 
     gradient: GradientMethod = field(default_factory=Backprop)
@@ -40,7 +40,7 @@ class RelativeEntropy(ControlSolver):
             raise InvalidInputError("RelativeEntropy needs a gradient: Backprop() or ReversibleAdjoint().")
 
     def refusal(self, problem: ControlProblem) -> str | None:
-        """Needs gradients of the costs, and no stopping set."""
+        """Explains that a cost has no gradient, or that there is a stopping set."""
         return problem.costs.refusal(problem.probe, (0.0, problem.process.horizon))
 
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:

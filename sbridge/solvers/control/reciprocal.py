@@ -1,4 +1,4 @@
-"""Reciprocal adjoint matching: ends are simulated and weighted, what lies between is drawn from pinned bridges."""
+"""Reciprocal adjoint matching: ends are simulated and weighted, states between them drawn from pinned bridges."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sbridge.solvers.control.trust_region import TrustRegion, without_start
 from sbridge.storage.registry import register
 from sbridge.training import Derived, Info, Optimisation
 
-_LEFT = 0.05  # of the terminal cost
+_LEFT = 0.05  # a larger missing share of the terminal cost gives a warning
 _FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0, 1e9)
 
 
@@ -42,18 +42,18 @@ class ReciprocalAdjointMatching(ControlSolver):
 
     which mixes the lean adjoint ``−σᵀΦᵀ∇g`` and the bridge score ``σᵀ∇_x log R(X_T | x)``; see
     :class:`~sbridge.objectives.control_rows.ReciprocalRows`. Their mean given ``X_t`` under the optimal path measure is
-    the optimal control; for a Gaussian ``e^{−g}`` of variance ``v`` they have no noise. Bridges as in adjoint sampling
-    (Havens et al. 2025, arXiv:2504.11713); weights make the optimum the only fixed point from any start, and the trust
-    region (Blessing et al. 2025, arXiv:2508.12511) keeps modes.
+    the optimal control; for a Gaussian ``e^{−g}`` of variance ``v`` they have no noise. Bridges are used as in adjoint
+    sampling (Havens et al. 2025, arXiv:2504.11713). With the weights the optimum is the only fixed point, for any
+    start. The trust region (Blessing et al. 2025, arXiv:2508.12511) keeps the modes.
 
-    Needs a linear process with exact steps and no running cost. Warns with
-    :class:`~sbridge.errors.ConvergenceWarning` if the trust region has not let in the whole terminal cost.
+    The process must be linear with exact steps, and there must be no running cost. A
+    :class:`~sbridge.errors.ConvergenceWarning` is issued if a share of the terminal cost is still missing at the end.
 
     Args:
-        optimisation: ``batch`` is the number of rows ``(t_k, X_{t_k})`` of an update.
-        replay: how many paths are simulated and how often; ends of ``kept`` simulations are used together.
-        trust_region: bounds the step from one simulation to the next. It takes the place of ``annealing``.
-        start: a known control below the network.
+        optimisation: ``batch`` is the number of rows ``(t_k, X_{t_k})`` per update.
+        replay: how many paths are simulated and how often; the ends of ``kept`` simulations are used together.
+        trust_region: bounds the step from one simulation to the next. It replaces ``annealing``.
+        start: the known control to which the network is added.
     """
 
     updates: int = 800
@@ -68,15 +68,15 @@ class ReciprocalAdjointMatching(ControlSolver):
         super().__post_init__()
         if self.annealing is not None:
             raise InvalidInputError(
-                "ReciprocalAdjointMatching brings the terminal cost in by its trust region, so annealing must be None; "
+                "ReciprocalAdjointMatching increases the terminal cost by its trust region, so annealing must be None; "
                 "a smaller TrustRegion(max_kl) is slower and safer."
             )
 
     def refusal(self, problem: ControlProblem) -> str | None:
-        """Needs what the class says."""
+        """Explains which requirement the problem does not meet."""
         if not isinstance(problem.process, LinearProcess) or not isinstance(self.step_rule(problem), ExactTransition):
             return (
-                "ReciprocalAdjointMatching needs pinned bridges in closed form: take a LinearProcess such as "
+                "ReciprocalAdjointMatching needs pinned bridges in closed form: use a LinearProcess such as "
                 "BrownianMotion with exact steps, or AdjointMatching for any process."
             )
         if problem.running_cost is not None:
@@ -89,7 +89,7 @@ class ReciprocalAdjointMatching(ControlSolver):
     def begun(
         self, problem: ControlProblem, seed: int, base: Control | None, generator: torch.Generator
     ) -> ReciprocalState:
-        """Also tabulates bridges and targets at the knots of the grid but the last."""
+        """The state, with bridges and targets tabulated at all knots of the grid but the last."""
         process = problem.process
         if not isinstance(process, LinearProcess):
             raise UnsupportedError(f"a LinearProcess is needed, got {type(process).__name__}.")
@@ -97,7 +97,7 @@ class ReciprocalAdjointMatching(ControlSolver):
         return ReciprocalState(seed, base, generator, table=ReciprocalRows.of(process, knots, problem.probe))
 
     def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
-        """The output is measured by what the first targets have beyond the start."""
+        """The output is of the size of the first targets minus the known control."""
         self.simulate_ends(problem, problem.costs, state, state.base)
         t, x, targets = self.rows(state)
         missing = targets if state.base is None else targets - state.base(t, x)
@@ -137,7 +137,8 @@ class ReciprocalAdjointMatching(ControlSolver):
         """The variance ``v`` with the smallest targets on a batch of rows, and the maps of the targets.
 
         At the fixed point all ``v`` have the same conditional means, so the smallest mean square has the least noise.
-        Tried about ``dim/E|∇g|²``, which is exact for a Gaussian, and up to infinity, which is for a linear cost.
+        Candidates are multiples of ``dim/E|∇g|²``, which is exact for a Gaussian, up to infinity, which is exact for a
+        linear cost.
         """
         kept, table = state.memory, _tabulated(state)
         squares = kept["gradient"].double().square().mean(1)
@@ -158,7 +159,7 @@ class ReciprocalAdjointMatching(ControlSolver):
         return table.t[k], x, table.targets(k, x, kept["end"][index], kept["gradient"][index], maps, kept["variance"])
 
     def states(self, state: ControlState) -> tuple[Tensor, Tensor, Tensor]:
-        """Knots spread evenly over time, states ``(batch, dim)`` there, and the numbers of their ends."""
+        """Knots stratified over time, states ``(batch, dim)`` there, and the indices of their ends."""
         kept, table, batch = state.memory, _tabulated(state), self.optimisation.batch
         device, draws = kept["end"].device, state.generator
         index = torch.multinomial(kept["w"].cpu(), batch, replacement=True, generator=draws).to(device)
@@ -173,9 +174,9 @@ class ReciprocalAdjointMatching(ControlSolver):
         left = float(state.memory.get("left", 0.0))
         if left > _LEFT:
             warnings.warn(
-                f"ReciprocalAdjointMatching has not let in the whole terminal cost: a share of {left:.0%} is left "
-                f"after {state.step} updates, since every simulation may change the path measure by "
-                f"{self.trust_region.max_kl:g} nats only. Take more updates, a larger TrustRegion(max_kl), or a start "
+                f"ReciprocalAdjointMatching has not reached the whole terminal cost: a share of {left:.0%} is missing "
+                f"after {state.step} updates, since each simulation may change the path measure by at most "
+                f"{self.trust_region.max_kl:g} nats. Use more updates, a larger TrustRegion(max_kl), or a start "
                 "that is closer, such as GaussianStart(end=Gaussian(mean, covariance)).",
                 ConvergenceWarning,
                 stacklevel=2,
@@ -201,7 +202,7 @@ def _tabulated(state: ControlState) -> ReciprocalRows:
 
 
 def finite_gradient(x: Tensor, costs: Costs) -> Tensor:
-    """Computes ``∇g(x)``; NonFiniteError where it is not finite, with the place."""
+    """Computes ``∇g(x)``; raises NonFiniteError, with an example of ``x``, if it is not finite."""
     found = terminal_gradient(x, costs)
     bad = ~found.isfinite().all(1)
     if bool(bad.any()):

@@ -1,4 +1,4 @@
-"""What is checked before the first update."""
+"""Checks before the first update."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROUNDS = 12
 
 @torch.no_grad()
 def check_steps(problem: ControlProblem, grid: TimeGrid, rule: StepRule) -> None:
-    """InvalidInputError if an explicit Euler step overshoots at the start: ``Δ λ > 2``, λ a contraction rate of ``b``.
+    """Raises InvalidInputError if explicit Euler steps are unstable: ``Δ λ > 2``, λ a contraction rate of ``b``.
 
     The rate is that of the fastest contracting direction of ``∂b/∂x``, by power iteration with difference quotients.
     """
@@ -31,8 +31,8 @@ def check_steps(problem: ControlProblem, grid: TimeGrid, rule: StepRule) -> None
         steps = math.ceil(rate * horizon * (1.0 - 1e-6))  # a difference quotient is that exact
         raise InvalidInputError(
             f"the drift contracts at rate {rate:.3g} near the start, and explicit Euler steps of {longest:.3g} are "
-            f"unstable beyond a rate of {2.0 / longest:.3g}. TimeGrid.uniform({steps}) would do; a linear process can "
-            "take exact steps instead (rule=ExactTransition())."
+            f"unstable beyond a rate of {2.0 / longest:.3g}. TimeGrid.uniform({steps}) is fine enough; a linear "
+            "process can take exact steps instead (rule=ExactTransition())."
         )
 
 

@@ -1,4 +1,4 @@
-"""Where control learning begins, and how a terminal cost is brought in."""
+"""Known controls from which learning starts, and the annealing of a terminal cost."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ class WarmStart(ABC):
 
     @abstractmethod
     def control(self, problem: ControlProblem, grid: TimeGrid, rule: StepRule) -> Control | None:
-        """The control that is kept fixed below the network, for the chain that ``grid`` and ``rule`` make.
+        """The fixed control to which the network is added, for the chain of ``grid`` and ``rule``.
 
-        It follows from the arguments alone, draws nothing, and takes times ``()`` and ``(batch,)``; ``None``: zero.
+        It is a deterministic function of the arguments, and accepts times ``()`` and ``(batch,)``; ``None``: zero.
         """
 
     def bridge_controls(self, problem: BridgeProblem) -> dict[Direction, Control | None]:
-        """The control that is kept fixed below the network of either direction of a bridge; ``None``: zero.
+        """The fixed control of either direction of a bridge, to which its network is added; ``None``: zero.
 
         Raises:
             UnsupportedError: if the start is one for control problems only.
         """
         raise UnsupportedError(
-            f"{type(self).__name__} is a start for control problems; for a bridge take GaussianStart() or ZeroStart()."
+            f"{type(self).__name__} is a start for control problems; for a bridge use GaussianStart() or ZeroStart()."
         )
 
 
 @register
 @dataclass(frozen=True)
 class ZeroStart(WarmStart):
-    """From the uncontrolled process."""
+    """No known control: learning starts from the uncontrolled process."""
 
     def control(self, problem: ControlProblem, grid: TimeGrid, rule: StepRule) -> None:
         """None."""
@@ -66,7 +66,7 @@ class ZeroStart(WarmStart):
 @register
 @dataclass(frozen=True, eq=False)
 class EarlierStart(WarmStart):
-    """From a control that is known, such as ``solution.control`` of an easier problem or a coarser grid."""
+    """A known control, such as ``solution.control`` of an easier problem or of a coarser grid."""
 
     earlier: Control
 
@@ -80,8 +80,8 @@ class EarlierStart(WarmStart):
 class Annealing:
     """The terminal cost as ``λ g``, with λ rising geometrically from ``first`` to 1 over a share of the updates.
 
-    While λ is small the optimal law is broad, so that paths find all modes of a multimodal ``e^{−g}`` before any one of
-    them attracts the control.
+    While λ is small, the optimal distribution is broad, so that paths reach all modes of ``e^{−g}`` before one of them
+    attracts the control.
     """
 
     first: float = 0.01
@@ -117,7 +117,7 @@ class _Scaled:
 class RiccatiStart(WarmStart):
     """The optimal control of the chain for both costs expanded to second order about the mean start.
 
-    Curvatures below zero are taken as zero, so that the expanded problem has a solution. Exact for quadratic costs. The
+    Negative curvatures are set to zero, so that the expanded problem has a solution. Exact for quadratic costs. The
     running cost is expanded at ``t = 0``.
     """
 
@@ -162,9 +162,8 @@ def _expanded(cost: Callable[[Tensor], Tensor], centre: Tensor) -> Quadratic:
 class GaussianStart(WarmStart):
     """The control of the Schrödinger bridge from a Gaussian start to a Gaussian end, for linear processes.
 
-    For a bridge both ends have the means and covariances of the problem's ends. For a control problem:
-
-    The start has the mean and covariance of the problem's start. The control is affine, ``u = G(t) x + h(t)`` of
+    For a bridge both ends have the means and covariances of the problem's ends. For a control problem the start has
+    those of the problem's start, and the end those of ``end``. The control is affine, ``u = G(t) x + h(t)`` of
     :meth:`sbridge.exact.GaussianCoupling.forward_gain`, tabulated at the knots of the grid; it is optimal if start and
     ``e^{−g}`` are Gaussian.
 
@@ -172,7 +171,7 @@ class GaussianStart(WarmStart):
         end: mean and covariance of ``X_T`` under the optimal control, roughly; too wide does less harm than too narrow.
             ``None``: those of the distribution that the terminal cost names, as the costs of
             :func:`sbridge.reversal_problem` and :func:`sbridge.sampling_problem` do if it is a ``Gaussian`` or a
-            ``GaussianMixture``. Of other costs they are not known, and learning begins from no control.
+            ``GaussianMixture``. For other costs they are unknown, and learning starts from no control.
     """
 
     end: Gaussian | None = None
@@ -247,7 +246,7 @@ class AffineControl:
 
 
 def usual_start(problem: BridgeProblem) -> WarmStart:
-    """The known control below the networks of a bridge, unless the user names one.
+    """The default start of a bridge.
 
     :class:`GaussianStart` for a linear reference and ends that are Gaussians, mixtures of Gaussians, or samples with at
     least ten rows for each of at most 128 columns and a regular covariance; otherwise :class:`ZeroStart`.

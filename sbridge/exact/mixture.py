@@ -89,22 +89,6 @@ class MixturePotential:
         logits = mixture.weights.double().log() - volume - 0.5 * (means * shifts).sum(-1)
         return cls(process, logits, shifts, precisions)
 
-    @classmethod
-    def low_rank(
-        cls, process: LinearProcess, weights: Tensor, means: Tensor, diagonals: Tensor, factors: Tensor
-    ) -> MixturePotential:
-        """Makes ``e^g`` the density of a mixture with ``Σ_k = diag(D_k) + U_k U_kᵀ``.
-
-        Args:
-            process: the reference.
-            weights: ``(K,)``, positive.
-            means: ``(K, dim)``.
-            diagonals: ``D``, ``(K, dim)``, positive.
-            factors: ``U``, ``(K, dim, rank)``.
-        """
-        covariances = torch.diag_embed(diagonals) + factors @ factors.mT
-        return cls.of(process, GaussianMixture(weights, means, covariances))
-
     @property
     def dim(self) -> int:
         """The dimension of the states."""

@@ -113,11 +113,6 @@ class GridAction:
         moved = self.space.time_derivative(multiplier) + self._generator(multiplier, np.zeros_like(u))
         return moved - 0.5 * (u**2).sum(0) + self._cost
 
-    def kolmogorov_residual(self, phi: np.ndarray) -> np.ndarray:
-        """Computes ``∂_t φ + b·∇φ + ½σσᵀ:∇²φ − Vφ``, eq. (3.26b)."""
-        zero = np.zeros((self.space.grid.dim, *phi.shape))
-        return self.space.time_derivative(phi) + self._generator(phi, zero) - self._cost * phi
-
     def control_of(self, multiplier: np.ndarray) -> np.ndarray:
         """Computes ``u = −σᵀ∇J``, eq. (3.23c)."""
         return -np.einsum("tba,bt...->at...", self._scale, self.space.grid.gradient(multiplier))

@@ -153,11 +153,6 @@ class SinkhornSolution:
         x = self.problem.x
         return self.forward.weights(x, self.problem.epsilon) * self.problem.source_weights[:, None].to(x)
 
-    def c_transform(self, x: Tensor) -> Tensor:
-        """``f(x) = −ε log Σ_j b_j exp((g_j − ½|x−y_j|²)/ε)`` at any rows ``x``, ``(k,)``, of the dtype of ``x``."""
-        epsilon = self.problem.epsilon
-        return (-epsilon * self.forward.log_normaliser(x, epsilon)).to(x.dtype)
-
 
 def sinkhorn_init(problem: EntropicProblem, options: Sinkhorn | None = None) -> SinkhornState:
     """Makes the state before the first step: ``g = 0``, ε a bound on the cost (or the problem's ε, if larger).

@@ -46,11 +46,6 @@ class LineSolution:
     nodes: Tensor
     masses: Tensor
 
-    @property
-    def survival(self) -> Tensor:
-        """The probability that a path has not ended at each of ``t_1, …, t_N``."""
-        return self.masses[1:].sum(1)
-
 
 @dataclass(frozen=True, eq=False)
 class ChainOnLine:

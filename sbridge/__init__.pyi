@@ -36,6 +36,7 @@ from sbridge.fitting import (
     fit as fit,
     fit_course as fit_course,
     solve as solve,
+    tilt as tilt,
 )
 from sbridge.identities import verify as verify
 from sbridge.laws import (

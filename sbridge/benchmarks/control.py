@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -274,9 +273,7 @@ def _weighted(target: Target, law: GaussianMixture, n: int, seed: int) -> Weight
     x = law.sample(n, generator(seed))
     logs = target.law.log_density(x) - law.log_density(x)
     weights = importance_weights(logs)
-    error = math.sqrt(max(1.0 / weights.effective_sample_size - 1.0 / n, 0.0))
-    total = Estimate(weights.log_mean, error, n, weights.effective_sample_size)
-    return WeightedSamples(x, weights, total, Estimate.of(logs))
+    return WeightedSamples(x, weights, weights.log_normaliser, Estimate.of(logs))
 
 
 def steered(target: Target, sigma: float, *, reversal: bool) -> ControlProblem:

@@ -1,6 +1,6 @@
 """Controls: the functions that all methods of this package choose or learn."""
 
-from sbridge.controls.base import Control, ScaledControl, SumControl, ZeroControl, on_top
+from sbridge.controls.base import Control, MirroredControl, ScaledControl, SumControl, ZeroControl, on_top
 from sbridge.controls.divergence import Divergence, ExactTrace, Hutchinson, ProbeLaw, Probes
 from sbridge.controls.networks import (
     MLP,
@@ -20,6 +20,7 @@ __all__ = [
     "ExactTrace",
     "FourierMLP",
     "Hutchinson",
+    "MirroredControl",
     "NetworkControl",
     "NetworkRecipe",
     "ProbeLaw",

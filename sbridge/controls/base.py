@@ -62,6 +62,25 @@ class SumControl:
         return sum(others, first)
 
 
+@register
+@dataclass(frozen=True, eq=False)
+class MirroredControl:
+    """The control ``u(t, x) = v(T − t, x)`` of a measure that runs backward, for ``v`` in the time since its start."""
+
+    control: Control
+    horizon: float
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """Computes the control at bridge time ``t``."""
+        return self.control(mirrored(t, self.horizon), x)
+
+
+def mirrored(t: Time, horizon: float) -> Time:
+    """``T − t``, not below 0: for t close to T the difference may be rounded below it."""
+    left = horizon - t
+    return left.clamp_min(0.0) if isinstance(left, Tensor) else max(left, 0.0)
+
+
 def on_top(known: Control | None, network: Control) -> Control:
     """A known control plus ``network``; the network alone if nothing is known."""
     return network if known is None else SumControl((known, network))

@@ -7,6 +7,7 @@ it is exact (:func:`conditioned`); for any score the second term is approximated
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from sbridge.diffusion.conversions import Score, checked_score, start_from_score
 from sbridge.diffusion.posterior import posterior
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Law
+from sbridge.problems import Quadratic
 from sbridge.processes import LinearProcess
 from sbridge.storage.registry import register
 
@@ -56,6 +58,27 @@ class LinearObservation:
     def noise(self) -> Tensor:
         """Returns ``r² I``, shape ``(m, m)``."""
         return self.noise_std**2 * torch.eye(len(self.matrix)).to(self.matrix)
+
+    def log_likelihood(self, y: Tensor) -> Quadratic:
+        """Returns ``x ↦ log p(y | X_0 = x) = −|y − Ax|²/2r² − ½m log 2πr²`` as a reward for :func:`sbridge.tilt`.
+
+        The tilted distribution is the posterior ``X_0 | y``, and minus its value is the evidence ``log p(y)``.
+
+        Args:
+            y: shape ``(m,)``.
+
+        Raises:
+            InvalidInputError: for another shape, or without noise.
+        """
+        matrix, y = self.matrix.double().cpu(), y.double().cpu()
+        if y.shape != matrix.shape[:1] or not self.noise_std > 0.0:
+            raise InvalidInputError(
+                f"a log likelihood needs y of shape ({len(matrix)},) and noise, got shape {tuple(y.shape)} and "
+                f"noise_std = {self.noise_std:g}. Without noise use GuidedScore."
+            )
+        precision = self.noise_std**-2
+        constant = -0.5 * precision * float(y @ y) - 0.5 * len(y) * math.log(2.0 * math.pi / precision)
+        return Quadratic(-0.5 * precision * matrix.mT @ matrix, precision * matrix.mT @ y, constant)
 
 
 def conditioned(data: Law, observation: LinearObservation, y: Tensor, unknown: Sequence[int] | None = None) -> Law:

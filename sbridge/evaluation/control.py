@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import torch
@@ -84,10 +83,8 @@ def objective_and_value(solution: ControlSolution, n: int, *, seed: Seed) -> tup
     seed = as_seed(seed)
     paths = solution.sample(n, seed=seed)
     log_alpha = log_weight(paths, solution.problem.costs, _alive(solution.problem, paths, seed))
-    weights = importance_weights(log_alpha)
-    size = weights.effective_sample_size
-    error = math.sqrt(max(1.0 / size - 1.0 / n, 0.0))
-    return Estimate.of(-log_alpha), Estimate(-weights.log_mean, error, n, size)
+    found = importance_weights(log_alpha).log_normaliser
+    return Estimate.of(-log_alpha), dataclasses.replace(found, value=-found.value)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +70,4 @@ def log_normaliser(solution: ControlSolution, n: int, *, seed: Seed) -> Weighted
         logs.append(log_weight(paths, solution.problem.costs))
     x, log_alpha = torch.cat(ends), torch.cat(logs)
     weights = importance_weights(log_alpha)
-    ess = weights.effective_sample_size
-    error = math.sqrt(max(1.0 / ess - 1.0 / n, 0.0))
-    return WeightedSamples(x, weights, Estimate(weights.log_mean, error, n, ess), Estimate.of(log_alpha))
+    return WeightedSamples(x, weights, weights.log_normaliser, Estimate.of(log_alpha))

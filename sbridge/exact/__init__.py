@@ -4,6 +4,7 @@ from sbridge.exact.conditional import ConditionalMixture
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.exact.mixture import MixtureControl, MixtureKernel, MixturePotential
 from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
+from sbridge.exact.rewards import TiltedLaw, tilted_law
 from sbridge.exact.riccati import ChainRiccati, Riccati, RiccatiControl
 
 __all__ = [
@@ -18,4 +19,6 @@ __all__ = [
     "PlugInKernel",
     "Riccati",
     "RiccatiControl",
+    "TiltedLaw",
+    "tilted_law",
 ]

@@ -12,12 +12,16 @@ from sbridge.fitting.fit import (
     prepare,
     solve,
 )
+from sbridge.fitting.mixture_start import MixtureStart
+from sbridge.fitting.tilting import TiltedBridge, tilt, tilting_solver
 
 __all__ = [
     "Course",
+    "MixtureStart",
     "Preparation",
     "SigmaChoice",
     "SolverChoice",
+    "TiltedBridge",
     "choose_noise_schedule",
     "choose_sigma",
     "choose_solver",
@@ -27,4 +31,6 @@ __all__ = [
     "prepare",
     "prepare_course",
     "solve",
+    "tilt",
+    "tilting_solver",
 ]

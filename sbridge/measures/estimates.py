@@ -10,8 +10,10 @@ from torch import Tensor
 
 from sbridge.display import value_and_error
 from sbridge.errors import InvalidInputError, NonFiniteError
+from sbridge.storage.registry import register
 
 
+@register
 @dataclass(frozen=True)
 class Estimate:
     """A Monte Carlo mean with its error.
@@ -59,6 +61,12 @@ class ImportanceWeights:
     values: Tensor
     effective_sample_size: float
     log_mean: float
+
+    @property
+    def log_normaliser(self) -> Estimate:
+        """``log_mean`` with the standard error of the delta method, ``√(1/ESS − 1/n)``."""
+        size, n = self.effective_sample_size, len(self.values)
+        return Estimate(self.log_mean, math.sqrt(max(1.0 / size - 1.0 / n, 0.0)), n, size)
 
 
 def importance_weights(log_weights: Tensor) -> ImportanceWeights:

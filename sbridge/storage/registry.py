@@ -26,6 +26,7 @@ _HOMES = (
     "sbridge.solvers",
     "sbridge.diffusion",
     "sbridge.exact",
+    "sbridge.fitting",
     "sbridge.functionals",
     "sbridge.benchmarks.quadrature",
     "sbridge.evaluation.baselines",

@@ -74,7 +74,10 @@ class LogVariance(ControlSolver):
         x, noise, v = (kept[name][rows].transpose(0, 1) for name in ("x", "noise", "v"))
         alive = kept["alive"][rows].transpose(0, 1) if "alive" in kept else None
         paths = Paths(x, noise, v, self.measure(problem, None).chain(x))
-        found = residual(paths, costs, control_values(state.control, paths), alive) - kept["shift"][rows]
+        u = control_values(state.network(averaged=False), paths)
+        if "base" in kept:
+            u = u + kept["base"][rows].transpose(0, 1)
+        found = residual(paths, costs, u, alive) - kept["shift"][rows]
         return found.var(), {"objective": float(kept["objective"]), "power": float(kept["power"])}
 
     def simulate(self, problem: ControlProblem, costs: Costs, state: ControlState, region: TrustRegion) -> None:
@@ -85,6 +88,9 @@ class LogVariance(ControlSolver):
         power = region.weights(centred)[1]
         new = {name: getattr(paths, name).transpose(0, 1) for name in ("x", "noise", "v")}
         new["shift"] = (1.0 - power) * logs + power * (logs - centred)
+        if state.base is not None:
+            with torch.no_grad():
+                new["base"] = control_values(state.base, paths).transpose(0, 1)
         keep_rows(kept, new if alive is None else new | {"alive": alive.transpose(0, 1)}, self.replay.kept)
         kept["objective"] = control_objective(paths, problem.costs, alive).mean()
         kept["power"] = torch.tensor(power, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,9 +31,8 @@ _CHECKER = (
     "hint_overrides=beartype.FrozenDict({beartype.typing.Self: beartype.typing.Any})))"
 )
 # A check costs more than a small step of a solver, and to write it more than to import the function; training repeats
-# the same call thousands of times and defines inner functions anew. So in each test only the first calls of a function
-# are checked, and after them those whose number is a power of two. The check is written at the first of them.
-_FIRST_CALLS = 16
+# the same call thousands of times and defines inner functions anew. So in each file of tests the calls of a function
+# are checked whose number is a power of two. The check is written at the first of them.
 _calls: Counter[int] = Counter()  # by the code of a function, which its definitions share
 _check_all = jaxtyping.jaxtyped
 
@@ -51,7 +51,7 @@ def _check_some(*, typechecker: Callable) -> Callable:
             __tracebackhide__ = True
             nonlocal checked
             _calls[code] = number = _calls[code] + 1
-            if number > _FIRST_CALLS and number & (number - 1):
+            if number & (number - 1):
                 return fn(*args, **kwargs)
             checked = checked or _check_all(fn, typechecker=typechecker)
             return checked(*args, **kwargs)
@@ -61,11 +61,13 @@ def _check_some(*, typechecker: Callable) -> Callable:
     return decorate
 
 
-jaxtyping.jaxtyped = _check_some
-jaxtyping.install_import_hook("sbridge", _CHECKER)
+# A second run for the sake of other numerics need not repeat them: SBRIDGE_TYPE_CHECKS=0.
+if os.environ.get("SBRIDGE_TYPE_CHECKS") != "0":
+    jaxtyping.jaxtyped = _check_some
+    jaxtyping.install_import_hook("sbridge", _CHECKER)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _checks_start_anew() -> Iterator[None]:
     yield
     _calls.clear()

@@ -72,15 +72,14 @@ def with_control(bridge, control):
 
 def test_gap_is_half_the_mean_square_of_the_difference_of_controls(pair, bridge, rows):
     """``gap(u, g*) = ½ E∫|u − u*|² dt``, by end values and by Girsanov."""
-    control, grid = Shifted(bridge.forward.control, 0.3), TimeGrid.uniform(200)
+    control, grid = Shifted(bridge.forward.control, 0.3), TimeGrid.uniform(100)
     shifted = with_control(bridge, control)
     shifted = Bridge(*(replace(m, grid=grid) for m in (shifted.forward, shifted.backward)))
-    small = replace(LIMITS, rows=1000)
-    found = certify(shifted, *rows, seed=3, potential=pair.potential, limits=small).gap
+    found = certify(shifted, *rows, seed=3, potential=pair.potential, limits=LIMITS).gap
     start = Samples(rows[0])
     own = PathMeasure(pair.reference, control, start, grid=grid)
     best = replace(own, control=MixtureControl(pair.potential))
-    expected = path_kl(own, best, 2000, seed=9)
+    expected = path_kl(own, best, 1000, seed=9)
     error = math.hypot(found.standard_error, expected.standard_error)
     assert abs(found.value - expected.value) < 3 * error
     assert found.value > 5 * found.standard_error
@@ -89,7 +88,7 @@ def test_gap_is_half_the_mean_square_of_the_difference_of_controls(pair, bridge,
 MANY = pytest.param(40, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("fits", [4, MANY])
+@pytest.mark.parametrize("fits", [3, MANY])
 @pytest.mark.parametrize("reference", [BrownianMotion(1.0), DENSE], ids=["brownian", "dense"])
 def test_lower_bound_against_the_closed_form(reference, fits):
     """``V* − .05 nat < D(g) ≤ V* + 2 s.e.``; of forty seeded fits two may miss by chance."""
@@ -211,14 +210,12 @@ def test_equal_seeds_give_equal_certificates_and_all_of_it_is_told(bridge, rows,
         "end distribution, backward",
     ):
         assert words in told
-    assert certify(bridge.reversed(), *rows[::-1], seed=3, solver=QUICK, limits=LIMITS).gap == good.gap
 
 
 def test_a_reversed_bridge_is_judged_by_rows_of_the_ends_at_which_it_begins(bridge, rows, good):
     """As in evaluate."""
     back = bridge.reversed()
     found = certify(back, rows[1], rows[0], seed=3, solver=QUICK, limits=LIMITS)
-    assert found.gap == good.gap
     assert found.to_json() == good.to_json()
 
 
@@ -227,7 +224,8 @@ def test_a_judge_that_equals_the_bridge_by_its_rows_is_no_mistake(rows):
     x, y = rows
     problem = BridgeProblem(Samples(x), Samples(y), BrownianMotion(1e5))
     bridge = solve(problem, MixtureBridge(components=(1,)), seed=0)
-    assert abs(certify(bridge, x, y, seed=0, solver=QUICK, limits=LIMITS).lower_bound.value) < 100
+    small = EvaluationBudget(rows=32, paths=32)
+    assert abs(certify(bridge, x, y, seed=0, solver=QUICK, limits=small).lower_bound.value) < 100
 
 
 def test_bad_input_is_told(bridge, rows):
@@ -290,8 +288,7 @@ def test_the_dual_bound_of_the_optimum_is_the_value(pair):
     assert divergence.value > 5 * divergence.standard_error
 
 
-@pytest.mark.parametrize("other", [BrownianMotion(0.8), BrownianMotion(1.0, horizon=2.0), OrnsteinUhlenbeck(0.5, 1.0)])
-def test_a_judge_under_another_reference_is_refused(other):
+def test_a_judge_under_another_reference_is_refused():
     """Its ``c`` is not the mean under the bridge's reference, so its bound could lie above the value."""
     x0, x1 = (
         torch.randn(200, 2, generator=torch.Generator().manual_seed(1)),
@@ -299,11 +296,11 @@ def test_a_judge_under_another_reference_is_refused(other):
     )
     bridge = fit(x0, x1, reference=BrownianMotion(1.0), solver=GaussianBridge(), seed=0)
     means = torch.ones(1, 2, dtype=torch.float64)
-    judge = MixturePotential(other, torch.zeros(1, dtype=torch.float64), means, means)
-    with pytest.raises(InvalidInputError, match=r"make the potential with process=bridge\.reference"):
-        certify(bridge, x0, x1, seed=0, potential=judge)
-    own = MixturePotential(BrownianMotion(1.0), judge.logits, judge.shifts, judge.precisions)
+    own = MixturePotential(BrownianMotion(1.0), torch.zeros(1, dtype=torch.float64), means, means)
+    for other in (BrownianMotion(0.8), BrownianMotion(1.0, horizon=2.0), OrnsteinUhlenbeck(0.5, 1.0)):
+        with pytest.raises(InvalidInputError, match=r"make the potential with process=bridge\.reference"):
+            certify(bridge, x0, x1, seed=0, potential=replace(own, process=other))
     assert certify(bridge, x0, x1, seed=0, potential=own).gap.value > 0
-    three = MixturePotential(BrownianMotion(1.0), judge.logits, torch.ones(1, 3), torch.ones(1, 3))
+    three = MixturePotential(BrownianMotion(1.0), own.logits, torch.ones(1, 3), torch.ones(1, 3))
     with pytest.raises(InvalidInputError, match="has 3 columns, the bridge has 2"):
         certify(bridge, x0, x1, seed=0, potential=three)

@@ -45,6 +45,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "diffusion": (f"{_MODULES}.diffusion",),
     "samplers": (f"{_MODULES}.samplers",),
     "reversal": (f"{_MODULES}.reversal",),
+    "tilt": (f"{_MODULES}.tilt",),
 }
 """The arguments of ``python -m``, by name of the file."""
 

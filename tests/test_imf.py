@@ -142,7 +142,7 @@ def test_the_loss_of_no_control_is_the_weighted_size_of_the_targets(name, direct
 def test_noise_of_both_signs_cancels(direction):
     """Between equal ends the targets are noise alone: a control that does not see the state feels none of it."""
     reference, pairs = IN_THE_PLANE["Brownian"], (torch.zeros(1, 2, dtype=torch.float64),) * 2
-    regression, state = Regression(reference, 2, 1e-6), seeded(1)
+    regression, state = Regression(reference, 2, 1e-6, 1.0), seeded(1)
     theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     gradients = []
     for _ in range(50):
@@ -162,7 +162,7 @@ def test_the_expected_square_of_the_target(name, direction, fraction):
     xT = pinned.whole.mean(x0) + size * residual
     gradient = (pinned.guiding_term if direction is FORWARD else pinned.conditional_score)(x0, xT, noise)
     squares = sigma.T(gradient).square().mean(1)
-    found = float(Regression(reference, 2, size**2).target_square(pinned, sigma, direction))
+    found = float(Regression(reference, 2, size**2, 1.0).target_square(pinned, sigma, direction))
     assert abs(found - float(squares.mean())) < 4 * float(squares.std()) / math.sqrt(n)
 
 
@@ -170,14 +170,14 @@ def test_the_expected_square_of_the_target(name, direction, fraction):
 @pytest.mark.parametrize(("name", "count"), [("Brownian", 96), ("OU, matrix", 32)])
 def test_times_are_stratified_and_stay_off_the_infinite_end(name, count, direction):
     reference = IN_THE_PLANE[name]
-    times, _ = Regression(reference, 2, 1.0).times(96, direction, seeded(1))
+    times, _ = Regression(reference, 2, 1.0, 1.0).times(96, direction, seeded(1))
     fractions = (times if direction is FORWARD else reference.horizon - times) / reference.horizon
     assert times.shape == (count,)
     assert times.dtype == torch.float64
     strata = (fractions / 0.999 * count).floor()
     assert torch.equal(strata, torch.arange(count, dtype=torch.float64))
     assert float(fractions.max()) <= 0.999
-    assert len(Regression(IN_THE_PLANE["OU, matrix"], 2, 1.0).times(50, direction, seeded(1))[0]) == 2
+    assert len(Regression(IN_THE_PLANE["OU, matrix"], 2, 1.0, 1.0).times(50, direction, seeded(1))[0]) == 2
 
 
 # --- where it converges to

@@ -165,7 +165,7 @@ def test_what_the_start_alone_decides_is_taken_out_of_the_weights() -> None:
 def test_a_trust_region_too_small_for_the_updates_is_named() -> None:
     problem = ControlProblem(BrownianMotion(1.0), Point(torch.zeros(2)), None, Quadratic.isotropic(40.0, 2))
     solver = ReciprocalAdjointMatching(updates=4, trust_region=TrustRegion(1e-4), **SMALL)
-    with pytest.warns(ConvergenceWarning, match=r"a share of 100% is left after 4 updates.*larger TrustRegion"):
+    with pytest.warns(ConvergenceWarning, match=r"a share of 100% is missing after 4 updates.*larger TrustRegion"):
         solve(problem, solver, seed=0)
 
 

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import overload
 
 import numpy as np
 import torch
@@ -106,6 +107,18 @@ def snapped(t: float, knots: Sequence[float]) -> float:
     """
     knot = knots[nearest_index(tuple(knots), t)]
     return knot if abs(t - knot) <= _rounding(knots[0], knots[-1]) else t
+
+
+@overload
+def mirrored(t: Tensor, horizon: float) -> Tensor: ...
+@overload
+def mirrored(t: float, horizon: float) -> float: ...
+@overload
+def mirrored(t: float | Tensor, horizon: float) -> float | Tensor: ...
+def mirrored(t: float | Tensor, horizon: float) -> float | Tensor:
+    """Returns ``T − t``, not below 0: for t close to T the difference may be rounded below it."""
+    left = horizon - t
+    return left.clamp_min(0.0) if isinstance(left, Tensor) else max(left, 0.0)
 
 
 def same_times(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sbridge.laws.scaling import AffineScaling
 from sbridge.storage.registry import register
+from sbridge.time import mirrored
 
 Time = float | Tensor
 
@@ -73,12 +74,6 @@ class MirroredControl:
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """Computes the control at bridge time ``t``."""
         return self.control(mirrored(t, self.horizon), x)
-
-
-def mirrored(t: Time, horizon: float) -> Time:
-    """``T − t``, not below 0: for t close to T the difference may be rounded below it."""
-    left = horizon - t
-    return left.clamp_min(0.0) if isinstance(left, Tensor) else max(left, 0.0)
 
 
 def on_top(known: Control | None, network: Control) -> Control:

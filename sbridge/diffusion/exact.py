@@ -14,6 +14,7 @@ from sbridge.diffusion.conversions import as_times
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.exact.plug_in import FarEnd
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
+from sbridge.laws.moments import gaussian_components
 from sbridge.linear import LinearMap
 from sbridge.measures import Direction
 from sbridge.processes import LinearProcess
@@ -141,11 +142,8 @@ class ExactScore:
 
     @cached_property
     def _mixture(self) -> tuple[Tensor, Tensor, Tensor]:
-        data = self.data
-        if isinstance(data, Gaussian):
-            return data.mean.new_ones(1), data.mean[None], data.covariance[None]
-        if isinstance(data, GaussianMixture):
-            return data.weights, data.means, data.covariances
+        if isinstance(self.data, (Gaussian, GaussianMixture)):
+            return gaussian_components(self.data)
         raise UnsupportedError("samples are not a Gaussian mixture with covariances.")
 
     @cached_property

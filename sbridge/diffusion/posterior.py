@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
+from sbridge.laws.moments import gaussian_components
 from sbridge.random import Seed, generator
 
 
@@ -106,10 +107,9 @@ def posterior(law: Law, matrix: Tensor, noise: Tensor, y: Tensor) -> Posterior:
 
 def _parts(law: Law, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns log weights ``(K,)``, means ``(K, dim)`` and covariances ``(K | 1, dim, dim)``."""
-    if isinstance(law, Gaussian):
-        parts = law.mean.new_zeros(1), law.mean[None], law.covariance[None]
-    elif isinstance(law, GaussianMixture):
-        parts = law.weights.log(), law.means, law.covariances
+    if isinstance(law, (Gaussian, GaussianMixture)):
+        weights, *shapes = gaussian_components(law)
+        parts = weights.log(), *shapes
     elif isinstance(law, Samples):
         count = len(law.rows)
         weights = law.rows.new_full((count,), 1.0 / count) if law.weights is None else law.weights

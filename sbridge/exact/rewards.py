@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Law
+from sbridge.laws.moments import gaussian_components
 from sbridge.problems import Quadratic
 
 
@@ -45,7 +45,7 @@ def tilted_law(data: Law, reward: Quadratic) -> TiltedLaw:
         )
     if data.dim != reward.dim:
         raise InvalidInputError(f"the distribution has dimension {data.dim}, the reward {reward.dim}; they must agree.")
-    log_weights, means, covariances = _parts(data)
+    weights, means, covariances = (part.double() for part in gaussian_components(data))
     linear = torch.zeros_like(means[0]) if reward.vector is None else reward.vector.double().to(means)
     precisions = torch.linalg.inv(covariances)
     root, failed = torch.linalg.cholesky_ex(precisions - 2.0 * reward.matrix.double().to(means))
@@ -58,16 +58,8 @@ def tilted_law(data: Law, reward: Quadratic) -> TiltedLaw:
     pulled = (precisions @ means.unsqueeze(-1)).squeeze(-1) + linear
     moved = (after @ pulled.unsqueeze(-1)).squeeze(-1)
     gained = (moved * pulled).sum(1) - (means * (pulled - linear)).sum(1)
-    exponents = log_weights + 0.5 * (torch.logdet(after) - torch.logdet(covariances) + gained)
+    exponents = weights.log() + 0.5 * (torch.logdet(after) - torch.logdet(covariances) + gained)
     total = float(torch.logsumexp(exponents, 0)) + reward.constant
     if isinstance(data, Gaussian):
         return TiltedLaw(Gaussian(moved[0], after[0]), total)
     return TiltedLaw(GaussianMixture(exponents.softmax(0), moved, after), total)
-
-
-def _parts(data: Gaussian | GaussianMixture) -> tuple[Tensor, Tensor, Tensor]:
-    """Log weights ``(K,)``, means ``(K, dim)`` and covariances ``(K, dim, dim)``, float64."""
-    if isinstance(data, Gaussian):
-        mean = data.mean.double()
-        return mean.new_zeros(1), mean[None], data.covariance.double()[None]
-    return data.weights.double().log(), data.means.double(), data.covariances.double()

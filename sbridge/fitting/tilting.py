@@ -110,7 +110,7 @@ def tilt(
     problem = ControlProblem(process, model.start.rescaled(scaling), terminal_cost=cost)
     solver = tilting_solver(model) if solver is None else solver
     solution = solve(problem, replace(solver, rule=MeasureSteps()), seed=derive(seed, "fit"), callbacks=callbacks)
-    value, ends = _value_and_ends(problem, model, solution.control, derive(seed, "value"))
+    value, ends = _value_and_ends(problem, model, scaling, solution.control, derive(seed, "value"))
     tilted = _with_control(model, solution.control, scaling)
     other = bridge.forward if model is bridge.backward else bridge.backward
     other = replace(other, start=ends, end_kernel=None)
@@ -191,7 +191,9 @@ def _measured(model: PathMeasure, reward: Reward, seed: int) -> tuple[float, Aff
 
 
 @torch.no_grad()
-def _value_and_ends(problem: ControlProblem, model: PathMeasure, control: Control, seed: int) -> tuple[Estimate, Law]:
+def _value_and_ends(
+    problem: ControlProblem, model: PathMeasure, scaling: AffineScaling, control: Control, seed: int
+) -> tuple[Estimate, Law]:
     """``−log Z`` and weighted ends, from paths on the model's own grid; warns if few of them count."""
     grid = TimeGrid(knots_since_start(model))
     measure = PathMeasure(problem.process, control, problem.start, grid=grid, rule=MeasureSteps())
@@ -210,7 +212,7 @@ def _value_and_ends(problem: ControlProblem, model: PathMeasure, control: Contro
             ConvergenceWarning,
             stacklevel=4,
         )
-    rows = problem.process.scaling.to_data(torch.cat(ends))  # type: ignore[attr-defined]
+    rows = scaling.to_data(torch.cat(ends))
     return replace(found, value=-found.value), Samples(rows, weights.values.to(rows))
 
 

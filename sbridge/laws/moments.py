@@ -27,6 +27,13 @@ def moments(data: Law) -> tuple[Tensor, Tensor]:
     return mean.to(data.means), (within + between).to(data.means)
 
 
+def gaussian_components(law: Gaussian | GaussianMixture) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights ``(K,)``, means ``(K, dim)`` and covariances ``(K, dim, dim)``; a Gaussian is a mixture of one."""
+    if isinstance(law, Gaussian):
+        return law.mean.new_ones(1), law.mean[None], law.covariance[None]
+    return law.weights, law.means, law.covariances
+
+
 def sample_moments(rows: Tensor, weights: Tensor | None = None, *, correction: int = 1) -> tuple[Tensor, Tensor]:
     """Mean ``(dim,)`` and covariance ``(dim, dim)`` of rows ``(n, dim)`` with optional weights, in float64.
 

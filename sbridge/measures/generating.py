@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbridge.controls.base import mirrored
 from sbridge.errors import UnsupportedError
 from sbridge.laws.scaling import AffineScaling
 from sbridge.linear import LinearMap
 from sbridge.measures.measure import PathMeasure
 from sbridge.processes.base import Process, Time
 from sbridge.processes.chain import Chain, Direction, StepRule, Steps, default_rule
+from sbridge.time import mirrored
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class MeasureSteps(StepRule):
         if not isinstance(process, MeasureProcess) or direction is not Direction.FORWARD:
             raise UnsupportedError("MeasureSteps are the steps of a MeasureProcess, from its start on.")
         measure, backward = process.measure, process.measure.direction is Direction.BACKWARD
-        knots = (process.horizon - times).clamp_min(0.0).flip(0) if backward else times
+        knots = mirrored(times, process.horizon).flip(0) if backward else times
         chain = Chain(measure.process, knots, measure.direction, measure.rule or default_rule(measure.process), like)
         shrink = LinearMap(1.0 / process.scaling.scale.double()).to(like)
         return _ControlledSteps(process, chain, shrink @ chain.roots(torch.arange(chain.length)))

@@ -13,6 +13,7 @@ from scipy.special import logsumexp, ndtr
 
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError, listed
 from sbridge.laws import Density, Gaussian, GaussianMixture, Law, Samples
+from sbridge.laws.moments import gaussian_components
 from sbridge.pde.grids import Field, Grid
 
 MASS_TOLERANCE = 1e-6
@@ -158,12 +159,9 @@ def _rows(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
 
 def _components(law: Law) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns weights, means and per-axis standard deviations."""
-    if isinstance(law, Gaussian):
-        weights, means, covariances = law.mean.new_ones(1), law.mean[None], law.covariance[None]
-    elif isinstance(law, GaussianMixture):
-        weights, means, covariances = law.weights, law.means, law.covariances
-    else:
+    if not isinstance(law, (Gaussian, GaussianMixture)):
         raise UnsupportedError(f"bounds follow from Gaussians, mixtures and samples, not from a {type(law).__name__}.")
+    weights, means, covariances = gaussian_components(law)
     parts = (weights, means, covariances.diagonal(dim1=1, dim2=2).sqrt())
     return tuple(part.detach().cpu().double().numpy() for part in parts)  # type: ignore[return-value]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Time, Transition, applied, check_time
 from sbridge.storage.registry import register
+from sbridge.time import mirrored
 
 
 @register
@@ -55,6 +56,4 @@ class ReversedDrift(LinearProcess):
         return Transition(back, -applied(back, law.offset), back @ law.covariance @ back.T)
 
     def _mirrored(self, t: Time) -> Time:
-        """``T − t``, within ``[0, T]``: for t close to T the difference may be rounded below 0."""
-        mirrored = self.horizon - check_time(t, self.horizon)
-        return mirrored.clamp_min(0.0) if isinstance(mirrored, Tensor) else max(mirrored, 0.0)
+        return mirrored(check_time(t, self.horizon), self.horizon)

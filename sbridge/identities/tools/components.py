@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sbridge.errors import UnsupportedError
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
+from sbridge.laws.moments import gaussian_components
 from sbridge.processes.base import Transition
 from sbridge.random import derive, generator
 
@@ -35,10 +36,8 @@ class Components:
         Raises:
             UnsupportedError: for another distribution.
         """
-        if isinstance(law, Gaussian):
-            return cls(torch.ones(1, dtype=torch.float64), law.mean[None].double(), law.covariance[None].double())
-        if isinstance(law, GaussianMixture):
-            return cls(law.weights.double(), law.means.double(), law.covariances.double())
+        if isinstance(law, (Gaussian, GaussianMixture)):
+            return cls(*(part.double() for part in gaussian_components(law)))
         if not isinstance(law, Samples):
             raise UnsupportedError(f"a {type(law).__name__} has no components; give Samples or a GaussianMixture.")
         rows, count = law.rows.double(), len(law.rows)

@@ -213,10 +213,11 @@ class GaussianStart(WarmStart):
             raise UnsupportedError("for a bridge GaussianStart takes its moments from the ends: leave end=None.")
         coupling, times = moment_matched(problem), TimeGrid.cosine(_KNOTS).times(problem.reference.horizon)
         gains = {Direction.FORWARD: coupling.forward_gain, Direction.BACKWARD: coupling.backward_gain}
-        return {
-            way: AffineControl(times, *(part.to(problem.near(way).sample(1, generator(0))) for part in gain(times)))
-            for way, gain in gains.items()
-        }
+        found: dict[Direction, Control | None] = {}
+        for direction, gain in gains.items():
+            like = problem.near(direction).sample(1, generator(0))
+            found[direction] = AffineControl(times, *(part.to(like) for part in gain(times)))
+        return found
 
 
 @register

@@ -9,6 +9,7 @@ from sbridge.processes.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sbridge.processes.rescaled import RescaledLinearProcess, RescaledProcess, rescale
 from sbridge.processes.reversed import ReversedDrift
 from sbridge.processes.schedules import CosineSchedule, LinearSchedule, Schedule
+from sbridge.processes.tilted import TiltedLinearProcess
 from sbridge.processes.variance import VarianceExploding, VariancePreserving
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ReversedDrift",
     "Schedule",
     "StepRule",
+    "TiltedLinearProcess",
     "Transition",
     "VarianceExploding",
     "VariancePreserving",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
+from sbridge.laws.scaling import AffineScaling
 from sbridge.processes.base import Time
 from sbridge.storage.registry import register
 
@@ -70,6 +71,15 @@ class Quadratic:
     def running(self, t: Time, x: Tensor) -> Tensor:
         """Computes ``q(x)`` at any time."""
         return self(x)
+
+    def rescaled(self, scaling: AffineScaling) -> Quadratic:
+        """Returns the same cost as a function of ``(x − shift)/scale``."""
+        kind = {"dtype": torch.float64, "device": self.matrix.device}
+        shift, scale = scaling.shift.to(**kind), scaling.scale.to(**kind).expand(self.dim)
+        matrix, vector = self.matrix.double(), 2.0 * shift @ self.matrix.double()
+        vector = vector if self.vector is None else vector + self.vector.double()
+        constant = float(self(shift.unsqueeze(0)))
+        return Quadratic(scale.unsqueeze(1) * matrix * scale, scale * vector, constant)
 
     def expectation(self, mean: Tensor, covariance: Tensor) -> float:
         """Computes ``E q(X)`` for mean ``(dim,)`` and covariance ``(dim, dim)`` of ``X``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from sbridge.laws import Law, as_rows
 from sbridge.laws.scaling import AffineScaling
 from sbridge.measures import Direction, EndKernel, PathMeasure, Paths, Times
 from sbridge.modes import standard_modes
-from sbridge.problems import BridgeProblem, ControlProblem
+from sbridge.problems import AbsorbedCost, BridgeProblem, ControlProblem, StateCost
 from sbridge.processes.base import Process
 from sbridge.random import Seed
 from sbridge.storage import documents, files
@@ -56,6 +56,8 @@ class Bridge:
     Attributes:
         forward: runs from the source at ``t = 0``: drift ``b + σu``.
         backward: runs from the target at ``t = T`` down to ``0``: drift ``−b + σû`` in reversed time.
+        state_cost: of a bridge with a quadratic state cost, which is part of its reference: what the cost adds to
+            ``KL(P ‖ reference)`` at the two ends. ``None`` for a plain bridge.
 
     Methods take samples as arrays or tensors and return tensors, in the units of the data and with the dtype and device
     of the input. Results of :meth:`transport`, :meth:`interpolate` and :meth:`conditional_mean` have no gradient
@@ -66,6 +68,7 @@ class Bridge:
 
     forward: PathMeasure
     backward: PathMeasure
+    state_cost: AbsorbedCost | None = field(default=None, kw_only=True)
 
     __repr__ = short_repr
 
@@ -117,7 +120,11 @@ class Bridge:
 
         All times stay bridge times, so ``interpolate(x, t)`` then starts at ``t = T``.
         """
-        return Bridge(self.backward, self.forward)
+        return Bridge(self.backward, self.forward, state_cost=self.state_cost)
+
+    def with_cost(self, cost: StateCost | None) -> Bridge:
+        """Returns this bridge of an absorbed problem with what the cost adds at the ends."""
+        return replace(self, state_cost=cost) if isinstance(cost, AbsorbedCost) else self
 
     def save(self, path: str | Path) -> None:
         """Writes ``PATH.json`` (structure) and ``PATH.safetensors`` (numbers), each atomically.
@@ -138,7 +145,7 @@ class Bridge:
         return Bridge(
             _in_data_units(self.forward, scaling, problem.reference, problem.source),
             _in_data_units(self.backward, scaling, problem.reference, problem.target),
-        )
+        ).with_cost(problem.state_cost)
 
     def _rows(self, x: Tensor | np.ndarray, name: str) -> Tensor:
         rows = as_rows(x, name, least=1)

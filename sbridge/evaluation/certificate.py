@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any
@@ -71,6 +71,8 @@ class Certificate:
             the two directions.
         judge: the potential ``g``; ``None`` for a certificate that was read from a report.
         components: number of Gaussian components of the judge.
+        state_cost: of a bridge with a state cost, which is part of its reference: added to the lower bound it bounds
+            ``KL(P ‖ R) + E∫V`` of any bridge, added to the energy it is that of the forward process.
     """
 
     lower_bound: Estimate
@@ -79,6 +81,7 @@ class Certificate:
     report: Report
     judge: MixturePotential | None
     components: int
+    state_cost: Estimate | None = None
 
     @property
     def jeffreys(self) -> Quantity | None:
@@ -117,6 +120,8 @@ class Certificate:
         bounds = {name: dataclasses.asdict(getattr(self, name)) for name in _BOUNDS}
         verdict = dataclasses.asdict(self.verdict)
         head = {"schema": SCHEMA, "components": self.components, "verdict": verdict}
+        if self.state_cost is not None:
+            head["state_cost"] = dataclasses.asdict(self.state_cost)
         return {**head, **bounds, "report": self.report.to_json()}
 
     @classmethod
@@ -131,7 +136,8 @@ class Certificate:
         try:
             bounds = {name: Estimate(**document[name]) for name in _BOUNDS}
             report, components = Report.from_json(document["report"]), int(document.get("components", 0))
-            return cls(**bounds, report=report, judge=None, components=components)
+            cost = None if "state_cost" not in document else Estimate(**document["state_cost"])
+            return cls(**bounds, report=report, judge=None, components=components, state_cost=cost)
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"the certificate is damaged: {shown(error)}.") from error
 
@@ -149,6 +155,8 @@ class Certificate:
         rows = [("lower bound D(g) on the least energy", str(self.lower_bound))]
         rows += [("energy of the forward process", str(self.energy))]
         rows += [("suboptimality gap for its own end distribution", str(self.gap))]
+        if self.state_cost is not None:
+            rows.append(("the state cost adds, to bound and energy", str(self.state_cost)))
         divergence = self.jeffreys
         if divergence is not None:
             told = f"none: {divergence.reason}"
@@ -261,7 +269,8 @@ def certify(
     report = evaluate(
         Bridge(forward, backward), near, far, seed=seed, metrics=(EnergyDistance(),), baselines=(), limits=limits
     )
-    return Certificate(bound, spent, gap, report, potential, potential.components)
+    added = None if bridge.state_cost is None else _at_ends(bridge.state_cost.start, near, bridge.state_cost.end, far)
+    return Certificate(bound, spent, gap, report, potential, potential.components, added)
 
 
 def _judged(bridge: Bridge, x0: Rows, x1: Rows) -> tuple[Bridge, list[Tensor]]:
@@ -284,9 +293,14 @@ def _judged(bridge: Bridge, x0: Rows, x1: Rows) -> tuple[Bridge, list[Tensor]]:
 
 def dual_bound(potential: MixturePotential, x0: Tensor, x1: Tensor) -> Estimate:
     """Estimates ``D(g) = E_{p_T} g − E_{p_0} log c`` on rows of both ends not used for ``g``; on average ``≤ V*``."""
-    above, below = Estimate.of(potential(x1)), Estimate.of(potential.log_normaliser(x0))
-    error = math.hypot(above.standard_error, below.standard_error)
-    return Estimate(above.value - below.value, error, min(above.samples, below.samples))
+    return _at_ends(potential, x1, potential.log_normaliser, x0)
+
+
+def _at_ends(above: Callable[[Tensor], Tensor], x: Tensor, below: Callable[[Tensor], Tensor], y: Tensor) -> Estimate:
+    """Estimates ``E above(X) − E below(Y)`` on rows of both ends."""
+    first, second = Estimate.of(above(x)), Estimate.of(below(y))
+    error = math.hypot(first.standard_error, second.standard_error)
+    return Estimate(first.value - second.value, error, min(first.samples, second.samples))
 
 
 def certificate_or_reason(

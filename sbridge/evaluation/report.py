@@ -40,6 +40,7 @@ _ROW_MEANINGS = {
     "entropic map": "the mean end of each row under the entropic plan at the noise of the reference: too narrow",
     "Gaussian map": "the affine map that matches means and covariances at least cost",
 }
+WITH_COST = "energy + state cost"
 _GAP = "gap closed"
 _GAP_MEANING = (
     "100 %: as good as perfect samples; 0 %: no better than the best score without a model (unmoved rows, target rows, "
@@ -48,6 +49,7 @@ _GAP_MEANING = (
 _PATH_MEANINGS = {
     "energy, forward": "½E∫|u|²dt from the scored rows: how far the forward process departs from the reference",
     "energy, backward": "the same for the backward process",
+    WITH_COST: "½E∫|u|²dt + E∫V dt of the forward process, u against the reference without the cost: what is minimised",
     "Jeffreys divergence": "between the two directions, from their own starts: 0 if they are one process; below 0 if "
     "their ends differ",
 }

@@ -21,6 +21,7 @@ from sbridge.evaluation.report import (
     PERFECT_HALVES,
     POOLED,
     TARGET,
+    WITH_COST,
     Column,
     Quantity,
     Report,
@@ -32,8 +33,9 @@ from sbridge.evaluation.scorer import EvaluationBudget, Scorer, transport_cost
 from sbridge.evaluation.wording import COST, COST_COLUMN, columns_of, limit_notes
 from sbridge.exact.plug_in import PlugInControl
 from sbridge.laws import Samples, as_rows
-from sbridge.measures import Direction, Estimate, PathMeasure, jeffreys, path_kl
+from sbridge.measures import Direction, Estimate, PathMeasure, energies, jeffreys, path_kl
 from sbridge.metrics import STANDARD_METRICS, Metric
+from sbridge.problems import AbsorbedCost
 from sbridge.processes.base import check_time
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
@@ -257,14 +259,25 @@ def _path_quantities(bridge: Bridge, source: End, target: End, setting: _Setting
         "energy, backward": lambda: _energy(back, target.held_out, count, derive(seed, "energy, backward")),
         "Jeffreys divergence": lambda: jeffreys(*pair, count, seed=derive(seed, "jeffreys")),
     }
+    cost = bridge.state_cost
+    if cost is not None:
+        start = source if there is pair[0] else target
+        computations[WITH_COST] = lambda: _action(pair[0], cost, start.held_out, count, derive(seed, "action"))
     endless = plug_in_directions(bridge)
     left_out = {f"energy, {name}" for name in endless} | ({"Jeffreys divergence"} if endless else set())
+    left_out |= {WITH_COST} if "forward" in endless else set()
     return tuple(_quantity(name, _attempt(do)) for name, do in computations.items() if name not in left_out)
 
 
 def _energy(measure: PathMeasure, rows: Tensor, count: int, seed: int) -> Estimate:
     started = replace(measure, start=Samples(rows))
     return path_kl(started, replace(started, control=None), count, seed=seed)
+
+
+def _action(measure: PathMeasure, cost: AbsorbedCost, rows: Tensor, count: int, seed: int) -> Estimate:
+    """Estimates ``KL(P ‖ R) + E∫V dt`` for the reference without the cost: the energy and a function of both ends."""
+    paths = replace(measure, start=Samples(rows)).sample(count, seed=seed)
+    return Estimate.of(energies(paths).double() + cost.between(paths.x[0].double(), paths.x[-1].double()))
 
 
 def _quantity(name: str, found: Estimate | str) -> Quantity:

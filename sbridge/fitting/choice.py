@@ -8,7 +8,7 @@ from sbridge.errors import UnsupportedError
 from sbridge.fitting.samples import unlike_mixtures
 from sbridge.laws import Density, Gaussian, Point, Samples
 from sbridge.laws.moments import span_fewer
-from sbridge.problems import BridgeProblem
+from sbridge.problems import BridgeProblem, unabsorbed_cost
 from sbridge.processes import LinearProcess
 from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Solver
@@ -66,6 +66,10 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     Raises:
         UnsupportedError: if there is no default for the problem.
     """
+    problem = problem.absorbed()
+    cost = unabsorbed_cost("The default solver", problem)
+    if cost is not None:
+        raise UnsupportedError(cost)
     return _without_samples(problem) or _from_samples(problem)
 
 

@@ -20,6 +20,7 @@ from sbridge.fitting.fit import End, Preparation, choose_sigma, prepare
 from sbridge.laws import as_rows
 from sbridge.laws.scaling import ScalingRecipe
 from sbridge.modes import standard_modes
+from sbridge.problems import Quadratic
 from sbridge.processes import BrownianMotion, Process
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge, load_bridge, save_bridge
@@ -115,6 +116,7 @@ def prepare_course(
     *,
     sigma: float | None = None,
     reference: Reference | None = None,
+    state_cost: Quadratic | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -148,7 +150,8 @@ def prepare_course(
                     f"reference(x0, x1, duration) must return a process with horizon = duration = {number(duration)}, "
                     f"got {shown(process)}."
                 )
-        legs.append(prepare(x0, x1, reference=process, solver=solver, scaling=scaling, seed=leg_seed))
+        options = {"solver": solver, "scaling": scaling, "seed": leg_seed}
+        legs.append(prepare(x0, x1, reference=process, state_cost=state_cost, **options))
     return times, tuple(legs)
 
 
@@ -158,6 +161,7 @@ def fit_course(
     *,
     sigma: float | None = None,
     reference: Reference | None = None,
+    state_cost: Quadratic | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -173,6 +177,7 @@ def fit_course(
             ``None``: chosen for each leg by :func:`choose_sigma`.
         reference: another reference process: a function ``(x0, x1, duration) → Process`` that is called once for each
             leg, such as ``lambda x0, x1, duration: OrnsteinUhlenbeck(1.0, 0.5, horizon=duration)``.
+        state_cost: as in :func:`fit`, for every leg; one with a closed form, which does not depend on time.
         solver, scaling, seed: as in :func:`fit`, for every leg.
 
     Raises:
@@ -180,6 +185,13 @@ def fit_course(
             reference of another duration, both sigma and reference, and what :func:`fit` refuses.
     """
     times, legs = prepare_course(
-        arrays, times, sigma=sigma, reference=reference, solver=solver, scaling=scaling, seed=seed
+        arrays,
+        times,
+        sigma=sigma,
+        reference=reference,
+        state_cost=state_cost,
+        solver=solver,
+        scaling=scaling,
+        seed=seed,
     )
     return Course(times, tuple(leg.run() for leg in legs))

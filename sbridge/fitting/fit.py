@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +20,7 @@ from sbridge.laws import Density, Law, Samples, as_law, check_same_kind, check_s
 from sbridge.laws.arrays import check_precision
 from sbridge.laws.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
 from sbridge.modes import standard_modes
-from sbridge.problems import BridgeProblem
+from sbridge.problems import BridgeProblem, StateCost
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
 from sbridge.random import Seed, as_seed, generator
@@ -108,10 +109,11 @@ def solve(
         NonFiniteError: if training diverges.
         NotConvergedError: if an iteration does not reach its tolerance.
     """
+    problem = _absorbed(problem)
     _check_treatable(problem, solver)
     state = solver.init(problem, as_seed(seed)) if resume_from is None else solver.resume(problem, resume_from)
     state = run_loop(lambda s: solver.step(problem, s), state, lambda s: solver.finished(problem, s), callbacks)
-    return solver.finish(problem, state)
+    return _with_cost(solver.finish(problem, state), problem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,7 @@ class Preparation:
     """Everything that a fit decides before its first step.
 
     Attributes:
-        problem: in units of the data.
+        problem: in units of the data; a quadratic state cost is part of its reference.
         scaling: from data to model units.
         solver: chosen or given.
         seed: of the fit.
@@ -161,6 +163,7 @@ def prepare(
     x1: End,
     *,
     reference: Process | None = None,
+    state_cost: StateCost | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -179,7 +182,7 @@ def prepare(
         choice = _sigma_for(probes, 1.0)
         reference = BrownianMotion(sigma=choice.sigma)
         notes.append(f"reference: Brownian motion, {choice}")
-    problem = BridgeProblem(source, target, reference)
+    problem = BridgeProblem(source, target, reference, state_cost=state_cost).absorbed()
     choice = None
     if solver is None:
         choice = choose_solver(problem)
@@ -190,7 +193,7 @@ def prepare(
     known0, known1 = (
         None if isinstance(end, Density) else rows for end, rows in zip((source, target), probes, strict=True)
     )
-    warn_if_hard(known0, known1, reference)
+    warn_if_hard(known0, known1, problem.reference)
     scaling = type(solver).scaling if scaling is None else scaling
     return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice)
 
@@ -201,18 +204,21 @@ def fit(
     x1: End,
     *,
     reference: Process | None = None,
+    state_cost: StateCost | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
     callbacks: Sequence[Callback] = (),
 ) -> Bridge:
-    """Fits a Schrödinger bridge between two ends.
+    """Fits a Schrödinger bridge between two ends: ``min KL(P ‖ R) + E_P∫V dt``.
 
     Args:
         x0: source: array or tensor ``(n, dim)``, or a distribution.
         x1: target: the same.
         reference: the process to stay close to, in units of the data; ``None``: Brownian motion with
             :func:`choose_sigma`.
+        state_cost: ``V`` per unit time, of states in units of the data, such as ``costs.Quadratic(matrix, vector)``,
+            which becomes part of the reference of the bridge; ``None``: zero.
         solver: ``None``: :func:`choose_solver`.
         scaling: how data are scaled inside; σ is scaled with them, so this never changes the problem, only its
             numerics. ``None``: the default of the solver, mostly :class:`~sbridge.laws.scaling.CommonScale`.
@@ -225,9 +231,9 @@ def fit(
     Raises:
         InvalidInputError: for NaN, infinities, mismatched columns or dtypes, fewer than two rows, constant data,
             σ ≤ 0.
-        UnsupportedError: if the solver cannot treat ends or reference.
+        UnsupportedError: if the solver cannot treat ends, reference or state cost.
     """
-    prepared = prepare(x0, x1, reference=reference, solver=solver, scaling=scaling, seed=seed)
+    prepared = prepare(x0, x1, reference=reference, state_cost=state_cost, solver=solver, scaling=scaling, seed=seed)
     return prepared.run(callbacks=callbacks)
 
 
@@ -333,6 +339,18 @@ def _check_options(reference: object, solver: object, scaling: object) -> None:
     ):
         if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
             raise InvalidInputError(f"{name} must be an object such as {example}, or None; got {shown(value)}.")
+
+
+def _absorbed(problem: P) -> P:
+    """Returns a bridge problem with its quadratic state cost in the reference, and any other problem as it is."""
+    return cast("P", problem.absorbed()) if isinstance(problem, BridgeProblem) else problem
+
+
+def _with_cost(solution: R, problem: object) -> R:
+    """Returns the bridge of an absorbed problem with what is left of the state cost."""
+    if not (isinstance(solution, Bridge) and isinstance(problem, BridgeProblem)):
+        return solution
+    return cast("R", solution.with_cost(problem.state_cost))
 
 
 def _check_treatable(problem: P, solver: Method[P, S, R]) -> None:

@@ -1,19 +1,31 @@
 """Problems: a Schrödinger bridge, stochastic optimal control, sampling from a density."""
 
-from sbridge.problems.base import BridgeProblem, ControlProblem, unknown_transition, unsampled_end
-from sbridge.problems.costs import BridgeCorrection, Costs, Quadratic, RunningCost, StoppingSet, TerminalCost
+from sbridge.problems.base import BridgeProblem, ControlProblem, unabsorbed_cost, unknown_transition, unsampled_end
+from sbridge.problems.costs import (
+    AbsorbedCost,
+    BridgeCorrection,
+    Costs,
+    Quadratic,
+    RunningCost,
+    StateCost,
+    StoppingSet,
+    TerminalCost,
+)
 from sbridge.problems.sampling import sampling_problem
 
 __all__ = [
+    "AbsorbedCost",
     "BridgeCorrection",
     "BridgeProblem",
     "ControlProblem",
     "Costs",
     "Quadratic",
     "RunningCost",
+    "StateCost",
     "StoppingSet",
     "TerminalCost",
     "sampling_problem",
+    "unabsorbed_cost",
     "unknown_transition",
     "unsampled_end",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,8 +11,20 @@ from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError, shown
 from sbridge.laws import Density, Law, Samples, check_same_kind, check_same_space
 from sbridge.laws.scaling import AffineScaling
-from sbridge.problems.costs import Costs, RunningCost, StoppingSet, TerminalCost
+from sbridge.problems.costs import (
+    AbsorbedCost,
+    Costs,
+    Quadratic,
+    RunningCost,
+    StateCost,
+    StoppingSet,
+    TerminalCost,
+    absorb,
+    checked,
+    rescaled_cost,
+)
 from sbridge.processes import Direction, LinearProcess, Process, rescale
+from sbridge.processes.noise_coordinates import no_closed_form
 from sbridge.random import generator
 
 _PROBE_ROWS = 8
@@ -20,21 +32,25 @@ _PROBE_ROWS = 8
 
 @dataclass(frozen=True, eq=False)
 class BridgeProblem:
-    """The Schrödinger bridge problem: ``min KL(P ‖ R)`` over path measures with ``P_0 = source`` and ``P_T = target``.
+    """The Schrödinger bridge problem: ``min KL(P ‖ R) + E_P∫V dt`` between ``P_0 = source`` and ``P_T = target``.
 
     Args:
         source: the distribution at ``t = 0``.
         target: the distribution at ``t = T``.
         reference: ``R``, with its horizon ``T``.
+        state_cost: ``V`` per unit time: a :class:`~sbridge.problems.Quadratic`, which every solver takes, or a function
+            ``(t, x) → (batch,)``; ``None``: zero, the plain bridge.
 
     Raises:
         InvalidInputError: if an end is not a distribution or the reference is not a process, or if the dimensions
-            differ, or the dtypes or devices of two sets of samples.
+            differ, or the dtypes or devices of two sets of samples, or if the state cost returns another shape.
+        NonFiniteError: if the state cost is NaN or infinite at states of the ends.
     """
 
     source: Law
     target: Law
     reference: Process
+    state_cost: StateCost | None = field(default=None, kw_only=True)
 
     __repr__ = short_repr
 
@@ -50,6 +66,8 @@ class BridgeProblem:
             raise InvalidInputError(
                 f"the reference process has dimension {self.reference.dim}, the data have {self.source.dim}."
             )
+        if self.state_cost is not None:
+            self._check_cost(self.state_cost)
 
     @property
     def dim(self) -> int:
@@ -74,8 +92,47 @@ class BridgeProblem:
     def rescaled(self, scaling: AffineScaling) -> BridgeProblem:
         """Returns the same problem for ``X̃ = (X − shift)/scale``, with scaled ends and reference."""
         return BridgeProblem(
-            self.source.rescaled(scaling), self.target.rescaled(scaling), rescale(self.reference, scaling)
+            self.source.rescaled(scaling),
+            self.target.rescaled(scaling),
+            rescale(self.reference, scaling),
+            state_cost=None if self.state_cost is None else rescaled_cost(self.state_cost, scaling),
         )
+
+    def absorbed(self) -> BridgeProblem:
+        """Returns the same problem with a quadratic state cost as part of the reference: a plain bridge.
+
+        Its reference is :func:`~sbridge.problems.costs.quadratic_reference`, its ``state_cost`` the
+        :class:`~sbridge.problems.costs.AbsorbedCost` of the two ends that is left. Other problems are returned as they
+        are. :func:`~sbridge.fitting.solve` and :func:`~sbridge.fitting.fit` do this first.
+
+        Raises:
+            UnsupportedError: if the reference has no constant linear coefficients.
+            InvalidInputError: if the cost repels beyond the conjugate time.
+        """
+        if not isinstance(self.state_cost, Quadratic):
+            return self
+        if not isinstance(self.reference, LinearProcess):
+            raise UnsupportedError(no_closed_form(self.reference))
+        reference, left = absorb(self.reference, self.state_cost)
+        return BridgeProblem(self.source, self.target, reference, state_cost=left)
+
+    def _check_cost(self, cost: StateCost) -> None:
+        """Checks the dimension of a cost, and the values of a function at states of both ends."""
+        if isinstance(cost, (Quadratic, AbsorbedCost)):
+            if cost.dim != self.dim:
+                raise InvalidInputError(f"the state cost has dimension {cost.dim}, the data have {self.dim}.")
+            return
+        if not callable(cost):
+            raise InvalidInputError(
+                "state_cost must be a function (t, x) -> (batch,), a costs.Quadratic(matrix, vector), or None; got "
+                f"{shown(cost)}."
+            )
+        ends = {"source": self.source, "target": self.target}
+        for t in (0.0, 0.5 * self.reference.horizon, self.reference.horizon):
+            for name, end in ends.items():
+                if not isinstance(end, Density):
+                    x = _probe(end)
+                    checked(cost(t, x), x, "state cost", f"t = {t:g} and states of the {name}")
 
 
 def _check_law(value: object, name: str) -> None:
@@ -112,6 +169,20 @@ def unsampled_end(who: str, problem: BridgeProblem) -> str | None:
     return (
         f"{who} needs ends that can be sampled, but one is an unnormalised density: draw samples from it first, or use "
         "AdjointBridge(), which allows one end to be a density."
+    )
+
+
+def unabsorbed_cost(who: str, problem: BridgeProblem) -> str | None:
+    """Explains why ``who``, which solves plain bridges, cannot take the state cost; ``None`` if there is none left."""
+    cost = problem.state_cost
+    if cost is None or isinstance(cost, AbsorbedCost):
+        return None
+    if isinstance(cost, Quadratic):
+        return f"{who} takes a quadratic state cost as part of the reference: pass problem.absorbed(), as solve() does."
+    return (
+        f"{who} takes no state cost that is a plain function. If it is quadratic or linear, pass "
+        "costs.Quadratic(matrix, vector), which every solver takes. In one or two dimensions "
+        "pde.solve_schroedinger(process, source, target, grid, state_cost=…) takes any function."
     )
 
 
@@ -177,5 +248,9 @@ class ControlProblem:
     @property
     def probe(self) -> Tensor:
         """A few fixed start states, with the dtype and device of all states."""
-        with torch.no_grad():
-            return self.start.sample(_PROBE_ROWS, generator(0))
+        return _probe(self.start)
+
+
+def _probe(law: Law) -> Tensor:
+    with torch.no_grad():
+        return law.sample(_PROBE_ROWS, generator(0))

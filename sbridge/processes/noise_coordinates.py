@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sbridge.errors import UnsupportedError
 from sbridge.linear import LinearMap
-from sbridge.processes.base import LinearProcess, applied
+from sbridge.processes.base import LinearProcess, Process, applied
 from sbridge.processes.brownian import BrownianMotion
 from sbridge.processes.ornstein_uhlenbeck import OrnsteinUhlenbeck
 
@@ -94,10 +94,7 @@ class NoiseCoordinates:
             UnsupportedError: if the coefficients are not constant.
         """
         if not isinstance(process, (BrownianMotion, OrnsteinUhlenbeck)) or callable(process.sigma):
-            raise UnsupportedError(
-                "a quadratic state cost has a closed form under a BrownianMotion or an OrnsteinUhlenbeck with constant "
-                f"σ, got {process}. Use one of these, or solve_schroedinger(…, state_cost=…) in one or two dimensions."
-            )
+            raise UnsupportedError(no_closed_form(process))
         basis, linear, dim = process.scale(0.0), process.linear(0.0), len(slope)
         whole = basis.expanded(dim)
         curvature = whole.mT @ curvature @ whole
@@ -251,6 +248,14 @@ class NoiseCoordinates:
                 return False
             found, steps = found.doubled(), steps // 2
         return True
+
+
+def no_closed_form(process: Process) -> str:
+    """Explains that a quadratic cost has no closed form under ``process``."""
+    return (
+        "a quadratic state cost has a closed form under a BrownianMotion or an OrnsteinUhlenbeck with constant σ, got "
+        f"{process}. Use one of these, or solve_schroedinger(…, state_cost=…) in one or two dimensions."
+    )
 
 
 def product(matrices: Tensor, vectors: Tensor) -> Tensor:

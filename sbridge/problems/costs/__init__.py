@@ -1,7 +1,16 @@
 """Costs of a control problem, quadratic costs, and sets on which paths stop."""
 
 from sbridge.problems.costs.absorbed import AbsorbedCost, absorb, quadratic_reference
-from sbridge.problems.costs.base import WITHOUT_GRADIENTS, Costs, RunningCost, TerminalCost, checked, hides_gradient
+from sbridge.problems.costs.base import (
+    WITHOUT_GRADIENTS,
+    Costs,
+    RunningCost,
+    StateCost,
+    TerminalCost,
+    checked,
+    hides_gradient,
+    rescaled_cost,
+)
 from sbridge.problems.costs.quadratic import Quadratic
 from sbridge.problems.costs.stopping import BridgeCorrection, StoppingSet
 
@@ -12,10 +21,12 @@ __all__ = [
     "Costs",
     "Quadratic",
     "RunningCost",
+    "StateCost",
     "StoppingSet",
     "TerminalCost",
     "absorb",
     "checked",
     "hides_gradient",
     "quadratic_reference",
+    "rescaled_cost",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.laws.scaling import AffineScaling
@@ -31,6 +32,15 @@ class AbsorbedCost:
 
     start: Quadratic
     end: Quadratic
+
+    def between(self, x0: Tensor, xT: Tensor) -> Tensor:
+        """Computes ``ψ(0, X_0) − ψ(T, X_T)`` for rows of both ends of paths, shape ``(batch,)``."""
+        return self.start(x0) - self.end(xT)
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the state."""
+        return self.start.dim
 
     def rescaled(self, scaling: AffineScaling) -> AbsorbedCost:
         """Returns the same cost of ``X̃ = (X − shift)/scale``."""

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, NonFiniteError
+from sbridge.laws.scaling import AffineScaling
 from sbridge.measures import Paths
+from sbridge.problems.costs.absorbed import AbsorbedCost
+from sbridge.problems.costs.quadratic import Quadratic
 from sbridge.problems.costs.stopping import StoppingSet
 from sbridge.processes.base import Time
 from sbridge.random import generator
 
 RunningCost = Callable[[Time, Tensor], Tensor]
 """A running cost ``f(t, x) → (batch,)`` per unit time."""
+StateCost = Quadratic | AbsorbedCost | RunningCost
+"""A state cost of a bridge: one with a closed form, before or after the reference contains it, or a function."""
 TerminalCost = Callable[[Tensor], Tensor]
 """A terminal cost ``g(x) → (batch,)``."""
 
@@ -78,6 +83,23 @@ class Costs:
                     "need none."
                 )
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class RescaledCost:
+    """A running cost as a function of ``(x − shift)/scale``; its values, per unit time, stay the same."""
+
+    cost: RunningCost
+    scaling: AffineScaling
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        """Computes ``f(t, shift + scale · x)``."""
+        return self.cost(t, self.scaling.to_data(x))
+
+
+def rescaled_cost(cost: StateCost, scaling: AffineScaling) -> StateCost:
+    """Returns the cost as a function of ``(x − shift)/scale``."""
+    return cost.rescaled(scaling) if isinstance(cost, (Quadratic, AbsorbedCost)) else RescaledCost(cost, scaling)
 
 
 def hides_gradient(function: TerminalCost, x: Tensor) -> bool:

@@ -9,6 +9,7 @@ import torch
 import sbridge.identities.duality as duality
 import sbridge.identities.equations as equations
 import sbridge.identities.schroedinger as schroedinger
+import sbridge.identities.state_costs as state_costs
 import sbridge.identities.stationarity as stationarity
 from sbridge.identities import Setting, identities, standard_settings
 from sbridge.identities.killing import Well
@@ -19,7 +20,7 @@ from sbridge.laws import Gaussian, Samples
 from sbridge.pde import GridAction, GridSolution
 from sbridge.processes import LinearProcess, OrnsteinUhlenbeck
 
-MODULES = (equations, stationarity, schroedinger, duality)
+MODULES = (equations, stationarity, schroedinger, duality, state_costs)
 OWN = {one.name: one for one in identities() if one.body.__module__ in [module.__name__ for module in MODULES]}
 DENSE = OrnsteinUhlenbeck(
     rate=torch.tensor([[1.0, 0.3], [-0.2, 0.7]]), sigma=torch.tensor([[1.0, 0.4], [0.0, 0.6]]), mean=0.3
@@ -45,7 +46,7 @@ SETTINGS = [
 
 
 def test_they_are_all_there():
-    assert len(OWN) == 22
+    assert len(OWN) == 24
     assert {one.group for one in OWN.values()} == {"equations", "action", "Schrödinger"}
 
 
@@ -106,7 +107,9 @@ def other_cost(module, name, factor):
     def damage(patch):
         original = getattr(module, name)
 
-        def wrong(*a, state_cost, **k):
+        def wrong(*a, state_cost=None, **k):
+            if state_cost is None:
+                return original(*a, **k)
             return original(*a, state_cost=lambda t, x: factor * state_cost(t, x), **k)
 
         patch.setattr(module, name, wrong)
@@ -267,6 +270,14 @@ BREAKS = {
     "gap_of_a_control_is_a_divergence": [scaled(Tilt, "control", 0.8), scaled(Tilt, "log_potential", 1.1)],
     "duality_identity": [scaled(Tilt, "control", 0.8), large_dual],
     "dual_value_is_below_the_value": [large_dual],
+    "gradient_drift_is_a_state_cost": [
+        other_cost(state_costs, "solve_schroedinger", 0.9),
+        scaled(state_costs, "_mean", 0.9),
+    ],
+    "quadratic_state_cost_is_a_linear_reference": [
+        other_cost(state_costs, "solve_schroedinger", 0.9),
+        scaled(state_costs, "_mean", 0.9),
+    ],
     "dual_gap_is_a_divergence": [scaled(Tilt, "control", 0.8), scaled_property(GridSolution, "energy", 1.1)],
 }
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from sbridge.benchmarks.pairs import GaussianPair, MixturePair, turning_reference
+from sbridge.benchmarks.pairs import GaussianPair, MixturePair, StateCostPair, turning_reference
 from sbridge.benchmarks.planar_pairs import TARGETS, GridControl, GridKernel, PlanarPair
 from sbridge.errors import InvalidInputError, UnknownNameError
 from sbridge.measures import energy
 from sbridge.pde import Grid, solve_schroedinger
 from sbridge.pde.potentials import ExactReference
 from sbridge.processes import BrownianMotion
+from sbridge.random import generator
 from sbridge.time import TimeGrid
 
 X = torch.tensor([[0.0, 0.0], [1.2, -0.4], [-0.3, 2.1]], dtype=torch.float64)
@@ -120,3 +121,18 @@ def test_bad_pairs_are_told():
         PlanarPair("rings", 1.0)
     with pytest.raises(InvalidInputError, match="positive epsilon"):
         PlanarPair("ring", 0.0)
+
+
+@pytest.mark.parametrize("dim", [2, 16])
+def test_a_state_cost_keeps_the_ends_and_the_plan_of_another_noise(dim):
+    pair = StateCostPair(dim, 0.8, seed=1, omega=1.5)
+    plain, x = pair.plain, pair.source.sample(50, generator(0))
+    assert plain.epsilon == pytest.approx(0.8 * math.sinh(1.5) / 1.5)
+    for found, wanted in zip(
+        (*pair.moments(x), *pair.end_moments), (*plain.moments(x), *plain.end_moments), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    # Half way the cost pulls paths to the origin.
+    ends = plain.truth.transport(x, seed=1)
+    middles = [one.reference.pinned(0.5).mean(x, ends) for one in (pair, plain)]
+    torch.testing.assert_close(middles[0], middles[1] / math.cosh(0.75))

@@ -1,9 +1,10 @@
 """Bridges with a known solution: ``sbridge benchmark bridge``.
 
-Pairs: mixture potentials in any dimension (:class:`~sbridge.benchmarks.pairs.MixturePair`), Gaussian ends under a
-Brownian and under a turning reference, and shapes in the plane solved on a grid
-(:class:`~sbridge.benchmarks.planar_pairs.PlanarPair`); 100 000 unpaired training samples per end. Columns: see
-:class:`~sbridge.benchmarks.bridge_scores.Scores`; CPU seconds of the fit, and peak memory of the process that fitted.
+Pairs: mixture potentials in any dimension (:class:`~sbridge.benchmarks.pairs.MixturePair`), also with a quadratic
+state cost (:class:`~sbridge.benchmarks.pairs.StateCostPair`), Gaussian ends under a Brownian and under a turning
+reference, and shapes in the plane solved on a grid (:class:`~sbridge.benchmarks.planar_pairs.PlanarPair`); 100 000
+unpaired training samples per end. Columns: see :class:`~sbridge.benchmarks.bridge_scores.Scores`; CPU seconds of the
+fit, and peak memory of the process that fitted.
 
 Rows: perfect draws (the sampling floor), the true drift on the steps that networks are simulated on (the floor of
 discretisation), no control and the independent coupling (what doing nothing scores), every solver with one set of
@@ -24,7 +25,7 @@ from sbridge.benchmarks.bridge_scores import Effort, IndependentKernel, Judge, M
 from sbridge.benchmarks.light import LightRecipe
 from sbridge.benchmarks.memory import in_fresh_process, peak_memory
 from sbridge.benchmarks.output import say
-from sbridge.benchmarks.pairs import GaussianPair, MixturePair, turning_reference
+from sbridge.benchmarks.pairs import GaussianPair, MixturePair, StateCostPair, turning_reference
 from sbridge.benchmarks.planar_pairs import TARGETS, Pair, PlanarPair
 from sbridge.benchmarks.tables import timed
 from sbridge.errors import InvalidInputError, NotConvergedError, SbridgeError, UnsupportedError, check_known
@@ -70,6 +71,7 @@ def _brownian(epsilon: float) -> BrownianMotion:
 
 PAIRS: dict[str, Callable[[int, float, int], Pair]] = {
     "mixture": MixturePair,
+    "state-cost": StateCostPair,
     "gaussian": lambda dim, epsilon, seed: GaussianPair(_brownian(epsilon), dim, seed),
     "turning": lambda dim, epsilon, seed: GaussianPair(turning_reference(dim, epsilon, seed), dim, seed),
     **{name: lambda dim, epsilon, seed, name=name: PlanarPair(name, epsilon, seed) for name in TARGETS},
@@ -246,7 +248,8 @@ def run(cell: Cell, method: str, settings: Settings) -> Row:
     try:
         if method in SOLVERS:
             solver = SOLVERS[method][int(settings.quick)]
-            bridge, seconds = timed(lambda: fit(x0, x1, reference=pair.reference, solver=solver, seed=0))
+            problem = _problem(pair)
+            bridge, seconds = timed(lambda: fit(x0, x1, **problem, solver=solver, seed=0))
             measure = bridge.forward
         elif method == LIGHT:
             recipe, reference = _LIGHT[int(settings.quick)], pair.reference
@@ -263,6 +266,13 @@ def run(cell: Cell, method: str, settings: Settings) -> Row:
         return Row(cell, method, failure=str(error))
     memory = peak_memory()
     return Row(cell, method, Judge(pair, settings.effort).scores(measure, path=method not in _MAPS), seconds, memory)
+
+
+def _problem(pair: Pair) -> dict[str, Any]:
+    """Returns reference and state cost of the fit."""
+    if isinstance(pair, StateCostPair):
+        return {"reference": pair.brownian, "state_cost": pair.state_cost}
+    return {"reference": pair.reference}
 
 
 def _unfitted(cell: Cell, settings: Settings) -> Iterator[Row]:

@@ -14,6 +14,7 @@ from sbridge.exact import MixtureControl, MixtureKernel, MixturePotential
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.laws import Gaussian, GaussianMixture
 from sbridge.measures import Direction, Estimate, PathMeasure
+from sbridge.problems.costs import Quadratic, quadratic_reference
 from sbridge.processes import BrownianMotion, LinearProcess, OrnsteinUhlenbeck
 from sbridge.random import Seed, derive, generator
 from sbridge.solvers.gaussian import GaussianControl, GaussianKernel
@@ -46,7 +47,7 @@ class MixturePair:
             raise InvalidInputError(f"a positive dim and epsilon are needed, got {self.dim} and {self.epsilon}.")
 
     @property
-    def reference(self) -> BrownianMotion:
+    def reference(self) -> LinearProcess:
         """The reference, Brownian motion with ``σ = √ε``."""
         return BrownianMotion(math.sqrt(self.epsilon))
 
@@ -112,6 +113,50 @@ class MixturePair:
             for k in range(self.potential.components):
                 square += (weights[:, k : k + 1] * centres[:, k]).mT @ centres[:, k] / len(rows)
         return mean, square - torch.outer(mean, mean)
+
+
+@dataclass(frozen=True)
+class StateCostPair(MixturePair):
+    """The ends and the plan of a mixture pair of another ε, under Brownian motion with ``V = ½ω²|x|²/ε``.
+
+    Tilted by ``e^{−∫V}``, Brownian motion is an Ornstein–Uhlenbeck process of rate ω, whose plans are those of
+    Brownian motion with ``ε_eff = ε sinh(ω)/ω``: its kernel differs by a function of either end. The same ends under
+    the same plan are therefore the plain ``MixturePair(dim, ε_eff, seed)``.
+
+    Args:
+        omega: ω.
+    """
+
+    omega: float = 1.5
+
+    @property
+    def brownian(self) -> BrownianMotion:
+        """The reference without the cost."""
+        return BrownianMotion(math.sqrt(self.epsilon))
+
+    @property
+    def state_cost(self) -> Quadratic:
+        """``V``."""
+        return Quadratic.isotropic(0.5 * self.omega**2 / self.epsilon, self.dim)
+
+    @property
+    def reference(self) -> LinearProcess:
+        """The reference that contains the cost."""
+        return quadratic_reference(self.brownian, self.state_cost)
+
+    @property
+    def plain(self) -> MixturePair:
+        """The pair of the same ends and plan without a cost."""
+        return MixturePair(self.dim, self.epsilon * math.sinh(self.omega) / self.omega, self.seed)
+
+    @cached_property
+    def potential(self) -> MixturePotential:
+        """The potential of the plain pair, relative to the kernel of the other reference."""
+        plain, whole = self.plain.potential, self.reference.transition(0.0, 1.0)
+        # log kernels: −½y²/ε_eff and −½y²/Q beside the same xᵀy, and functions of x
+        excess = float(whole.precision.values) - 1.0 / self.plain.epsilon
+        eye = torch.eye(self.dim, dtype=torch.float64)
+        return MixturePotential(self.reference, plain.logits, plain.shifts, plain.precisions - excess * eye)
 
 
 @dataclass(frozen=True, eq=False)

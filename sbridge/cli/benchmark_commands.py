@@ -48,7 +48,7 @@ class BridgeTable(Table):
     """
 
     pairs: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
-    """Pairs of ends: mixture, gaussian, turning, ring, bananas, spirals, moons."""
+    """Pairs of ends: mixture, state-cost, gaussian, turning, ring, bananas, spirals, moons."""
     solvers: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
     """Names of rows."""
     dims: Annotated[tuple[int, ...], arg(metavar="INT ...", help_behavior_hint="(default: 2 16 64; --quick: 2)")] = ()

@@ -13,6 +13,7 @@ from sbridge.identities import (  # noqa: F401  (each module registers its ident
     likelihood,
     reversal,
     schroedinger,
+    state_costs,
     stationarity,
 )
 from sbridge.identities.base import Check, Identity, Kind, Outcome, confirmed, identities, identity, run

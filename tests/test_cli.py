@@ -200,6 +200,29 @@ class TestFit:
         assert type(load("run/bridge").reference).__name__ == kind
         assert json.loads(Path("run/config.json").read_text())["legs"][0]["reference"]["class"] == kind
 
+    def test_a_state_cost_comes_from_a_file(self, here, capsys):
+        cost = [
+            "import torch, sbridge",
+            "V = sbridge.costs.Quadratic(2.0 * torch.eye(2))",
+            "def W(t, x): return x[:, 0]",
+        ]
+        Path("cost.py").write_text("\n".join(cost))
+        options = ["--solver", "gaussian", "--sigma", "1", "--no-figures", "--no-evaluation", "--state-cost"]
+        assert run(["fit", "a.npy", "b.npy", "--out", "run", *options, "cost.py:V"]) == 0
+        assert "state cost: cost.py:V; with it the reference is OrnsteinUhlenbeck(rate=2" in capsys.readouterr().out
+        assert load("run/bridge").reference.rate == pytest.approx(2.0)
+        leg = json.loads(Path("run/config.json").read_text())["legs"][0]
+        assert leg["state_cost"]["fields"]["end"]["fields"]["matrix"] == [[1.0, 0.0], [0.0, 1.0]]
+        for place, said in (
+            ("cost.py:W", "takes no state cost that is a plain function"),
+            ("cost.py:U", "cost.py does not define U; it defines torch, sbridge, V, W"),
+            ("none.py:V", "--state-cost takes FILE.py:NAME, and 'none.py' is not the path of a file"),
+            ("cost.py", "'cost.py' is not the path of a file"),
+        ):
+            assert run(["fit", "a.npy", "b.npy", "--out", "other", *options, place]) == 2
+            assert said in " ".join(capsys.readouterr().err.split())
+            assert not Path("other").exists()
+
     def test_a_model_loads_in_a_fresh_process(self, finished):
         code = f"import sbridge; print(sbridge.load({str(finished / 'run' / 'bridge')!r}).dim)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -122,6 +122,8 @@ class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     horizon: Annotated[float | None, arg(metavar="T"), _default("1, or the differences of --times")] = None
     """Duration T of the bridge, in units of time."""
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
+    state_cost: Annotated[str | None, arg(metavar="FILE.py:NAME"), _default("none")] = None
+    """State cost V to keep low on the way, per unit of time: a costs.Quadratic called NAME in a Python file."""
     solver: SolverName = "auto"
     """Method; auto chooses one that suits the data and prints the choice. Options of a method: --solver NAME --help."""
     solver_options: Annotated[SolverOptions, arg(name="solver")]

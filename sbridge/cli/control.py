@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
 from pathlib import Path
 from typing import Any
 
 from sbridge.cli.commands import Control
 from sbridge.cli.console import Console, Progress
+from sbridge.cli.python_files import names_in
 from sbridge.errors import InvalidInputError
 from sbridge.evaluation.control import evaluate_control
 from sbridge.fitting import solve
@@ -69,12 +69,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         InvalidInputError: if there is no such file, it is not Python, or its names do not have the right types.
     """
-    if not path.is_file():
-        raise InvalidInputError(f"{path} does not exist.")
-    try:
-        names = runpy.run_path(str(path))
-    except SyntaxError as error:
-        raise InvalidInputError(f"{path} is not valid Python: {error}.") from error
+    names = names_in(path)
     if not isinstance(names.get("problem"), ControlProblem):
         raise InvalidInputError(
             f"{path} must define `problem`, a ControlProblem: problem = sbridge.ControlProblem(process, start, "

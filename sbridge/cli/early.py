@@ -144,6 +144,12 @@ def _fit(command: commands.Fit) -> Iterator[Check]:  # type: ignore[type-arg]
     yield from (partial(check_spec, spec) for spec in command.inputs)
     yield from _of_training(command)
     yield from _positive({"--horizon": command.horizon, "--sigma": command.sigma, "--epsilon": command.epsilon})
+    if command.state_cost is not None:
+        file = command.state_cost.rpartition(":")[0]
+        yield _require(
+            Path(file).is_file() if file else False,
+            f"--state-cost takes FILE.py:NAME, and {shown(file or command.state_cost)} is not the path of a file.",
+        )
     twice = command.sigma is not None and command.epsilon is not None
     yield _require(
         not twice,

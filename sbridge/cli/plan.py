@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
+from sbridge.cli.python_files import named
 from sbridge.data.sources import ReadOptions
 from sbridge.data.tables import Inputs, read_inputs, read_table, split
 from sbridge.diffusion import end_distribution
@@ -82,6 +83,7 @@ class Plan:
                     "reference": _plain(leg.problem.reference),
                     "solver": _plain(leg.solver),
                     "scaling": _plain(leg.scaling),
+                    **({} if leg.problem.state_cost is None else {"state_cost": _plain(leg.problem.state_cost)}),
                 }
                 for leg in self.legs
             ],
@@ -123,7 +125,8 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
         return process
 
     solver = None if isinstance(command.solver_options, Automatic) else command.solver_options
-    options = {"solver": solver, "scaling": _SCALINGS[command.scaling], "seed": command.seed}
+    cost = None if command.state_cost is None else named(command.state_cost, "--state-cost")
+    options = {"state_cost": cost, "solver": solver, "scaling": _SCALINGS[command.scaling], "seed": command.seed}
     if inputs.times is None:
         legs = (prepare(*kept, reference=reference(kept[0], kept[1], times[1]), **options),)
     else:
@@ -132,6 +135,9 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     for leg, (about, start, stop) in enumerate(zip(told, times, times[1:], strict=False)):
         label, choice = "" if len(legs) == 1 else f"{start:g} → {stop:g}: ", legs[leg].choice
         notes.append(label + about)
+        if cost is not None:
+            inside = legs[leg].problem.reference
+            notes.append(f"{label}state cost: {command.state_cost}; with it the reference is {inside}")
         if choice is not None:
             notes.append(f"{label}solver: {choice}; config.json lists its options")
     return Plan(inputs, kept, held_out, times, legs, tuple(notes))

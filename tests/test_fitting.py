@@ -155,10 +155,13 @@ def test_a_point_as_an_end_has_a_solver(flip):
     assert (found.std(0) - rows.std(0)).abs().max() < 0.3
 
 
-def test_two_densities_have_no_solver():
+def test_two_densities_need_a_linear_reference():
     density = sb.Density(lambda x: -x.square().sum(1), 2)
-    with pytest.raises(UnsupportedError, match="between two unnormalised densities"):
-        sb.choose_solver(sb.BridgeProblem(density, density, REFERENCE))
+    choice = sb.choose_solver(sb.BridgeProblem(density, density, REFERENCE))
+    assert choice.solver == sb.AdjointBridge()
+    assert "both ends are known by their densities alone" in choice.reason
+    with pytest.raises(UnsupportedError, match="no solver between two unnormalised densities under DriftProcess"):
+        sb.choose_solver(sb.BridgeProblem(density, density, sb.DriftProcess(lambda t, x: -(x**3), 1.0)))
 
 
 @pytest.mark.parametrize(("rows", "solver"), [(30, sb.SinkhornBridge), (6002, sb.IMF)])

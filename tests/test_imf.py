@@ -405,7 +405,7 @@ def test_what_it_refuses():
         solve(curved, quick(), seed=0)
     density = Density(lambda x: -x.square().sum(1), 2)
     for ends in ((normal, density), (density, normal)):
-        with pytest.raises(UnsupportedError, match="one is an unnormalised density: draw"):
+        with pytest.raises(UnsupportedError, match="and not unnormalised densities: draw"):
             solve(BridgeProblem(*ends, BrownianMotion(1.0)), quick(), seed=0)
 
 

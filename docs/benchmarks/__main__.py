@@ -27,6 +27,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "simulation": (f"{_MODULES}.simulation",),
     "control": ("sbridge", "benchmark", "control", "--seeds", "0", "1", "2"),
     "control_memory": (f"{_MODULES}.control_memory",),
+    "both_ends": (f"{_MODULES}.both_ends",),
     "mixture": (*_BRIDGE, "mixture", "--solvers", "mixture", "light"),
     "mixture_128": (*_BRIDGE, "mixture", "--solvers", "mixture", "light", "--dims", "128", "--epsilons", "1"),
     "planar_pairs": (*_BRIDGE, "ring", "bananas", "spirals", "moons", "--solvers", "mixture", "light"),

@@ -10,13 +10,11 @@ from torch import Tensor
 from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.measures import Estimate, ImportanceWeights, importance_weights
-from sbridge.objectives import log_weight
+from sbridge.objectives.control import weighted_ends
 from sbridge.problems.sampling import DensityCost
 from sbridge.processes import ExactTransition
-from sbridge.random import Seed, as_seed, derive
+from sbridge.random import Seed, as_seed
 from sbridge.solutions import ControlSolution
-
-_CHUNK = 2**22  # numbers of a bundle of paths that is kept whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +59,6 @@ def log_normaliser(solution: ControlSolution, n: int, *, seed: Seed) -> Weighted
             f"the chain was stepped by {type(rule).__name__}, whose end distribution is not that of the process; use "
             "rule=ExactTransition(), the default, in solve."
         )
-    numbers = solution.measure.grid.steps * solution.dim
-    size, seed = max(2, _CHUNK // numbers), as_seed(seed)
-    ends, logs = [], []
-    for first in range(0, n, size):
-        paths = solution.sample(min(size, n - first), seed=derive(seed, "chunk", first))
-        ends.append(paths.x[-1].clone())
-        logs.append(log_weight(paths, solution.problem.costs))
-    x, log_alpha = torch.cat(ends), torch.cat(logs)
+    x, log_alpha = weighted_ends(solution.measure, solution.problem.costs, n, seed=as_seed(seed))
     weights = importance_weights(log_alpha)
     return WeightedSamples(x, weights, weights.log_normaliser, Estimate.of(log_alpha))

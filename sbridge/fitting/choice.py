@@ -59,8 +59,8 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
       the entropic plan, which learns both directions and takes minutes;
     * fewer samples than that, or fewer than :data:`FEW_ROWS` that span fewer dimensions: :class:`SinkhornBridge`, exact
       for the given samples;
-    * an end that is only an unnormalised density, under a linear reference: :class:`AdjointBridge`, which follows the
-      gradient of the log density and needs no samples of that end;
+    * one or two ends that are only unnormalised densities, under a linear reference: :class:`AdjointBridge`, which
+      follows the gradient of the log density and needs no samples of that end;
     * ends that can be sampled under any other reference: :class:`IPF`, which needs no transition in closed form.
 
     Raises:
@@ -77,11 +77,12 @@ def _without_samples(problem: BridgeProblem) -> SolverChoice | None:
     """Chooses by the reference and the kinds of the ends; ``None`` if the samples decide."""
     ends, kind = (problem.source, problem.target), type(problem.reference).__name__
     unnormalised = any(isinstance(end, Density) for end in ends)
-    if all(isinstance(end, Density) for end in ends):
-        raise UnsupportedError(
-            "there is no solver between two unnormalised densities: draw samples of one of them first."
-        )
     if not isinstance(problem.reference, LinearProcess):
+        if all(isinstance(end, Density) for end in ends):
+            raise UnsupportedError(
+                f"there is no solver between two unnormalised densities under {kind}: use a linear reference such as "
+                "BrownianMotion, for AdjointBridge(), or draw samples of one of them first."
+            )
         if unnormalised:
             raise UnsupportedError(
                 f"there is no default for an unnormalised density under {kind}: solve() with "
@@ -89,7 +90,11 @@ def _without_samples(problem: BridgeProblem) -> SolverChoice | None:
             )
         return SolverChoice(IPF(), f"since {kind} has no transition in closed form")
     if unnormalised:
-        return SolverChoice(AdjointBridge(), "since one end is known by its density alone, whose gradient it follows")
+        if all(isinstance(end, Density) for end in ends):
+            reason = "since both ends are known by their densities alone: it learns to draw the source, then the bridge"
+        else:
+            reason = "since one end is known by its density alone, whose gradient it follows"
+        return SolverChoice(AdjointBridge(), reason)
     if all(isinstance(end, Gaussian) for end in ends):
         return SolverChoice(GaussianBridge(), "since the bridge between Gaussians is known in closed form")
     if any(isinstance(end, Point) for end in ends):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sbridge.diffusion.reverse import end_distribution, moments
@@ -304,17 +305,14 @@ def _rows_of(law: Law, seed: Seed) -> Tensor | None:
 def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
     """Returns rows of either end; raises InvalidInputError unless their columns, dtype and device agree.
 
-    An end that is only a density is represented by the rows of the other one.
+    An end that is only a density is represented by the rows of the other one, and two such ends by the origin.
     """
     names = ("x0", "x1")
     rows0, rows1 = _rows_of(source, seed), _rows_of(target, seed)
     check_same_space(source, target, names)
     rows0, rows1 = rows1 if rows0 is None else rows0, rows0 if rows1 is None else rows1
     if rows0 is None or rows1 is None:
-        raise UnsupportedError(
-            "x0 and x1 are both unnormalised densities, but paths must start from samples: draw samples of one density "
-            "first, for example with AdjointBridge() from a Gaussian."
-        )
+        return torch.zeros(1, source.dim), torch.zeros(1, source.dim)
     check_same_kind(rows0, rows1, names)
     check_units(rows0, rows1, names)
     return rows0, rows1

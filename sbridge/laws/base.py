@@ -109,6 +109,11 @@ class Samples(Law):
         object.__setattr__(self, "weights", weights)
 
     @property
+    def effective_size(self) -> float:
+        """Kish's effective sample size ``1/Σ w²``; without weights, the number of rows."""
+        return float(len(self.rows)) if self.weights is None else 1.0 / float(self.weights.double().square().sum())
+
+    @property
     def dim(self) -> int:
         """The number of columns."""
         return self.rows.shape[1]

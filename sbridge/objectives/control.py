@@ -8,13 +8,17 @@ control of the paths, whichever it is (Nüsken & Richter 2021, arXiv:2005.05409)
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sbridge.controls import Control
 from sbridge.errors import UnsupportedError
-from sbridge.measures import Paths, importance_weights
+from sbridge.measures import PathMeasure, Paths, importance_weights
 from sbridge.problems.costs import WITHOUT_GRADIENTS, Costs
+from sbridge.random import derive
 from sbridge.simulation.engine import check_control
+
+_CHUNK = 2**22  # numbers of a bundle of paths that is kept whole
 
 
 def control_values(control: Control, paths: Paths) -> Tensor:
@@ -38,6 +42,18 @@ def control_objective(paths: Paths, costs: Costs, alive: Tensor | None = None) -
 def log_weight(paths: Paths, costs: Costs, alive: Tensor | None = None) -> Tensor:
     """Computes ``log α = −Σ [Δ (f + ½|v|²) + √Δ v·ξ] − g``, shape ``(batch,)``, float64; ``dP*/dP^v = α/E[α]``."""
     return -control_objective(paths, costs, alive) - _sum((paths.v * paths.noise).sum(2), _spans(paths).sqrt(), alive)
+
+
+@torch.no_grad()
+def weighted_ends(measure: PathMeasure, costs: Costs, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Draws ``n`` ends of a controlled measure, with ``log α`` of their paths: ``(n, dim)`` and ``(n,)``."""
+    size = max(2, _CHUNK // (measure.grid.steps * measure.start.dim))
+    ends, logs = [], []
+    for first in range(0, n, size):
+        paths = measure.sample(min(size, n - first), seed=derive(seed, "chunk", first))
+        ends.append(paths.x[-1].clone())
+        logs.append(log_weight(paths, costs))
+    return torch.cat(ends), torch.cat(logs)
 
 
 def residual(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:

@@ -167,8 +167,8 @@ def unsampled_end(who: str, problem: BridgeProblem) -> str | None:
     if not any(isinstance(end, Density) for end in (problem.source, problem.target)):
         return None
     return (
-        f"{who} needs ends that can be sampled, but one is an unnormalised density: draw samples from it first, or use "
-        "AdjointBridge(), which allows one end to be a density."
+        f"{who} needs ends that can be sampled, and not unnormalised densities: draw samples of them first, or use "
+        "AdjointBridge(), which takes densities at either end or at both."
     )
 
 

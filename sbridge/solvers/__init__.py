@@ -21,6 +21,7 @@ from sbridge.solvers.control import (
     ZeroStart,
 )
 from sbridge.solvers.density_ratio import DensityRatio
+from sbridge.solvers.density_sampler import DensitySampler
 from sbridge.solvers.gaussian import GaussianBridge
 from sbridge.solvers.half_bridges import AdjointHalfBridge, HalfBridge, MaximumLikelihood, MeanMatching, PinnedPaths
 from sbridge.solvers.imf import IMF
@@ -42,6 +43,7 @@ __all__ = [
     "Covariance",
     "CrossEntropy",
     "DensityRatio",
+    "DensitySampler",
     "Derived",
     "EarlierStart",
     "GaussianBridge",

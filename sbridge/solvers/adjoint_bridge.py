@@ -1,4 +1,4 @@
-"""The bridge to an unnormalised density: adjoint matching in one direction, corrector matching in the other."""
+"""The bridge to an unnormalised density, or between two: adjoint matching one way, corrector matching the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sbridge.controls import MLP, NetworkRecipe
 from sbridge.couplings.simple import Pairs
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
-from sbridge.laws import Density
+from sbridge.laws import Density, Samples
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.measures import PathMeasure, Paths
 from sbridge.objectives.adjoint import adjoint_targets, gradient, lean_adjoint
@@ -24,12 +24,13 @@ from sbridge.solutions import Bridge
 from sbridge.solvers.base import Solver
 from sbridge.solvers.control import Annealing, Replay
 from sbridge.solvers.control.adjoint import keep_rows, regression_rows, row_loss
+from sbridge.solvers.density_sampler import DensitySampler
 from sbridge.solvers.half_bridges import warn_if_slow
-from sbridge.solvers.learners import DIRECTIONS, control_learner, sampled_end
+from sbridge.solvers.learners import DIRECTIONS, control_learner
 from sbridge.solvers.matching import Regression
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
-from sbridge.training import Info, Learner, Optimisation, State
+from sbridge.training import Derived, Info, Learner, Optimisation, State
 
 _PROBE_ROWS, _FEW_ROWS = 512, 8
 _ENDS = ("source", "end")
@@ -61,9 +62,13 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
     For a density at ``t = 0`` the directions are exchanged: ``û`` is regressed on ``−σᵀ Φ(t, 0)⁻ᵀ (∇E + h)(X_0)``, and
     ``h = ∇log φ(0, ·) = σ⁻ᵀ u(0, ·)``.
 
-    The reference must be linear, one end a :class:`~sbridge.laws.Density` with a gradient, and the other a distribution
-    that can be sampled. Gradients do not depend on the weights of modes that no path connects: choose a reference that
-    reaches from one mode to the other, and increase the cost gradually by ``annealing``.
+    If both ends are densities, ``sampler`` first learns to draw the source. The bridge is then fitted from its weighted
+    draws, and its forward direction starts in them: ``Samples`` with weights, the effective sample size of which is
+    reported as ``source effective sample size``. A resumed run makes the draws again.
+
+    The reference must be linear, and densities must have a gradient. Gradients do not depend on the weights of modes
+    that no path connects: choose a reference that reaches from one mode to the other, and increase the cost gradually
+    by ``annealing``.
 
     Args:
         updates: number of updates of either network.
@@ -72,6 +77,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         optimisation: how networks are trained.
         grid: time grid of paths and solution; the control towards the density is optimal for its steps.
         annealing: increases the terminal cost ``E + log φ̂(T)`` gradually; ``None``: the full cost from the start.
+        sampler: draws the source if both ends are densities.
     """
 
     updates: int = 4000
@@ -82,6 +88,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
     )
     grid: TimeGrid = field(default_factory=lambda: TimeGrid.uniform(50))
     annealing: Annealing | None = None
+    sampler: DensitySampler = field(default_factory=DensitySampler)
 
     scaling: ClassVar[ScalingRecipe] = NoScaling()
 
@@ -98,18 +105,13 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
                 "AdjointBridge is for an end of which only the density is known, and both of these can be sampled: use "
                 "IMF(), or GaussianBridge() for Gaussian distributions."
             )
-        if densities == 2:
-            return (
-                "AdjointBridge simulates paths from an end that can be sampled, and both of these are densities: draw "
-                "samples of one first, say with AdjointBridge() from a Gaussian."
-            )
         towards = "forward" if outward(problem) is Direction.FORWARD else "backward"
         instead = f"IPF({towards}=AdjointHalfBridge())"
         unknown = unabsorbed_cost("AdjointBridge", problem)
         unknown = unknown or unknown_transition("AdjointBridge", problem.reference, instead)
         if unknown is not None:
             return unknown
-        return _spreading_back(problem) or _without_gradient(problem)
+        return _spreading_back(problem) or _without_gradient(problem, self.sampler.like)
 
     def max_steps(self, problem: BridgeProblem) -> int:
         """The number of updates."""
@@ -121,6 +123,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         Raises:
             NonFiniteError: if the log density or its gradient is NaN or infinite where the reference ends.
         """
+        problem = self.with_draws(problem, seed)
         out = outward(problem)
         paths = self.measure(problem, out, None).sample(_PROBE_ROWS, seed=derive(seed, "probe"))
         targets = adjoint_targets(paths.chain, lean_adjoint(paths, Costs(), energy_gradient(problem, paths.x[-1])))
@@ -141,21 +144,33 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
             way: control_learner(problem, way, *options, updates=updates, size=sizes[way], seed=seed)
             for way in DIRECTIONS
         }
-        return AdjointBridgeState(seed, learners, generator_of(derive(seed, "training")))
+        return AdjointBridgeState(seed, learners, generator_of(derive(seed, "training")), problem)
+
+    def with_draws(self, problem: BridgeProblem, seed: int) -> BridgeProblem:
+        """The problem itself, or with weighted draws in place of the source if both ends are densities."""
+        source = problem.source
+        if not (isinstance(source, Density) and isinstance(problem.target, Density)):
+            return problem
+        draws = self.sampler.sample(source, _reach(problem), derive(seed, "source"))
+        return BridgeProblem(draws, problem.target, problem.reference)
 
     def step(self, problem: BridgeProblem, state: AdjointBridgeState) -> tuple[AdjointBridgeState, Info]:
         """One update of either network; simulates new paths if they are due."""
         if state.step % self.replay.updates == 0:
-            self.refresh(problem, state)
+            self.refresh(state.problem, state)
         out, batch = outward(problem), self.optimisation.batch
         towards, back = state.learners[out], state.learners[out.opposite]
         adjoint = towards.update(row_loss(towards.module, state.memory, batch, state.generator))
-        corrector = back.update(self.corrector_loss(problem, state))
+        corrector = back.update(self.corrector_loss(state.problem, state))
         state.step += 1
-        return state, {"adjoint loss": adjoint, "corrector loss": corrector}
+        info = {"adjoint loss": adjoint, "corrector loss": corrector}
+        if isinstance(problem.source, Density) and isinstance(state.problem.source, Samples):
+            info["source effective sample size"] = state.problem.source.effective_size
+        return state, info
 
     def finish(self, problem: BridgeProblem, state: AdjointBridgeState) -> Bridge:
         """The averaged networks; copies, so that the state can be trained on."""
+        problem = state.problem
         forward, backward = (self.measure(problem, way, state.learners[way].solution()) for way in DIRECTIONS)
         return Bridge(forward, backward)
 
@@ -196,11 +211,13 @@ class AdjointBridgeState(State):
     Attributes:
         learners: the network of either direction.
         generator: of paths and batches.
+        problem: what is solved: the problem of the run, with draws of the source if both ends are densities.
         memory: rows of the adjoint regression, and both ends of the paths.
     """
 
     learners: dict[Direction, Learner]
     generator: torch.Generator
+    problem: Derived[BridgeProblem]
     memory: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -265,17 +282,27 @@ def _spreading_back(problem: BridgeProblem) -> str | None:
     )
 
 
-def _without_gradient(problem: BridgeProblem) -> str | None:
-    density = _density(problem)
+def _without_gradient(problem: BridgeProblem, like: Tensor) -> str | None:
+    ends = problem.source, problem.target
+    sampled = next((end for end in ends if not isinstance(end, Density)), None)
     with torch.no_grad():
-        x = sampled_end(problem).sample(_FEW_ROWS, generator_of(0))
-    if not hides_gradient(density.log_density, x):
+        if sampled is None:
+            x = _reach(problem) * torch.randn(_FEW_ROWS, problem.dim, generator=generator_of(0)).to(like)
+        else:
+            x = sampled.sample(_FEW_ROWS, generator_of(0))
+    if not any(isinstance(end, Density) and hides_gradient(end.log_density, x) for end in ends):
         return None
     return (
         "AdjointBridge follows the gradient of the log density, which depends on x here but has none (is it computed "
         "outside torch, detached, or a step function?). Write it in differentiable torch functions, or draw samples of "
         "it and use IMF()."
     )
+
+
+def _reach(problem: BridgeProblem) -> float:
+    """The standard deviation of the noise of the reference, ``σ√T`` for Brownian motion."""
+    reference = problem.linear_reference
+    return float(reference.transition(0.0, reference.horizon).root.mean_square(problem.dim)) ** 0.5
 
 
 def _spread(problem: BridgeProblem, paths: Paths) -> float:

@@ -216,7 +216,8 @@ def _check_solution(trial: _Trial, solution: Bridge | ControlSolution) -> None:
     kind = "bridge" if isinstance(solution, Bridge) else "solution"
     for name, (measure, direction, start) in _measures(trial, solution).items():
         rule = f"the {kind}'s {name} measure runs {name} from the problem's own end under its reference"
-        holds = measure.direction is direction and measure.start is start and measure.process is process
+        drawn = isinstance(start, Density) and isinstance(measure.start, Samples)
+        holds = measure.direction is direction and (measure.start is start or drawn) and measure.process is process
         found = f"it runs {measure.direction.name.lower()} from {type(measure.start).__name__}"
         trial.require(rule=rule, holds=holds, found=found)
         _check_measure(trial, name, measure)
@@ -268,7 +269,10 @@ def _rows(trial: _Trial, measure: PathMeasure) -> Tensor:
     start = measure.start
     if isinstance(start, Density) and isinstance(trial.problem, BridgeProblem):
         ends = (trial.problem.source, trial.problem.target)
-        start = next((end for end in ends if not isinstance(end, Density)), start)
+        start = next(
+            (end for end in ends if not isinstance(end, Density)),
+            Gaussian(torch.zeros(start.dim), torch.eye(start.dim)),
+        )
     return start.sample(_ROWS, generator_of(derive(trial.seed, "rows")))
 
 

@@ -156,6 +156,12 @@ def test_units_do_not_change_costs():
         assert outside.absorbed() is outside
 
 
+def test_files_of_plain_bridges_do_not_change(tmp_path):
+    sb.fit(SOURCE, TARGET, reference=REFERENCE).save(tmp_path / "bridge")
+    assert "state_cost" not in (tmp_path / "bridge.json").read_text()
+    assert load(tmp_path / "bridge").state_cost is None
+
+
 def test_files_keep_what_the_cost_adds(tmp_path):
     bridge = sb.fit(SOURCE, TARGET, reference=REFERENCE, state_cost=SADDLE)
     bridge.save(tmp_path / "bridge")

@@ -73,13 +73,16 @@ def test_standard_normal_ends_have_known_plan_value_and_middle(square, covarianc
     assert variance is None or float(bridge.marginal(0.5)[1]) == pytest.approx(variance, abs=1e-6)
     found = value(sb.BrownianMotion(1.0), cost, lambda process: GaussianCoupling(zero, ONE, zero, ONE, process))
     assert least is None or found == pytest.approx(least, abs=1e-6)
-    eye, origin = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    thrice = value(
-        sb.BrownianMotion(1.0),
-        quadratic(square * eye),
-        lambda process: GaussianCoupling(origin, eye, origin, eye, process),
-    )
-    assert thrice == pytest.approx(3.0 * found, rel=1e-12)
+
+
+@pytest.mark.parametrize("square", [0.25, -1.0])
+def test_the_value_of_equal_coordinates_is_that_of_one_times_their_number(square):
+    process, values = sb.OrnsteinUhlenbeck(0.2, 0.8, 0.5), []
+    for dim in (1, 3):
+        eye, origin = torch.eye(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
+        cost = quadratic(square * eye, torch.full_like(origin, 0.7))
+        values.append(value(process, cost, lambda one, o=origin, e=eye: GaussianCoupling(o, e, o, e, one)))
+    assert values[1] == pytest.approx(3.0 * values[0], rel=1e-12)
 
 
 @pytest.mark.parametrize("omega", [0.3, 3.0, 20.0, 60.0])

@@ -202,8 +202,13 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
         for key, tensor in value.state_dict().items():
             tensors[f"{path}.state.{key}"] = tensor.detach().contiguous()
         return named | {"fields": _encode_fields(_arguments(value), path, tensors), "state": f"{path}.state."}
-    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}  # type: ignore[arg-type]
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init and not _left_out(value, f)}  # type: ignore[arg-type]
     return named | {"fields": _encode_fields(fields, path, tensors)}
+
+
+def _left_out(value: object, item: dataclasses.Field[Any]) -> bool:
+    """Whether an optional field holds nothing: files without it are those of versions that did not know it."""
+    return item.kw_only and item.default is None and getattr(value, item.name) is None
 
 
 def _arguments(module: nn.Module) -> dict[str, object]:

@@ -10,6 +10,7 @@ from sbridge.problems.costs import (
     StateCost,
     StoppingSet,
     TerminalCost,
+    quadratic_reference,
 )
 from sbridge.problems.sampling import sampling_problem
 
@@ -24,6 +25,7 @@ __all__ = [
     "StateCost",
     "StoppingSet",
     "TerminalCost",
+    "quadratic_reference",
     "sampling_problem",
     "unabsorbed_cost",
     "unknown_transition",

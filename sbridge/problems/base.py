@@ -101,8 +101,8 @@ class BridgeProblem:
     def absorbed(self) -> BridgeProblem:
         """Returns the same problem with a quadratic state cost as part of the reference: a plain bridge.
 
-        Its reference is :func:`~sbridge.problems.costs.quadratic_reference`, its ``state_cost`` the
-        :class:`~sbridge.problems.costs.AbsorbedCost` of the two ends that is left. Other problems are returned as they
+        Its reference is :func:`~sbridge.problems.quadratic_reference`, its ``state_cost`` the
+        :class:`~sbridge.problems.AbsorbedCost` of the two ends that is left. Other problems are returned as they
         are. :func:`~sbridge.fitting.solve` and :func:`~sbridge.fitting.fit` do this first.
 
         Raises:

@@ -12,11 +12,10 @@ from sbridge.evaluation import control_error
 from sbridge.fitting import solve
 from sbridge.laws import Gaussian, Point
 from sbridge.measures import PathMeasure
-from sbridge.objectives.adjoint import pathwise_adjoint, tempered_targets
+from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, mixed_targets
 from sbridge.objectives.control import log_weight
 from sbridge.problems import ControlProblem, StoppingSet
-from sbridge.processes import BrownianMotion, DriftProcess
-from sbridge.simulation import Backprop
+from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck
 from sbridge.solvers import (
     AdjointMatching,
     Annealing,
@@ -34,26 +33,15 @@ GRID = TimeGrid.uniform(10)
 WIDE = Gaussian(torch.tensor([0.5, -1.0]), torch.eye(2))
 
 
-def test_the_pathwise_adjoint_is_the_gradient_of_the_weight_with_the_noise_held_fixed() -> None:
-    case = small()
-    control = Feedback(0.6 * case.optimal.gains)
-    measure = PathMeasure(case.problem.process, control, case.problem.start, grid=GRID)
-    start = measure.starts(7, seed=1).requires_grad_()
-    paths = measure.simulate(start, seed=2, gradient=Backprop())
-    wanted = -torch.autograd.grad(log_weight(paths, case.problem.costs).sum(), start)[0]
-    still = measure.simulate(start.detach(), seed=2)
-    torch.testing.assert_close(pathwise_adjoint(still, case.problem.costs, control)[0], wanted)
-
-
 @pytest.mark.parametrize("share", [0.7, 1.0])
-def test_tempered_targets_have_the_mean_of_the_tempered_kernels(share: float) -> None:
-    """Weighted regressions of the targets and of ``u_n + ξ/√Δ`` on the states have the same coefficients."""
-    case, power, n = small(), 0.5, 100_000
+def test_mixed_targets_have_the_mean_of_the_optimal_kernels(share: float) -> None:
+    """Weighted regressions of the targets and of ``v + ξ/√Δ`` on the states have the same coefficients."""
+    case, n = small(), 100_000
     control = Feedback(share * case.optimal.gains)
     measure = PathMeasure(case.problem.process, control, case.problem.start, grid=GRID)
     paths = measure.simulate(measure.starts(n, seed=1), seed=2)
-    targets = tempered_targets(paths, pathwise_adjoint(paths, case.problem.costs, control), power)
-    weights = (power * log_weight(paths, case.problem.costs)).softmax(0)
+    weights = log_weight(paths, case.problem.costs).softmax(0)
+    targets = mixed_targets(paths, case.problem.costs, weights)
     size = float(1.0 / weights.square().sum())
     for k in (0, 4, 9):
         direct = paths.v[k] + paths.noise[k] / paths.chain.root_durations[k]
@@ -63,6 +51,23 @@ def test_tempered_targets_have_the_mean_of_the_tempered_kernels(share: float) ->
         mean = (weights[:, None, None] * scores).sum(0)
         assert bool((mean.abs() < 4.5 * scores.flatten(1).std(0).reshape(mean.shape) / size**0.5).all()), k
         assert float(targets[k].std(0).max()) < 0.5 * float(direct.std(0).min())  # and far less noise
+
+
+@pytest.mark.parametrize("horizon", [0.3, 3.0])
+def test_mixed_targets_have_no_noise_where_the_optimum_is_an_isotropic_gaussian(horizon: float) -> None:
+    """From a point to ``N(m, v)``: adjoint state and noise alone are noisy, their mixture is the control itself."""
+    process, m, v = OrnsteinUhlenbeck(-1.0, 1.3, 0.0, horizon), 0.4, 0.6
+    problem = ControlProblem(
+        process, Point(torch.tensor([0.2, -0.5]).double()), None, lambda x: (x - m).square().sum(1) / (2.0 * v)
+    )
+    paths = PathMeasure(process, None, problem.start, grid=GRID).sample(20_000, seed=1)
+    weights = log_weight(paths, problem.costs).softmax(0)
+    targets = mixed_targets(paths, problem.costs, weights)
+    lean = adjoint_targets(paths.chain, lean_adjoint(paths, problem.costs))
+    for k in (0, 5, 9):
+        x = torch.cat([torch.ones(20_000, 1).double(), paths.x[k]], 1)[:, : 1 if k == 0 else 3]
+        noise, raw = (y - x @ torch.linalg.lstsq(x, y).solution for y in (targets[k], lean[k]))
+        assert float(noise.std()) < 0.05 * float(raw.std()), k
 
 
 def bounded(make: type, **options: object) -> ControlSolver:
@@ -101,7 +106,7 @@ def test_stopped_paths_have_a_trust_region_too() -> None:
     check_solver(solver, problem, seed=1)
     paths = PathMeasure(problem.process, None, problem.start, grid=GRID).sample(3, seed=0)
     with pytest.raises(UnsupportedError, match="with a stopping set use"):
-        pathwise_adjoint(paths, problem.costs, small().optimal)
+        mixed_targets(paths, problem.costs, torch.full((3,), 1.0 / 3.0))
 
 
 def test_options_that_do_not_go_together() -> None:

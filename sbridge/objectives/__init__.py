@@ -1,6 +1,6 @@
 """Differentiable losses, on simulated paths with the sampling control ``v`` or on noised samples."""
 
-from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, terminal_gradient
+from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, mixed_targets, terminal_gradient
 from sbridge.objectives.control import (
     control_objective,
     control_values,
@@ -20,6 +20,7 @@ __all__ = [
     "lean_adjoint",
     "log_variance",
     "log_weight",
+    "mixed_targets",
     "moment",
     "relative_entropy",
     "residual",

@@ -32,7 +32,8 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Co
     Raises:
         UnsupportedError: with a stopping set.
     """
-    chain = paths.chain
+    _refuse_stopping(costs)
+    chain, states = paths.chain, paths.x.detach()
 
     def ahead(k: int, x: Tensor, a: Tensor) -> Tensor:
         t, span = chain.step_times[k], chain.root_durations[k] ** 2
@@ -42,61 +43,65 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Co
             moved = moved + span * (kept * paths.v[k].detach()).sum(1)
         return moved if costs.running is None else moved + span * costs.rate(t, x)
 
-    return _swept_back(paths, costs, end, ahead)
-
-
-def pathwise_adjoint(paths: Paths, costs: Costs, control: Control) -> Tensor:
-    """Computes the gradient ``a_k`` of ``−log α`` from step ``k`` on, noise held fixed, shape ``(N + 1, batch, dim)``.
-
-    ``a_N = ∇g(x_N)``, ``a_k = ∇_x [m_k(x)·a_{k+1} + √Δ L u·a_{k+1} + Δ (f + ½|u|²) + √Δ u·ξ_k]`` at ``x = x_k``, the
-    step and the costs of the controlled chain, by one vector–Jacobian product a step. Where the uncontrolled process
-    spreads and the controlled one does not, it stays small where the lean adjoint grows; and at the optimum
-    ``−log α = V(x_k)`` on every path, so ``a_k = ∇V(x_k)`` has no variance. Away from it, it is the right gradient
-    under weights ``α`` (:func:`tempered_targets`).
-
-    Args:
-        paths: of ``control``.
-        costs: running and terminal cost.
-        control: ``u``, differentiable.
-
-    Raises:
-        UnsupportedError: with a stopping set.
-    """
-    chain = paths.chain
-
-    def ahead(k: int, x: Tensor, a: Tensor) -> Tensor:
-        t, width = chain.step_times[k], chain.root_durations[k]
-        u = control(t, x)
-        cost = width * width * (costs.rate(t, x) + 0.5 * u.square().sum(1)) + width * (u * paths.noise[k]).sum(1)
-        return (chain.move(k, x, u) * a).sum(1) + cost
-
-    return _swept_back(paths, costs, None, ahead)
-
-
-def _swept_back(
-    paths: Paths, costs: Costs, end: Tensor | None, ahead: Callable[[int, Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Computes ``a_k = a_{k+1} + ∇_x ahead(k, x, a_{k+1})`` at ``x = x_k``, from ``a_N = end`` or ``∇g(x_N)``."""
-    if costs.stopping is not None:
-        raise UnsupportedError(
-            f"the adjoint state ignores that a stopping time moves: with a stopping set use {WITHOUT_GRADIENTS}."
-        )
-    states = paths.x.detach()
     adjoint = torch.empty_like(states)
     adjoint[-1] = a = terminal_gradient(states[-1], costs) if end is None else end
-    for k in reversed(range(paths.chain.length)):
+    for k in reversed(range(chain.length)):
         adjoint[k] = a = a + gradient(states[k], lambda x, k=k, a=a: ahead(k, x, a))
     return adjoint
 
 
-def tempered_targets(paths: Paths, adjoint: Tensor, power: float) -> Tensor:
-    """Computes ``(1 − b) u_n − b L_kᵀ a_{k+1}/√Δ_k``, shape ``(N, batch, dim)``.
+def mixed_targets(paths: Paths, costs: Costs, weights: Tensor) -> Tensor:
+    """Computes targets ``y_k`` of the control in which adjoint state and noise cancel, ``(N, batch, dim)``.
 
-    With ``P_n`` the measure of the paths, ``u_n`` their control and ``a`` the pathwise adjoint, its mean given ``x_k``
-    under ``P_{n+1} ∝ P_n α^b`` is the control of ``P_{n+1}``, ``u_n + E[ξ_k | x_k]/√Δ_k``, exactly for the chain: by
-    Gaussian integration by parts ``E[ξ_k | x_k] = −b E[√Δ_k u_n + L_kᵀ a_{k+1} | x_k]``.
+    Under the optimal path measure ``P*`` the control of the chain is the mean, given ``x_k``, of the noise of the
+    uncontrolled step, and by Gaussian integration by parts that of the adjoint state::
+
+        u*(t_k, x_k) = E*[v_k + ξ_k/√Δ_k | x_k] = E*[L_kᵀ p_{k+1} | x_k]/√Δ_k,      p = ∇ log φ
+
+    The first has a variance of ``1/Δ_k``. The second is accurate near the end and grows with the distance to it. So the
+    adjoint state is a mixture of both at every later step::
+
+        y_k = (1 − c_k) L_kᵀ p_{k+1}/√Δ_k + c_k (v_k + ξ_k/√Δ_k),        p_N = −∇g(x_N)
+        p_k = ∇_x [m_k(x)·q_k − Δ_k f(t_k, x)] at x_k,                 q_k = √Δ_k L_k⁻ᵀ y_k
+
+    with one vector–Jacobian product of the uncontrolled step a step, as for :func:`lean_adjoint` (``c = 0``). The
+    number ``c_k`` of ``[0, 1]`` has the least weighted mean square of ``y_k − v_k``. If ``P*`` is Gaussian and
+    isotropic, the targets have no noise. The noise carried back over many steps is the Bismut–Elworthy–Li formula.
+
+    Args:
+        paths: of any control ``v``.
+        costs: running and terminal cost.
+        weights: normalised, of ``P*`` (or on the way there), shape ``(batch,)``.
+
+    Raises:
+        UnsupportedError: with a stopping set.
     """
-    return (1.0 - power) * paths.v + power * adjoint_targets(paths.chain, adjoint)
+    _refuse_stopping(costs)
+    chain, x = paths.chain, paths.x.detach()
+    targets, weights = torch.empty_like(x[:-1]), weights.to(x).unsqueeze(1)
+    p = -terminal_gradient(x[-1], costs)
+    for k in reversed(range(chain.length)):
+        root, width, t, v = chain.root(k), chain.root_durations[k], chain.step_times[k], paths.v[k].detach()
+        adjoint = root.T(p) / width
+        gap = v + paths.noise[k] / width - adjoint
+        square = (weights * gap.square()).sum().clamp_min(torch.finfo(gap.dtype).tiny)
+        share = ((weights * gap * (v - adjoint)).sum() / square).clamp(0.0, 1.0)
+        targets[k] = adjoint + share * gap
+        q = root.T.inverse()(width * targets[k])
+
+        def ahead(y: Tensor, k: int = k, q: Tensor = q, t: float = t, width: float = width) -> Tensor:
+            moved = (chain.move(k, y) * q).sum(1)
+            return moved if costs.running is None else moved - width * width * costs.rate(t, y)
+
+        p = q + gradient(x[k], ahead)
+    return targets
+
+
+def _refuse_stopping(costs: Costs) -> None:
+    if costs.stopping is not None:
+        raise UnsupportedError(
+            f"the adjoint state ignores that a stopping time moves: with a stopping set use {WITHOUT_GRADIENTS}."
+        )
 
 
 def terminal_gradient(x: Tensor, costs: Costs) -> Tensor:

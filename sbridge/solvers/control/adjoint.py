@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, NotConvergedError
 from sbridge.measures import Paths
-from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, pathwise_adjoint, tempered_targets
+from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, mixed_targets
 from sbridge.objectives.control import control_objective, log_weight
 from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
@@ -23,7 +22,6 @@ from sbridge.training import Info, Optimisation
 
 _FLOOR = 1e-6
 _LEAST_PATHS = 1024  # weights of fewer paths move modes
-_LARGEST = 5.0  # in units of the median of a step
 _DIVERGED = 100.0  # in units of the first paths' spread or mean, or one nat, whichever is largest
 
 
@@ -49,95 +47,33 @@ class Replay:
                 raise InvalidInputError(f"{name} must be positive, got {getattr(self, name)}.")
 
 
+@register
 @dataclass(frozen=True)
-class AdjointRegressionSolver(ControlSolver):
-    """Regression of the control on targets at rows ``(t_k, x_k)`` that are kept for several updates.
+class AdjointMatching(ControlSolver):
+    """Adjoint matching: the control is regressed on adjoint states of paths that it made.
+
+    Paths of the current control are simulated, and the adjoint state is found by one vector–Jacobian product of the
+    uncontrolled step a step. Without a trust region, targets are the lean adjoint ``−L_kᵀ a_{k+1}/√Δ_k`` (Domingo-Enrich
+    et al. 2024, arXiv:2409.08861). Where the uncontrolled process spreads, or costs are steep, lean adjoint states are
+    far larger than the control, and learning may run away.
+
+    Within a trust region the paths get importance weights ``α^b`` (Blessing et al. 2025, arXiv:2508.12511), and targets
+    mix adjoint state and noise so that most of either cancels: :func:`sbridge.objectives.mixed_targets`. That keeps
+    modes, and targets stay bounded. ``start=GaussianStart()`` and ``replay=Replay(paths=2048, updates=30, kept=3)`` go
+    well with it.
+
+    Either way the optimal control of the chain is a fixed point. Costs and drift must be differentiable.
 
     Args:
-        replay: how often and how many paths are simulated.
         optimisation: ``batch`` is the number of rows ``(t_k, x_k)`` that an update uses.
+        replay: how many paths are simulated and how often; rows of ``kept`` simulations are used together.
+        trust_region: bounds the KL divergence of one simulation's target from the measure that made its paths; it needs
+            1024 or more paths at a time. It takes the place of ``annealing``. ``None``: lean adjoint matching.
     """
 
     updates: int = 3000
     optimisation: Optimisation = field(default_factory=lambda: Optimisation(learning_rate=5e-3, batch=1024))
     replay: Replay = field(default_factory=Replay)
-
-    def refusal(self, problem: ControlProblem) -> str | None:
-        """Needs gradients of the costs, and no stopping set."""
-        return problem.costs.refusal(problem.probe, (0.0, problem.process.horizon))
-
-    def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
-        """The size of the first targets, which measures the output of the network: the median over the steps."""
-        paths, _ = self.sample(problem, state, state.base, self.replay.paths)
-        _, targets = self.regression(problem, problem.costs, paths, state)
-        size = float(_mean_squares(targets).median().sqrt())
-        return super().scales(problem, state) | ({"output": size} if size > 0 else {})
-
-    def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
-        """Mean square error on a batch of rows, at each step in units of the targets' mean square there."""
-        self.refresh(problem, costs, state)
-        memory = state.memory
-        loss = row_loss(state.control, memory, self.optimisation.batch, state.generator)
-        return loss, {"objective": float(memory["objective"])}
-
-    def refresh(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
-        """New paths of the current control and their rows, if it is time."""
-        if state.step % self.replay.updates == 0:
-            paths, _ = self.sample(problem, state, state.control, self.replay.paths)
-            state.memory["objective"] = self.checked_objective(control_objective(paths, problem.costs), state)
-            self.remember(state, paths.chain, *self.regression(problem, costs, paths, state))
-
-    def checked_objective(self, actions: Tensor, state: ControlState) -> Tensor:
-        """The mean of the paths' actions; NotConvergedError if learning has made them far worse than they were.
-
-        Where costs are steep, targets at far states can throw paths still farther from one simulation to the next. The
-        regression itself does not see that: its errors are measured in units of the targets.
-        """
-        mean, first = actions.mean(), state.memory.setdefault("first", _mean_and_spread(actions))
-        if not float(mean) <= float(first[0]) + _DIVERGED * float(first[1]):
-            raise NotConvergedError(
-                f"{type(self).__name__} diverged: the objective is {float(mean):.3g} at update {state.step}, and was "
-                f"{float(first[0]):.3g} at first. The costs are too steep for paths that are far from the optimum. Use "
-                "LogVariance, which does not follow gradients of the costs; or AdjointMatching with "
-                "trust_region=TrustRegion() and replay=Replay(paths=2048, updates=30, kept=3); or lower the learning "
-                "rate and bring the terminal cost in little by little, annealing=Annealing()."
-            )
-        return mean
-
-    @abstractmethod
-    def regression(
-        self, problem: ControlProblem, costs: Costs, paths: Paths, state: ControlState
-    ) -> tuple[Tensor, Tensor]:
-        """States at which the control is regressed, and targets there, both ``(N, batch, dim)``."""
-
-    def remember(self, state: ControlState, chain: Chain, x: Tensor, targets: Tensor) -> None:
-        """Rows with their weights; the oldest make room."""
-        keep_rows(state.memory, regression_rows(chain, x, targets), self.replay.kept)
-
-
-@register
-@dataclass(frozen=True)
-class AdjointMatching(AdjointRegressionSolver):
-    """Lean adjoint matching (Domingo-Enrich et al. 2024, arXiv:2409.08861), with the exact adjoint of the chain.
-
-    Paths of the current control are simulated, their adjoint states found by one vector–Jacobian product a step of the
-    uncontrolled step map, and the control is regressed on ``−L_kᵀ a_{k+1}/√Δ_k`` at their own states. The fixed
-    point is the optimal control of the chain. Needs differentiable costs and drift; memory is that of stored states and
-    targets.
-
-    Where the uncontrolled process spreads, or costs are steep, lean adjoint states are far larger than the control, and
-    learning may run away. With a trust region paths get weights ``α^b`` and the adjoint is that of the current
-    control (:func:`~sbridge.objectives.adjoint.pathwise_adjoint`), whose variance vanishes at the optimum up to the
-    time step; a simulation costs about twice as much. Paths that pass between two modes late have adjoint states a
-    thousand times as large, so a target counts with at most five times the median size of its step. That is a bias: on
-    the three modes of :func:`sbridge.reversal_problem` a mode's share is off by .06 to .11. Fewer than
-    1024 paths at a time are refused; ``replay=Replay(paths=2048, updates=30, kept=3)`` is better.
-
-    Args:
-        trust_region: bounds the KL divergence of one simulation's target from the measure that made its paths. It takes
-            the place of ``annealing``. ``None``: lean adjoint states, no weights.
-    """
-
     trust_region: TrustRegion | None = None
 
     def __post_init__(self) -> None:
@@ -149,38 +85,61 @@ class AdjointMatching(AdjointRegressionSolver):
                 f"{self.replay.paths}: replay=Replay(paths=2048, updates=30, kept=3)."
             )
 
-    def regression(
-        self, problem: ControlProblem, costs: Costs, paths: Paths, state: ControlState
-    ) -> tuple[Tensor, Tensor]:
-        """The states visited and their lean adjoints."""
-        return paths.x[:-1], adjoint_targets(paths.chain, lean_adjoint(paths, costs))
+    def refusal(self, problem: ControlProblem) -> str | None:
+        """Needs gradients of the costs, and no stopping set."""
+        return problem.costs.refusal(problem.probe, (0.0, problem.process.horizon))
 
-    def refresh(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
-        """New paths and rows if it is time; with a trust region each path's rows have its tempered weight."""
-        if self.trust_region is None or state.step % self.replay.updates:
-            super().refresh(problem, costs, state)
-            return
-        paths, _ = self.sample(problem, state, state.control, self.replay.paths)
-        state.memory["objective"] = self.checked_objective(control_objective(paths, problem.costs), state)
-        logs = without_start(log_weight(paths, costs), paths.x[0], problem.start)
-        weights, power = self.trust_region.weights(logs)
-        targets = tempered_targets(paths, pathwise_adjoint(paths, costs, state.control), power)
-        rows = regression_rows(paths.chain, paths.x[:-1], _shortened(targets))
-        rows["weight"] = rows["weight"] * (len(weights) * weights).to(targets).repeat(len(targets))
-        keep_rows(state.memory, rows, self.replay.kept)
-        state.memory["power"] = torch.tensor(power, dtype=torch.float64)
+    def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
+        """The output is measured by what the first targets have beyond the start: the median over the steps."""
+        paths, _ = self.sample(problem, state, state.base, self.replay.paths)
+        missing = self.targets(problem, problem.costs, paths)[0] - paths.v
+        size = float(_mean_squares(missing).median().sqrt())
+        return super().scales(problem, state) | ({"output": size} if size > 0 else {})
 
     def loss(self, problem: ControlProblem, costs: Costs, state: ControlState) -> tuple[Tensor, Info]:
-        """As for every regression; also reports the power of the weights."""
-        loss, info = super().loss(problem, costs, state)
-        return loss, info if self.trust_region is None else info | {"power": float(state.memory["power"])}
+        """Mean square error on a batch of rows, at each step in units of the targets' mean square there."""
+        memory = state.memory
+        if state.step % self.replay.updates == 0:
+            self.simulate(problem, costs, state)
+        loss = row_loss(state.control, memory, self.optimisation.batch, state.generator)
+        return loss, {name: float(memory[name]) for name in ("objective", "power") if name in memory}
 
+    def simulate(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
+        """New paths of the current control and their rows, each with the weight of its path."""
+        paths, _ = self.sample(problem, state, state.control, self.replay.paths)
+        state.memory["objective"] = self.checked_objective(control_objective(paths, problem.costs), state)
+        targets, weights, power = self.targets(problem, costs, paths)
+        rows = regression_rows(paths.chain, paths.x[:-1], targets)
+        rows["weight"] = rows["weight"] * (len(weights) * weights).to(targets).repeat(len(targets))
+        keep_rows(state.memory, rows, self.replay.kept)
+        if self.trust_region is not None:
+            state.memory["power"] = torch.tensor(power, dtype=torch.float64)
 
-def _shortened(targets: Tensor) -> Tensor:
-    """The targets, none longer than a multiple of the median length at its step."""
-    sizes = targets.norm(dim=2, keepdim=True)
-    longest = _LARGEST * sizes.median(1, keepdim=True).values
-    return targets * (longest / sizes.clamp_min(torch.finfo(targets.dtype).tiny)).clamp_max(1.0)
+    def targets(self, problem: ControlProblem, costs: Costs, paths: Paths) -> tuple[Tensor, Tensor, float]:
+        """Targets at the states before each step ``(N, batch, dim)``, weights of the paths, and the power of these."""
+        if self.trust_region is None:
+            uniform = torch.full(paths.x.shape[1:2], 1.0 / paths.x.shape[1], dtype=torch.float64)
+            return adjoint_targets(paths.chain, lean_adjoint(paths, costs)), uniform.to(paths.x.device), 1.0
+        logs = without_start(log_weight(paths, costs), paths.x[0], problem.start)
+        weights, power = self.trust_region.weights(logs)
+        return mixed_targets(paths, costs, weights), weights, power
+
+    def checked_objective(self, actions: Tensor, state: ControlState) -> Tensor:
+        """The mean of the paths' actions; NotConvergedError if learning has made them far worse than they were.
+
+        Where costs are steep, targets at far states can throw paths still farther from one simulation to the next. The
+        regression itself does not see that: its errors are measured in units of the targets.
+        """
+        mean, first = actions.mean(), state.memory.setdefault("first", _mean_and_spread(actions))
+        if not float(mean) <= float(first[0]) + _DIVERGED * float(first[1]):
+            raise NotConvergedError(
+                f"AdjointMatching diverged: the objective is {float(mean):.3g} at update {state.step}, and was "
+                f"{float(first[0]):.3g} at first. The costs are too steep for paths that are far from the optimum. Use "
+                "LogVariance, which does not follow gradients of the costs; or AdjointMatching with "
+                "trust_region=TrustRegion() and replay=Replay(paths=2048, updates=30, kept=3); or lower the learning "
+                "rate and bring the terminal cost in little by little, annealing=Annealing()."
+            )
+        return mean
 
 
 def _mean_and_spread(actions: Tensor) -> Tensor:

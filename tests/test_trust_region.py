@@ -15,7 +15,7 @@ from sbridge.measures import PathMeasure
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, mixed_targets
 from sbridge.objectives.control import log_weight
 from sbridge.problems import ControlProblem, StoppingSet
-from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck
+from sbridge.processes import BrownianMotion, DriftProcess, ExactTransition, OrnsteinUhlenbeck
 from sbridge.solvers import (
     AdjointMatching,
     Annealing,
@@ -23,6 +23,7 @@ from sbridge.solvers import (
     EarlierStart,
     LogVariance,
     Replay,
+    RiccatiStart,
     TrustRegion,
     check_solver,
 )
@@ -54,13 +55,15 @@ def test_mixed_targets_have_the_mean_of_the_optimal_kernels(share: float) -> Non
 
 
 @pytest.mark.parametrize("horizon", [0.3, 3.0])
-def test_mixed_targets_have_no_noise_where_the_optimum_is_an_isotropic_gaussian(horizon: float) -> None:
-    """From a point to ``N(m, v)``: adjoint state and noise alone are noisy, their mixture is the control itself."""
-    process, m, v = OrnsteinUhlenbeck(-1.0, 1.3, 0.0, horizon), 0.4, 0.6
+def test_mixed_targets_have_no_noise_where_coordinates_are_independent_gaussians(horizon: float) -> None:
+    """With a quadratic cost adjoint state and noise alone are noisy; their mixture is the control itself."""
+    process, m, v = OrnsteinUhlenbeck(-1.0, 1.3, 0.0, horizon), 0.4, torch.tensor([0.6, 2.0]).double()
     problem = ControlProblem(
-        process, Point(torch.tensor([0.2, -0.5]).double()), None, lambda x: (x - m).square().sum(1) / (2.0 * v)
+        process, Point(torch.tensor([0.2, -0.5]).double()), None, lambda x: ((x - m).square() / (2.0 * v)).sum(1)
     )
-    paths = PathMeasure(process, None, problem.start, grid=GRID).sample(20_000, seed=1)
+    exact = RiccatiStart().control(problem, GRID, ExactTransition())
+    measure = PathMeasure(process, lambda t, x: 0.9 * exact(t, x), problem.start, grid=GRID, rule=ExactTransition())
+    paths = measure.sample(20_000, seed=1)
     weights = log_weight(paths, problem.costs).softmax(0)
     targets = mixed_targets(paths, problem.costs, weights)
     lean = adjoint_targets(paths.chain, lean_adjoint(paths, problem.costs))
@@ -95,27 +98,35 @@ def test_adjoint_matching_within_a_trust_region_reaches_the_optimum() -> None:
 @pytest.mark.parametrize("make", [LogVariance, AdjointMatching])
 def test_solvers_within_a_trust_region_keep_the_laws(make: type) -> None:
     replay = Replay(paths=1024 if make is AdjointMatching else 32, updates=3, kept=2)
-    options = Optimisation(batch=16, warm_up=2)
-    check_solver(bounded(make, updates=8, network=MLP(8, 2), replay=replay, optimisation=options), small().problem)
+    options = {"optimisation": Optimisation(batch=16, warm_up=2), "trust_region": TrustRegion(100.0)}
+    check_solver(bounded(make, updates=8, network=MLP(8, 2), replay=replay, **options), small().problem)
 
 
 def test_stopped_paths_have_a_trust_region_too() -> None:
     problem = dataclasses.replace(small().problem, stopping=StoppingSet(lambda x: x[:, 0] - 1.5))
-    replay, options = Replay(paths=32, updates=3, kept=2), Optimisation(batch=16, warm_up=2)
-    solver = bounded(LogVariance, updates=8, network=MLP(8, 2), replay=replay, optimisation=options)
+    replay = Replay(paths=32, updates=3, kept=2)
+    options = {"optimisation": Optimisation(batch=16, warm_up=2), "trust_region": TrustRegion(100.0)}
+    solver = bounded(LogVariance, updates=8, network=MLP(8, 2), replay=replay, **options)
     check_solver(solver, problem, seed=1)
     paths = PathMeasure(problem.process, None, problem.start, grid=GRID).sample(3, seed=0)
     with pytest.raises(UnsupportedError, match="with a stopping set use"):
         mixed_targets(paths, problem.costs, torch.full((3,), 1.0 / 3.0))
 
 
+@pytest.mark.parametrize("make", [AdjointMatching, LogVariance])
+def test_a_trust_region_that_is_too_small_for_the_updates_is_told(make: type) -> None:
+    problem = dataclasses.replace(small(dtype=torch.float32).problem, terminal_cost=lambda x: 30.0 * x[:, 0])
+    solver = bounded(make, updates=3, trust_region=TrustRegion(1e-3))
+    with pytest.warns(ConvergenceWarning, match=r"a share of \d+% is missing after 3 updates, since .* 0.001 nats"):
+        solve(problem, solver, seed=0)
+
+
 def test_options_that_do_not_go_together() -> None:
-    many = Replay(paths=2048)
-    for make in (LogVariance, lambda **given: AdjointMatching(replay=many, **given)):
+    for make in (LogVariance, AdjointMatching):
         with pytest.raises(InvalidInputError, match="trust_region and annealing both bring the terminal cost in"):
             make(trust_region=TrustRegion(), annealing=Annealing())
-    with pytest.raises(InvalidInputError, match=r"needs 1024 or more at a time, got 256: replay=Replay\(paths=2048"):
-        AdjointMatching(trust_region=TrustRegion())
+    with pytest.raises(InvalidInputError, match=r"needs 1024 or more at a time, got 256: .* trust_region=None"):
+        AdjointMatching(replay=Replay())
 
 
 def test_a_solver_that_is_worse_than_nothing_says_so_and_names_another() -> None:

@@ -18,6 +18,7 @@ import tyro
 
 from sbridge.benchmarks.output import row, say
 from sbridge.benchmarks.pairs import MixturePair
+from sbridge.controls import AdditiveMLP
 from sbridge.diffusion import ExactScore, reversal_problem
 from sbridge.errors import InvalidInputError, NonFiniteError, NotConvergedError, check_known
 from sbridge.fitting import solve
@@ -33,6 +34,7 @@ from sbridge.solvers import (
     ReciprocalAdjointMatching,
     Replay,
     TrustRegion,
+    ZeroStart,
 )
 from sbridge.time import TimeGrid
 from sbridge.training import Optimisation
@@ -70,12 +72,13 @@ SOLVERS: dict[str, ControlSolver] = {
         start=GaussianStart(),
         trust_region=TrustRegion(),
     ),
-    "AdjointMatching, trust region": AdjointMatching(
-        updates=1000,
+    "AdjointMatching, lean": AdjointMatching(
+        updates=3000,
+        network=AdditiveMLP(),
         optimisation=Optimisation(learning_rate=5e-3, batch=1024, ema_decay=0.99),
-        start=GaussianStart(),
-        replay=Replay(paths=2048, updates=30, kept=3),
-        trust_region=TrustRegion(),
+        start=ZeroStart(),
+        replay=Replay(),
+        trust_region=None,
     ),
 }
 """The first two with default options, the others with one set each."""

@@ -59,7 +59,7 @@ QUICK = 40
 """Factor by which a quick run has fewer updates and paths: it shows that everything works, no more."""
 _PATHS = 16_384
 
-_PROBE = 20
+_PROBE = 30
 """Number of updates that are timed to find how many fit into a budget: whole rounds of adjoint matching's replay."""
 
 SOLVERS: dict[str, ControlSolver] = {

@@ -13,6 +13,8 @@ from sbridge.measures import Paths
 from sbridge.problems.costs import WITHOUT_GRADIENTS, Costs
 from sbridge.processes import Chain
 
+_RIDGE = 1e-6  # relative; at a start that is a point, powers of the state are constant
+
 
 def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Control | None = None) -> Tensor:
     """Computes the adjoint state ``a_k`` of each path, shape ``(N + 1, batch, dim)``, exact for the chain.
@@ -64,9 +66,10 @@ def mixed_targets(paths: Paths, costs: Costs, weights: Tensor) -> Tensor:
         y_k = (1 − c_k) L_kᵀ p_{k+1}/√Δ_k + c_k (v_k + ξ_k/√Δ_k),        p_N = −∇g(x_N)
         p_k = ∇_x [m_k(x)·q_k − Δ_k f(t_k, x)] at x_k,                 q_k = √Δ_k L_k⁻ᵀ y_k
 
-    with one vector–Jacobian product of the uncontrolled step a step, as for :func:`lean_adjoint` (``c = 0``). The
-    number ``c_k`` of ``[0, 1]`` has the least weighted mean square of ``y_k − v_k``. If ``P*`` is Gaussian and
-    isotropic, the targets have no noise. The noise carried back over many steps is the Bismut–Elworthy–Li formula.
+    with one vector–Jacobian product of the uncontrolled step a step, as for :func:`lean_adjoint` (``c = 0``). Any
+    function of ``x_k`` may be the share ``c_k``: that of a coordinate is the quadratic function of the coordinate with
+    the least weighted mean square of ``y_k − v_k``, clamped to ``[0, 1]``. If ``P*`` is Gaussian with independent
+    coordinates, the targets have no noise. The noise carried back over many steps is the Bismut–Elworthy–Li formula.
 
     Args:
         paths: of any control ``v``.
@@ -84,9 +87,7 @@ def mixed_targets(paths: Paths, costs: Costs, weights: Tensor) -> Tensor:
         root, width, t, v = chain.root(k), chain.root_durations[k], chain.step_times[k], paths.v[k].detach()
         adjoint = root.T(p) / width
         gap = v + paths.noise[k] / width - adjoint
-        square = (weights * gap.square()).sum().clamp_min(torch.finfo(gap.dtype).tiny)
-        share = ((weights * gap * (v - adjoint)).sum() / square).clamp(0.0, 1.0)
-        targets[k] = adjoint + share * gap
+        targets[k] = adjoint + _share(gap, v - adjoint, x[k], weights) * gap
         q = root.T.inverse()(width * targets[k])
 
         def ahead(y: Tensor, k: int = k, q: Tensor = q, t: float = t, width: float = width) -> Tensor:
@@ -95,6 +96,18 @@ def mixed_targets(paths: Paths, costs: Costs, weights: Tensor) -> Tensor:
 
         p = q + gradient(x[k], ahead)
     return targets
+
+
+def _share(gap: Tensor, wanted: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+    """``c(x)`` of least ``Σ w (c gap − wanted)²``, quadratic in each coordinate alone and clamped to ``[0, 1]``."""
+    z = (x - x.mean(0)) / (x.std(0) + _RIDGE * x.abs().mean(0)).clamp_min(torch.finfo(x.dtype).tiny)
+    powers = torch.stack([torch.ones_like(z), z, z.square()], -1)
+    scaled = (powers * gap.unsqueeze(-1)).double()
+    left = (weights.unsqueeze(-1) * scaled).transpose(0, 1)
+    square, mixed = left.mT @ scaled.transpose(0, 1), left.mT @ wanted.double().T.unsqueeze(-1)
+    ridge = _RIDGE * square.diagonal(dim1=1, dim2=2).mean(1) + torch.finfo(torch.float64).tiny
+    square = square + torch.diag_embed(ridge.unsqueeze(1).expand(-1, powers.shape[-1]))
+    return (powers * torch.linalg.solve(square, mixed).squeeze(-1).to(x)).sum(-1).clamp(0.0, 1.0)
 
 
 def _refuse_stopping(costs: Costs) -> None:

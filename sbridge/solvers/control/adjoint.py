@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sbridge.controls import Control
+from sbridge.controls import Control, FourierMLP, NetworkRecipe
 from sbridge.errors import InvalidInputError, NotConvergedError
 from sbridge.measures import Paths
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint, mixed_targets
@@ -16,7 +16,8 @@ from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.processes import Chain
 from sbridge.solvers.control.base import ControlSolver, ControlState
-from sbridge.solvers.control.trust_region import TrustRegion, check_one_pace, without_start
+from sbridge.solvers.control.starts import GaussianStart, WarmStart
+from sbridge.solvers.control.trust_region import TrustRegion, check_one_pace, record_power, without_start
 from sbridge.storage.registry import check_kinds, register
 from sbridge.training import Info, Optimisation
 
@@ -53,28 +54,32 @@ class AdjointMatching(ControlSolver):
     """Adjoint matching: the control is regressed on adjoint states of paths that it made.
 
     Paths of the current control are simulated, and the adjoint state is found by one vector–Jacobian product of the
-    uncontrolled step a step. Without a trust region, targets are the lean adjoint ``−L_kᵀ a_{k+1}/√Δ_k`` (Domingo-Enrich
-    et al. 2024, arXiv:2409.08861). Where the uncontrolled process spreads, or costs are steep, lean adjoint states are
-    far larger than the control, and learning may run away.
+    uncontrolled step a step. The paths get importance weights ``α^b`` within a trust region (Blessing et al. 2025,
+    arXiv:2508.12511), which keeps modes, and targets mix adjoint state and noise so that most of either cancels:
+    :func:`sbridge.objectives.mixed_targets`.
 
-    Within a trust region the paths get importance weights ``α^b`` (Blessing et al. 2025, arXiv:2508.12511), and targets
-    mix adjoint state and noise so that most of either cancels: :func:`sbridge.objectives.mixed_targets`. That keeps
-    modes, and targets stay bounded. ``start=GaussianStart()`` and ``replay=Replay(paths=2048, updates=30, kept=3)`` go
-    well with it.
+    Without a trust region, paths have equal weights, and targets are the lean adjoint ``−L_kᵀ a_{k+1}/√Δ_k``
+    (Domingo-Enrich et al. 2024, arXiv:2409.08861). Where the uncontrolled process spreads, or costs are steep, lean
+    adjoint states are far larger than the control, and learning may run away.
 
     Either way the optimal control of the chain is a fixed point. Costs and drift must be differentiable.
 
     Args:
         optimisation: ``batch`` is the number of rows ``(t_k, x_k)`` that an update uses.
+        start: a known control below the network; ``GaussianStart()`` is none unless the terminal cost names its end.
         replay: how many paths are simulated and how often; rows of ``kept`` simulations are used together.
         trust_region: bounds the KL divergence of one simulation's target from the measure that made its paths; it needs
             1024 or more paths at a time. It takes the place of ``annealing``. ``None``: lean adjoint matching.
     """
 
-    updates: int = 3000
-    optimisation: Optimisation = field(default_factory=lambda: Optimisation(learning_rate=5e-3, batch=1024))
-    replay: Replay = field(default_factory=Replay)
-    trust_region: TrustRegion | None = None
+    updates: int = 1000
+    network: NetworkRecipe = field(default_factory=FourierMLP)
+    optimisation: Optimisation = field(
+        default_factory=lambda: Optimisation(learning_rate=1e-2, batch=1024, ema_decay=0.99)
+    )
+    start: WarmStart = field(default_factory=GaussianStart)
+    replay: Replay = field(default_factory=lambda: Replay(paths=2048, updates=30, kept=3))
+    trust_region: TrustRegion | None = field(default_factory=TrustRegion)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +87,7 @@ class AdjointMatching(ControlSolver):
         if self.trust_region is not None and self.replay.paths < _LEAST_PATHS:
             raise InvalidInputError(
                 f"AdjointMatching with a trust region weighs its paths and needs {_LEAST_PATHS} or more at a time, got "
-                f"{self.replay.paths}: replay=Replay(paths=2048, updates=30, kept=3)."
+                f"{self.replay.paths}: leave replay as it is, or give trust_region=None."
             )
 
     def refusal(self, problem: ControlProblem) -> str | None:
@@ -113,7 +118,7 @@ class AdjointMatching(ControlSolver):
         rows["weight"] = rows["weight"] * (len(weights) * weights).to(targets).repeat(len(targets))
         keep_rows(state.memory, rows, self.replay.kept)
         if self.trust_region is not None:
-            state.memory["power"] = torch.tensor(power, dtype=torch.float64)
+            record_power(state.memory, power)
 
     def targets(self, problem: ControlProblem, costs: Costs, paths: Paths) -> tuple[Tensor, Tensor, float]:
         """Targets at the states before each step ``(N, batch, dim)``, weights of the paths, and the power of these."""
@@ -123,6 +128,14 @@ class AdjointMatching(ControlSolver):
         logs = without_start(log_weight(paths, costs), paths.x[0], problem.start)
         weights, power = self.trust_region.weights(logs)
         return mixed_targets(paths, costs, weights), weights, power
+
+    @property
+    def _steadier(self) -> str:
+        """Options that would help learning that ran away."""
+        if self.trust_region is None:
+            return "a trust region, trust_region=TrustRegion()"
+        smaller = f"TrustRegion(max_kl={0.3 * self.trust_region.max_kl:.2g})"
+        return f"a smaller trust region, {smaller}, and a lower learning rate"
 
     def checked_objective(self, actions: Tensor, state: ControlState) -> Tensor:
         """The mean of the paths' actions; NotConvergedError if learning has made them far worse than they were.
@@ -135,9 +148,7 @@ class AdjointMatching(ControlSolver):
             raise NotConvergedError(
                 f"AdjointMatching diverged: the objective is {float(mean):.3g} at update {state.step}, and was "
                 f"{float(first[0]):.3g} at first. The costs are too steep for paths that are far from the optimum. Use "
-                "LogVariance, which does not follow gradients of the costs; or AdjointMatching with "
-                "trust_region=TrustRegion() and replay=Replay(paths=2048, updates=30, kept=3); or lower the learning "
-                "rate and bring the terminal cost in little by little, annealing=Annealing()."
+                f"LogVariance, which does not follow gradients of the costs; or AdjointMatching with {self._steadier}."
             )
         return mean
 

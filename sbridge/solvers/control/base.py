@@ -23,6 +23,7 @@ from sbridge.solutions import ControlSolution
 from sbridge.solvers.base import Method
 from sbridge.solvers.control.stability import check_steps
 from sbridge.solvers.control.starts import Annealing, WarmStart, ZeroStart
+from sbridge.solvers.control.trust_region import warn_if_short
 from sbridge.time import TimeGrid
 from sbridge.training import Derived, Info, Learner, Optimisation, State, frozen_copy
 
@@ -96,6 +97,7 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
     def finish(self, problem: ControlProblem, state: ControlState) -> ControlSolution:
         """The averaged network on top of the warm start; a copy, so that the state can be trained on."""
         control = state.on_top(frozen_copy(state.network(averaged=True)))
+        warn_if_short(self, getattr(self, "trust_region", None), state.memory, state.step)
         self.warn_if_worse_than_nothing(problem, control, derive(state.seed, "judge"))
         return ControlSolution(problem, self.measure(problem, control))
 

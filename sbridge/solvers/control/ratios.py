@@ -23,7 +23,7 @@ from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.solvers.control.adjoint import Replay, keep_rows
 from sbridge.solvers.control.base import ControlSolver, ControlState
-from sbridge.solvers.control.trust_region import TrustRegion, check_one_pace, without_start
+from sbridge.solvers.control.trust_region import TrustRegion, check_one_pace, record_power, without_start
 from sbridge.storage.registry import register
 from sbridge.training import Info
 
@@ -93,7 +93,7 @@ class LogVariance(ControlSolver):
                 new["base"] = control_values(state.base, paths).transpose(0, 1)
         keep_rows(kept, new if alive is None else new | {"alive": alive.transpose(0, 1)}, self.replay.kept)
         kept["objective"] = control_objective(paths, problem.costs, alive).mean()
-        kept["power"] = torch.tensor(power, dtype=torch.float64)
+        record_power(kept, power)
 
 
 @register

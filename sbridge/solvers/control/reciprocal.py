@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sbridge.controls import Control
-from sbridge.errors import ConvergenceWarning, InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.linear import LinearMap
 from sbridge.objectives.adjoint import terminal_gradient
 from sbridge.objectives.control import control_objective, log_weight
@@ -17,15 +16,13 @@ from sbridge.objectives.control_rows import ReciprocalRows
 from sbridge.problems import ControlProblem
 from sbridge.problems.costs import Costs
 from sbridge.processes import ExactTransition, LinearProcess
-from sbridge.solutions import ControlSolution
 from sbridge.solvers.control.adjoint import Replay, keep_rows
 from sbridge.solvers.control.base import ControlSolver, ControlState
 from sbridge.solvers.control.starts import GaussianStart, WarmStart
-from sbridge.solvers.control.trust_region import TrustRegion, without_start
+from sbridge.solvers.control.trust_region import TrustRegion, record_power, without_start
 from sbridge.storage.registry import register
 from sbridge.training import Derived, Info, Optimisation
 
-_LEFT = 0.05  # a larger missing share of the terminal cost gives a warning
 _FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0, 1e9)
 
 
@@ -124,13 +121,11 @@ class ReciprocalAdjointMatching(ControlSolver):
         new = {"start": paths.x[0].clone(), "end": end, "gradient": finite_gradient(end, costs), "w": weights}
         keep_rows(kept, new, self.replay.kept)
         variance, maps = self.best_mixture(state)
-        left = kept.get("left", torch.ones((), dtype=torch.float64)) * (1.0 - power)
+        record_power(kept, power)
         kept |= {
             "objective": control_objective(paths, problem.costs).mean(),
             "variance": variance,
             "maps": maps.values,
-            "power": torch.tensor(power, dtype=torch.float64),
-            "left": left,
         }
 
     def best_mixture(self, state: ControlState) -> tuple[Tensor, LinearMap]:
@@ -168,20 +163,6 @@ class ReciprocalAdjointMatching(ControlSolver):
         k = places.long().clamp_max(len(table.t) - 1).to(device)
         noise = torch.randn((batch, kept["end"].shape[1]), generator=draws, dtype=kept["end"].dtype).to(device)
         return k, table.states(k, kept["start"][index], kept["end"][index], noise), index
-
-    def finish(self, problem: ControlProblem, state: ControlState) -> ControlSolution:
-        """The averaged network on top of the start; warns if the trust region was too small for the updates."""
-        left = float(state.memory.get("left", 0.0))
-        if left > _LEFT:
-            warnings.warn(
-                f"ReciprocalAdjointMatching has not reached the whole terminal cost: a share of {left:.0%} is missing "
-                f"after {state.step} updates, since each simulation may change the path measure by at most "
-                f"{self.trust_region.max_kl:g} nats. Use more updates, a larger TrustRegion(max_kl), or a start "
-                "that is closer, such as GaussianStart(end=Gaussian(mean, covariance)).",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return super().finish(problem, state)
 
 
 @dataclass(eq=False)

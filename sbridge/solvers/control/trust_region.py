@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import ConvergenceWarning, InvalidInputError
 from sbridge.laws import HasDensity, Law, Point
 from sbridge.storage.registry import check_kinds, register
 
 _HALVINGS = 40
+_LEFT = 0.05  # a larger missing share of the costs gives a warning
 
 
 @register
@@ -79,6 +81,26 @@ def without_start(log_weights: Tensor, start: Tensor, law: Law) -> Tensor:
     features, wanted = torch.cat(columns, 1).cpu(), log_weights.double().unsqueeze(1)
     fitted = features @ torch.linalg.lstsq(features, wanted.cpu(), driver="gelsy").solution
     return (wanted - fitted.to(wanted)).squeeze(1)
+
+
+def record_power(memory: dict[str, Tensor], power: float) -> None:
+    """Keeps the power ``b`` of a simulation, and the share ``∏(1 − b)`` of ``log α`` that is left out so far."""
+    left = memory.get("left", torch.ones((), dtype=torch.float64))
+    memory |= {"power": torch.tensor(power, dtype=torch.float64), "left": left * (1.0 - power)}
+
+
+def warn_if_short(solver: object, region: TrustRegion | None, memory: dict[str, Tensor], updates: int) -> None:
+    """ConvergenceWarning if the trust region was too small for the updates."""
+    left = float(memory.get("left", 0.0))
+    if region is not None and left > _LEFT:
+        warnings.warn(
+            f"{type(solver).__name__} has not reached the whole cost: a share of {left:.0%} is missing after {updates} "
+            f"updates, since each simulation may change the path measure by at most {region.max_kl:g} nats. Use more "
+            "updates, a larger TrustRegion(max_kl), or a start that is closer, such as "
+            "GaussianStart(end=Gaussian(mean, covariance)).",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
 
 
 def check_one_pace(trust_region: TrustRegion | None, annealing: object) -> None:

@@ -108,8 +108,8 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
     def scales(self, problem: ControlProblem, state: ControlState) -> dict[str, float]:
         """Numbers fixed before the first update: the sizes that states and controls are expected to have.
 
-        ``input`` is the root mean square of states on paths of the control that learning starts from, ``output`` the
-        size of a control whose energy ``½ T dim |u_i|²`` is the spread of their costs: what it may pay to be rid of it.
+        ``input`` is the root mean square of states on paths of the control that learning starts from. ``output`` is the
+        size of a control whose energy ``½ T dim |u_i|²`` equals the standard deviation of the costs of these paths.
         """
         paths, alive = self.sample(problem, state, state.base, _SCALE_PATHS)
         size = float(paths.x.double().square().mean().sqrt())

@@ -131,7 +131,7 @@ routes = {
     "relative entropy": lambda: (
         sb.solve(
             problem,
-            sb.RelativeEntropy(updates=updates(400), start=sb.starts.GaussianStart(), gradient=ReversibleAdjoint()),
+            sb.RelativeEntropy(updates=updates(200), start=sb.starts.GaussianStart(), gradient=ReversibleAdjoint()),
             seed=0,
         ).control
     ),

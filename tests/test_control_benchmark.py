@@ -55,6 +55,7 @@ def test_optimal_control_reaches_the_optimum_and_its_weights_the_tilted_value(na
     assert truth.tilted <= truth.optimum + 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:AdjointMatching has not reached")
 def test_a_row_has_scores_beside_exact_answers():
     row = control.run(control.Case("linear_ou", "AdjointMatching"), divisor=200)
     assert row.targets["objective"] == pytest.approx(-2.17593, abs=1e-5)
@@ -87,8 +88,8 @@ def test_a_budget_is_spent_on_updates(monkeypatch):
     monkeypatch.setattr(control.time, "process_time", lambda: float(next(ticks)))
     problem = ControlProblem(BrownianMotion(1.0), Point(torch.zeros(1)), terminal_cost=lambda x: x.sum(1))
     solver = LogVariance(grid=TimeGrid.uniform(2), network=MLP(4, 1))
-    # one second to set up and one for twenty updates, by this clock
-    assert control.updates_within(problem, solver, 5.0, seed=0) == 80
+    # one second to set up and one for thirty updates, by this clock
+    assert control.updates_within(problem, solver, 5.0, seed=0) == 120
     assert control.updates_within(problem, solver, 0.5, seed=0) == 1
 
 

@@ -55,7 +55,6 @@ def test_optimal_control_reaches_the_optimum_and_its_weights_the_tilted_value(na
     assert truth.tilted <= truth.optimum + 1e-12
 
 
-@pytest.mark.filterwarnings("ignore:AdjointMatching has not reached")
 def test_a_row_has_scores_beside_exact_answers():
     row = control.run(control.Case("linear_ou", "AdjointMatching"), divisor=200)
     assert row.targets["objective"] == pytest.approx(-2.17593, abs=1e-5)

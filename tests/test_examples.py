@@ -23,6 +23,7 @@ import contextlib, io, runpy, sys, warnings
 for kind in (DeprecationWarning, SyntaxWarning):
     warnings.filterwarnings("ignore", ".*invalid escape sequence", kind)
 warnings.filterwarnings("ignore", "the fit does not transport the samples", UserWarning)
+warnings.filterwarnings("ignore", ".*has not reached the whole cost", UserWarning)
 import matplotlib.pyplot as plt
 from sbridge.solvers.base import Method
 Method.finished = lambda self, problem, state: state.step >= min(20, self.max_steps(problem))

@@ -168,12 +168,10 @@ def score_at(
     for baseline, made in setting.maps(fit0, fit1, bridge):
         moved = _then(made, lambda move: start + done * (move(start) - start))
         scores += _entry(judge, baseline, moved)
-    words = (
-        f"{len(start)} source rows predicted at t = {t:g}, scored against {len(reference)} rows observed at that time"
-    )
-    notes = limit_notes(limits, {})
+    words = f"{len(start)} source rows predicted at t = {t:g}, scored against {len(reference)} observed at that time"
     columns = tuple(column for column in setting.columns if column != COST_COLUMN)
-    return Report(bridge.dim, bridge.horizon, seed, columns, (Task(name, words, tuple(scores)),), (), tuple(notes))
+    tasks, notes = (Task(name, words, tuple(scores)),), tuple(limit_notes(limits, {}))
+    return Report(bridge.dim, bridge.horizon, seed, columns, tasks, (), notes)
 
 
 @dataclass(frozen=True)

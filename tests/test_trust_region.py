@@ -7,7 +7,7 @@ import torch
 from quadratic import Feedback, small
 
 from sbridge.controls import MLP
-from sbridge.errors import ConvergenceWarning, InvalidInputError, UnsupportedError
+from sbridge.errors import ConvergenceWarning, InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.evaluation import control_error
 from sbridge.fitting import solve
 from sbridge.laws import Gaussian, Point
@@ -22,6 +22,7 @@ from sbridge.solvers import (
     ControlSolver,
     EarlierStart,
     LogVariance,
+    ReciprocalAdjointMatching,
     Replay,
     RiccatiStart,
     TrustRegion,
@@ -119,6 +120,16 @@ def test_a_trust_region_that_is_too_small_for_the_updates_is_told(make: type) ->
     solver = bounded(make, updates=3, trust_region=TrustRegion(1e-3))
     with pytest.warns(ConvergenceWarning, match=r"a share of \d+% is missing after 3 updates, since .* 0.001 nats"):
         solve(problem, solver, seed=0)
+
+
+@pytest.mark.parametrize("make", [AdjointMatching, ReciprocalAdjointMatching])
+def test_a_gradient_that_is_not_finite_is_shown_with_its_place(make: type) -> None:
+    """``√|x − x|`` is zero, and the gradient that torch finds is not a number."""
+    problem = ControlProblem(
+        BrownianMotion(1.0), Point(torch.zeros(2)), None, lambda x: (x[:, 0] - x[:, 0].detach()).abs().sqrt()
+    )
+    with pytest.raises(NonFiniteError, match=r"gradient of the terminal cost is NaN .* ends, such as x = \("):
+        solve(problem, make(grid=GRID), seed=0)
 
 
 def test_options_that_do_not_go_together() -> None:

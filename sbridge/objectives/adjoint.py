@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls import Control
-from sbridge.errors import UnsupportedError
+from sbridge.errors import NonFiniteError, UnsupportedError
 from sbridge.measures import Paths
 from sbridge.problems.costs import WITHOUT_GRADIENTS, Costs
 from sbridge.processes import Chain
@@ -118,8 +118,17 @@ def _refuse_stopping(costs: Costs) -> None:
 
 
 def terminal_gradient(x: Tensor, costs: Costs) -> Tensor:
-    """Computes ``∇g(x)``, shape ``(batch, dim)``."""
-    return gradient(x, costs.end)
+    """Computes ``∇g(x)``, shape ``(batch, dim)``; raises NonFiniteError, with an example, if it is not finite."""
+    found = gradient(x, costs.end)
+    bad = ~found.isfinite().all(1)
+    if bool(bad.any()):
+        place = ", ".join(f"{value:.3g}" for value in x[bad][0].tolist()[:4])
+        raise NonFiniteError(
+            f"the gradient of the terminal cost is NaN or infinite at {int(bad.sum())} of {len(x)} simulated ends, "
+            f"such as x = ({place}{', …' if x.shape[1] > 4 else ''}). Write it so that torch can differentiate it "
+            "there, with torch.logsumexp for the logarithm of a sum; or use LogVariance(), which needs no gradient."
+        )
+    return found
 
 
 def adjoint_targets(chain: Chain, adjoint: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls import Control
-from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
+from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.linear import LinearMap
 from sbridge.objectives.adjoint import terminal_gradient
 from sbridge.objectives.control import control_objective, log_weight
@@ -118,7 +118,7 @@ class ReciprocalAdjointMatching(ControlSolver):
         paths, _ = self.sample(problem, state, control, self.replay.paths)
         kept, end = state.memory, paths.x[-1].clone()
         weights, power = self.trust_region.weights(without_start(log_weight(paths, costs), paths.x[0], problem.start))
-        new = {"start": paths.x[0].clone(), "end": end, "gradient": finite_gradient(end, costs), "w": weights}
+        new = {"start": paths.x[0].clone(), "end": end, "gradient": terminal_gradient(end, costs), "w": weights}
         keep_rows(kept, new, self.replay.kept)
         variance, maps = self.best_mixture(state)
         record_power(kept, power)
@@ -180,17 +180,3 @@ def _tabulated(state: ControlState) -> ReciprocalRows:
     if not isinstance(state, ReciprocalState):
         raise InvalidInputError(f"a ReciprocalState is needed, got a {type(state).__name__}.")
     return state.table
-
-
-def finite_gradient(x: Tensor, costs: Costs) -> Tensor:
-    """Computes ``∇g(x)``; raises NonFiniteError, with an example of ``x``, if it is not finite."""
-    found = terminal_gradient(x, costs)
-    bad = ~found.isfinite().all(1)
-    if bool(bad.any()):
-        place = ", ".join(f"{value:.3g}" for value in x[bad][0].tolist()[:4])
-        raise NonFiniteError(
-            f"the gradient of the terminal cost is NaN or infinite at {int(bad.sum())} of {len(x)} simulated ends, "
-            f"such as x = ({place}{', …' if x.shape[1] > 4 else ''}). Write it so that torch can differentiate it "
-            "there, with torch.logsumexp for the logarithm of a sum; or use LogVariance(), which needs no gradient."
-        )
-    return found

@@ -28,7 +28,7 @@ from sbridge.identities import (
 from sbridge.identities.settings import PROCESSES, mixture
 from sbridge.identities.tools.components import Components, Waves
 from sbridge.laws import Density, Gaussian, Samples
-from sbridge.processes import VariancePreserving
+from sbridge.processes import OrnsteinUhlenbeck, VariancePreserving
 
 ALWAYS = math.erfc(3 / math.sqrt(2))
 
@@ -243,6 +243,27 @@ def test_a_wrong_sign_of_the_divergence_is_seen(monkeypatch):
 
     monkeypatch.setattr(reversal, "exactly_reversed", wrong)
     assert fails("pathwise_value")
+
+
+@pytest.mark.parametrize(
+    "functional", ["action_gap", "denoising_score_matching", "denoising_constant", "implicit_score_matching"]
+)
+def test_a_functional_without_its_half_is_seen(monkeypatch, functional):
+    from sbridge.identities import action
+
+    right = getattr(action, functional)
+    monkeypatch.setattr(action, functional, lambda *a, **options: right(*a, **options) * 2.0)
+    assert fails("losses_agree_on_the_same_paths")
+
+
+@pytest.mark.parametrize("name", ["fokker_planck", "hamilton_jacobi_bellman"])
+def test_a_grid_solution_with_a_wrong_noise_is_seen(monkeypatch, name):
+    from sbridge.identities import equations
+
+    right = getattr(equations, name)
+    wrong = lambda process: OrnsteinUhlenbeck(process.rate, process.sigma * 1.01, process.mean, process.horizon)  # noqa: E731
+    monkeypatch.setattr(equations, name, lambda process, *a: right(wrong(process), *a))
+    assert fails(f"{name}_on_a_grid_converges", quick(1, "OU"))
 
 
 def test_a_heat_kernel_with_a_wrong_width_is_seen(monkeypatch):

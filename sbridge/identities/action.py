@@ -17,7 +17,17 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import Score, ScoreControl
 from sbridge.diffusion.reverse import end_distribution
-from sbridge.functionals import PathValues, action_difference, streamed
+from sbridge.functionals import (
+    PathValues,
+    action_difference,
+    action_gap,
+    denoising_constant,
+    denoising_score_matching,
+    explicit_score_matching,
+    implicit_constant,
+    implicit_score_matching,
+    streamed,
+)
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
 from sbridge.identities.tools.monte_carlo import (
@@ -42,6 +52,7 @@ from sbridge.objectives import score_matching as losses
 from sbridge.random import generator
 
 action_identity = partial(identity, group="action")
+_ROUNDING = 1e-9
 _TILT = 0.1
 """Path KL in nats to which the error of a trained network is scaled down before its exponential is averaged."""
 
@@ -129,6 +140,34 @@ def denoising_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
         right = explicit(setting, score, "denoising", note, exact=exact)
         constant = ", C is the loss of the true score" if score is setting.network else ""
         yield Outcome.of(left, right, note=note + constant)
+
+
+@action_identity(
+    statement="action gap = explicit loss = denoising loss − C = implicit loss + constant, along the same paths",
+    equation="Premkumar 2023, eq. (3.36)–(3.43); Vincent 2011; Hyvärinen 2005",
+    kind=Kind.EQUALITY,
+    left="each functional of the paths, minus its constant",
+    right="explicit score matching along the same paths",
+)
+def losses_agree_on_the_same_paths(setting: Setting) -> Iterator[Outcome]:
+    """Compares four functionals of one set of paths: at every knot their integrands have the same mean."""
+    setting, few = limit_points(setting, GRADIENT_POINTS)
+    process, exact, s_min = setting.process, setting.exact, setting.s_min
+    paths = noising(setting, 40).sample(min(setting.samples, 1000), seed=setting.seed_of("the same paths"))
+    for note, score in scores_to_check(setting):
+        u, best = (ScoreControl(process, one) for one in (score, exact))
+        routes = {
+            "action gap": action_gap(paths, u, best, start_time=s_min),
+            "denoising": denoising_score_matching(paths, score, s_min=s_min)
+            - denoising_constant(paths, exact, s_min=s_min),
+            "implicit": implicit_score_matching(paths, score, s_min=s_min)
+            + implicit_constant(paths, exact, s_min=s_min),
+        }
+        explicit_loss = explicit_score_matching(paths, score, exact, s_min=s_min).values
+        rounding = _ROUNDING * float(explicit_loss.mean())
+        for route, found in routes.items():
+            gap = found.values - explicit_loss
+            yield Outcome.paired(gap, explicit_loss, rounding, f"{route}, {note}{few}")
 
 
 @action_identity(

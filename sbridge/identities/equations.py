@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ from sbridge.identities.tools.line import line_grid, mean_and_std
 from sbridge.identities.tools.noising import POINTS, is_scalar, noising_states
 from sbridge.identities.tools.tilts import Tilt
 from sbridge.measures import PathMeasure
-from sbridge.pde import Grid, backward_kolmogorov, solve_schroedinger
+from sbridge.pde import Grid, backward_kolmogorov, fokker_planck, hamilton_jacobi_bellman, solve_schroedinger
 from sbridge.processes import BrownianMotion, LinearProcess, ReversedDrift, Transition
 from sbridge.processes.base import Time
 from sbridge.time import TimeGrid
@@ -44,6 +44,57 @@ def fokker_planck_residual(setting: Setting) -> Iterator[Outcome]:
         spread, flow = seen.diffusion_term(setting.process, t), seen.along(_drift(setting, t, x))
         growth = _growth(setting, t, x)
         yield _residual(note, seen.rate + flow + growth - spread, seen.rate, flow, growth, spread)
+
+
+@equation_identity(
+    statement="grid solutions of the Fokker–Planck equation converge to the noised density with order 2",
+    equation="Premkumar 2023, eq. (2.6)",
+    kind=Kind.ORDER,
+    left="order of the total variation when cells and steps are halved; finite volumes",
+    right="2",
+    applies=Setting.has_density_on_line,
+)
+def fokker_planck_on_a_grid_converges(setting: Setting) -> Outcome:
+    """Measures the order at the horizon, from the density of the data on."""
+    exact = setting.exact
+
+    def error(grid: Grid, steps: int) -> float:
+        start, end = (grid.field(exact.log_density(t, grid.points).exp()) for t in (0.0, setting.horizon))
+        found = fokker_planck(setting.process, grid, start, TimeGrid.uniform(steps)).density[-1]
+        return float(0.5 * np.abs(found - end).sum() * grid.volume)
+
+    return _order(setting, error)
+
+
+@equation_identity(
+    statement="grid solutions of the Hamilton–Jacobi–Bellman equation converge to J = −log φ with order 2",
+    equation="Premkumar 2023, eq. (3.24)–(3.25)",
+    kind=Kind.ORDER,
+    left="order of the root mean square error when cells and steps are halved; finite volumes of φ, in logarithms",
+    right="2",
+    applies=Setting.has_density_on_line,
+)
+def hamilton_jacobi_bellman_on_a_grid_converges(setting: Setting) -> Outcome:
+    """Measures the order for a terminal cost ``J_T = −log φ_T`` that is a mixture."""
+    tilt = Tilt.of(setting)
+
+    def error(grid: Grid, steps: int) -> float:
+        found = hamilton_jacobi_bellman(
+            setting.process, grid, lambda x: -tilt.log_potential(setting.horizon, x.double()), TimeGrid.uniform(steps)
+        )[0]
+        weight = grid.field(setting.exact.log_density(setting.horizon / 3.0, grid.points).exp()) * grid.volume
+        return math.sqrt(float((weight * np.square(found + grid.field(tilt.log_potential(0.0, grid.points)))).sum()))
+
+    return _order(setting, error)
+
+
+def _order(setting: Setting, error: Callable[[Grid, int], float]) -> Outcome:
+    """The order of an error between two grids, of 4 and 8 cells in the smallest standard deviation."""
+    coarse = line_grid(setting, 4.0)
+    fine = Grid(coarse.low, coarse.high, (2 * coarse.cells[0],))
+    first, last = error(coarse, 60), error(fine, 120)
+    note = f"{coarse.cells[0]} and {fine.cells[0]} cells, errors {first:.1e} and {last:.1e}"
+    return Outcome(math.log2(first / last), 2.0, allowance=0.25, note=note)
 
 
 @equation_identity(

@@ -256,6 +256,15 @@ def test_a_functional_without_its_half_is_seen(monkeypatch, functional):
     assert fails("losses_agree_on_the_same_paths")
 
 
+def test_a_wrong_sign_of_the_determinant_is_seen(monkeypatch):
+    from sbridge.measures import ratios
+
+    assert not fails("kernel_ratio_has_mean_one")
+    right = ratios._log_det_gap
+    monkeypatch.setattr(ratios, "_log_det_gap", lambda *a: -right(*a))
+    assert fails("kernel_ratio_has_mean_one")
+
+
 @pytest.mark.parametrize("name", ["fokker_planck", "hamilton_jacobi_bellman"])
 def test_a_grid_solution_with_a_wrong_noise_is_seen(monkeypatch, name):
     from sbridge.identities import equations

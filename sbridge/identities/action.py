@@ -47,7 +47,7 @@ from sbridge.identities.tools.monte_carlo import (
     trace_probes,
 )
 from sbridge.laws import Samples
-from sbridge.measures import Direction, Estimate, PathMeasure, Paths, log_ratio
+from sbridge.measures import Direction, Estimate, PathMeasure, Paths, kernel_log_ratio, log_ratio
 from sbridge.objectives import score_matching as losses
 from sbridge.random import generator
 
@@ -274,6 +274,26 @@ def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
         # The number is fixed: a pilot that misses the tail of the exponential would ask for too few.
         found = weights((min(draws, 12) if isinstance(setting.data, Samples) else draws) * setting.samples)
         yield Outcome(found.value, 1.0, found.standard_error, note=note + few)
+
+
+@action_identity(
+    statement="E e^{−log dF/dB} = 1 for the forward chain F and a backward chain B of other kernels",
+    equation="Premkumar 2023, eq. (3.18); Radon–Nikodym",
+    kind=Kind.EQUALITY,
+    left="ratios of the step kernels of noising and of its reversal by the exact score, and of their starts",
+    right="1",
+    applies=lambda setting: setting.has_density() and setting.dim <= 2,
+)
+def kernel_ratio_has_mean_one(setting: Setting) -> Outcome:
+    """Checks the ratio of two chains that run in opposite directions; it is exact at any step size."""
+    process, start = setting.process, end_distribution(setting.process, setting.data)
+    forward = noising(setting, 160)
+    backward = PathMeasure(process, ScoreControl(process, setting.exact), start, Direction.BACKWARD, forward.grid)
+    paths = forward.sample(setting.samples, seed=setting.seed_of("kernel ratio"))
+    with torch.no_grad():
+        ends = setting.exact.log_density(0.0, paths.x[0]) - start.log_density(paths.x[-1])
+        found = Estimate.of((-kernel_log_ratio(paths, forward, backward).double() - ends.double()).exp())
+    return Outcome(found.value, 1.0, found.standard_error)
 
 
 @dataclass(frozen=True, eq=False)

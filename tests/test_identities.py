@@ -28,6 +28,7 @@ from sbridge.identities import (
 from sbridge.identities.settings import PROCESSES, mixture
 from sbridge.identities.tools.components import Components, Waves
 from sbridge.laws import Density, Gaussian, Samples
+from sbridge.measures import path_kl
 from sbridge.processes import OrnsteinUhlenbeck, VariancePreserving
 
 ALWAYS = math.erfc(3 / math.sqrt(2))
@@ -254,6 +255,17 @@ def test_a_functional_without_its_half_is_seen(monkeypatch, functional):
     right = getattr(action, functional)
     monkeypatch.setattr(action, functional, lambda *a, **options: right(*a, **options) * 2.0)
     assert fails("losses_agree_on_the_same_paths")
+
+
+def test_a_path_kl_without_its_half_is_seen(monkeypatch):
+    from sbridge.identities import likelihood
+
+    def double(*a, **options):
+        found = path_kl(*a, **options)
+        return dataclasses.replace(found, value=2.0 * found.value)
+
+    monkeypatch.setattr(likelihood, "path_kl", double)
+    assert fails("path_kl_of_a_chain_is_closed_form")
 
 
 def test_a_wrong_sign_of_the_determinant_is_seen(monkeypatch):

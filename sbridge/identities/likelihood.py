@@ -28,7 +28,7 @@ from sbridge.identities.tools.monte_carlo import (
     sum_estimates,
 )
 from sbridge.laws import Gaussian, Samples
-from sbridge.measures import Estimate, PathMeasure
+from sbridge.measures import Estimate, PathMeasure, path_kl
 from sbridge.objectives import score_matching as losses
 from sbridge.processes import BrownianMotion, LinearProcess, OrnsteinUhlenbeck
 from sbridge.random import generator
@@ -242,6 +242,36 @@ def partitions_tend_to_the_pathwise_kl(setting: Setting) -> Outcome:
     fine, coarse = (partition_kl(setting, drifting, free, n) for n in (64, 32))
     path = _pathwise(setting, drifting, 64)
     return Outcome(fine, path.estimate.value, path.estimate.standard_error, path.allowance + abs(fine - coarse))
+
+
+@action_identity(
+    statement="KL(P ‖ R) = ½ Σ Δ_k E|u_k|² for a chain with an affine control, exactly",
+    equation="Premkumar 2023, eq. (3.19)",
+    kind=Kind.EQUALITY,
+    left="simulated paths",
+    right="means and covariances of the chain, step by step",
+)
+def path_kl_of_a_chain_is_closed_form(setting: Setting) -> Outcome:
+    """Checks the path KL of 32 steps towards the mean of the data."""
+    drifting, free = _mean_reverting(setting)
+
+    def control(t: Time, x: Tensor) -> Tensor:
+        return drifting.scale(t).inverse().to(x)(drifting.drift(t, x))
+
+    ours, theirs = (PathMeasure(free, u, setting.data, grid=_squares(32)) for u in (control, None))
+    found = path_kl(ours, theirs, setting.samples, seed=setting.seed_of("chain"))
+    mean, covariance = (one.double() for one in moments(setting.data))
+    unit, total = torch.eye(setting.dim, dtype=torch.float64), 0.0
+    chain = ours.chain(mean[None])
+    for k, (t, width) in enumerate(zip(chain.step_times, chain.root_durations, strict=True)):
+        root, offset = chain.root(k)(unit), control(t, torch.zeros_like(mean)[None])
+        gain = control(t, unit) - offset  # rows: u = x · gain + offset
+        moved = mean[None] @ gain + offset
+        total += 0.5 * width**2 * float(moved.square().sum() + (gain.mT @ covariance @ gain).trace())
+        step = unit + width * gain @ root
+        mean = mean + (width * moved @ root)[0]
+        covariance = step.mT @ covariance @ step + root.mT @ root
+    return Outcome(found.value, total, found.standard_error)
 
 
 def _mean_reverting(setting: Setting) -> tuple[OrnsteinUhlenbeck, BrownianMotion]:

@@ -89,10 +89,10 @@ def hamilton_jacobi_bellman_on_a_grid_converges(setting: Setting) -> Outcome:
 
 
 def _order(setting: Setting, error: Callable[[Grid, int], float]) -> Outcome:
-    """The order of an error between two grids, of 4 and 8 cells in the smallest standard deviation."""
-    coarse = line_grid(setting, 4.0)
+    """The order of an error between two grids, of 2.5 and 5 cells in the smallest standard deviation."""
+    coarse = line_grid(setting, 2.5)
     fine = Grid(coarse.low, coarse.high, (2 * coarse.cells[0],))
-    first, last = error(coarse, 60), error(fine, 120)
+    first, last = error(coarse, 40), error(fine, 80)
     note = f"{coarse.cells[0]} and {fine.cells[0]} cells, errors {first:.1e} and {last:.1e}"
     return Outcome(math.log2(first / last), 2.0, allowance=0.25, note=note)
 

@@ -3,6 +3,7 @@
 Training is cut short here; a whole script: ``python -W error examples/plot_NAME.py --fast``.
 """
 
+import ast
 import os
 import subprocess
 import sys
@@ -38,6 +39,13 @@ for sys.argv[0] in scripts:
 
 def test_there_are_examples():
     assert len(EXAMPLES) >= 17
+
+
+def test_every_example_has_a_place_in_the_gallery():
+    """The site cannot be built with an example that the order of the gallery leaves out."""
+    tree = ast.parse((ROOT / "docs" / "_extensions" / "site_content.py").read_text(encoding="utf-8"))
+    (order,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "EXAMPLES"]
+    assert sorted(ast.literal_eval(order)) == [script.stem.removeprefix("plot_") for script in EXAMPLES]
 
 
 def name(script):

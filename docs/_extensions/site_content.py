@@ -34,6 +34,7 @@ EXAMPLES = (
     "same_marginals",
     "memorisation",
     "action_gap",
+    "action_to_score",
 )
 """The gallery from what most people come for to what fewer ask."""
 

@@ -54,7 +54,16 @@ def coarse(monkeypatch):
 
 
 # Their errors are as large as ``samples`` make them, or as the cap on added draws.
-COARSE = ("likelihood_ratio", "killed_ratio", "feynman", "partitions", "elbo_of")
+COARSE = (
+    "likelihood_ratio",
+    "killed_ratio",
+    "feynman",
+    "partitions",
+    "elbo_of",
+    "losses_agree",
+    "kernel_ratio",
+    "path_kl_of",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +78,7 @@ def test_it_holds(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_holds_for_points(name, coarse):
     where = setting(2, "VP", points=60)
-    assert holds(name, where), named(name)(where)
+    assert not named(name).applies(where) or holds(name, where), named(name)(where)
 
 
 @pytest.mark.slow

@@ -75,10 +75,10 @@ def test_it_holds(name):
         assert precise_enough(check) or name.startswith(COARSE), check
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "kernel_ratio_has_mean_one"])  # needs a density
 def test_it_holds_for_points(name, coarse):
     where = setting(2, "VP", points=60)
-    assert not named(name).applies(where) or holds(name, where), named(name)(where)
+    assert holds(name, where), named(name)(where)
 
 
 @pytest.mark.slow

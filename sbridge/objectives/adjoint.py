@@ -36,19 +36,10 @@ def lean_adjoint(paths: Paths, costs: Costs, end: Tensor | None = None, base: Co
     """
     _refuse_stopping(costs)
     chain, states = paths.chain, paths.x.detach()
-
-    def ahead(k: int, x: Tensor, a: Tensor) -> Tensor:
-        t, span = chain.step_times[k], chain.root_durations[k] ** 2
-        kept = None if base is None else base(t, x)
-        moved = (chain.move(k, x, kept) * a).sum(1)
-        if kept is not None:
-            moved = moved + span * (kept * paths.v[k].detach()).sum(1)
-        return moved if costs.running is None else moved + span * costs.rate(t, x)
-
     adjoint = torch.empty_like(states)
     adjoint[-1] = a = terminal_gradient(states[-1], costs) if end is None else end
     for k in reversed(range(chain.length)):
-        adjoint[k] = a = a + gradient(states[k], lambda x, k=k, a=a: ahead(k, x, a))
+        adjoint[k] = a = _before(paths, costs, k, a, base)
     return adjoint
 
 
@@ -82,20 +73,28 @@ def mixed_targets(paths: Paths, costs: Costs, weights: Tensor) -> Tensor:
     _refuse_stopping(costs)
     chain, x = paths.chain, paths.x.detach()
     targets, weights = torch.empty_like(x[:-1]), weights.to(x).unsqueeze(1)
-    p = -terminal_gradient(x[-1], costs)
+    a = terminal_gradient(x[-1], costs)  # a = −p
     for k in reversed(range(chain.length)):
-        root, width, t, v = chain.root(k), chain.root_durations[k], chain.step_times[k], paths.v[k].detach()
-        adjoint = root.T(p) / width
+        root, width, v = chain.root(k), chain.root_durations[k], paths.v[k].detach()
+        adjoint = root.T(-a) / width
         gap = v + paths.noise[k] / width - adjoint
         targets[k] = adjoint + _share(gap, v - adjoint, x[k], weights) * gap
-        q = root.T.inverse()(width * targets[k])
-
-        def ahead(y: Tensor, k: int = k, q: Tensor = q, t: float = t, width: float = width) -> Tensor:
-            moved = (chain.move(k, y) * q).sum(1)
-            return moved if costs.running is None else moved - width * width * costs.rate(t, y)
-
-        p = q + gradient(x[k], ahead)
+        a = _before(paths, costs, k, -root.T.inverse()(width * targets[k]))
     return targets
+
+
+def _before(paths: Paths, costs: Costs, k: int, a: Tensor, base: Control | None = None) -> Tensor:
+    """The adjoint state before step ``k`` from that after it: the equation of :func:`lean_adjoint`."""
+    t, span = paths.chain.step_times[k], paths.chain.root_durations[k] ** 2
+
+    def ahead(x: Tensor) -> Tensor:
+        kept = None if base is None else base(t, x)
+        moved = (paths.chain.move(k, x, kept) * a).sum(1)
+        if kept is not None:
+            moved = moved + span * (kept * paths.v[k].detach()).sum(1)
+        return moved if costs.running is None else moved + span * costs.rate(t, x)
+
+    return a + gradient(paths.x[k].detach(), ahead)
 
 
 def _share(gap: Tensor, wanted: Tensor, x: Tensor, weights: Tensor) -> Tensor:

@@ -128,11 +128,10 @@ class BridgeProblem:
                 f"{shown(cost)}."
             )
         ends = {"source": self.source, "target": self.target}
+        probes = {name: _probe(end) for name, end in ends.items() if not isinstance(end, Density)}
         for t in (0.0, 0.5 * self.reference.horizon, self.reference.horizon):
-            for name, end in ends.items():
-                if not isinstance(end, Density):
-                    x = _probe(end)
-                    checked(cost(t, x), x, "state cost", f"t = {t:g} and states of the {name}")
+            for name, x in probes.items():
+                checked(cost(t, x), x, "state cost", f"t = {t:g} and states of the {name}")
 
 
 def _check_law(value: object, name: str) -> None:

@@ -102,7 +102,6 @@ class NoiseCoordinates:
         alike = not linear.dense and linear.values.shape[-1] == 1
         if alike and not _is_diagonal(curvature):
             values, vectors = torch.linalg.eigh(curvature)
-            values, vectors = torch.linalg.eigh(curvature)
             values = torch.where(values.abs() > _RELATIVE_ZERO * values.abs().max(), values, 0.0)
             basis, curvature = basis @ LinearMap(vectors, dense=True), values.diag()
         elif not alike:

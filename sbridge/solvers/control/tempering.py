@@ -143,7 +143,8 @@ class _Tempered:
         usable = logs.isfinite() & slopes.isfinite().all(1)
         logs = torch.where(usable, logs.double(), -math.inf)
         slopes = torch.where(usable.unsqueeze(1), slopes, 0.0)
-        return _States(x, logs, self.cover.log_density(x).double(), slopes, _with_slope(self.cover, x)[1])
+        cover, slope = _with_slope(self.cover, x)
+        return _States(x, logs, cover.double(), slopes, slope)
 
     def moved(self, states: _States, beta: float, length: float, draws: torch.Generator) -> tuple[_States, float]:
         """One Metropolis-adjusted Langevin step of each state, and the share of accepted proposals."""

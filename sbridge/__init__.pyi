@@ -52,6 +52,7 @@ from sbridge.problems import (
     BridgeProblem as BridgeProblem,
     ControlProblem as ControlProblem,
     costs as costs,
+    ends as ends,
     sampling_problem as sampling_problem,
 )
 from sbridge.processes import (

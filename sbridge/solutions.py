@@ -19,7 +19,7 @@ from sbridge.laws import Law, as_rows
 from sbridge.laws.scaling import AffineScaling
 from sbridge.measures import Direction, EndKernel, PathMeasure, Paths, Times
 from sbridge.modes import standard_modes
-from sbridge.problems import AbsorbedCost, BridgeProblem, ControlProblem, StateCost
+from sbridge.problems import AbsorbedCost, BridgeProblem, ControlProblem, Reweighting
 from sbridge.processes.base import Process
 from sbridge.random import Seed
 from sbridge.storage import documents, files
@@ -58,6 +58,7 @@ class Bridge:
         backward: runs from the target at ``t = T`` down to ``0``: drift ``−b + σû`` in reversed time.
         state_cost: of a bridge with a quadratic state cost, which is part of its reference: what the cost adds to
             ``KL(P ‖ reference)`` at the two ends. ``None`` for a plain bridge.
+        balance: of a bridge with soft ends: growth of source rows, and the part of the target that is explained.
 
     Methods take samples as arrays or tensors and return tensors, in the units of the data and with the dtype and device
     of the input. Results of :meth:`transport`, :meth:`interpolate` and :meth:`conditional_mean` have no gradient
@@ -69,6 +70,7 @@ class Bridge:
     forward: PathMeasure
     backward: PathMeasure
     state_cost: AbsorbedCost | None = field(default=None, kw_only=True)
+    balance: Reweighting | None = field(default=None, kw_only=True)
 
     __repr__ = short_repr
 
@@ -120,11 +122,16 @@ class Bridge:
 
         All times stay bridge times, so ``interpolate(x, t)`` then starts at ``t = T``.
         """
-        return Bridge(self.backward, self.forward, state_cost=self.state_cost)
+        return replace(self, forward=self.backward, backward=self.forward)
 
-    def with_cost(self, cost: StateCost | None) -> Bridge:
-        """Returns this bridge of an absorbed problem with what the cost adds at the ends."""
-        return replace(self, state_cost=cost) if isinstance(cost, AbsorbedCost) else self
+    def of(self, problem: BridgeProblem) -> Bridge:
+        """Returns this bridge of a plain problem with what is left of a state cost, or of soft ends."""
+        cost, balance = problem.state_cost, problem.balance
+        return replace(
+            self,
+            state_cost=cost if isinstance(cost, AbsorbedCost) else None,
+            balance=balance if isinstance(balance, Reweighting) else None,
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes ``PATH.json`` (structure) and ``PATH.safetensors`` (numbers), each atomically.
@@ -145,7 +152,7 @@ class Bridge:
         return Bridge(
             _in_data_units(self.forward, scaling, problem.reference, problem.source),
             _in_data_units(self.backward, scaling, problem.reference, problem.target),
-        ).with_cost(problem.state_cost)
+        ).of(problem)
 
     def _rows(self, x: Tensor | np.ndarray, name: str) -> Tensor:
         rows = as_rows(x, name, least=1)

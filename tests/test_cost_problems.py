@@ -15,7 +15,7 @@ from sbridge.exact import GaussianCoupling
 from sbridge.fitting import choose_solver
 from sbridge.laws.scaling import AffineScaling, CommonScale
 from sbridge.pde import Grid, solve_schroedinger
-from sbridge.problems import unabsorbed_cost
+from sbridge.problems import not_plain
 from sbridge.solutions import Bridge, load
 from sbridge.solvers import Solver
 
@@ -57,7 +57,7 @@ def test_a_plain_problem_stays_as_it_is():
     assert problem.absorbed() is problem
     assert problem.state_cost is None
     assert sb.solve(problem, sb.GaussianBridge(), seed=0).state_cost is None
-    assert unabsorbed_cost("It", problem) is None
+    assert not_plain("It", problem) is None
 
 
 @pytest.mark.parametrize(

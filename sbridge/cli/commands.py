@@ -124,6 +124,8 @@ class Fit(Training, Generic[SolverOptions, ReferenceOptions]):
     reference_options: Annotated[ReferenceOptions, arg(name="reference")]
     state_cost: Annotated[str | None, arg(metavar="FILE.py:NAME"), _default("none")] = None
     """State cost V to keep low on the way, per unit of time: a costs.Quadratic called NAME in a Python file."""
+    soft_ends: Annotated[tuple[float, float] | None, arg(metavar="SOURCE TARGET"), _default("inf inf: hard")] = None
+    """Ends that may change, by growth and death: the price of a change of either end in nats; inf: a hard end."""
     solver: SolverName = "auto"
     """Method; auto chooses one that suits the data and prints the choice. Options of a method: --solver NAME --help."""
     solver_options: Annotated[SolverOptions, arg(name="solver")]

@@ -150,6 +150,12 @@ def _fit(command: commands.Fit) -> Iterator[Check]:  # type: ignore[type-arg]
             Path(file).is_file() if file else False,
             f"--state-cost takes FILE.py:NAME, and {shown(file or command.state_cost)} is not the path of a file.",
         )
+    if command.soft_ends is not None:
+        yield _require(
+            all(price >= 0 for price in command.soft_ends),
+            f"--soft-ends takes two prices in nats, 0 or more, or inf; got {command.soft_ends[0]:g} and "
+            f"{command.soft_ends[1]:g}.",
+        )
     twice = command.sigma is not None and command.epsilon is not None
     yield _require(
         not twice,

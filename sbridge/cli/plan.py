@@ -19,9 +19,11 @@ from sbridge.data.sources import ReadOptions
 from sbridge.data.tables import Inputs, read_inputs, read_table, split
 from sbridge.diffusion import end_distribution
 from sbridge.errors import FileFormatError, InvalidInputError, listed, number, shown
+from sbridge.exact.ends import describe
 from sbridge.fitting import Course, Preparation, choose_sigma, prepare, prepare_course
 from sbridge.laws import Density, Samples
 from sbridge.laws.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
+from sbridge.problems import SoftEnds
 from sbridge.processes import Process
 from sbridge.random import derive, generator
 from sbridge.runs.files import RUN_FORMAT
@@ -88,6 +90,7 @@ class Plan:
                 for leg in self.legs
             ],
             **_annotated(command),
+            **_soft_ends(command),
             "seed": command.seed,
             "held_out": command.held_out,
             "dtype": str(self.kept[0].dtype).removeprefix("torch."),
@@ -126,7 +129,9 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
 
     solver = None if isinstance(command.solver_options, Automatic) else command.solver_options
     cost = None if command.state_cost is None else named(command.state_cost, "--state-cost")
-    options = {"state_cost": cost, "solver": solver, "scaling": _SCALINGS[command.scaling], "seed": command.seed}
+    balance = None if command.soft_ends is None else SoftEnds(*command.soft_ends)
+    options = {"state_cost": cost, "balance": balance, "solver": solver}
+    options |= {"scaling": _SCALINGS[command.scaling], "seed": command.seed}
     if inputs.times is None:
         legs = (prepare(*kept, reference=reference(kept[0], kept[1], times[1]), **options),)
     else:
@@ -138,6 +143,9 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
         if cost is not None:
             inside = legs[leg].problem.reference
             notes.append(f"{label}state cost: {command.state_cost}; with it the reference is {inside}")
+        changed = describe(legs[leg].problem)
+        if changed is not None:
+            notes.append(label + changed)
         if choice is not None:
             notes.append(f"{label}solver: {choice}; config.json lists its options")
     return Plan(inputs, kept, held_out, times, legs, tuple(notes))
@@ -199,6 +207,12 @@ def check_columns(name: str, columns: Sequence[str], run: RunFolder) -> None:
         remedy = f"Choose them by name, in the order of the fit: --columns {wanted}."
     told = f"{name} has the columns {listed(columns)}, but the run was fitted on {listed(fitted)}."
     raise InvalidInputError(f"{told} {remedy}")
+
+
+def _soft_ends(command: Training) -> dict[str, Json]:
+    """Returns the option as words, since JSON has no infinity; nothing for hard ends."""
+    given = command.soft_ends if isinstance(command, Fit) else None
+    return {} if given is None else {"soft_ends": [f"{value:g}" for value in given]}
 
 
 def _annotated(command: Training) -> Json:

@@ -16,7 +16,7 @@ from sbridge.diffusion.times import check_start
 from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.laws import Density
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
-from sbridge.problems import BridgeProblem, unabsorbed_cost
+from sbridge.problems import BridgeProblem, not_plain
 from sbridge.processes import LinearProcess
 from sbridge.random import derive, generator as generator_of, seeded
 from sbridge.solutions import Bridge
@@ -66,7 +66,7 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs a linear reference and ends that can be sampled."""
-        cost = unabsorbed_cost("ScoreMatching", problem)
+        cost = not_plain("ScoreMatching", problem)
         if cost is not None:
             return cost
         if not isinstance(problem.reference, LinearProcess):

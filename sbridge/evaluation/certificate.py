@@ -17,7 +17,7 @@ from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, Uns
 from sbridge.evaluation.report import COPY, MODEL, PERFECT, Quantity, Report
 from sbridge.evaluation.rows import shuffled
 from sbridge.evaluation.scorer import EvaluationBudget
-from sbridge.evaluation.scores import Rows, checked_rows, evaluate, parts_of, plug_in_directions
+from sbridge.evaluation.scores import Rows, checked_rows, evaluate, parts_of, plug_in_directions, reweighted_rows
 from sbridge.evaluation.verdict import SCHEMA, Verdict
 from sbridge.evaluation.wording import COST, GENERAL_NOTES
 from sbridge.exact import MixtureControl, MixturePotential
@@ -261,9 +261,11 @@ def certify(
     forward, backward = (replace(measure, end_kernel=None) for measure in (bridge.forward, bridge.backward))
     if potential is None:
         (fit_near, near), (fit_far, far) = (side.tensor_split(2) for side in (near, far))
-        potential = _fitted(bridge, fit_near, fit_far, solver, derive(seed, "judge"))
+        own_near, own_far = reweighted_rows(bridge, [fit_near, fit_far], derive(seed, "ends of the judge"))
+        potential = _fitted(bridge, own_near, own_far, solver, derive(seed, "judge"))
     else:
         _check_foreign(bridge, forward, potential, near[:_PROBE_ROWS])
+    near, far = reweighted_rows(bridge, [near, far], derive(seed, "ends"))
     bound = dual_bound(potential, near, far)
     spent, gap = _gap(forward, potential, near[: limits.rows], derive(seed, "paths"))
     report = evaluate(

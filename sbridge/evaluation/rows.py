@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Density, Law, Samples, as_rows
+from sbridge.measures import Direction, PathMeasure
 from sbridge.random import derive, generator
+from sbridge.solutions import Bridge
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,18 @@ def end_of(held_out: Tensor, fit: Tensor | np.ndarray | None, law: Law, *, name:
     known = set() if other is None else _fingerprints(other)
     seen = sum(mark in known for mark in _marks(held_out)) if known else 0
     return End(shuffled(held_out, most, derive(seed, name, "held out")), other, seen, len(held_out))
+
+
+def reweighted(bridge: Bridge, rows: Tensor, measure: PathMeasure, seed: int) -> Tensor:
+    """Draws as many rows as given from the changed end at which ``measure`` begins; rows of a hard end as they are."""
+    found = bridge.balance
+    forward = measure.direction is Direction.FORWARD
+    if found is None or (found.source if forward else found.target) is None:
+        return rows
+    ratio = found.growth(rows) if forward else found.explained(rows)
+    draw = generator(seed)
+    weights = ratio.double().to(draw.device)
+    return rows[torch.multinomial(weights, len(rows), replacement=True, generator=draw).to(rows.device)]
 
 
 def shuffled(rows: Tensor, most: int, seed: int) -> Tensor:

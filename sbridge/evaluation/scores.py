@@ -28,7 +28,7 @@ from sbridge.evaluation.report import (
     Score,
     Task,
 )
-from sbridge.evaluation.rows import End, end_of, pooled, shuffled
+from sbridge.evaluation.rows import End, end_of, pooled, reweighted, shuffled
 from sbridge.evaluation.scorer import EvaluationBudget, Scorer, transport_cost
 from sbridge.evaluation.wording import COST, COST_COLUMN, columns_of, limit_notes
 from sbridge.exact.plug_in import PlugInControl
@@ -41,6 +41,10 @@ from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
 
 Rows = Tensor | np.ndarray
+_SOFT_ENDS = (
+    "The ends of this bridge are soft: held-out rows are drawn anew with the weights of its own ends, growth at the "
+    "source and the explained part at the target, so scores are about the bridge between these."
+)
 _OWN_CANDIDATES = 3  # the bridge, perfect samples and copies, beside the baselines
 _S = TypeVar("_S")
 _T = TypeVar("_T")
@@ -91,12 +95,15 @@ def evaluate(
         InvalidInputError: for samples of another dimension, fewer than two, or with NaN.
     """
     seed, limits = as_seed(seed), limits or EvaluationBudget()
-    rows0, rows1 = checked_rows(bridge, {"x0": x0, "x1": x1})
+    rows0, rows1 = reweighted_rows(bridge, checked_rows(bridge, {"x0": x0, "x1": x1}), derive(seed, "ends"))
+    if bridge.balance is not None:  # the rows of the fit too have other weights, those of the bridge
+        x0_fit = x1_fit = None
     baselines = [Shared(one) if isinstance(one, TwoWayBaseline) else one for one in baselines]
     source = end_of(rows0, x0_fit, bridge.forward.start, name="x0", most=limits.rows, seed=seed)
     target = end_of(rows1, x1_fit, bridge.backward.start, name="x1", most=limits.rows, seed=seed)
     setting = _Setting(dict(zip(columns_of(metrics), metrics, strict=True)), tuple(baselines), limits, seed)
     tasks, notes = [], [*limit_notes(limits, {"x0": source, "x1": target}), *_plug_in_notes(bridge)]
+    notes += [] if bridge.balance is None else [_SOFT_ENDS]
     ways = (("forward", bridge, source, target), ("backward", bridge.reversed(), target, source))
     expect(len(ways) * len(setting.metrics) * (_OWN_CANDIDATES + len(setting.baselines)))
     for way in ways:
@@ -144,6 +151,7 @@ def score_at(
     """
     seed, limits = as_seed(seed), limits or EvaluationBudget()
     rows, seen = checked_rows(bridge, {"x0": x0, "held_out": held_out})
+    rows = reweighted(bridge, rows, bridge.forward, derive(seed, "ends"))
     t = float(check_time(t, bridge.horizon))
     if len(seen) < 4:
         raise InvalidInputError(f"held_out has {len(seen)} rows; a floor between its halves needs at least 4.")
@@ -305,6 +313,12 @@ def checked_rows(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
             raise InvalidInputError(f"{name} has {rows.shape[1]} columns, but the bridge has dimension {bridge.dim}.")
     double = any(rows.dtype == torch.float64 for rows in checked.values())
     return [rows.double() if double else rows for rows in checked.values()]
+
+
+def reweighted_rows(bridge: Bridge, rows: list[Tensor], seed: int) -> list[Tensor]:
+    """Returns rows of both ends, drawn anew where the bridge has soft ends: with the weights of its own ends."""
+    pairs = zip(rows, (bridge.forward, bridge.backward), strict=True)
+    return [reweighted(bridge, side, measure, derive(seed, i)) for i, (side, measure) in enumerate(pairs)]
 
 
 def parts_of(tree: object, kind: type[_T]) -> Iterator[_T]:

@@ -1,11 +1,13 @@
 """Exact answers: closed forms of bridges and of optimal control."""
 
 from sbridge.exact.conditional import ConditionalMixture
+from sbridge.exact.ends import PlugInRatio, balanced
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.exact.mixture import MixtureControl, MixtureKernel, MixturePotential
 from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
 from sbridge.exact.rewards import TiltedLaw, tilted_law
 from sbridge.exact.riccati import ChainRiccati, Riccati, RiccatiControl
+from sbridge.exact.soft_gaussian import SoftGaussianCoupling
 
 __all__ = [
     "ChainRiccati",
@@ -17,8 +19,11 @@ __all__ = [
     "MixturePotential",
     "PlugInControl",
     "PlugInKernel",
+    "PlugInRatio",
     "Riccati",
     "RiccatiControl",
+    "SoftGaussianCoupling",
     "TiltedLaw",
+    "balanced",
     "tilted_law",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sbridge.errors import UnsupportedError
+from sbridge.exact import balanced
 from sbridge.fitting.samples import unlike_mixtures
 from sbridge.laws import Density, Gaussian, Point, Samples
 from sbridge.laws.moments import span_fewer
-from sbridge.problems import BridgeProblem, unabsorbed_cost
+from sbridge.problems import BridgeProblem, not_plain
 from sbridge.processes import LinearProcess
 from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Solver
@@ -66,8 +67,8 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
     Raises:
         UnsupportedError: if there is no default for the problem.
     """
-    problem = problem.absorbed()
-    cost = unabsorbed_cost("The default solver", problem)
+    problem = balanced(problem.absorbed())
+    cost = not_plain("The default solver", problem)
     if cost is not None:
         raise UnsupportedError(cost)
     return _without_samples(problem) or _from_samples(problem)

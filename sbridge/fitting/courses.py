@@ -20,7 +20,7 @@ from sbridge.fitting.fit import End, Preparation, choose_sigma, prepare
 from sbridge.laws import as_rows
 from sbridge.laws.scaling import ScalingRecipe
 from sbridge.modes import standard_modes
-from sbridge.problems import Quadratic
+from sbridge.problems import Quadratic, SoftEnds
 from sbridge.processes import BrownianMotion, Process
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge, load_bridge, save_bridge
@@ -117,6 +117,7 @@ def prepare_course(
     sigma: float | None = None,
     reference: Reference | None = None,
     state_cost: Quadratic | None = None,
+    balance: SoftEnds | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -151,7 +152,7 @@ def prepare_course(
                     f"got {shown(process)}."
                 )
         options = {"solver": solver, "scaling": scaling, "seed": leg_seed}
-        legs.append(prepare(x0, x1, reference=process, state_cost=state_cost, **options))
+        legs.append(prepare(x0, x1, reference=process, state_cost=state_cost, balance=balance, **options))
     return times, tuple(legs)
 
 
@@ -162,6 +163,7 @@ def fit_course(
     sigma: float | None = None,
     reference: Reference | None = None,
     state_cost: Quadratic | None = None,
+    balance: SoftEnds | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -178,6 +180,7 @@ def fit_course(
         reference: another reference process: a function ``(x0, x1, duration) → Process`` that is called once for each
             leg, such as ``lambda x0, x1, duration: OrnsteinUhlenbeck(1.0, 0.5, horizon=duration)``.
         state_cost: as in :func:`fit`, for every leg; one with a closed form, which does not depend on time.
+        balance: as in :func:`fit`, for every leg: each has its own growth, ``course.bridges[i].balance``.
         solver, scaling, seed: as in :func:`fit`, for every leg.
 
     Raises:
@@ -190,6 +193,7 @@ def fit_course(
         sigma=sigma,
         reference=reference,
         state_cost=state_cost,
+        balance=balance,
         solver=solver,
         scaling=scaling,
         seed=seed,

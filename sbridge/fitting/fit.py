@@ -14,6 +14,8 @@ from sbridge.diffusion.reverse import end_distribution, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError, shown
+from sbridge.exact import balanced
+from sbridge.exact.ends import describe
 from sbridge.fitting.arrivals import warn_if_missed
 from sbridge.fitting.choice import SolverChoice, choose_solver
 from sbridge.fitting.data_checks import warn_if_hard
@@ -21,10 +23,10 @@ from sbridge.laws import Density, Law, Samples, as_law, check_same_kind, check_s
 from sbridge.laws.arrays import check_precision
 from sbridge.laws.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
 from sbridge.modes import standard_modes
-from sbridge.problems import BridgeProblem, StateCost
+from sbridge.problems import BridgeProblem, SoftEnds, StateCost
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
-from sbridge.random import Seed, as_seed, generator
+from sbridge.random import Seed, as_seed, derive, generator
 from sbridge.solutions import Bridge
 from sbridge.solvers.base import Method, P, R, S, Solver
 from sbridge.training import Callback, StateDict, run_loop
@@ -110,11 +112,11 @@ def solve(
         NonFiniteError: if training diverges.
         NotConvergedError: if an iteration does not reach its tolerance.
     """
-    problem = _absorbed(problem)
+    problem = _plain(problem, as_seed(seed))
     _check_treatable(problem, solver)
     state = solver.init(problem, as_seed(seed)) if resume_from is None else solver.resume(problem, resume_from)
     state = run_loop(lambda s: solver.step(problem, s), state, lambda s: solver.finished(problem, s), callbacks)
-    return _with_cost(solver.finish(problem, state), problem)
+    return _of(solver.finish(problem, state), problem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +167,7 @@ def prepare(
     *,
     reference: Process | None = None,
     state_cost: StateCost | None = None,
+    balance: SoftEnds | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -183,7 +186,8 @@ def prepare(
         choice = _sigma_for(probes, 1.0)
         reference = BrownianMotion(sigma=choice.sigma)
         notes.append(f"reference: Brownian motion, {choice}")
-    problem = BridgeProblem(source, target, reference, state_cost=state_cost).absorbed()
+    problem = _plain(BridgeProblem(source, target, reference, state_cost=state_cost, balance=balance), seed)
+    notes += [note for note in (describe(problem),) if note is not None]
     choice = None
     if solver is None:
         choice = choose_solver(problem)
@@ -206,6 +210,7 @@ def fit(
     *,
     reference: Process | None = None,
     state_cost: StateCost | None = None,
+    balance: SoftEnds | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -220,6 +225,8 @@ def fit(
             :func:`choose_sigma`.
         state_cost: ``V`` per unit time, of states in units of the data, such as ``costs.Quadratic(matrix, vector)``,
             which becomes part of the reference of the bridge; ``None``: zero.
+        balance: ``ends.SoftEnds(source, target)`` in nats: ends that may change, by growth and death or because rows
+            of the target are not explained; ``None``: the bridge has exactly these ends.
         solver: ``None``: :func:`choose_solver`.
         scaling: how data are scaled inside; σ is scaled with them, so this never changes the problem, only its
             numerics. ``None``: the default of the solver, mostly :class:`~sbridge.laws.scaling.CommonScale`.
@@ -234,7 +241,16 @@ def fit(
             σ ≤ 0.
         UnsupportedError: if the solver cannot treat ends, reference or state cost.
     """
-    prepared = prepare(x0, x1, reference=reference, state_cost=state_cost, solver=solver, scaling=scaling, seed=seed)
+    prepared = prepare(
+        x0,
+        x1,
+        reference=reference,
+        state_cost=state_cost,
+        balance=balance,
+        solver=solver,
+        scaling=scaling,
+        seed=seed,
+    )
     return prepared.run(callbacks=callbacks)
 
 
@@ -339,16 +355,18 @@ def _check_options(reference: object, solver: object, scaling: object) -> None:
             raise InvalidInputError(f"{name} must be an object such as {example}, or None; got {shown(value)}.")
 
 
-def _absorbed(problem: P) -> P:
-    """Returns a bridge problem with its quadratic state cost in the reference, and any other problem as it is."""
-    return cast("P", problem.absorbed()) if isinstance(problem, BridgeProblem) else problem
+def _plain(problem: P, seed: int) -> P:
+    """Returns a bridge problem with its quadratic cost in the reference and its ends chosen, any other as it is."""
+    if not isinstance(problem, BridgeProblem):
+        return problem
+    return cast("P", balanced(problem.absorbed(), seed=derive(seed, "ends")))
 
 
-def _with_cost(solution: R, problem: object) -> R:
-    """Returns the bridge of an absorbed problem with what is left of the state cost."""
+def _of(solution: R, problem: object) -> R:
+    """Returns the bridge of a plain problem with what is left of the state cost and of soft ends."""
     if not (isinstance(solution, Bridge) and isinstance(problem, BridgeProblem)):
         return solution
-    return cast("R", solution.with_cost(problem.state_cost))
+    return cast("R", solution.of(problem))
 
 
 def _check_treatable(problem: P, solver: Method[P, S, R]) -> None:

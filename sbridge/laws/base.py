@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sbridge.display import short_repr
-from sbridge.errors import InvalidInputError, UnsupportedError, listed
+from sbridge.errors import InvalidInputError, UnsupportedError, listed, shown
 from sbridge.laws.arrays import Array, as_numbers, check_rows
 from sbridge.laws.scaling import AffineScaling
 from sbridge.storage.registry import register
@@ -68,32 +68,39 @@ class Samples(Law):
     Both are numpy arrays or tensors, and are copied; :meth:`sharing` makes one without a copy. Weights are kept in the
     dtype and on the device of the rows.
 
+    The number of rows is a sampling depth. If the population has a known mass, such as a number of cells, say so:
+    ``mass=len(rows)``. It matters only to a bridge whose ends may change (:class:`~sbridge.problems.SoftEnds`).
+
     Raises:
-        InvalidInputError: for fewer than two rows, another shape or dtype, NaN or infinities, or weights
-            that are negative or do not sum to one.
+        InvalidInputError: for fewer than two rows, another shape or dtype, NaN or infinities, weights
+            that are negative or do not sum to one, or a mass that is not positive and finite.
     """
 
     rows: Tensor
     weights: Tensor | None = None
+    mass: float = 1.0
     holds_training_rows: ClassVar[bool] = True
 
     __repr__ = short_repr
 
-    def __init__(self, rows: Array, weights: Array | None = None) -> None:
-        self._hold(as_numbers(rows, "rows", copy=True).detach(), weights)
+    def __init__(self, rows: Array, weights: Array | None = None, mass: float = 1.0) -> None:
+        self._hold(as_numbers(rows, "rows", copy=True).detach(), weights, mass)
 
     @classmethod
-    def sharing(cls, rows: Tensor, weights: Array | None = None) -> Samples:
+    def sharing(cls, rows: Tensor, weights: Array | None = None, mass: float = 1.0) -> Samples:
         """Makes samples that share the memory of ``rows``, for tables that are too large to copy.
 
         The caller must not change the rows afterwards.
         """
         made = object.__new__(cls)
-        made._hold(as_numbers(rows, "rows"), weights)
+        made._hold(as_numbers(rows, "rows"), weights, mass)
         return made
 
-    def _hold(self, rows: Tensor, weights: Array | None) -> None:
+    def _hold(self, rows: Tensor, weights: Array | None, mass: float) -> None:
         check_rows(rows, "rows")
+        if not (isinstance(mass, (int, float)) and 0.0 < mass < math.inf):
+            raise InvalidInputError(f"the mass of samples must be positive and finite, got {shown(mass)}.")
+        object.__setattr__(self, "mass", float(mass))
         object.__setattr__(self, "rows", rows)
         if weights is not None:
             weights = as_numbers(weights, "weights", copy=True).detach().to(rows)
@@ -128,7 +135,7 @@ class Samples(Law):
 
     def rescaled(self, scaling: AffineScaling) -> Samples:
         """Returns the scaled rows with the same weights."""
-        return Samples.sharing(scaling.to_model(self.rows), self.weights)
+        return Samples.sharing(scaling.to_model(self.rows), self.weights, self.mass)
 
 
 @register

@@ -1,6 +1,6 @@
 """Problems: a Schrödinger bridge, stochastic optimal control, sampling from a density."""
 
-from sbridge.problems.base import BridgeProblem, ControlProblem, unabsorbed_cost, unknown_transition, unsampled_end
+from sbridge.problems.base import BridgeProblem, ControlProblem, not_plain, unknown_transition, unsampled_end
 from sbridge.problems.costs import (
     AbsorbedCost,
     BridgeCorrection,
@@ -12,6 +12,7 @@ from sbridge.problems.costs import (
     TerminalCost,
     quadratic_reference,
 )
+from sbridge.problems.ends import Reweighting, SoftEnds
 from sbridge.problems.sampling import sampling_problem
 
 __all__ = [
@@ -21,13 +22,15 @@ __all__ = [
     "ControlProblem",
     "Costs",
     "Quadratic",
+    "Reweighting",
     "RunningCost",
+    "SoftEnds",
     "StateCost",
     "StoppingSet",
     "TerminalCost",
+    "not_plain",
     "quadratic_reference",
     "sampling_problem",
-    "unabsorbed_cost",
     "unknown_transition",
     "unsampled_end",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,16 +24,21 @@ from sbridge.problems.costs import (
     checked,
     rescaled_cost,
 )
+from sbridge.problems.ends import Reweighting, SoftEnds
 from sbridge.processes import Direction, LinearProcess, Process, rescale
 from sbridge.processes.noise_coordinates import no_closed_form
 from sbridge.random import generator
 
 _PROBE_ROWS = 8
+Balance = SoftEnds | Reweighting
+"""What the two ends may change, before or after they are chosen."""
 
 
 @dataclass(frozen=True, eq=False)
 class BridgeProblem:
     """The Schrödinger bridge problem: ``min KL(P ‖ R) + E_P∫V dt`` between ``P_0 = source`` and ``P_T = target``.
+
+    With :class:`~sbridge.problems.SoftEnds` the ends may change: ``P_0`` and ``P_T`` are near them at a price.
 
     Args:
         source: the distribution at ``t = 0``.
@@ -40,17 +46,21 @@ class BridgeProblem:
         reference: ``R``, with its horizon ``T``.
         state_cost: ``V`` per unit time: a :class:`~sbridge.problems.Quadratic`, which every solver takes, or a function
             ``(t, x) → (batch,)``; ``None``: zero, the plain bridge.
+        balance: :class:`~sbridge.problems.SoftEnds`; ``None``: both ends are hard.
 
     Raises:
         InvalidInputError: if an end is not a distribution or the reference is not a process, or if the dimensions
-            differ, or the dtypes or devices of two sets of samples, or if the state cost returns another shape.
+            differ, or the dtypes or devices of two sets of samples, or if the state cost returns another shape, or if
+            two hard ends have different masses.
         NonFiniteError: if the state cost is NaN or infinite at states of the ends.
+        UnsupportedError: for soft ends with a state cost.
     """
 
     source: Law
     target: Law
     reference: Process
     state_cost: StateCost | None = field(default=None, kw_only=True)
+    balance: Balance | None = field(default=None, kw_only=True)
 
     __repr__ = short_repr
 
@@ -68,6 +78,7 @@ class BridgeProblem:
             )
         if self.state_cost is not None:
             self._check_cost(self.state_cost)
+        self._check_balance()
 
     @property
     def dim(self) -> int:
@@ -96,7 +107,14 @@ class BridgeProblem:
             self.target.rescaled(scaling),
             rescale(self.reference, scaling),
             state_cost=None if self.state_cost is None else rescaled_cost(self.state_cost, scaling),
+            balance=self.balance.rescaled(scaling) if isinstance(self.balance, Reweighting) else self.balance,
         )
+
+    def with_ends(
+        self, balance: Reweighting | None, source: Law | None = None, target: Law | None = None
+    ) -> BridgeProblem:
+        """Returns the plain problem between the ends that were chosen, ``None``: the given ones."""
+        return replace(self, source=source or self.source, target=target or self.target, balance=balance)
 
     def absorbed(self) -> BridgeProblem:
         """Returns the same problem with a quadratic state cost as part of the reference: a plain bridge.
@@ -114,7 +132,27 @@ class BridgeProblem:
         if not isinstance(self.reference, LinearProcess):
             raise UnsupportedError(no_closed_form(self.reference))
         reference, left = absorb(self.reference, self.state_cost)
-        return BridgeProblem(self.source, self.target, reference, state_cost=left)
+        return replace(self, reference=reference, state_cost=left)
+
+    def _check_balance(self) -> None:
+        """Checks that hard ends have equal masses, and that soft ends stand alone."""
+        balance = self.balance
+        if balance is not None and not isinstance(balance, (SoftEnds, Reweighting)):
+            raise InvalidInputError(
+                f"balance must be an ends.SoftEnds(source, target) in nats, or None; got {shown(balance)}."
+            )
+        if balance is not None and self.state_cost is not None:
+            raise UnsupportedError(
+                "soft ends and a state cost are not solved together: what a cost adds at the ends would change with "
+                "them. Leave one of them out."
+            )
+        masses = [end.mass if isinstance(end, Samples) else 1.0 for end in (self.source, self.target)]
+        hard = balance is None or (isinstance(balance, SoftEnds) and balance.hard)
+        if hard and not math.isclose(*masses, rel_tol=1e-9):
+            raise InvalidInputError(
+                f"the source has mass {masses[0]:g}, the target {masses[1]:g}, and neither end may change: give "
+                "balance=ends.SoftEnds(source, math.inf), so that rows grow or die, or leave masses out."
+            )
 
     def _check_cost(self, cost: StateCost) -> None:
         """Checks the dimension of a cost, and the values of a function at states of both ends."""
@@ -171,7 +209,17 @@ def unsampled_end(who: str, problem: BridgeProblem) -> str | None:
     )
 
 
-def unabsorbed_cost(who: str, problem: BridgeProblem) -> str | None:
+def not_plain(who: str, problem: BridgeProblem) -> str | None:
+    """Explains why ``who``, which solves plain bridges, cannot take ``problem``; ``None`` if it is one.
+
+    It is one after a quadratic state cost has become part of the reference, and after soft ends have been chosen.
+    """
+    if isinstance(problem.balance, SoftEnds):
+        return f"{who} takes soft ends once they are chosen: pass exact.balanced(problem), as solve() does."
+    return _unabsorbed_cost(who, problem)
+
+
+def _unabsorbed_cost(who: str, problem: BridgeProblem) -> str | None:
     """Explains why ``who``, which solves plain bridges, cannot take the state cost; ``None`` if there is none left."""
     cost = problem.state_cost
     if cost is None or isinstance(cost, AbsorbedCost):

@@ -16,7 +16,7 @@ from sbridge.laws import Density, Samples
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.measures import PathMeasure, Paths
 from sbridge.objectives.adjoint import adjoint_targets, gradient, lean_adjoint
-from sbridge.problems import BridgeProblem, unabsorbed_cost, unknown_transition
+from sbridge.problems import BridgeProblem, not_plain, unknown_transition
 from sbridge.problems.costs import Costs, checked, hides_gradient
 from sbridge.processes import Direction
 from sbridge.random import derive, generator as generator_of
@@ -107,7 +107,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
             )
         towards = "forward" if outward(problem) is Direction.FORWARD else "backward"
         instead = f"IPF({towards}=AdjointHalfBridge())"
-        unknown = unabsorbed_cost("AdjointBridge", problem)
+        unknown = not_plain("AdjointBridge", problem)
         unknown = unknown or unknown_transition("AdjointBridge", problem.reference, instead)
         if unknown is not None:
             return unknown

@@ -16,7 +16,7 @@ from sbridge.laws.moments import is_singular, sample_moments
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem, unabsorbed_cost, unknown_transition
+from sbridge.problems import BridgeProblem, not_plain, unknown_transition
 from sbridge.processes import Direction
 from sbridge.processes.base import affine
 from sbridge.solutions import Bridge
@@ -100,7 +100,7 @@ class GaussianBridge(Solver[State]):
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs a linear reference, and ends that are Gaussian or sampled."""
-        unknown = unabsorbed_cost("GaussianBridge", problem) or unknown_transition("GaussianBridge", problem.reference)
+        unknown = not_plain("GaussianBridge", problem) or unknown_transition("GaussianBridge", problem.reference)
         if unknown is not None:
             return unknown
         for law in (problem.source, problem.target):

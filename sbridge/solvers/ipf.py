@@ -13,7 +13,7 @@ from sbridge.errors import InvalidInputError
 from sbridge.laws import Density
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem, ControlProblem, unabsorbed_cost
+from sbridge.problems import BridgeProblem, ControlProblem, not_plain
 from sbridge.processes import Chain, Direction, LinearProcess, Process, default_rule
 from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
@@ -108,7 +108,7 @@ class IPF(Solver["IPFState"]):
         """Explains which requirement of a half-bridge the problem does not meet."""
         if isinstance(problem.source, Density) and isinstance(problem.target, Density):
             return "IPF needs an end that can be sampled, and both are unnormalised densities: draw samples from one."
-        cost = unabsorbed_cost("IPF", problem)
+        cost = not_plain("IPF", problem)
         if cost is not None:
             return cost
         refusals = (self.half_bridge(problem, direction).refusal(problem, direction) for direction in Direction)

@@ -24,7 +24,7 @@ from sbridge.couplings import Coupling
 from sbridge.couplings.simple import Pairs, PairSampler
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem, unabsorbed_cost, unknown_transition, unsampled_end
+from sbridge.problems import BridgeProblem, not_plain, unknown_transition, unsampled_end
 from sbridge.processes import Direction, LinearProcess
 from sbridge.processes.base import Pinned, repeat_per_row
 from sbridge.processes.chain import check_growth
@@ -168,7 +168,7 @@ class MatchingSolver(Solver["MatchingState"]):
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Explains that the reference has no closed-form transitions, or that an end cannot be sampled."""
         name = type(self).__name__
-        unknown = unabsorbed_cost(name, problem) or unknown_transition(name, problem.reference)
+        unknown = not_plain(name, problem) or unknown_transition(name, problem.reference)
         return unknown or unsampled_end(name, problem)
 
     @final

@@ -11,7 +11,7 @@ from sbridge.errors import UnsupportedError, check_at_least
 from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
 from sbridge.laws import Samples
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem, unabsorbed_cost, unknown_transition
+from sbridge.problems import BridgeProblem, not_plain, unknown_transition
 from sbridge.processes import Direction
 from sbridge.random import generator as generator_of
 from sbridge.solutions import Bridge
@@ -79,7 +79,7 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
 
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs samples at both ends and a linear reference."""
-        unknown = unabsorbed_cost("SinkhornBridge", problem) or unknown_transition("SinkhornBridge", problem.reference)
+        unknown = not_plain("SinkhornBridge", problem) or unknown_transition("SinkhornBridge", problem.reference)
         if unknown is not None:
             return unknown
         for law in (problem.source, problem.target):

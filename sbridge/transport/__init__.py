@@ -26,6 +26,7 @@ from sbridge.transport.sinkhorn import (
     sinkhorn_init,
     sinkhorn_step,
 )
+from sbridge.transport.unbalanced import UnbalancedSolution, unbalanced
 
 __all__ = [
     "AffineMap",
@@ -36,6 +37,7 @@ __all__ = [
     "Sinkhorn",
     "SinkhornSolution",
     "SinkhornState",
+    "UnbalancedSolution",
     "entropic_map",
     "entropic_maps",
     "entropic_plan",
@@ -52,4 +54,5 @@ __all__ = [
     "sinkhorn_init",
     "sinkhorn_step",
     "sliced_cost",
+    "unbalanced",
 ]

@@ -161,7 +161,7 @@ def sinkhorn_init(problem: EntropicProblem, options: Sinkhorn | None = None) -> 
         InvalidInputError: if ε is so small relative to the cost that the plan degenerates.
     """
     options = options or Sinkhorn()
-    _check_epsilon(problem)
+    check_epsilon(problem)
     x, y = problem.x.double(), problem.y.double()
     centre = y.mean(0)
     # ½|x−y|² ≤ |x−c|² + |y−c|².
@@ -243,7 +243,7 @@ def sinkhorn(problem: EntropicProblem, options: Sinkhorn | None = None) -> Sinkh
     return sinkhorn_finish(problem, state)
 
 
-def _check_epsilon(problem: EntropicProblem) -> None:
+def check_epsilon(problem: EntropicProblem) -> None:
     """Raises InvalidInputError for ε too small relative to the lower quartile of the cost; the mean may be too large.
 
     Neither does the distance between the means, on which the plan does not depend.

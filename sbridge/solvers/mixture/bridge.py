@@ -19,7 +19,7 @@ from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
 from sbridge.laws import Point
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem, unabsorbed_cost, unknown_transition, unsampled_end
+from sbridge.problems import BridgeProblem, not_plain, unknown_transition, unsampled_end
 from sbridge.processes import Direction, LinearProcess
 from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
@@ -119,7 +119,7 @@ class MixtureBridge(Solver["MixtureState"]):
     def refusal(self, problem: BridgeProblem) -> str | None:
         """Needs a linear reference and ends that can be sampled and are not points."""
         name = type(self).__name__
-        reason = unabsorbed_cost(name, problem) or unknown_transition(name, problem.reference)
+        reason = not_plain(name, problem) or unknown_transition(name, problem.reference)
         reason = reason or unsampled_end(name, problem)
         if reason is None and any(isinstance(end, Point) for end in (problem.source, problem.target)):
             return "MixtureBridge needs ends that vary in every direction, and a Point does not: use MatchedBridge()."

@@ -223,6 +223,17 @@ class TestFit:
             assert said in " ".join(capsys.readouterr().err.split())
             assert not Path("other").exists()
 
+    def test_ends_may_be_soft(self, here, capsys):
+        options = ["--solver", "gaussian", "--sigma", "1", "--no-figures", "--no-evaluation", "--soft-ends"]
+        assert run(["fit", "a.npy", "b.npy", "--out", "run", *options, "3", "inf"]) == 0
+        assert "soft ends: growth of source rows" in capsys.readouterr().out
+        assert json.loads(Path("run/config.json").read_text())["soft_ends"] == ["3", "inf"]
+        grown, rows = load("run/bridge").balance, torch.from_numpy(np.load("a.npy"))
+        assert grown.target is None
+        assert bool((grown.growth(rows) > 0).all())
+        assert run(["fit", "a.npy", "b.npy", "--out", "other", *options, "-1", "2"]) == 2
+        assert "--soft-ends takes two prices in nats" in " ".join(capsys.readouterr().err.split())
+
     def test_a_model_loads_in_a_fresh_process(self, finished):
         code = f"import sbridge; print(sbridge.load({str(finished / 'run' / 'bridge')!r}).dim)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

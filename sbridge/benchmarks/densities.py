@@ -39,6 +39,7 @@ class Target:
         expectations: their exact means, shape ``(M,)``.
         scale: a length beyond which there is next to no mass, from the origin: what a reference process has to reach.
         sampler: exact draws in float64, where there are any.
+        mixture: the density itself, if it is a Gaussian mixture.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Target:
     expectations: Tensor
     scale: float
     sampler: Sampler | None = None
+    mixture: IsotropicMixture | None = None
 
     @property
     def dim(self) -> int:
@@ -236,7 +238,7 @@ def _mixture(name: str, mixture: IsotropicMixture, scale: float, log_normaliser:
 
     shares = torch.full((count,), 1.0 / count, dtype=torch.float64)
     law = Density(log_density, dim)
-    return Target(name, law, log_normaliser, mixture.responsibilities, shares, scale, mixture.draw)
+    return Target(name, law, log_normaliser, mixture.responsibilities, shares, scale, mixture.draw, mixture)
 
 
 def _positive(count: int) -> LogDensity:

@@ -21,7 +21,11 @@ from sbridge.evaluation.control import (
     objective_and_value as objective_and_value,
     signal_to_noise as signal_to_noise,
 )
-from sbridge.evaluation.normaliser import WeightedSamples as WeightedSamples, log_normaliser as log_normaliser
+from sbridge.evaluation.normaliser import (
+    WeightedSamples as WeightedSamples,
+    evidence_upper_bound as evidence_upper_bound,
+    log_normaliser as log_normaliser,
+)
 from sbridge.evaluation.progress import Watcher as Watcher, watched as watched
 from sbridge.evaluation.report import (
     SCHEMA as SCHEMA,

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from sbridge.controls import Control
 from sbridge.errors import UnsupportedError
-from sbridge.measures import PathMeasure, Paths, importance_weights
+from sbridge.measures import PathMeasure, Paths, StepKernel, importance_weights
+from sbridge.measures.kernels import run_weighted
+from sbridge.measures.measure import noise_for
 from sbridge.problems.costs import WITHOUT_GRADIENTS, Costs
 from sbridge.random import derive
 from sbridge.simulation.engine import check_control
 
 _CHUNK = 2**22  # numbers of a bundle of paths that is kept whole
+_ROWS = 2**14  # paths that are simulated together and not kept
 
 
 def control_values(control: Control, paths: Paths) -> Tensor:
@@ -45,15 +48,51 @@ def log_weight(paths: Paths, costs: Costs, alive: Tensor | None = None) -> Tenso
 
 
 @torch.no_grad()
-def weighted_ends(measure: PathMeasure, costs: Costs, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Draws ``n`` ends of a controlled measure, with ``log α`` of their paths: ``(n, dim)`` and ``(n,)``."""
-    size = max(2, _CHUNK // (measure.grid.steps * measure.start.dim))
+def weighted_ends(
+    measure: PathMeasure, costs: Costs, n: int, *, seed: int, kernel: StepKernel | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draws ``n`` ends of a controlled measure, with ``log α`` of their paths: ``(n, dim)`` and ``(n,)``.
+
+    Args:
+        measure: the controlled process, on its grid.
+        costs: of the problem.
+        n: number of paths.
+        seed: of the paths.
+        kernel: how the chain steps; ``None``: as the measure does.
+
+    Raises:
+        UnsupportedError: with a kernel, if there is a running cost or a stopping set.
+    """
+    size = max(2, _CHUNK // (measure.grid.steps * measure.start.dim)) if kernel is None else _ROWS
     ends, logs = [], []
     for first in range(0, n, size):
-        paths = measure.sample(min(size, n - first), seed=derive(seed, "chunk", first))
-        ends.append(paths.x[-1].clone())
-        logs.append(log_weight(paths, costs))
+        own, rows = derive(seed, "chunk", first), min(size, n - first)
+        if kernel is None:
+            paths = measure.sample(rows, seed=own)
+            found = paths.x[-1].clone(), log_weight(paths, costs)
+        else:
+            found = kernel_ends(measure, costs, measure.starts(rows, seed=own), kernel, seed=own)
+        ends.append(found[0])
+        logs.append(found[1])
     return torch.cat(ends), torch.cat(logs)
+
+
+@torch.no_grad()
+def kernel_ends(
+    measure: PathMeasure, costs: Costs, x0: Tensor, kernel: StepKernel, *, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Runs one path with the steps of ``kernel`` from each row of ``x0``; ends and ``log α`` of the paths.
+
+    Raises:
+        UnsupportedError: if there is a running cost or a stopping set.
+    """
+    if costs.running is not None or costs.stopping is not None:
+        raise UnsupportedError(
+            "steps with a variance of their own are for problems with a terminal cost alone: leave kernel=None."
+        )
+    chain = measure.chain(x0)
+    ends, ratio = run_weighted(chain, kernel.on(chain, measure.control), x0, noise_for(x0, chain.length, seed))
+    return ends, ratio - costs.end(ends).double()
 
 
 def residual(paths: Paths, costs: Costs, u: Tensor, alive: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from sbridge.processes.brownian import BrownianMotion
 from sbridge.processes.chain import Chain, Direction, EulerMaruyama, ExactTransition, StepRule, default_rule
 from sbridge.processes.conformance import check_process
 from sbridge.processes.drift import DriftProcess
+from sbridge.processes.grids import log_snr_grid
 from sbridge.processes.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sbridge.processes.rescaled import RescaledLinearProcess, RescaledProcess, rescale
 from sbridge.processes.reversed import ReversedDrift
@@ -36,5 +37,6 @@ __all__ = [
     "VariancePreserving",
     "check_process",
     "default_rule",
+    "log_snr_grid",
     "rescale",
 ]

@@ -60,7 +60,7 @@ class Case:
 
 CASES = {
     "forty modes": Case(forty_modes, torch.full((2,), 30.0), 3.0, 0.3, 16_384),
-    "funnel": Case(funnel, torch.tensor([3.0] + 9 * [6.0]), 4.0, 0.02, 2048),
+    "funnel": Case(funnel, torch.tensor([3.0] + 9 * [6.0]), 4.0, 0.02, 1024),
 }
 
 
@@ -72,11 +72,13 @@ class Settings:
         only: densities by name; all by default.
         steps: of the grids.
         seeds: of paths.
+        uniform: equal steps beside those equal in the log signal-to-noise ratio.
     """
 
     only: tuple[str, ...] = tuple(CASES)
     steps: tuple[int, ...] = (100, 200)
     seeds: tuple[int, ...] = (0, 1, 2)
+    uniform: bool = False
 
 
 def numbers(solution: ControlSolution, target: Target, kernel: StepKernel, n: int, seed: int) -> dict[str, float]:
@@ -110,7 +112,8 @@ def main(settings: Settings) -> None:
         control = case.exact(target, process)
         grids: dict[str, TimeGrid] = {}
         for steps in settings.steps:
-            grids[f"{steps}, uniform"] = TimeGrid.uniform(steps)
+            if settings.uniform:
+                grids[f"{steps}, uniform"] = TimeGrid.uniform(steps)
             grids[f"{steps}, log SNR"] = log_snr_grid(process, steps, case.resolution)
         for label, grid in grids.items():
             solution = ControlSolution(problem, PathMeasure(process, control, start, grid=grid))

@@ -61,7 +61,7 @@ class MatchedKernel(StepKernel):
 
         E[ξ] = B u          Cov[ξ] = I + B (∂u/∂x) A          A = Φ⁻¹ L,   B = Lᵀ Φ⁻ᵀ σ⁻ᵀ ≈ √Δ
 
-    (the formulas of Tweedie 1956 and Bao et al. 2022, arXiv:2206.07309, for every linear process). The kernel has this
+    (Tweedie's formula, and Bao et al. 2022, arXiv:2206.07309, for every linear process). The kernel has this
     mean and the diagonal of this covariance, so it has the smallest ``KL(P* ‖ P)`` of all chains with Gaussian steps of
     diagonal variance in the coordinates ξ. For a Gaussian ``e^{−g}`` with independent coordinates all weights are
     equal. A plain controlled step keeps the variance ``I`` of R instead: it is far too wide where the optimal path

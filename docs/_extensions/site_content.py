@@ -37,6 +37,7 @@ EXAMPLES = (
     "action_to_score",
     # physics of the action principle
     "entropy_production",
+    "most_probable_path",
 )
 """The gallery from what most people come for to what fewer ask."""
 

@@ -9,6 +9,7 @@ from sbridge.functionals.action import action, action_difference, action_gap, co
 from sbridge.functionals.elbo import RowBounds, denoising_elbo, implicit_elbo, row_elbo
 from sbridge.functionals.entropy import entropy_change, integrated_entropy_rate
 from sbridge.functionals.feynman_kac import Killing, feynman_kac, kill, log_weights
+from sbridge.functionals.most_probable import PathAction, freidlin_wentzell, most_probable_path, onsager_machlup
 from sbridge.functionals.quadrature import LeftPoint, PathValues, Quadrature, RightPoint, Trapezoid, integrate, streamed
 from sbridge.functionals.score_matching import (
     denoising_constant,
@@ -30,6 +31,7 @@ from sbridge.functionals.thermodynamics import (
 __all__ = [
     "Killing",
     "LeftPoint",
+    "PathAction",
     "PathValues",
     "Quadrature",
     "RightPoint",
@@ -48,6 +50,7 @@ __all__ = [
     "excess_heat",
     "explicit_score_matching",
     "feynman_kac",
+    "freidlin_wentzell",
     "heat",
     "housekeeping_heat",
     "implicit_constant",
@@ -58,6 +61,8 @@ __all__ = [
     "kill",
     "killed_log_ratio",
     "log_weights",
+    "most_probable_path",
+    "onsager_machlup",
     "reversal_cost",
     "row_elbo",
     "streamed",

@@ -155,10 +155,11 @@ def row_elbo(
 def drift_divergence(paths: Paths, s_min: float, quadrature: Quadrature = Trapezoid()) -> PathValues:
     """Computes ``∫ ∇·b(t, X_t) dt`` along each path, from ``s_min``."""
     process = paths.chain.process
-    return integrate(paths, lambda t, x: _divergence_of_drift(process, t, x), quadrature, s_min)
+    return integrate(paths, lambda t, x: divergence_of_drift(process, t, x), quadrature, s_min)
 
 
-def _divergence_of_drift(process: Process, t: Time, x: Tensor) -> Tensor:
+def divergence_of_drift(process: Process, t: Time, x: Tensor) -> Tensor:
+    """Computes ``∇·b(t, x)``, shape ``(batch,)``; from its matrix if the process is linear."""
     if isinstance(process, LinearProcess):
         trace = process.linear(t).expanded(x.shape[1]).diagonal(dim1=-2, dim2=-1).sum(-1)
         return trace.to(x).expand(len(x))

@@ -11,6 +11,7 @@ from sbridge.identities import (  # noqa: F401  (each module registers its ident
     kernels,
     killing,
     likelihood,
+    most_probable,
     reversal,
     schroedinger,
     state_costs,

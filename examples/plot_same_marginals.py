@@ -4,8 +4,8 @@ r"""Equal marginals, different joint distribution
 The reverse SDE and the probability-flow ODE of a diffusion have the same density at every single time. They are still
 different processes: they disagree about where a path will be, given where it is now. This page compares the two on a
 mixture in one dimension, where scores are exact (:class:`sbridge.ExactScore`). The quantiles through time agree, and
-the joint distribution of two times does not (:class:`sbridge.PathMeasure`, :meth:`sbridge.Bridge.velocity`). The SDE,
-not the ODE, is the time reversal of the noising process and has the same joint distribution.
+the joint distribution of two times does not (:class:`sbridge.PathMeasure`, :meth:`sbridge.Bridge.current_velocity`).
+The SDE, not the ODE, is the time reversal of the noising process and has the same joint distribution.
 
 With noising ``dX = f dt + g dW`` of density ``ρ``, reversed in time ``s = T − t``,
 
@@ -53,8 +53,8 @@ times = reversal.t.tolist()
 states = [bridge.backward.starts(N, seed=2)]
 for t, s in pairwise(times):
     x = states[-1]
-    first = bridge.velocity(t, x)
-    second = bridge.velocity(s, x + (s - t) * first)
+    first = bridge.current_velocity(t, x)
+    second = bridge.current_velocity(s, x + (s - t) * first)
     states.append(x + 0.5 * (s - t) * (first + second))
 flow = torch.stack(states)
 

@@ -105,17 +105,55 @@ class Bridge:
         return self.forward.interpolate(self._rows(x0, "x0"), t, seed=seed)
 
     @standard_modes()
-    def velocity(self, t: Time, x: Tensor | np.ndarray) -> Tensor:
+    def current_velocity(self, t: Time, x: Tensor | np.ndarray) -> Tensor:
         """Computes the current velocity ``v = b + ½ σ (u − û)``: ``ẋ = v(t, x)`` has the same marginals (Nelson 1966).
 
-        It refers to bridge time, also for a :meth:`reversed` bridge.
+        Half the sum of the mean velocities given the past, ``b + σu``, and given the future, ``b − σû``. It refers to
+        bridge time, also for a :meth:`reversed` bridge.
+
+        Args:
+            t: a bridge time, or one for each row.
+            x: states, shape ``(batch, dim)``.
+
+        Returns:
+            units of state per unit time, shape ``(batch, dim)``.
         """
         rows = self._rows(x, "x")
+        u, u_hat = self._control_values(t, rows)
+        half = torch.zeros_like(rows) if u is None else 0.5 * u
+        half = half if u_hat is None else half - 0.5 * u_hat
+        return self.reference.drift(t, rows) + self.reference.scale(t).to(rows)(half)
+
+    @standard_modes()
+    def osmotic_velocity(self, t: Time, x: Tensor | np.ndarray) -> Tensor:
+        """Computes the osmotic velocity ``½ σ (u + û) = ½ σσᵀ ∇log p_t``, with ``p_t`` the marginal (Nelson 1966).
+
+        Half the difference of the mean velocities given the past and given the future. The two expressions are equal if
+        the two processes are one measure, as those of an exact bridge are. It does not change when the bridge is
+        :meth:`reversed`.
+
+        Args, Returns: as for :meth:`current_velocity`.
+        """
+        rows = self._rows(x, "x")
+        return self.reference.scale(t).to(rows)(0.5 * self._control_sum(t, rows))
+
+    @standard_modes()
+    def score(self, t: Time, x: Tensor | np.ndarray) -> Tensor:
+        """Computes the score ``∇log p_t = σ^{−ᵀ}(u + û)`` of the marginal, in inverse units of state.
+
+        Args: as for :meth:`current_velocity`.
+        """
+        rows = self._rows(x, "x")
+        return self.reference.scale(t).T.inverse().to(rows)(self._control_sum(t, rows))
+
+    def _control_values(self, t: Time, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Computes ``u`` and ``û``, whichever of the two measures runs first; ``None`` for no control."""
         controls = {measure.direction: measure.control for measure in (self.forward, self.backward)}
         u, u_hat = (controls[d] for d in (Direction.FORWARD, Direction.BACKWARD))
-        half = torch.zeros_like(rows) if u is None else 0.5 * u(t, rows)
-        half = half if u_hat is None else half - 0.5 * u_hat(t, rows)
-        return self.reference.drift(t, rows) + self.reference.scale(t).to(rows)(half)
+        return None if u is None else u(t, rows), None if u_hat is None else u_hat(t, rows)
+
+    def _control_sum(self, t: Time, rows: Tensor) -> Tensor:
+        return sum((u for u in self._control_values(t, rows) if u is not None), torch.zeros_like(rows))
 
     def reversed(self) -> Bridge:
         """Returns the bridge with its ends swapped: ``transport`` then goes from the target to the source.

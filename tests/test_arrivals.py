@@ -120,4 +120,4 @@ def test_a_grid_that_is_too_coarse_to_simulate_is_a_warning_and_the_fit_is_retur
     process = sb.OrnsteinUhlenbeck(rate=20.0, sigma=1.0)
     with pytest.warns(MarginalWarning, match="Use a finer grid"):
         bridge = sb.diffuse(x0, process=process, solver=solver, seed=0)
-    assert bridge.velocity(0.5, x0).shape == x0.shape
+    assert bridge.current_velocity(0.5, x0).shape == x0.shape

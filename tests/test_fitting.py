@@ -38,7 +38,7 @@ def test_scaling_does_not_change_the_problem(solver, scaling):
     plain = sb.fit(X0, X1, reference=REFERENCE, solver=solver, scaling=sb.NoScaling())
     scaled = sb.fit(X0, X1, reference=REFERENCE, solver=solver, scaling=scaling)
     for t in (0.1, 0.6):
-        torch.testing.assert_close(scaled.velocity(t, X0), plain.velocity(t, X0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(scaled.current_velocity(t, X0), plain.current_velocity(t, X0), rtol=1e-5, atol=1e-6)
     mean = scaled.conditional_mean(X0, seed=0)
     torch.testing.assert_close(mean, plain.conditional_mean(X0, seed=0), rtol=1e-5, atol=1e-6)
 
@@ -58,7 +58,7 @@ def test_swapped_ends_are_the_reversed_bridge():
     torch.testing.assert_close(
         there.reversed().conditional_mean(X1, seed=0), back.conditional_mean(X1, seed=0), rtol=1e-9, atol=1e-9
     )
-    torch.testing.assert_close(there.velocity(0.3, X0), -back.velocity(0.7, X0), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(there.current_velocity(0.3, X0), -back.current_velocity(0.7, X0), rtol=1e-8, atol=1e-8)
 
 
 def test_order_of_rows_does_not_matter():
@@ -372,7 +372,7 @@ def test_under_a_reversible_reference_swapped_ends_swap_the_drifts(name, solver)
 def test_order_of_rows_does_not_matter_to_moments():
     order = torch.randperm(len(X1), generator=torch.Generator().manual_seed(5))
     one, other = (sb.fit(X0, y, reference=REFERENCE, solver=sb.GaussianBridge()) for y in (X1, X1[order]))
-    torch.testing.assert_close(one.velocity(0.3, X0), other.velocity(0.3, X0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(one.current_velocity(0.3, X0), other.current_velocity(0.3, X0), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=["Gaussian", "Sinkhorn"])
@@ -420,7 +420,7 @@ def test_the_dtype_of_the_data_is_that_of_all_results(solver, dtype):
         bridge.transport(x0, seed=0),
         bridge.conditional_mean(x0[:3], seed=0),
         bridge.interpolate(x0, 0.3, seed=0),
-        bridge.velocity(0.3, x0),
+        bridge.current_velocity(0.3, x0),
         bridge.reversed().transport(x1, seed=0),
         bridge.forward.sample(5, seed=0).x,
     ]

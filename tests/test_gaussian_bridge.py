@@ -138,7 +138,7 @@ def test_forward_and_backward_are_one_law_up_to_the_step(name):
 def test_the_current_velocity_carries_the_marginals(name):
     """``ẋ = v(t, x)`` by Runge–Kutta takes mean and covariance of the source to those of the target."""
     one, steps = bridge(name), 120 if "long" in name else 30
-    v, h = one.velocity, one.horizon / steps
+    v, h = one.current_velocity, one.horizon / steps
     x = torch.cat([M0.unsqueeze(0), M0 + EYE])
     for k in range(steps):
         a = v(k * h, x)
@@ -159,8 +159,8 @@ def test_velocity_is_half_the_difference_of_the_two_drifts(name):
     for t in (0.3 * one.horizon, times):
         b, sigma = one.reference.drift(t, x), one.reference.scale(t)
         forward, backward = b + sigma(one.forward.control(t, x)), -b + sigma(one.backward.control(t, x))
-        torch.testing.assert_close(one.velocity(t, x), 0.5 * (forward - backward))
-        assert torch.equal(one.reversed().velocity(t, x), one.velocity(t, x))
+        torch.testing.assert_close(one.current_velocity(t, x), 0.5 * (forward - backward))
+        assert torch.equal(one.reversed().current_velocity(t, x), one.current_velocity(t, x))
 
 
 @pytest.mark.parametrize("name", FEW)

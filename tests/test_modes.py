@@ -82,7 +82,7 @@ FITS = {
 
 def look(fitted):
     rows = X0[:10].astype(str(fitted.forward.start.sample(1, torch.Generator("cpu")).dtype)[6:])
-    return fitted.interpolate(rows, [0.3, fitted.horizon], seed=1), fitted.velocity(0.4, rows)
+    return fitted.interpolate(rows, [0.3, fitted.horizon], seed=1), fitted.current_velocity(0.4, rows)
 
 
 @pytest.mark.parametrize("fit", FITS)

@@ -173,8 +173,8 @@ def test_controls_are_infinite_at_their_far_end():
     with pytest.raises(InvalidInputError, match="infinite at its far end, t = 2; use a time before it"):
         one.forward.control(2.0, X0)
     with pytest.raises(InvalidInputError, match="infinite at its far end, t = 0; use a time after it"):
-        one.velocity(torch.tensor(0.0), X0)
-    assert bool(one.velocity(1.0, X0).isfinite().all())
+        one.current_velocity(torch.tensor(0.0), X0)
+    assert bool(one.current_velocity(1.0, X0).isfinite().all())
 
 
 # --- the processes

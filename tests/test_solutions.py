@@ -49,7 +49,7 @@ def same(one: sb.Bridge, other: sb.Bridge) -> None:
     assert torch.equal(one.transport(X0, seed=1), other.transport(X0, seed=1))
     assert torch.equal(one.reversed().transport(X1, seed=1), other.reversed().transport(X1, seed=1))
     assert torch.equal(one.interpolate(X0, t, seed=2), other.interpolate(X0, t, seed=2))
-    assert torch.equal(one.velocity(t, X0), other.velocity(t, X0))
+    assert torch.equal(one.current_velocity(t, X0), other.current_velocity(t, X0))
     assert torch.equal(one.forward.sample(9, seed=3).x, other.forward.sample(9, seed=3).x)
     assert torch.equal(one.backward.sample(9, seed=3).x, other.backward.sample(9, seed=3).x)
 
@@ -271,8 +271,8 @@ def test_the_flow_of_the_velocity_carries_the_marginals():
     steps, (mean, covariance) = 100, (x.mean(0), x.mT.cov())
     for k in range(steps):
         t, h = k / steps, 1 / steps
-        first = bridge.velocity(t, x)
-        x = x + 0.5 * h * (first + bridge.velocity(t + h, x + h * first))
+        first = bridge.current_velocity(t, x)
+        x = x + 0.5 * h * (first + bridge.current_velocity(t + h, x + h * first))
     # The flow is affine and commutes with these moments: N(0, I) ↦ N(1, 0.3 I), so x ↦ 1 + √0.3 x.
     torch.testing.assert_close(x.mean(0), 1 + 0.3**0.5 * mean, rtol=0, atol=1e-4)
     torch.testing.assert_close(x.mT.cov(), 0.3 * covariance, rtol=1e-3, atol=1e-4)
@@ -312,7 +312,7 @@ def test_every_reference_comes_back(name, tmp_path):
     assert type(back.reference) is type(LINEAR[name])
     assert torch.equal(back.transport(x0, seed=1), bridge.transport(x0, seed=1))
     assert torch.equal(back.interpolate(x0, t, seed=2), bridge.interpolate(x0, t, seed=2))
-    assert torch.equal(back.velocity(t, x0), bridge.velocity(t, x0))
+    assert torch.equal(back.current_velocity(t, x0), bridge.current_velocity(t, x0))
 
 
 def flag(bridge, path):
@@ -347,7 +347,7 @@ def test_times_of_a_reversed_bridge_stay_bridge_times():
     back = bridge.reversed()
     assert torch.equal(back.interpolate(X1, 2.0, seed=0), X1)
     assert torch.equal(back.interpolate(X1, 0.0, seed=0), back.transport(X1, seed=0))
-    assert torch.equal(back.velocity(0.7, X0), bridge.velocity(0.7, X0))
+    assert torch.equal(back.current_velocity(0.7, X0), bridge.current_velocity(0.7, X0))
 
 
 def test_velocity_without_controls_is_the_drift():
@@ -357,7 +357,7 @@ def test_velocity_without_controls_is_the_drift():
         sb.PathMeasure(process, None, normal, direction)
         for direction in (sb.measures.Direction.FORWARD, sb.measures.Direction.BACKWARD)
     )
-    torch.testing.assert_close(sb.Bridge(*measures).velocity(0.3, X0), process.drift(0.3, X0))
+    torch.testing.assert_close(sb.Bridge(*measures).current_velocity(0.3, X0), process.drift(0.3, X0))
 
 
 def test_loading_leaves_the_global_random_state(tmp_path):

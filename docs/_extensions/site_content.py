@@ -38,6 +38,7 @@ EXAMPLES = (
     # physics of the action principle
     "entropy_production",
     "most_probable_path",
+    "velocities",
 )
 """The gallery from what most people come for to what fewer ask."""
 

@@ -77,7 +77,7 @@ def log_likelihood(
     probes = divergence.probes(x, derive(as_seed(seed), "probes"))
     times = knots_from(bridge, s_min)
     with torch.no_grad():
-        found = flow_with_rate(lambda t, y: probes(bridge.velocity, t, y), x, times, method)
+        found = flow_with_rate(lambda t, y: probes(bridge.current_velocity, t, y), x, times, method)
         values = _log_density(prior, found.x) + found.integral
     return LogLikelihood(values, found.x, found.evaluations)
 

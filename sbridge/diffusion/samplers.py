@@ -212,7 +212,7 @@ class FlowSampler(Sampler):
     last: LastStep = field(default_factory=Denoise)
 
     def _descend(self, bridge: Bridge, x: Tensor, knots: Tensor, grid: TimeGrid, seed: int) -> Sampled:
-        found = flow(bridge.velocity, x, knots.flip(0), self.method)
+        found = flow(bridge.current_velocity, x, knots.flip(0), self.method)
         return Sampled(found.x, found.evaluations)
 
 

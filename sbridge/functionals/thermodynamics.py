@@ -123,8 +123,8 @@ def dissipation(
     Args:
         paths: samples of the process at all times.
         velocity: the current velocity ``v(t, x)``, shape ``(batch, dim)``, such as
-            :meth:`~sbridge.solutions.Bridge.velocity`; with the stationary one, ``F − D∇log π``, the result has the
-            mean of the housekeeping heat.
+            :meth:`~sbridge.solutions.Bridge.current_velocity`; with the stationary one, ``F − D∇log π``, the result has
+            the mean of the housekeeping heat.
         quadrature: the rule in time, trapezoids of order two by default.
         start_time: the bridge time from which the integral runs.
 

@@ -17,6 +17,7 @@ from sbridge.identities import (  # noqa: F401  (each module registers its ident
     state_costs,
     stationarity,
     thermodynamics,
+    velocities,
 )
 from sbridge.identities.base import Check, Identity, Kind, Outcome, confirmed, identities, identity, run
 from sbridge.identities.settings import Setting, standard_settings

@@ -55,7 +55,7 @@ def ddim_order(setting: Setting) -> Outcome:
     """Measures the order from ``T/2`` to ``T/10`` in 100 and 200 steps, by the median distance."""
     s, t = spans(setting)[0]
     x, bridge = noising_states(setting, (t,), "ddim")[1][:POINTS], bridge_until(setting, t)
-    exact = flow(bridge.velocity, x, torch.tensor([t, s], dtype=torch.float64), DormandPrince(1e-9, 1e-9)).x
+    exact = flow(bridge.current_velocity, x, torch.tensor([t, s], dtype=torch.float64), DormandPrince(1e-9, 1e-9)).x
     gaps = []
     for steps in (100, 200):
         grid = TimeGrid((0.0, *((s + (t - s) * k / steps) / t for k in range(steps)), 1.0))

@@ -66,7 +66,7 @@ def velocity_field(
     n: int = 2000,
 ) -> Axes:
     """Draws the current velocity ``b + ½σ(u − û)``, the motion of the whole distribution, as :func:`drift_field`."""
-    return _draw(bridge, bridge.velocity, times, ax, projection, clock=clock, n=n, seed=seed)
+    return _draw(bridge, bridge.current_velocity, times, ax, projection, clock=clock, n=n, seed=seed)
 
 
 def _drift(bridge: Bridge, t: float, x: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def flowed(setting: Setting) -> tuple[Reversal, Reversal]:
 
 def _flow(setting: Setting, stride: int) -> Reversal:
     x, seen = noised(setting, setting.horizon, "start"), observed_times(setting)
-    velocity = reverse_diffusion(setting.process, setting.data, setting.exact).velocity
+    velocity = reverse_diffusion(setting.process, setting.data, setting.exact).current_velocity
     inner = setting.grid().fractions[1:-1:stride]
     grid = TimeGrid((0.0, *inner, 1.0)).including(t / setting.horizon for t in seen)
     times = grid.times(setting.horizon)

@@ -226,7 +226,7 @@ class TestFit:
     def test_ends_may_be_soft(self, here, capsys):
         options = ["--solver", "gaussian", "--sigma", "1", "--no-figures", "--no-evaluation", "--soft-ends"]
         assert run(["fit", "a.npy", "b.npy", "--out", "run", *options, "3", "inf"]) == 0
-        assert "soft ends: growth of source rows" in capsys.readouterr().out
+        assert "ends that change: growth of source rows" in capsys.readouterr().out
         assert json.loads(Path("run/config.json").read_text())["soft_ends"] == ["3", "inf"]
         grown, rows = load("run/bridge").balance, torch.from_numpy(np.load("a.npy"))
         assert grown.target is None

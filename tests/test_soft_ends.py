@@ -8,7 +8,7 @@ from families import tensor
 from torch import Tensor
 
 import sbridge as sb
-from sbridge.errors import InvalidInputError, NotConvergedError, UnsupportedError
+from sbridge.errors import InvalidInputError, NonFiniteError, NotConvergedError, UnsupportedError
 from sbridge.evaluation import EvaluationBudget
 from sbridge.exact import SoftGaussianCoupling, balanced
 from sbridge.fitting import choose_solver, prepare
@@ -206,6 +206,39 @@ def test_row_numbers_are_no_masses():
     assert scaled.mass == 2.0
 
 
+# --- known growth
+
+
+def test_known_growth_weights_the_source():
+    """``e^{rate T}`` over two units of time, against the bridge of rows that are weighted by hand, bit for bit."""
+    process, growth = sb.BrownianMotion(1.0, horizon=2.0), sb.ends.Growth(lambda x: 0.4 * x[:, 0])
+    factors = (0.8 * X0[:, 0]).exp()
+    problem = sb.BridgeProblem(sb.Samples(X0, A, mass=60), sb.Samples(XT, mass=90), process, balance=growth)
+    bridge = sb.solve(problem, EXACT, seed=0)
+    mean = float(A @ factors)
+    weights = A * factors / mean
+    torch.testing.assert_close(bridge.forward.start.weights, weights, rtol=1e-12, atol=0.0)
+    by_hand = sb.solve(sb.BridgeProblem(sb.Samples(X0, weights), sb.Samples(XT), process), EXACT, seed=0)
+    torch.testing.assert_close(bridge.conditional_mean(X0, seed=0), by_hand.conditional_mean(X0, seed=0))
+    torch.testing.assert_close(bridge.balance.growth(X0), factors / mean)
+    torch.testing.assert_close(bridge.balance.descendants(X0), factors)
+    assert bridge.balance.mass == pytest.approx(60.0 * mean)
+    scaling = AffineScaling(tensor([0.3, -2.0]), tensor([2.5, 0.4]))
+    again = balanced(problem.rescaled(scaling)).balance
+    torch.testing.assert_close(again.growth(scaling.to_model(X0)), bridge.balance.growth(X0))
+
+
+def test_growth_that_cannot_be_used_is_refused():
+    with pytest.raises(InvalidInputError, match="Growth: rate must be a function of states, got 2"):
+        sb.ends.Growth(2.0)
+    with pytest.raises(UnsupportedError, match="needs samples at the source, got Gaussian"):
+        sb.fit(SOURCE, TARGET, reference=TURNING, balance=sb.ends.Growth(lambda x: x[:, 0]))
+    with pytest.raises(InvalidInputError, match="growth rate must return one number per row"):
+        sb.fit(X0, XT, reference=TURNING, balance=sb.ends.Growth(lambda x: x))
+    with pytest.raises(NonFiniteError, match="growth rate is NaN or infinite"):
+        sb.fit(X0, XT, reference=TURNING, balance=sb.ends.Growth(lambda x: x[:, 0].log()))
+
+
 # --- fit, files, reports
 
 
@@ -260,7 +293,7 @@ def test_reports_and_certificates_are_about_the_chosen_ends():
     for bound in (found.energy, found.lower_bound):
         assert bound.value == pytest.approx(value, abs=5.0 * bound.standard_error)
     assert found.verdict.word != "fail"
-    assert "soft ends: the source is" in str(prepare(SOURCE, TARGET, reference=TURNING, balance=SOFT).notes)
+    assert "ends that change: the source is" in str(prepare(SOURCE, TARGET, reference=TURNING, balance=SOFT).notes)
 
 
 SOFT = sb.ends.SoftEnds(1.0, 1.0)
@@ -293,7 +326,9 @@ def test_solvers_take_soft_ends_once_they_are_chosen(solver: Solver):
     ends = (sb.Samples(X0), sb.Density(TARGET.log_density, 2) if alone else sb.Samples(XT))
     problem = sb.BridgeProblem(*ends, sb.BrownianMotion(1.0), balance=SOFT)
     name = type(solver).__name__
-    assert f"{name} takes soft ends once they are chosen: pass exact.balanced(problem)" in str(solver.refusal(problem))
+    assert f"{name} takes soft ends or growth once the ends are chosen: pass exact.balanced(problem)" in str(
+        solver.refusal(problem)
+    )
     if not alone:
         assert not_plain(name, balanced(problem)) is None
 
@@ -310,9 +345,9 @@ def test_what_cannot_be_solved_is_refused():
         sb.fit(X0, TARGET, reference=process, balance=SOFT)
     with pytest.raises(UnsupportedError, match="A problem with soft ends needs transitions in closed form"):
         sb.fit(X0, XT, reference=sb.DriftProcess(lambda t, x: -x, 1.0), balance=SOFT)
-    with pytest.raises(UnsupportedError, match="soft ends and a state cost are not solved together"):
+    with pytest.raises(UnsupportedError, match="ends that may change and a state cost are not solved together"):
         sb.fit(X0, XT, reference=process, balance=SOFT, state_cost=sb.costs.Quadratic.isotropic(1.0, 2))
-    with pytest.raises(InvalidInputError, match=r"balance must be an ends.SoftEnds\(source, target\) in nats"):
+    with pytest.raises(InvalidInputError, match=r"balance must be an ends.SoftEnds\(source, target\) in nats, an ends"):
         sb.fit(X0, XT, reference=process, balance=2.0)
     for wrong in (-1.0, math.nan, "3", None, True):
         with pytest.raises(InvalidInputError, match="SoftEnds: target must be a number of nats"):

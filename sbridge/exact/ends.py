@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,8 @@ from sbridge.errors import UnsupportedError, shown
 from sbridge.exact.plug_in import FarEnd
 from sbridge.exact.soft_gaussian import SoftGaussianCoupling
 from sbridge.laws import Gaussian, Samples
-from sbridge.problems import BridgeProblem, Reweighting, SoftEnds, unknown_transition
-from sbridge.problems.costs import Quadratic
+from sbridge.problems import BridgeProblem, Growth, Reweighting, SoftEnds, unknown_transition
+from sbridge.problems.costs import Quadratic, checked
 from sbridge.processes import Direction, LinearProcess
 from sbridge.random import Seed, as_seed, generator
 from sbridge.storage.registry import register
@@ -52,6 +53,8 @@ def balanced(problem: BridgeProblem, *, seed: Seed = 0, rows: int = MOST_ROWS) -
     ``balance`` of the problem that is returned is the :class:`~sbridge.problems.Reweighting` of the given ends. Other
     problems are returned as they are. :func:`~sbridge.fitting.solve` and :func:`~sbridge.fitting.fit` do this first.
 
+    With :class:`~sbridge.problems.Growth` the weights of the source rows are multiplied by ``e^{rate T}``.
+
     Between two Gaussians the ends have a closed form. Between samples they come from the entropic plan with marginal
     penalties: the rows stay, their weights change. The plan is relative to the product of the ends times the transition
     density, that is to ``R`` weighted by ``p_T(X_T)``, since samples have no density. For a hard target this is the
@@ -68,6 +71,8 @@ def balanced(problem: BridgeProblem, *, seed: Seed = 0, rows: int = MOST_ROWS) -
         NotConvergedError: if the potentials do not converge.
     """
     penalties = problem.balance
+    if isinstance(penalties, Growth):
+        return _grown(problem, penalties)
     if not isinstance(penalties, SoftEnds) or penalties.hard:
         return problem if penalties is None or isinstance(penalties, Reweighting) else problem.with_ends(None)
     source, target, reference = problem.source, problem.target, problem.reference
@@ -81,6 +86,33 @@ def balanced(problem: BridgeProblem, *, seed: Seed = 0, rows: int = MOST_ROWS) -
         "soft ends need samples at both ends, or a Gaussian at both; got "
         f"{type(source).__name__} and {type(target).__name__}: draw samples first."
     )
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class GrowthRatio:
+    """``log dP_0/dp_0 = rate(x) T − offset`` of a source that grows at a known rate."""
+
+    rate: Callable[[Tensor], Tensor]
+    horizon: float
+    offset: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Computes the log ratio, shape ``(batch,)``, float64."""
+        rate = checked(self.rate(x), x, "growth rate", "these rows")
+        return self.horizon * rate.double() - self.offset
+
+
+def _grown(problem: BridgeProblem, growth: Growth) -> BridgeProblem:
+    source, horizon = problem.source, problem.reference.horizon
+    if not isinstance(source, Samples):
+        raise UnsupportedError(
+            f"growth at a known rate needs samples at the source, got {type(source).__name__}: draw samples first."
+        )
+    start, offset = _weighted(source, GrowthRatio(growth.rate, horizon, 0.0)(source.rows))
+    mass = source.mass * math.exp(offset)
+    masses = source.mass, problem.target.mass if isinstance(problem.target, Samples) else mass
+    return problem.with_ends(Reweighting(GrowthRatio(growth.rate, horizon, offset), None, mass, masses), start)
 
 
 def _between_gaussians(
@@ -141,11 +173,16 @@ def _reweighted(end: Samples, far: FarEnd, penalty: float) -> tuple[Samples, Plu
     if math.isinf(penalty):
         return end, None
     ratio = PlugInRatio(far, 1.0 / (1.0 + penalty))
-    logs = ratio(end.rows)
+    changed, offset = _weighted(end, ratio(end.rows))
+    return changed, PlugInRatio(far, ratio.exponent, offset)
+
+
+def _weighted(end: Samples, logs: Tensor) -> tuple[Samples, float]:
+    """Returns the samples with weights times ``e^{logs}``, normalised, and the logarithm of their sum before."""
     weights = torch.full_like(logs, 1.0 / len(logs)) if end.weights is None else end.weights.to(logs)
     offset = float(torch.logsumexp(logs + weights.log(), 0))
     found = (logs + weights.log() - offset).exp().clamp(min=_LEAST_WEIGHT / len(logs))
-    return Samples.sharing(end.rows, found / found.sum(), end.mass), PlugInRatio(far, ratio.exponent, offset)
+    return Samples.sharing(end.rows, found / found.sum(), end.mass), offset
 
 
 def _part(end: Samples, most: int, draw: torch.Generator) -> Samples:
@@ -178,4 +215,4 @@ def describe(problem: BridgeProblem) -> str | None:
             )
         else:
             parts.append(f"the {name} is {shown(law)}")
-    return "soft ends: " + "; ".join(parts)
+    return "ends that change: " + "; ".join(parts)

@@ -20,7 +20,7 @@ from sbridge.fitting.fit import End, Preparation, choose_sigma, prepare
 from sbridge.laws import as_rows
 from sbridge.laws.scaling import ScalingRecipe
 from sbridge.modes import standard_modes
-from sbridge.problems import Quadratic, SoftEnds
+from sbridge.problems import Growth, Quadratic, SoftEnds
 from sbridge.processes import BrownianMotion, Process
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge, load_bridge, save_bridge
@@ -117,7 +117,7 @@ def prepare_course(
     sigma: float | None = None,
     reference: Reference | None = None,
     state_cost: Quadratic | None = None,
-    balance: SoftEnds | None = None,
+    balance: SoftEnds | Growth | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -163,7 +163,7 @@ def fit_course(
     sigma: float | None = None,
     reference: Reference | None = None,
     state_cost: Quadratic | None = None,
-    balance: SoftEnds | None = None,
+    balance: SoftEnds | Growth | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,

@@ -23,7 +23,7 @@ from sbridge.laws import Density, Law, Samples, as_law, check_same_kind, check_s
 from sbridge.laws.arrays import check_precision
 from sbridge.laws.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
 from sbridge.modes import standard_modes
-from sbridge.problems import BridgeProblem, SoftEnds, StateCost
+from sbridge.problems import BridgeProblem, Growth, SoftEnds, StateCost
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
 from sbridge.random import Seed, as_seed, derive, generator
@@ -167,7 +167,7 @@ def prepare(
     *,
     reference: Process | None = None,
     state_cost: StateCost | None = None,
-    balance: SoftEnds | None = None,
+    balance: SoftEnds | Growth | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -210,7 +210,7 @@ def fit(
     *,
     reference: Process | None = None,
     state_cost: StateCost | None = None,
-    balance: SoftEnds | None = None,
+    balance: SoftEnds | Growth | None = None,
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
@@ -226,7 +226,8 @@ def fit(
         state_cost: ``V`` per unit time, of states in units of the data, such as ``costs.Quadratic(matrix, vector)``,
             which becomes part of the reference of the bridge; ``None``: zero.
         balance: ``ends.SoftEnds(source, target)`` in nats: ends that may change, by growth and death or because rows
-            of the target are not explained; ``None``: the bridge has exactly these ends.
+            of the target are not explained; ``ends.Growth(rate)``: the source grows at a known rate; ``None``: the
+            bridge has exactly these ends.
         solver: ``None``: :func:`choose_solver`.
         scaling: how data are scaled inside; σ is scaled with them, so this never changes the problem, only its
             numerics. ``None``: the default of the solver, mostly :class:`~sbridge.laws.scaling.CommonScale`.

@@ -8,6 +8,7 @@ from sbridge.pde.densities import Histogram, KernelDensity, SampleDensity, densi
 from sbridge.pde.equations import FokkerPlanckSolution, backward_kolmogorov, fokker_planck, hamilton_jacobi_bellman
 from sbridge.pde.grids import Field, Grid
 from sbridge.pde.heat import amplification, heat_kernel, heat_spectral, wavenumbers
+from sbridge.pde.killing import KilledSolution, solve_killed
 from sbridge.pde.propagator import CRANK_NICOLSON, IMPLICIT_EULER, L_STABLE, Propagator, StateCost, TimeScheme
 from sbridge.pde.schroedinger import (
     FortetSinkhorn,
@@ -31,6 +32,7 @@ __all__ = [
     "HalfStep",
     "Histogram",
     "KernelDensity",
+    "KilledSolution",
     "Propagator",
     "SampleDensity",
     "SpaceTime",
@@ -47,6 +49,7 @@ __all__ = [
     "heat_spectral",
     "log_density_on",
     "proportional_fitting",
+    "solve_killed",
     "solve_schroedinger",
     "wavenumbers",
 ]

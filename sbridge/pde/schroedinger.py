@@ -323,7 +323,7 @@ class _Setting:
         times: TimeGrid,
         estimate: SampleDensity,
     ) -> _Setting:
-        log_start, log_end = (_log_density(end, grid, estimate) for end in (source, target))
+        log_start, log_end = (log_density_of(end, grid, estimate) for end in (source, target))
         if process.dim not in (None, grid.dim):
             raise InvalidInputError(f"the process has dimension {process.dim}, the grid has {grid.dim}.")
         knots = times.times(process.horizon).numpy()
@@ -374,7 +374,8 @@ def _iterate(
     )
 
 
-def _log_density(end: Law | Field, grid: Grid, estimate: SampleDensity) -> Field:
+def log_density_of(end: Law | Field, grid: Grid, estimate: SampleDensity) -> Field:
+    """Returns the log density of an end on the grid; raises InvalidInputError for a field that is not a density."""
     if isinstance(end, Law):
         return log_density_on(end, grid, estimate)
     mass = grid.integrate(end)

@@ -12,7 +12,7 @@ from sbridge.problems.costs import (
     TerminalCost,
     quadratic_reference,
 )
-from sbridge.problems.ends import Reweighting, SoftEnds
+from sbridge.problems.ends import Growth, Reweighting, SoftEnds
 from sbridge.problems.sampling import sampling_problem
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "BridgeProblem",
     "ControlProblem",
     "Costs",
+    "Growth",
     "Quadratic",
     "Reweighting",
     "RunningCost",

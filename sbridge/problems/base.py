@@ -24,13 +24,13 @@ from sbridge.problems.costs import (
     checked,
     rescaled_cost,
 )
-from sbridge.problems.ends import Reweighting, SoftEnds
+from sbridge.problems.ends import Growth, Reweighting, ScaledRatio, SoftEnds
 from sbridge.processes import Direction, LinearProcess, Process, rescale
 from sbridge.processes.noise_coordinates import no_closed_form
 from sbridge.random import generator
 
 _PROBE_ROWS = 8
-Balance = SoftEnds | Reweighting
+Balance = SoftEnds | Growth | Reweighting
 """What the two ends may change, before or after they are chosen."""
 
 
@@ -46,14 +46,14 @@ class BridgeProblem:
         reference: ``R``, with its horizon ``T``.
         state_cost: ``V`` per unit time: a :class:`~sbridge.problems.Quadratic`, which every solver takes, or a function
             ``(t, x) → (batch,)``; ``None``: zero, the plain bridge.
-        balance: :class:`~sbridge.problems.SoftEnds`; ``None``: both ends are hard.
+        balance: :class:`~sbridge.problems.SoftEnds` or :class:`~sbridge.problems.Growth`; ``None``: both ends are hard.
 
     Raises:
         InvalidInputError: if an end is not a distribution or the reference is not a process, or if the dimensions
             differ, or the dtypes or devices of two sets of samples, or if the state cost returns another shape, or if
             two hard ends have different masses.
         NonFiniteError: if the state cost is NaN or infinite at states of the ends.
-        UnsupportedError: for soft ends with a state cost.
+        UnsupportedError: for a balance with a state cost.
     """
 
     source: Law
@@ -107,7 +107,7 @@ class BridgeProblem:
             self.target.rescaled(scaling),
             rescale(self.reference, scaling),
             state_cost=None if self.state_cost is None else rescaled_cost(self.state_cost, scaling),
-            balance=self.balance.rescaled(scaling) if isinstance(self.balance, Reweighting) else self.balance,
+            balance=_rescaled(self.balance, scaling),
         )
 
     def with_ends(
@@ -137,14 +137,15 @@ class BridgeProblem:
     def _check_balance(self) -> None:
         """Checks that hard ends have equal masses, and that soft ends stand alone."""
         balance = self.balance
-        if balance is not None and not isinstance(balance, (SoftEnds, Reweighting)):
+        if balance is not None and not isinstance(balance, (SoftEnds, Growth, Reweighting)):
             raise InvalidInputError(
-                f"balance must be an ends.SoftEnds(source, target) in nats, or None; got {shown(balance)}."
+                "balance must be an ends.SoftEnds(source, target) in nats, an ends.Growth(rate), or None; got "
+                f"{shown(balance)}."
             )
         if balance is not None and self.state_cost is not None:
             raise UnsupportedError(
-                "soft ends and a state cost are not solved together: what a cost adds at the ends would change with "
-                "them. Leave one of them out."
+                "ends that may change and a state cost are not solved together: what a cost adds at the ends would "
+                "change with them. Leave one of them out."
             )
         masses = [end.mass if isinstance(end, Samples) else 1.0 for end in (self.source, self.target)]
         hard = balance is None or (isinstance(balance, SoftEnds) and balance.hard)
@@ -170,6 +171,12 @@ class BridgeProblem:
         for t in (0.0, 0.5 * self.reference.horizon, self.reference.horizon):
             for name, x in probes.items():
                 checked(cost(t, x), x, "state cost", f"t = {t:g} and states of the {name}")
+
+
+def _rescaled(balance: Balance | None, scaling: AffineScaling) -> Balance | None:
+    if isinstance(balance, Growth):
+        return Growth(ScaledRatio(balance.rate, scaling))
+    return balance.rescaled(scaling) if isinstance(balance, Reweighting) else balance
 
 
 def _check_law(value: object, name: str) -> None:
@@ -214,8 +221,10 @@ def not_plain(who: str, problem: BridgeProblem) -> str | None:
 
     It is one after a quadratic state cost has become part of the reference, and after soft ends have been chosen.
     """
-    if isinstance(problem.balance, SoftEnds):
-        return f"{who} takes soft ends once they are chosen: pass exact.balanced(problem), as solve() does."
+    if isinstance(problem.balance, (SoftEnds, Growth)):
+        return (
+            f"{who} takes soft ends or growth once the ends are chosen: pass exact.balanced(problem), as solve() does."
+        )
     return _unabsorbed_cost(who, problem)
 
 

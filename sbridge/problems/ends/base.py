@@ -1,9 +1,12 @@
-"""Ends that a bridge may change at a price."""
+"""Ends that a bridge may change at a price, or by a known rate of growth."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from sbridge.errors import InvalidInputError, shown
 from sbridge.storage.registry import register
@@ -58,3 +61,34 @@ class SoftEnds:
     def hard(self) -> bool:
         """Whether neither end may change."""
         return math.isinf(self.source) and math.isinf(self.target)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """Growth at a known rate: the weight of a source row is multiplied by ``e^{rate(x) T}`` before the bridge.
+
+    For numbers of descendants that are known row by row, give their logarithm over ``T`` (Schiebinger et al. 2019), or
+    weights of the rows, ``Samples(rows, weights)``.
+
+    Args:
+        rate: births minus deaths per unit time, a function of states ``(batch, dim)`` to ``(batch,)``.
+
+    Raises:
+        InvalidInputError: if the rate is not a function.
+
+    Example:
+        >>> import torch
+        >>> import sbridge as sb
+        >>> x0, x1 = torch.randn(2, 300, 1, generator=torch.Generator().manual_seed(0))
+        >>> growth = sb.ends.Growth(lambda x: x[:, 0])
+        >>> bridge = sb.fit(x0, x1, reference=sb.BrownianMotion(1.0), balance=growth, solver=sb.SinkhornBridge())
+        >>> bool(bridge.balance.growth(x0)[x0[:, 0].argmax()] > 1.0)
+        True
+    """
+
+    rate: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        if not callable(self.rate):
+            raise InvalidInputError(f"Growth: rate must be a function of states, got {shown(self.rate)}.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,14 +15,8 @@ from sbridge.laws import as_rows
 from sbridge.laws.scaling import AffineScaling
 from sbridge.storage.registry import register
 
-
-@runtime_checkable
-class LogRatio(Protocol):
-    """The log density ``log dP/dp`` of a changed end with respect to the given one."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Computes the log ratio of rows ``(batch, dim)``, shape ``(batch,)``."""
-        ...
+LogRatio = Callable[[Tensor], Tensor]
+"""``log dP/dp`` of a changed end with respect to the given one, of rows ``(batch, dim)``, shape ``(batch,)``."""
 
 
 @register

@@ -281,7 +281,7 @@ def test_reports_and_certificates_are_about_the_chosen_ends():
     soft = sb.ends.SoftEnds(5.0, 5.0)
     bridge = sb.fit(SOURCE, TARGET, reference=TURNING, balance=soft)
     x0, xT = draws(SOURCE, 1500, 10), draws(TARGET, 1500, 11)
-    judge = sb.MixtureBridge(components=(1,), grid=bridge.forward.grid)
+    judge = sb.MixtureBridge(components=(1,), rounds=1, matchings=5, iterations=10)
     limits = EvaluationBudget(rows=300, paths=300)
     report = sb.evaluate(bridge, x0, xT, seed=0, limits=limits, baselines=(), metrics=(EnergyDistance(),))
     assert any("ends of this bridge are soft" in note for note in report.notes)
@@ -348,7 +348,7 @@ def test_what_cannot_be_solved_is_refused():
     with pytest.raises(UnsupportedError, match="ends that may change and a state cost are not solved together"):
         sb.fit(X0, XT, reference=process, balance=SOFT, state_cost=sb.costs.Quadratic.isotropic(1.0, 2))
     with pytest.raises(InvalidInputError, match=r"balance must be an ends.SoftEnds\(source, target\) in nats, an ends"):
-        sb.fit(X0, XT, reference=process, balance=2.0)
+        sb.BridgeProblem(sb.Samples(X0), sb.Samples(XT), process, balance=2.0)
     for wrong in (-1.0, math.nan, "3", None, True):
         with pytest.raises(InvalidInputError, match="SoftEnds: target must be a number of nats"):
             sb.ends.SoftEnds(1.0, wrong)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import sbridge as sb
 from sbridge.errors import InvalidInputError, NotConvergedError
+from sbridge.exact import KilledSinkhorn, killed_plan
 from sbridge.pde import FortetSinkhorn, Grid, solve_killed
 from sbridge.pde.kernels import propagated
 
@@ -127,3 +128,48 @@ def test_bad_input_is_refused():
         solve_killed(BROWNIAN, START, LEFT, GRID, rate=lambda t, x: 0.0 * x[:, 0], survival=0.5)
     with pytest.raises(NotConvergedError, match=r"survivors and dead are .* from their shares after 2 iterations"):
         solved(options=FortetSinkhorn(max_iterations=2))
+
+
+# --- samples
+
+
+def test_rows_die_as_the_grid_says(killed):
+    """Quantiles of either end: every row within .02, and about as far off as its standard error says."""
+    normal = torch.distributions.Normal(tensor(0.0), tensor(1.0))
+    quantiles = normal.icdf((torch.arange(100, dtype=torch.float64) + 0.5) / 100)[:, None]
+    found = killed_plan(quantiles, 0.3**0.5 * quantiles - 0.8, BROWNIAN, rate=well, survival=0.4, seed=0)
+    wanted = torch.from_numpy(GRID.spline(killed.death_probability)(quantiles.numpy()))
+    assert float((found.death_probability - wanted).abs().max()) < 0.02
+    assert float(found.plan.sum()) == pytest.approx(0.4, abs=1e-8)
+    assert float(found.death_probability.mean()) == pytest.approx(0.6, abs=1e-8)
+    torch.testing.assert_close(found.plan.sum(0), torch.full((100,), 0.004, dtype=torch.float64), rtol=1e-6, atol=0.0)
+    assert found.reference_survival == pytest.approx(killed.reference_survival, abs=0.02)
+    assert 0.1 < float(((found.death_probability - wanted) / found.standard_error).square().mean().sqrt()) < 3.0
+
+
+def test_rows_in_the_plane_die_as_on_the_line():
+    """A second column that neither the rate nor the target depends on changes nothing; nor does float32."""
+    line = torch.linspace(-1.5, 1.5, 12, dtype=torch.float64)[:, None]
+    plane = torch.cartesian_prod(line[:, 0], torch.tensor([-0.5, 0.5], dtype=torch.float64))
+    options = KilledSinkhorn(paths=512)
+    one = killed_plan(line, line, BROWNIAN, rate=well, survival=0.4, seed=1, options=options)
+    two = killed_plan(
+        plane, plane, BROWNIAN, rate=lambda t, x: 2.0 * x[:, 0].square(), survival=0.4, seed=2, options=options
+    )
+    errors = (one.standard_error.square() + two.standard_error[::2].square()).sqrt()
+    assert bool(((one.death_probability - two.death_probability[::2]).abs() < 5.0 * errors + 1e-3).all())
+    single = killed_plan(line.float(), line.float(), BROWNIAN, rate=well, survival=0.4, seed=1, options=options)
+    torch.testing.assert_close(single.death_probability, one.death_probability, rtol=0.0, atol=1e-5)
+
+
+def test_plans_refuse_what_they_cannot_use():
+    rows = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64)[:, None]
+    for share in (0.0, 1.0):
+        with pytest.raises(InvalidInputError, match="survival must lie strictly between 0 and 1"):
+            killed_plan(rows, rows, BROWNIAN, rate=well, survival=share, seed=0)
+    with pytest.raises(InvalidInputError, match="a killing rate must be 0 or more; got -1 at t = 0"):
+        killed_plan(rows, rows, BROWNIAN, rate=lambda t, x: x[:, 0], survival=0.5, seed=0)
+    with pytest.raises(InvalidInputError, match="paths must be a multiple of 16"):
+        KilledSinkhorn(paths=10)
+    with pytest.raises(NotConvergedError, match="from their shares after 1 iterations"):
+        killed_plan(rows, rows, BROWNIAN, rate=well, survival=0.4, seed=0, options=KilledSinkhorn(max_iterations=1))

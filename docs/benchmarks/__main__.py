@@ -60,12 +60,14 @@ class Settings:
         only: names of tables; all by default.
         snapshots: files of a time course, in order, for the table that leaves one out.
         times: their times.
+        growth: folder of the data of the table on growth and death.
     """
 
     out: Path
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     snapshots: tuple[Path, ...] = ()
     times: tuple[float, ...] = ()
+    growth: Path | None = None
 
 
 def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
@@ -78,6 +80,8 @@ def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
     if settings.snapshots:
         files, times = (str(file) for file in settings.snapshots), (f"{t:g}" for t in settings.times)
         tables["snapshots"] = (f"{_MODULES}.snapshots", *files, "--times", *times)
+    if settings.growth is not None:
+        tables["growth"] = (f"{_MODULES}.growth", str(settings.growth))
     check_known("table", settings.only, tables)
     return {name: tables[name] for name in settings.only or tables}
 

@@ -3,6 +3,7 @@
 from sbridge.exact.conditional import ConditionalMixture
 from sbridge.exact.ends import PlugInRatio, balanced
 from sbridge.exact.gaussian import GaussianCoupling
+from sbridge.exact.killed import KilledPlan, KilledSinkhorn, killed_plan
 from sbridge.exact.mixture import MixtureControl, MixtureKernel, MixturePotential
 from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
 from sbridge.exact.rewards import TiltedLaw, tilted_law
@@ -14,6 +15,8 @@ __all__ = [
     "ConditionalMixture",
     "FarEnd",
     "GaussianCoupling",
+    "KilledPlan",
+    "KilledSinkhorn",
     "MixtureControl",
     "MixtureKernel",
     "MixturePotential",
@@ -25,5 +28,6 @@ __all__ = [
     "SoftGaussianCoupling",
     "TiltedLaw",
     "balanced",
+    "killed_plan",
     "tilted_law",
 ]

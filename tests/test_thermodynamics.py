@@ -22,7 +22,7 @@ from sbridge.functionals import (
 from sbridge.identities import Setting, identities, thermodynamics
 from sbridge.identities.settings import PROCESSES, mixture as standard_mixture
 from sbridge.laws import Gaussian, GaussianMixture, Samples
-from sbridge.measures import Direction, Estimate, PathMeasure
+from sbridge.measures import Direction, Estimate, PathMeasure, kernel_log_ratio
 from sbridge.processes import (
     BrownianMotion,
     DriftProcess,
@@ -205,9 +205,9 @@ def test_backward_paths_count_in_the_order_visited():
     """``dY = (−b + σû) ds`` with ``û = 2σ⁻¹b`` is the process with drift ``b``, in reversed time."""
     process = general()
     twice = lambda t, x: 2.0 * process.drift(t, x) @ torch.linalg.inv(SIGMA).mT  # noqa: E731
-    grid = TimeGrid((0.0, 0.3, 0.4, 0.8, 1.0))
+    grid = TimeGrid((0.0, 0.3, 0.4, 0.8, 0.9, 1.0))
     back = PathMeasure(process, twice, STILL, Direction.BACKWARD, grid, EulerMaruyama()).sample(30, seed=1)
-    mirror = TimeGrid((0.0, 0.2, 0.6, 0.7, 1.0))
+    mirror = TimeGrid((0.0, 0.1, 0.2, 0.6, 0.7, 1.0))
     there = PathMeasure(process, None, STILL, grid=mirror, rule=EulerMaruyama()).sample(30, seed=1)
     torch.testing.assert_close(back.x, there.x)
     one, two = heat(back, twice), heat(there)
@@ -247,6 +247,20 @@ def test_reversal_cost_is_the_error_of_the_score():
     prior = Gaussian(torch.ones(2).double(), EYE)
     added = end.log_density(paths.x[-1]) - prior.log_density(paths.x[-1])
     torch.testing.assert_close((cost(exact, prior) - none).values, added)
+
+
+def test_reversal_cost_along_paths_of_the_model():
+    """``E_B e^{log dF/dB} = 1``, and ``E_B log dF/dB = −KL(B ‖ F)``."""
+    process, start = general(), Gaussian(MEAN + 0.5, SPREAD)
+    forward = PathMeasure(process, None, MOVED, grid=TimeGrid.uniform(5))
+    control = ScoreControl(process, lambda t, x: -(x - MEAN) @ torch.linalg.inv(SPREAD))
+    backward = PathMeasure(process, control, start, Direction.BACKWARD, forward.grid)
+    paths = backward.sample(20_000, seed=1)
+    cost = reversal_cost(paths, forward, backward)
+    ends = MOVED.log_density(paths.x[-1]) - start.log_density(paths.x[0])
+    torch.testing.assert_close(cost.values, kernel_log_ratio(paths, forward, backward) + ends)
+    assert agrees(cost.values.exp(), 1.0)
+    assert cost.estimate.value < -10 * cost.estimate.standard_error
 
 
 def test_the_reversal_with_its_own_force_costs_the_entropy_production():

@@ -21,9 +21,8 @@ import sys
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from scipy.special import gammaln
 
-from sbridge.transport import EntropicProblem, Sinkhorn, sinkhorn
+from sbridge.transport import EntropicProblem, Sinkhorn, log_transport_probability, sinkhorn
 
 FAST = "--fast" in sys.argv
 TRIALS = 200_000 if FAST else 2_000_000
@@ -40,12 +39,6 @@ def kernel_between(places, variance=1.0):
     exponents = -0.5 * (places[:, None] - places[None, :]) ** 2 / variance
     weights = np.exp(exponents)
     return weights / weights.sum(1, keepdims=True)
-
-
-def log_probability(counts, kernel):
-    """``log Π_k N_k! Π_l g_kl^{c_kl}/c_kl!``."""
-    terms = counts * np.log(kernel) - gammaln(counts + 1.0)
-    return terms.sum((-2, -1)) + gammaln(counts.sum(-1) + 1.0).sum(-1)
 
 
 def transports(n):
@@ -65,7 +58,7 @@ print(f"Sinkhorn's plan: {float(plan[0, 0]):.4f} of all particles stay in the fi
 fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 for n, colour in zip((16, 64, 256, 1024), ("#9ecae1", "#6baed6", "#3182bd", "#08519c"), strict=True):
     counts, share = transports(n)
-    logs = log_probability(counts, kernel)
+    logs = log_transport_probability(counts, kernel)
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
     spread = np.sqrt(weights @ (share - weights @ share) ** 2)
@@ -88,7 +81,7 @@ first = rng.binomial(n // 2, kernel[0, 0], TRIALS)  # of the first cell's partic
 second = rng.binomial(n // 2, kernel[1, 0], TRIALS)
 kept = first[first + second == n // 4]
 counts, share = transports(n)
-logs = log_probability(counts, kernel)
+logs = log_transport_probability(counts, kernel)
 exact = np.exp(logs)
 frequency = np.bincount(kept, minlength=len(share)) / len(kept)
 error = np.sqrt(frequency * (1 - frequency) / len(kept))
@@ -123,7 +116,7 @@ for factor in (1, 2, 4, 8, 16, 32, 64):
     total = counts.sum()
     divergence = (counts * np.log(counts / rows[:, None] / spread_kernel)).sum()
     roots = 0.5 * np.log(2 * np.pi * rows).sum() - 0.5 * np.log(2 * np.pi * counts).sum()
-    remainder = log_probability(counts, spread_kernel) + divergence
+    remainder = log_transport_probability(counts, spread_kernel) + divergence
     sizes.append(total)
     leading.append(abs(remainder) / total)
     left.append(abs(remainder - roots))

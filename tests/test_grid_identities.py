@@ -9,8 +9,10 @@ import torch
 import sbridge.identities.duality as duality
 import sbridge.identities.equations as equations
 import sbridge.identities.schroedinger as schroedinger
+import sbridge.identities.soft_ends as soft_ends
 import sbridge.identities.state_costs as state_costs
 import sbridge.identities.stationarity as stationarity
+import sbridge.transport.urn as urn
 from sbridge.identities import Setting, identities, standard_settings
 from sbridge.identities.killing import Well
 from sbridge.identities.settings import PROCESSES, mixture
@@ -20,7 +22,7 @@ from sbridge.laws import Gaussian, Samples
 from sbridge.pde import GridAction, GridSolution
 from sbridge.processes import LinearProcess, OrnsteinUhlenbeck
 
-MODULES = (equations, stationarity, schroedinger, duality, state_costs)
+MODULES = (equations, stationarity, schroedinger, duality, state_costs, soft_ends)
 OWN = {one.name: one for one in identities() if one.body.__module__ in [module.__name__ for module in MODULES]}
 DENSE = OrnsteinUhlenbeck(
     rate=torch.tensor([[1.0, 0.3], [-0.2, 0.7]]), sigma=torch.tensor([[1.0, 0.4], [0.0, 0.6]]), mean=0.3
@@ -46,7 +48,7 @@ SETTINGS = [
 
 
 def test_they_are_all_there():
-    assert len(OWN) == 26
+    assert len(OWN) == 29
     assert {one.group for one in OWN.values()} == {"equations", "action", "Schrödinger"}
 
 
@@ -190,13 +192,19 @@ def undamaged(patch):
 
 def plain_stirling(patch):
     """log n! = n log n − n, without the root."""
-    patch.setattr(schroedinger, "gammaln", lambda n: np.where(n > 1, (n - 1) * np.log(np.maximum(n - 1, 1)) - n + 1, 0))
+    patch.setattr(urn, "gammaln", lambda n: np.where(n > 1, (n - 1) * np.log(np.maximum(n - 1, 1)) - n + 1, 0))
 
 
 def cold_kernel(patch):
     """Particles that move half as far."""
     kernel = lambda self: torch.softmax(-torch.cdist(self.start, self.end).square(), 1).numpy()  # noqa: E731
     patch.setattr(schroedinger.Urn, "kernel", property(kernel))
+
+
+def other_penalties(patch):
+    """A plan at another price."""
+    original = soft_ends.unbalanced
+    patch.setattr(soft_ends, "unbalanced", lambda one, a, b, **k: original(one, 1.01 * a, b, **k))
 
 
 def other_epsilon(name):
@@ -286,6 +294,9 @@ BREAKS = {
         other_epsilon("entropic_plan"),
     ],
     "static_value_is_dynamic_value": [scaled_property(GridSolution, "energy", 2.0), other_epsilon("entropic_plan")],
+    "sinkhorn_bridge_is_the_plan": [other_epsilon("entropic_plan")],
+    "soft_ends_are_a_bridge_between_other_ends": [other_penalties],
+    "soft_ends_of_gaussians_are_closed_form": [other_penalties],
     "path_fitting_is_sinkhorns_iteration": [forgotten_past, weak_iterates],
     "gap_of_a_control_is_a_divergence": [scaled(Tilt, "control", 0.8), scaled(Tilt, "log_potential", 1.1)],
     "duality_identity": [scaled(Tilt, "control", 0.8), large_dual],

@@ -58,7 +58,7 @@ def refused(capsys, arguments, *messages):
 def test_rows_are_told_and_written(here, capsys):
     assert run(["verify", "--data", "rows.npy", *FEW, "--json", "found.json"]) == 0
     out, err = capsys.readouterr()
-    assert "4 checks of 2 identities in 1 setting(s): all hold" in out
+    assert "7 checks of 2 identities in 1 setting(s): all hold" in out
     assert "rows.npy, variance-preserving" in out
     assert "trained here for a few seconds" in err
     document = json.loads((here / "found.json").read_text())

@@ -231,7 +231,7 @@ class Verify(Spoken, Generic[ReferenceOptions]):
     """Check the identities of the theory numerically, on built-in problems or on your data, process and network.
 
     Both sides of every identity are computed independently and compared in standard errors. The exit code is 0 if all
-    hold, and 1 if one fails. Without --data, the problems are Gaussian mixtures in 1, 2 and 8 dimensions under three
+    hold, and 1 if one fails. Without --data, the problems are Gaussian mixtures in 1, 2 and 8 dimensions under four
     noising processes.
     """
 
@@ -241,12 +241,17 @@ class Verify(Spoken, Generic[ReferenceOptions]):
     """Your data, as for fit: a file, or a built-in data set. The score of its empirical distribution is exact."""
     model: Annotated[Path | None, arg(metavar="RUN"), _default("a small network, trained for a few seconds")] = None
     """Run folder of a diffusion model; its score is tested under its own noising process."""
+    network: Annotated[str | None, arg(metavar="FILE.py:NAME"), _default("none")] = None
+    """Your own network, with --data: a module or function (t, x) → (batch, dim). The file is executed; if it defines
+    `process`, that is the noising process."""
+    predicts: Literal["score", "noise"] = "score"
+    """What --network returns: the score, or the noise of a denoising diffusion model."""
     process: ProcessName = "auto"
-    """Noising process; auto: three on built-in problems, variance-preserving on your data, the model's with --model."""
+    """Noising process; auto: all on built-in problems, variance-preserving on your data, the model's with --model."""
     process_options: Annotated[ReferenceOptions, arg(name="process")]
     only: Annotated[tuple[str, ...], arg(metavar="NAME|GROUP ..."), _default("all")] = ()
     """Identities to check, or groups of identities: see --list."""
-    max_rows: int = 500
+    max_rows: int = 256
     """Largest number of rows that form the empirical distribution; larger data are subsampled at random."""
     samples: int = 4000
     """Number of paths or points in each Monte Carlo mean."""

@@ -140,16 +140,20 @@ def _positive(sizes: dict[str, float | None]) -> Iterator[Check]:
             yield _require(0 < value < math.inf, f"{name} must be a positive number, got {value:g}.")
 
 
+def _python_name(option: str, given: str | None) -> Iterator[Check]:
+    if given is not None:
+        file = given.rpartition(":")[0]
+        yield _require(
+            Path(file).is_file() if file else False,
+            f"{option} takes FILE.py:NAME, and {shown(file or given)} is not the path of a file.",
+        )
+
+
 def _fit(command: commands.Fit) -> Iterator[Check]:  # type: ignore[type-arg]
     yield from (partial(check_spec, spec) for spec in command.inputs)
     yield from _of_training(command)
     yield from _positive({"--horizon": command.horizon, "--sigma": command.sigma, "--epsilon": command.epsilon})
-    if command.state_cost is not None:
-        file = command.state_cost.rpartition(":")[0]
-        yield _require(
-            Path(file).is_file() if file else False,
-            f"--state-cost takes FILE.py:NAME, and {shown(file or command.state_cost)} is not the path of a file.",
-        )
+    yield from _python_name("--state-cost", command.state_cost)
     if command.soft_ends is not None:
         yield _require(
             all(price >= 0 for price in command.soft_ends),
@@ -217,6 +221,11 @@ def _verify(command: commands.Verify) -> Iterator[Check]:  # type: ignore[type-a
     yield _seed(command.seed)
     both = command.model is not None and command.process != "auto"
     yield _require(not both, "--model has its own noising process; omit --process.")
+    yield _require(
+        command.network is None or (command.data is not None and command.model is None),
+        "--network needs --data, the rows on which it was trained, and no --model.",
+    )
+    yield from _python_name("--network", command.network)
     yield from _new_file("--json", None if command.json in (None, "-") else Path(command.json))
     if command.data is not None:
         yield partial(check_spec, command.data)

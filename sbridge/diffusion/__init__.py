@@ -26,6 +26,7 @@ from sbridge.diffusion.monitor import GapRecorder
 from sbridge.diffusion.networks import NetworkScore
 from sbridge.diffusion.objectives import Action, Denoising, Implicit, Likelihood, Simple
 from sbridge.diffusion.pinned import draw_earlier, draw_start, pinned_kernel, pinned_kl
+from sbridge.diffusion.posterior import noise_and_average
 from sbridge.diffusion.reverse import (
     NegativeLogDensity,
     end_distribution,
@@ -95,6 +96,7 @@ __all__ = [
     "is_reverse_diffusion",
     "langevin",
     "log_likelihood",
+    "noise_and_average",
     "noise_from_score",
     "pinned_kernel",
     "pinned_kl",

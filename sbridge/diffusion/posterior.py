@@ -119,3 +119,31 @@ def _parts(law: Law, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             f"a posterior in closed form needs Samples, a Gaussian or a GaussianMixture, got {type(law).__name__}."
         )
     return tuple(one.to(like.device, torch.float64) for one in parts)  # type: ignore[return-value]
+
+
+def noise_and_average(rows: Tensor, x: Tensor, noise_std: float) -> Tensor:
+    """Computes the mean displacement ``E[x_0 − x | x_0 + v z = x]`` of data that noise of size ``v`` moves to ``x``.
+
+    Each row counts with the probability that its noise leads to ``x``. For the empirical distribution of the rows the
+    result is ``v² ∇log ρ(x)``, with ``ρ`` the density of the noised rows: the average flux is the score (eq. (4.20)).
+
+    Args:
+        rows: data, shape ``(n, dim)``.
+        x: where the flux is wanted, shape ``(batch, dim)``.
+        noise_std: ``v > 0``.
+
+    Returns:
+        Shape ``(batch, dim)``.
+
+    Raises:
+        InvalidInputError: for another number of columns, or noise that is not positive.
+
+    Source: Premkumar 2023, §4.3; Efron 2011.
+    """
+    if rows.ndim != 2 or x.ndim != 2 or rows.shape[1] != x.shape[1] or not noise_std > 0.0:
+        raise InvalidInputError(
+            f"rows (n, dim), x (batch, dim) and positive noise are needed, got shapes {tuple(rows.shape)}, "
+            f"{tuple(x.shape)} and noise_std = {noise_std:g}."
+        )
+    squares = torch.cdist(x, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return torch.softmax(-0.5 * squares / noise_std**2, 1) @ rows - x

@@ -2,6 +2,7 @@
 
 from sbridge.identities import (  # noqa: F401  (each module registers its identities)
     action,
+    control,
     duality,
     equations,
     equilibrium,
@@ -13,13 +14,16 @@ from sbridge.identities import (  # noqa: F401  (each module registers its ident
     likelihood,
     most_probable,
     reversal,
+    sampling,
     schroedinger,
+    soft_ends,
     state_costs,
     stationarity,
     thermodynamics,
     velocities,
 )
 from sbridge.identities.base import Check, Identity, Kind, Outcome, confirmed, identities, identity, run
+from sbridge.identities.own import PlainScore, Predicts, own_setting
 from sbridge.identities.settings import Setting, standard_settings
 from sbridge.identities.verification import Verification, listing, verify
 
@@ -28,12 +32,15 @@ __all__ = [
     "Identity",
     "Kind",
     "Outcome",
+    "PlainScore",
+    "Predicts",
     "Setting",
     "Verification",
     "confirmed",
     "identities",
     "identity",
     "listing",
+    "own_setting",
     "run",
     "standard_settings",
     "verify",

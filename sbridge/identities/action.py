@@ -31,20 +31,19 @@ from sbridge.functionals import (
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
 from sbridge.identities.tools.monte_carlo import (
-    GRADIENT_POINTS,
     Cached,
     Noised,
     chi_square_controls,
     estimate_mean,
     estimate_path_mean,
     explicit,
-    limit_points,
     matched_grid,
     noising,
     reversed_paths,
     scores_to_check,
     target_mean,
     trace_probes,
+    with_exact_rows,
 )
 from sbridge.laws import Samples
 from sbridge.measures import Direction, Estimate, PathMeasure, Paths, kernel_log_ratio, log_ratio
@@ -66,7 +65,7 @@ _TILT = 0.1
 )
 def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """Compares the gap of the action with explicit score matching."""
-    setting, few = limit_points(setting)
+    setting = with_exact_rows(setting)
     exact, measure = Cached(setting.exact), noising(setting, 40)
 
     def field(t: float | Tensor, x: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]
             return streamed(measure, n, of, seed=setting.seed_of("action gap", stream))
 
         left, right = estimate_path_mean(setting, gap), explicit(setting, score, "action", note, exact=exact)
-        yield Outcome.of(left.estimate, right, left.allowance, note + few)
+        yield Outcome.of(left.estimate, right, left.allowance, note)
 
 
 @action_identity(
@@ -94,7 +93,7 @@ def action_gap_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]
 )
 def path_kl_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """Compares the path KL with explicit score matching."""
-    setting, few = limit_points(setting)
+    setting = with_exact_rows(setting)
     exact, measure = Cached(setting.exact), noising(setting, 80)
     for note, score in scores_to_check(setting, exact=exact):
         u, best = (Cached(ScoreControl(setting.process, one)) for one in (score, exact))
@@ -109,7 +108,7 @@ def path_kl_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
             return streamed(measure, n, of, seed=setting.seed_of("path KL", stream))
 
         left, right = estimate_path_mean(setting, kl), explicit(setting, score, "path KL", note, exact=exact)
-        yield Outcome.of(left.estimate, right, left.allowance, note + few)
+        yield Outcome.of(left.estimate, right, left.allowance, note)
 
 
 @action_identity(
@@ -151,7 +150,7 @@ def denoising_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
 )
 def losses_agree_on_the_same_paths(setting: Setting) -> Iterator[Outcome]:
     """Compares four functionals of one set of paths: at every knot their integrands have the same mean."""
-    setting, few = limit_points(setting, GRADIENT_POINTS)
+    setting = with_exact_rows(setting)
     process, exact, s_min = setting.process, setting.exact, setting.s_min
     paths = noising(setting, 40).sample(min(setting.samples, 1000), seed=setting.seed_of("the same paths"))
     for note, score in scores_to_check(setting):
@@ -167,7 +166,7 @@ def losses_agree_on_the_same_paths(setting: Setting) -> Iterator[Outcome]:
         rounding = _ROUNDING * float(explicit_loss.mean())
         for route, found in routes.items():
             gap = found.values - explicit_loss
-            yield Outcome.paired(gap, explicit_loss, rounding, f"{route}, {note}{few}")
+            yield Outcome.paired(gap, explicit_loss, rounding, f"{route}, {note}")
 
 
 @action_identity(
@@ -201,7 +200,7 @@ def denoising_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcom
 )
 def implicit_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
     """Compares implicit and explicit score matching, which differ by a constant independent of θ."""
-    setting, few = limit_points(setting, GRADIENT_POINTS)
+    setting = with_exact_rows(setting)
     process, exact = setting.process, Cached(setting.exact)
     for note, score in scores_to_check(setting, exact=exact):
 
@@ -211,7 +210,7 @@ def implicit_is_explicit_score_matching(setting: Setting) -> Iterator[Outcome]:
             return one.weight * (of_score - losses.implicit(process, one.t, one.x, exact, probes))
 
         left = estimate_mean(setting, rows, "implicit", note)
-        yield Outcome.of(left, explicit(setting, score, "implicit", note, exact=exact), note=note + few)
+        yield Outcome.of(left, explicit(setting, score, "implicit", note, exact=exact), note=note)
 
 
 @action_identity(
@@ -245,7 +244,7 @@ def implicit_constant_is_the_loss_of_the_true_score(setting: Setting) -> Outcome
 )
 def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
     """Checks that Girsanov's exponential has mean one, at any step size."""
-    setting, few = limit_points(setting)
+    setting = with_exact_rows(setting)
     process, exact = setting.process, Cached(setting.exact)
     best = Cached(ScoreControl(process, exact))
     start = end_distribution(process, setting.data)
@@ -273,7 +272,7 @@ def likelihood_ratio_has_mean_one(setting: Setting) -> Iterator[Outcome]:
 
         # The number is fixed: a pilot that misses the tail of the exponential would ask for too few.
         found = weights((min(draws, 12) if isinstance(setting.data, Samples) else draws) * setting.samples)
-        yield Outcome(found.value, 1.0, found.standard_error, note=note + few)
+        yield Outcome(found.value, 1.0, found.standard_error, note=note)
 
 
 @action_identity(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -228,9 +229,17 @@ def chosen(only: Iterable[str]) -> tuple[Identity, ...]:
     Raises:
         UnknownNameError: for a name that is neither.
     """
-    wanted, groups = list(only), {one.group for one in identities()}
+    groups = {one.group for one in identities()}
+    plain = {_folded(group): group for group in groups}  # "Schroedinger" and "schrodinger" mean Schrödinger
+    wanted = [plain.get(_folded(name), name) for name in only]
     check_known("identity or group", wanted, [*_IDENTITIES, *groups])
     return tuple(one for one in identities() if not wanted or one.name in wanted or one.group in wanted)
+
+
+def _folded(name: str) -> str:
+    """Returns a name without case, diacritics, and the ``e`` that stands for an umlaut."""
+    letters = unicodedata.normalize("NFKD", name.casefold())
+    return "".join(one for one in letters if not unicodedata.combining(one)).replace("oe", "o")
 
 
 def confirmed(one: Identity, setting: Setting) -> list[Check]:

@@ -17,6 +17,7 @@ from sbridge.controls import Control
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
 from sbridge.identities.tools.line import line_grid, mean_and_std, shifted_target
+from sbridge.identities.tools.noising import noise_knots
 from sbridge.identities.tools.tilts import Tilt
 from sbridge.measures import Direction
 from sbridge.pde import Grid, log_density_on, solve_schroedinger
@@ -138,7 +139,7 @@ def _sides(setting: Setting, tilt: Tilt, control: Control, stream: str, every: i
     """Computes both sides from the same noise on every ``every``-th knot."""
     start = setting.data.sample(setting.samples, generator(setting.seed_of("gap", stream))).double()
     noise = NormalNoise(setting.seed_of("gap", stream, "noise"), _STEPS, *start.shape, dtype=torch.float64).stored()
-    knots = _clock(setting)
+    knots = noise_knots(setting, _STEPS)
     times = knots[::every]
     joined = (noise * knots.diff().sqrt()[:, None, None]).unflatten(0, (-1, every)).sum(1)
     noise = joined / times.diff().sqrt()[:, None, None]
@@ -159,18 +160,6 @@ def _second_order(sides: list[Sides], note: str) -> Outcome:
     better, coarser = ((4.0 * a - b) / 3.0 for a, b in pairwise([one.left - one.right for one in sides]))
     right, allowance = 2.0 * sides[0].right - sides[1].right, abs(float((better - coarser).mean()))
     return Outcome.paired(better, right, allowance, note)
-
-
-def _clock(setting: Setting) -> Tensor:
-    """Returns knots that are denser where noise replaces the state faster."""
-    fine = torch.linspace(0.0, setting.horizon, 1025, dtype=torch.float64)
-    step = setting.process.transition(0.0, fine[1:])
-    width = setting.variance * step.map.mean_square(setting.dim) + step.root.mean_square(setting.dim)
-    rate = setting.process.scale(fine[1:]).mean_square(setting.dim) / width
-    share = torch.cat([rate.new_zeros(1), (3.0 * rate / rate.sum() + 1.0 / len(rate)).cumsum(0)])
-    wanted = torch.linspace(0.0, float(share[-1]), _STEPS + 1, dtype=torch.float64)[1:-1]
-    inner = torch.from_numpy(np.interp(wanted.numpy(), share.numpy(), fine.numpy()))
-    return torch.cat([fine[:1], inner, fine[-1:]])
 
 
 def _dual(tilt: Tilt, log_start: np.ndarray, log_end: np.ndarray, grid: Grid) -> float:

@@ -32,7 +32,7 @@ _TIMES = (0.1, 0.5, 0.9)
 
 @equation_identity(
     statement="∂_t ρ + ∇·(bρ) − ½∇·(σσᵀ∇ρ) = 0 for the noised data",
-    equation="Premkumar 2023, eq. (2.4)",
+    equation="Premkumar 2023, eq. (2.6)",
     kind=Kind.RESIDUAL,
     left="largest relative residual at noised points, by differentiating the density of the mixture",
     applies=Setting.has_density,

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from sbridge.diffusion.exact import ExactScore
+from sbridge.diffusion.posterior import noise_and_average
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
 from sbridge.identities.tools.derivatives import divergence, gradient
@@ -66,13 +67,13 @@ def drift_is_the_equilibrium_force(setting: Setting) -> Iterator[Outcome]:
 
 
 @reversal_identity(
-    statement="noise and average: E[x_0 − x | x_0 + √v z = x] = v∇log ρ_v(x)",
+    statement="noise and average: E[x_0 − x | x_0 + v z = x] = v²∇log ρ(x)",
     equation="Premkumar 2023, §4.3, eq. (4.20)",
     kind=Kind.EQUALITY,
     left="mean displacement of data points, weighted by the probability that noise moves them to x",
     right="gradient of the log density of the noised data",
 )
-def noise_and_average(setting: Setting) -> Iterator[Outcome]:
+def noise_averages_to_the_score(setting: Setting) -> Iterator[Outcome]:
     """Compares both sides at two points, along the score there."""
     rows = noising_states(setting, (), "flux", 32)[0]
     v = float(rows.var(0).mean())
@@ -80,11 +81,10 @@ def noise_and_average(setting: Setting) -> Iterator[Outcome]:
     g = generator(setting.seed_of("places"))
     for number in (1, 2):
         start = setting.data.sample(1, g).double()
-        x = (start + math.sqrt(v) * torch.randn(start.shape, generator=g, dtype=torch.float64)).requires_grad_()
-        score = gradient(noised.log_density(1.0, x), x).detach()
+        x = start + math.sqrt(v) * torch.randn(start.shape, generator=g, dtype=torch.float64)
+        free = x.requires_grad_()
+        score = gradient(noised.log_density(1.0, free), free).detach()
         x, along = x.detach(), (score / score.norm()).squeeze(0)
-        weights = torch.softmax(-0.5 * (rows - x).square().sum(1) / v, 0)
-        moved = (rows - x) @ along
-        mean = float(weights @ moved)
-        error = math.sqrt(float((weights * (moved - mean)).square().sum()))
-        yield Outcome(mean, v * float(score.norm()), error, note=f"point {number}, v = {v:.3g}")
+        parts = torch.stack([noise_and_average(part, x, math.sqrt(v)) @ along for part in rows.chunk(32)])
+        found = Estimate.of(parts[:, 0])
+        yield Outcome(found.value, v * float(score.norm()), found.standard_error, note=f"point {number}, v² = {v:.3g}")

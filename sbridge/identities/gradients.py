@@ -16,13 +16,12 @@ from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Perturbed, Setting
 from sbridge.identities.tools.monte_carlo import (
     GAP,
-    GRADIENT_POINTS,
     Cached,
     Noised,
     estimate_mean,
-    limit_points,
     noised,
     trace_probes,
+    with_exact_rows,
 )
 from sbridge.measures import Estimate
 from sbridge.objectives import score_matching as losses
@@ -42,7 +41,7 @@ Loss = Callable[[Noised, Score], Tensor]
 )
 def gradients_agree(setting: Setting) -> Iterator[Outcome]:
     """Compares the gradients of all three losses."""
-    setting, few = limit_points(setting, GRADIENT_POINTS)
+    setting = with_exact_rows(setting)
     exact = Cached(setting.exact)
 
     def explicit(one: Noised, score: Score) -> Tensor:
@@ -57,7 +56,7 @@ def gradients_agree(setting: Setting) -> Iterator[Outcome]:
 
     for name, loss in (("denoising", denoising), ("implicit", implicit)):
         left, right = (_by_size(setting, exact, *one) for one in ((loss, name), (explicit, f"{name}, explicit")))
-        yield Outcome.of(left, right, note=f"{name}, size of the fixed perturbation{few}")
+        yield Outcome.of(left, right, note=f"{name}, size of the fixed perturbation")
     if setting.network is not None:
         yield from _by_weights(setting, setting.network, {"denoising": denoising, "implicit": implicit}, explicit)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sbridge.diffusion.conversions import checked_score, start_from_score
 from sbridge.diffusion.ddpm import DiscreteNoise, StepVariance
-from sbridge.diffusion.pinned import draw_earlier, log_pinned_kernel, pinned_kl
+from sbridge.diffusion.pinned import draw_earlier, log_pinned_kernel, pinned_kernel, pinned_kl
 from sbridge.diffusion.samplers import AncestralSampler, StopEarly
 from sbridge.errors import UnsupportedError
 from sbridge.identities.base import Kind, Outcome, identity
@@ -21,7 +21,7 @@ from sbridge.identities.settings import Setting
 from sbridge.identities.tools.derivatives import divergence, gradient
 from sbridge.identities.tools.noising import POINTS, bridge_until, direction, noising_states, span_note, spans, wave
 from sbridge.measures import Estimate
-from sbridge.processes import VariancePreserving
+from sbridge.processes import LinearProcess, VariancePreserving
 from sbridge.random import generator
 from sbridge.time import TimeGrid
 
@@ -134,9 +134,44 @@ def ancestral_mean_is_exact(setting: Setting) -> Iterator[Outcome]:
         yield Outcome.paired(((x_s - moved) @ e) * test, (moved @ e) * test, note=span_note(setting, s, t))
 
 
-def _is_ddpm(setting: Setting) -> bool:
+def is_ddpm(setting: Setting) -> bool:
+    """Returns whether the process is that of denoising diffusion models: variance preserving, in standard units."""
     process = setting.process
     return isinstance(process, VariancePreserving) and bool(process.stationary_std == 1.0) and bool(process.mean == 0.0)
+
+
+@reversal_identity(
+    statement="steps, variances and weights of a discrete chain are those of the process at its knots",
+    equation="Ho et al. 2020, eq. (4)–(12); Song et al. 2021 (DDIM), eq. (12); Premkumar 2023, eq. (4.16)",
+    kind=Kind.RESIDUAL,
+    left="largest relative difference between formulas in α, β and Gaussian conditioning on two transitions",
+    applies=is_ddpm,
+)
+def discrete_steps_are_those_of_the_process(setting: Setting) -> Iterator[Outcome]:
+    """Checks one step, from a predicted noise that is wrong."""
+    process = setting.process
+    for s, t in spans(setting):
+        knots = TimeGrid((0.0, s / setting.horizon, t / setting.horizon, 1.0))
+        chain, (before, after) = _chain(process, knots), (process.transition(0.0, r) for r in (s, t))
+        step, kernel = process.transition(s, t), pinned_kernel(process, s, t)
+        start, noise, other = (_fresh(setting, torch.zeros(POINTS, setting.dim), f"discrete {s}")(k) for k in range(3))
+        x = after.mean(start) + after.root(noise)
+        wrong = after.map.inverse()(x - after.offset - after.root(other))  # the start that the wrong noise predicts
+        variances = chain.step_variances(StepVariance.POSTERIOR)[1] * torch.ones(1, dtype=torch.float64)
+        bound = pinned_kl(process, s, t, start, wrong)
+        square = (noise - other).square().sum(1)
+        forward = bound * kernel.covariance.values / step.covariance.values
+        for what, found, wanted in (
+            ("noised", chain.noised(2, start, noise), x),
+            ("posterior mean", chain.posterior_mean(2, start, x), kernel.mean(start, x)),
+            ("ancestral mean", chain.ancestral_mean(2, x, other), kernel.mean(wrong, x)),
+            ("DDIM", chain.ddim(2, x, other), before.mean(wrong) + before.root(other)),
+            ("posterior variance", variances, kernel.covariance.values),
+            ("posterior weight", chain.weights(StepVariance.POSTERIOR)[1] * square, bound),
+            ("forward weight", chain.weights(StepVariance.FORWARD)[1] * square, forward),
+        ):
+            gap = float((found - wanted).abs().max() / wanted.abs().mean())
+            yield Outcome(gap, allowance=1e-9, note=f"{what}, {span_note(setting, s, t)}")
 
 
 @reversal_identity(
@@ -145,7 +180,7 @@ def _is_ddpm(setting: Setting) -> bool:
     kind=Kind.EQUALITY,
     left="Σ_k β_k²/(2σ_k²α_k(1−ᾱ_k)) E|ε − ε_θ|², σ_k² = β_k",
     right="½∫β(s) E|s_θ − ∇log p(x_s|x_0)|² ds by Gauss–Legendre quadrature, independent draws",
-    applies=_is_ddpm,
+    applies=is_ddpm,
 )
 def ddpm_objective_is_score_matching(setting: Setting) -> Outcome:
     """Checks the perturbed score with independent noise at every time, extrapolated to β = 0."""
@@ -165,7 +200,7 @@ def ddpm_objective_is_score_matching(setting: Setting) -> Outcome:
     kind=Kind.ORDER,
     left="order of the difference in the step size, from the same draws",
     right="1",
-    applies=_is_ddpm,
+    applies=is_ddpm,
 )
 def ddpm_objective_order(setting: Setting) -> Outcome:
     """Extrapolates the order; the difference is smooth in the step because all times share their draws."""
@@ -177,6 +212,12 @@ def ddpm_objective_order(setting: Setting) -> Outcome:
     ]
     first, second = (math.log2(abs(a / b)) for a, b in pairwise(gaps))
     return Outcome(2.0 * second - first, 1.0, allowance=0.15, note=f"difference {gaps[2]:.3g} nat at last")
+
+
+def _chain(process: LinearProcess, grid: TimeGrid) -> DiscreteNoise:
+    if not isinstance(process, VariancePreserving):
+        raise UnsupportedError(f"a discrete chain needs a VariancePreserving process, got {type(process).__name__}.")
+    return DiscreteNoise.of(process, grid)
 
 
 def _bayes(setting: Setting, s: float, t: float, x_start: Tensor, x_s: Tensor, x_t: Tensor) -> Tensor:
@@ -195,11 +236,8 @@ def _fresh(setting: Setting, x: Tensor, stream: str) -> Callable[[int], Tensor]:
 
 def _discrete_objective(setting: Setting, steps: int, x: Tensor, noise_of: Callable[[int], Tensor]) -> Tensor:
     """Computes ``Σ_k w_k |ε_k − ε_θ|²`` for each row, over steps that grow geometrically from ``s_min``."""
-    process = setting.process
-    if not isinstance(process, VariancePreserving):
-        raise UnsupportedError(f"a discrete chain needs a VariancePreserving process, got {type(process).__name__}.")
     grid = TimeGrid((0.0, *(setting.start_time ** (1.0 - k / steps) for k in range(steps)), 1.0))
-    chain = DiscreteNoise.of(process, grid)
+    chain = _chain(setting.process, grid)
     total = x.new_zeros(len(x))
     for k in range(2, steps + 2):
         noise = noise_of(k)

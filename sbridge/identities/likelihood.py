@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.diffusion.conversions import Score
 from sbridge.diffusion.reverse import end_distribution, moments
-from sbridge.functionals import PathValues, denoising_elbo, integrate
+from sbridge.functionals import PathValues, denoising_elbo, entropy_change, integrate
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
 from sbridge.identities.tools.monte_carlo import (
@@ -28,7 +27,7 @@ from sbridge.identities.tools.monte_carlo import (
     sum_estimates,
 )
 from sbridge.laws import Gaussian, Samples
-from sbridge.measures import Estimate, PathMeasure, path_kl
+from sbridge.measures import Estimate, PathMeasure, partition_kl, path_kl
 from sbridge.objectives import score_matching as losses
 from sbridge.processes import BrownianMotion, LinearProcess, OrnsteinUhlenbeck
 from sbridge.random import generator
@@ -159,8 +158,8 @@ def path_kl_bounds_the_likelihood(setting: Setting) -> Outcome:
     left="closed-form densities at both ends",
     right="closed-form scores at random times",
 )
-def entropy_balance(setting: Setting) -> Outcome:
-    """Checks that entropy changes by the terms of score and drift."""
+def entropy_balance(setting: Setting) -> Iterator[Outcome]:
+    """Checks that entropy changes by the terms of score and drift, at independent states and along paths."""
     process, exact = setting.process, setting.exact
 
     def rows(one: Noised) -> Tensor:
@@ -170,7 +169,10 @@ def entropy_balance(setting: Setting) -> Outcome:
     density, end = _end_entropies(setting, "entropy")
     right = estimate_mean(setting, rows, "entropy", resolution=0.0, controls=chi_square_controls(setting))
     error = sum_estimates(right, density, end).standard_error
-    return Outcome(density.value - end.value, right.value, error)
+    yield Outcome(density.value - end.value, right.value, error, note="independent states")
+    paths = noising(setting, 20).sample(setting.samples, seed=setting.seed_of("entropy along paths"))
+    along = entropy_change(paths, exact.log_density, s_min=setting.s_min)
+    yield Outcome.of(along.estimate, right, note="both ends of a path")
 
 
 def _bulk(setting: Setting, score: Score, note: str, value: float, target: float = 0.6) -> Estimate:
@@ -221,7 +223,7 @@ def _end_entropies(setting: Setting, stream: str) -> tuple[Estimate, Estimate]:
 def static_kl_is_below_pathwise_kl(setting: Setting) -> Iterator[Outcome]:
     """Checks partitions of 1 to 16 intervals."""
     drifting, free = _mean_reverting(setting)
-    values = {n: partition_kl(setting, drifting, free, n) for n in (1, 2, 4, 8, 16)}
+    values = {n: _partition(setting, drifting, free, n) for n in (1, 2, 4, 8, 16)}
     for n in (1, 2, 4, 8):
         yield Outcome(values[n], values[2 * n], note=f"{n} → {2 * n} intervals")
     path = _pathwise(setting, drifting, 64)
@@ -239,7 +241,7 @@ def static_kl_is_below_pathwise_kl(setting: Setting) -> Iterator[Outcome]:
 def partitions_tend_to_the_pathwise_kl(setting: Setting) -> Outcome:
     """Checks the limit of (A.5)."""
     drifting, free = _mean_reverting(setting)
-    fine, coarse = (partition_kl(setting, drifting, free, n) for n in (64, 32))
+    fine, coarse = (_partition(setting, drifting, free, n) for n in (64, 32))
     path = _pathwise(setting, drifting, 64)
     return Outcome(fine, path.estimate.value, path.estimate.standard_error, path.allowance + abs(fine - coarse))
 
@@ -301,19 +303,5 @@ def _pathwise(setting: Setting, drifting: OrnsteinUhlenbeck, steps: int) -> Path
     return integrate(paths, power)
 
 
-def partition_kl(setting: Setting, p: LinearProcess, q: LinearProcess, intervals: int) -> float:
-    """Computes the KL of the joint distributions of two linear processes at the ends of intervals, from one start."""
-    dim = setting.dim
-    times = _squares(intervals).times(setting.horizon).tolist()
-    mean, covariance = (one.double() for one in moments(setting.data))
-    total = 0.0
-    for s, t in pairwise(times):
-        ours, theirs = p.transition(s, t), q.transition(s, t)
-        phi, spread, wanted = (one.expanded(dim) for one in (ours.map, ours.covariance, theirs.covariance))
-        moved = ours.mean(mean[None]) - theirs.mean(mean[None])
-        apart = phi - theirs.map.expanded(dim)
-        second = spread + apart @ covariance @ apart.mT + moved.mT @ moved
-        excess = float(torch.linalg.solve(wanted, second).trace()) - dim
-        total += 0.5 * (excess + float(torch.linalg.slogdet(wanted)[1] - torch.linalg.slogdet(spread)[1]))
-        mean, covariance = ours.mean(mean[None])[0], phi @ covariance @ phi.mT + spread
-    return total
+def _partition(setting: Setting, p: LinearProcess, q: LinearProcess, intervals: int) -> float:
+    return partition_kl(p, q, setting.data, _squares(intervals).times(setting.horizon))

@@ -13,17 +13,22 @@ import torch
 from scipy.special import gammaln, ndtr
 from torch import Tensor
 
+from sbridge.fitting import solve
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
 from sbridge.identities.tools.components import Components
+from sbridge.identities.tools.derivatives import gradient
 from sbridge.identities.tools.line import line_grid, shifted_target
-from sbridge.identities.tools.noising import noising_states
-from sbridge.laws import Law
+from sbridge.identities.tools.noising import POINTS, noising_states
+from sbridge.laws import Law, Samples
+from sbridge.measures.ratios import control_value
 from sbridge.pde import Grid, half_steps, log_density_on, solve_schroedinger
 from sbridge.pde.kernels import resolved_kernel
+from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
+from sbridge.solvers import SinkhornBridge
 from sbridge.time import TimeGrid
-from sbridge.transport import EntropicProblem, Sinkhorn, entropic_plan, sinkhorn
+from sbridge.transport import EntropicProblem, Sinkhorn, entropic_plan, log_transport_probability, sinkhorn
 
 schroedinger_identity = partial(identity, group="Schrödinger")
 _CELLS = 4
@@ -58,8 +63,7 @@ class Urn:
 
     def log_probability(self, counts: np.ndarray) -> float:
         """Computes ``log Π_k N_k! Π_l g_kl^{c_kl}/c_kl!``."""
-        terms = counts * np.log(self.kernel) - gammaln(counts + 1.0)
-        return float(terms.sum() + gammaln(counts.sum(1) + 1.0).sum())
+        return float(log_transport_probability(counts, self.kernel))
 
     def most_probable(self, particles: int) -> np.ndarray:
         """Finds the integers ``c_kl`` of largest probability among those with equal row and column sums.
@@ -144,7 +148,7 @@ def most_probable_transport_is_sinkhorns(setting: Setting) -> Iterator[Outcome]:
 
 @schroedinger_identity(
     statement="min_π {E_π ½|r|²_Q⁻¹ + KL(π ‖ p_0 ⊗ p_T)} + ½ log det 2πQ − H(p_T) = ½ E ∫|u*|² dt",
-    equation="Léonard 2014; Premkumar 2023, eq. (3.18)",
+    equation="Léonard 2014; Premkumar 2023, eq. (3.15)–(3.18)",
     kind=Kind.EQUALITY,
     left="POT's plan between quantiles of both ends, extrapolated in their number",
     right="energy of the control of the Schrödinger system solved on a grid, Simpson's rule in time",
@@ -200,6 +204,37 @@ def path_fitting_is_sinkhorns_iteration(setting: Setting) -> Iterator[Outcome]:
         reached = _run(forward, p0)
         wanted = (np.exp(step.log_phi_hat_start) @ whole) * np.exp(step.log_phi_end) * volume
         yield Outcome(float(np.abs(reached - wanted).sum()), allowance=_SMALL, note=f"half-step {2 * number + 2}")
+
+
+@schroedinger_identity(
+    statement="the bridge of two sets of points has the control σᵀ∇log Σ_j w_j R(y_j | X_t = x)",
+    equation="Léonard 2014; Premkumar 2023, eq. (3.26)",
+    kind=Kind.RESIDUAL,
+    left="largest relative difference between the control of SinkhornBridge and that of POT's plan, differentiated",
+)
+def sinkhorn_bridge_is_the_plan(setting: Setting) -> Iterator[Outcome]:
+    """Solves between data points and whitened states of other paths, 40 each; weights ``w`` follow from the plan."""
+    process, horizon = setting.process, setting.horizon
+    x, other = noising_states(setting, (horizon,), "points")[0][:40], noising_states(setting, (horizon,), "ends")
+    y = other[1][:40]
+    solver = SinkhornBridge(sinkhorn=Sinkhorn(tolerance=1e-9))
+    bridge = solve(BridgeProblem(Samples(x), Samples(y), process), solver, seed=setting.seed_of("sinkhorn"))
+    law = process.transition(0.0, horizon)
+    whiten = law.root.inverse()
+    plan = entropic_plan(whiten(law.mean(x)), whiten(y), 1.0, tolerance=1e-9)
+    log_weights = plan[:1].log() - process.log_transition(0.0, x[:1].expand_as(y), horizon, y)
+    for share in (0.0, 0.5):
+        t = share * horizon
+        points = (x if share == 0.0 else noising_states(setting, (t,), "between")[1])[:POINTS].requires_grad_()
+        rows = len(points)
+        logs = process.log_transition(t, points.repeat_interleave(len(y), 0), horizon, y.repeat(rows, 1))
+        value = torch.logsumexp(logs.reshape(rows, -1) + log_weights, 1)
+        wanted = process.scale(t).T(gradient(value, points)).detach()
+        with torch.no_grad():
+            found = control_value(bridge.forward.control, t, points)
+        yield Outcome(
+            float((found - wanted).abs().max() / wanted.abs().mean()), allowance=1e-5, note=f"t = {share:g} T"
+        )
 
 
 def _quantiles(law: Law, grid: Grid, count: int) -> Tensor:

@@ -238,9 +238,27 @@ PROCESSES: dict[str, LinearProcess] = {
 
 
 def standard_settings(*, seed: int = 0, samples: int = 4000) -> list[Setting]:
-    """Makes Gaussian mixtures in d = 1, 2, 8 under Ornstein–Uhlenbeck, variance-preserving and -exploding noise."""
-    return [
-        Setting(f"mixture d={dim}, {name}", process, mixture(dim), seed=seed, samples=samples)
-        for dim in (1, 2, 8)
-        for name, process in PROCESSES.items()
+    """Makes Gaussian mixtures in d = 1, 2, 8 under Ornstein–Uhlenbeck, variance-preserving and -exploding noise.
+
+    All three processes on the line, and each once more in two or eight dimensions. The last setting has matrix
+    coefficients: an asymmetric rate, dense noise, a mean, columns of unequal scale, and another horizon.
+    """
+    found = [
+        Setting(f"mixture d={dim}, {name}", PROCESSES[name], mixture(dim), seed=seed, samples=samples)
+        for dim, name in ((1, "OU"), (1, "VP"), (1, "VE"), (2, "VP"), (8, "OU"), (8, "VE"))
     ]
+    return [*found, Setting("columns d=2, matrix OU", matrix_process(), columns(), seed=seed, samples=samples)]
+
+
+def matrix_process() -> OrnsteinUhlenbeck:
+    """Makes a process whose formulas need every transpose, offset and order of factors."""
+    rate = torch.tensor([[1.2, 0.5], [-0.9, 0.8]], dtype=torch.float64)
+    sigma = torch.tensor([[1.4, 0.0], [1.6, 2.5]], dtype=torch.float64)
+    return OrnsteinUhlenbeck(rate, sigma, torch.tensor([0.7, -1.0], dtype=torch.float64), horizon=0.8)
+
+
+def columns() -> GaussianMixture:
+    """Makes the mixture in two dimensions with columns of unequal scale and a mean far from zero."""
+    law, scale = mixture(2), torch.tensor([0.8, 2.0], dtype=torch.float64)
+    means = scale * law.means + torch.tensor([1.0, -2.0], dtype=torch.float64)
+    return GaussianMixture(law.weights, means, scale[:, None] * law.covariances * scale)

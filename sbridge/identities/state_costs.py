@@ -14,7 +14,8 @@ from sbridge.identities.tools.line import line_grid, shifted_target
 from sbridge.laws import Law
 from sbridge.pde import Grid, log_density_on, solve_schroedinger
 from sbridge.pde.propagator import StateCost
-from sbridge.problems.costs import Quadratic, TerminalCost, absorb
+from sbridge.problems import BridgeProblem
+from sbridge.problems.costs import AbsorbedCost, Quadratic, TerminalCost
 from sbridge.processes import BrownianMotion, LinearProcess, OrnsteinUhlenbeck
 from sbridge.time import TimeGrid
 
@@ -70,7 +71,9 @@ def quadratic_state_cost_is_a_linear_reference(setting: Setting) -> Iterator[Out
     for note, square in (("attraction", rate**2 + 4.0 / setting.horizon**2), ("repulsion", -1.0 / setting.horizon**2)):
         cost = Quadratic.isotropic(0.5 * (square - rate**2) / sigma**2, 1)
         coarse, fine = _values(setting, process, ends, cost.running)
-        reference, left = absorb(process, cost)
+        problem = BridgeProblem(*ends, process, state_cost=cost).absorbed()
+        reference, left = problem.reference, problem.state_cost
+        assert isinstance(left, AbsorbedCost)
         plain = solve_schroedinger(reference, *ends, grid).value
         start, end = (_mean(law, grid, psi) for law, psi in zip(ends, (left.start, left.end), strict=True))
         yield Outcome(fine, plain + start - end, allowance=abs(fine - coarse), note=note)

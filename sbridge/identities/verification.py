@@ -8,8 +8,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from torch import Tensor
+
+from sbridge.errors import InvalidInputError
 from sbridge.identities.base import SIGMAS, Check, Identity, Kind, confirmed, identities, planned
-from sbridge.identities.settings import Setting
+from sbridge.identities.own import Network, Predicts, own_setting
+from sbridge.identities.settings import Setting, standard_settings
+from sbridge.processes import LinearProcess
+from sbridge.random import Seed, as_seed
 from sbridge.storage.documents import Json
 
 FORMAT = "sbridge.verification/1"
@@ -88,19 +95,45 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify(settings: Iterable[Setting], only: Iterable[str] = (), watch: Watcher | None = None) -> Verification:
+def verify(
+    settings: Iterable[Setting] | None = None,
+    only: Iterable[str] = (),
+    watch: Watcher | None = None,
+    *,
+    data: Tensor | np.ndarray | None = None,
+    score: Network | None = None,
+    process: LinearProcess | None = None,
+    predicts: Predicts = Predicts.SCORE,
+    seed: Seed = 0,
+) -> Verification:
     """Checks every chosen identity in every applicable setting; failed checks are repeated (:func:`confirmed`).
 
     Args:
-        settings: the settings to check in.
+        settings: the settings to check in; by default that of ``data``, or :func:`standard_settings` without it.
         only: names of identities or groups; all if empty.
         watch: called before every identity.
+        data, score, process, predicts, seed: your rows and your network, as for :func:`own_setting`.
 
     Raises:
-        UnknownNameError: for a name that is neither.
+        InvalidInputError: for ``settings`` and ``data`` together, a network without data, or what :func:`own_setting`
+            refuses.
+        UnknownNameError: for a name that is neither an identity nor a group.
         NonFiniteError: if a side is not finite, with the identity and the setting.
+
+    Examples:
+        >>> import torch
+        >>> rows = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+        >>> found = sb.verify(data=rows, score=lambda t, x: -x, only=["score_form_is_mean_field_form"])
+        >>> found.failed
+        []
     """
-    plan, found = planned(settings, only), list[Check]()
+    if data is None and (score is not None or process is not None):
+        raise InvalidInputError("a network and a process need the data: verify(data=rows, score=network).")
+    if data is not None:
+        if settings is not None:
+            raise InvalidInputError("give settings or data, not both; own_setting(data, …) makes a setting of data.")
+        settings = [own_setting(data, score=score, process=process, predicts=predicts, seed=seed)]
+    plan, found = planned(standard_settings(seed=as_seed(seed)) if settings is None else settings, only), list[Check]()
     seconds: dict[str, float] = {}
     for done, (setting, one) in enumerate(plan):
         if watch is not None:

@@ -3,6 +3,7 @@
 from sbridge.measures.estimates import Estimate, ImportanceWeights, effective_sample_size, importance_weights
 from sbridge.measures.kernels import ControlledKernel, MatchedKernel, StepKernel
 from sbridge.measures.measure import EndKernel, PathMeasure, Paths, Times
+from sbridge.measures.partitions import partition_kl
 from sbridge.measures.ratios import energies, energy, jeffreys, kernel_log_ratio, log_ratio, martingale, path_kl
 from sbridge.processes.chain import Direction
 
@@ -25,5 +26,6 @@ __all__ = [
     "kernel_log_ratio",
     "log_ratio",
     "martingale",
+    "partition_kl",
     "path_kl",
 ]

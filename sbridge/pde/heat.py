@@ -1,4 +1,4 @@
-"""The heat equation ``∂_t p = ½σ² ∂²p`` on an interval, forward (smoothing) and backward (ill-posed)."""
+"""The heat equation ``∂_t p = ½σ²∇²p`` on a grid, forward (smoothing) and backward (ill-posed)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from sbridge.pde.grids import Field, Grid
 
 
 def wavenumbers(grid: Grid) -> np.ndarray:
-    """Computes ``k`` of the modes ``e^{ikx}`` of a periodic field, as ``numpy.fft.rfft`` orders them."""
-    _check_interval(grid)
-    return 2.0 * math.pi * np.fft.rfftfreq(grid.cells[0], grid.widths[0])
+    """Computes the lengths ``|k|`` of the modes ``e^{ik·x}`` of a periodic field, as ``numpy.fft.rfftn`` has them."""
+    axes = [np.fft.fftfreq(n, width) for n, width in zip(grid.cells[:-1], grid.widths[:-1], strict=True)]
+    axes.append(np.fft.rfftfreq(grid.cells[-1], grid.widths[-1]))
+    return 2.0 * math.pi * np.sqrt(sum(np.square(one) for one in np.meshgrid(*axes, indexing="ij", sparse=True)))
 
 
 def amplification(wavenumber: float | np.ndarray, sigma: float, duration: float) -> float | np.ndarray:
@@ -23,7 +24,7 @@ def amplification(wavenumber: float | np.ndarray, sigma: float, duration: float)
 
 
 def heat_spectral(grid: Grid, field: Field, sigma: float, duration: float, highest: float = math.inf) -> Field:
-    """Solves the equation for a time ``duration`` on the periodic interval: every Fourier mode times its factor.
+    """Solves the equation for a time ``duration`` on a periodic grid: every Fourier mode times its factor.
 
     Exact for a periodic field with no modes above those of the grid. A negative ``duration`` runs the equation
     backward, where rounding errors in high modes grow without bound; ``highest`` drops the modes with larger ``k``.
@@ -36,10 +37,10 @@ def heat_spectral(grid: Grid, field: Field, sigma: float, duration: float, highe
     factors = np.where(k <= highest, amplification(np.minimum(k, highest), sigma, duration), 0.0)
     if not np.isfinite(factors).all():
         raise NonFiniteError(
-            f"the backward heat equation amplifies the highest mode by e^(σ²k²t/2) with k = {k[-1]:.3g} and t = "
+            f"the backward heat equation amplifies the highest mode by e^(σ²k²t/2) with k = {k.max():.3g} and t = "
             f"{-duration:.3g}, beyond the floating-point range. Drop high modes with highest=, or use a shorter time."
         )
-    return np.fft.irfft(factors * np.fft.rfft(grid.check(field)), grid.cells[0])
+    return np.fft.irfftn(factors * np.fft.rfftn(grid.check(field)), grid.cells, axes=range(grid.dim))
 
 
 def heat_kernel(grid: Grid, field: Field, sigma: float, duration: float) -> Field:
@@ -63,7 +64,7 @@ def heat_kernel(grid: Grid, field: Field, sigma: float, duration: float) -> Fiel
 
 def _check_interval(grid: Grid) -> None:
     if grid.dim != 1:
-        raise InvalidInputError(f"the heat equation is solved on an interval, got a grid of dimension {grid.dim}.")
+        raise InvalidInputError(f"the heat kernel acts on an interval, got a grid of dimension {grid.dim}.")
 
 
 def _check_sigma(sigma: float) -> None:

@@ -27,6 +27,7 @@ from sbridge.transport.sinkhorn import (
     sinkhorn_step,
 )
 from sbridge.transport.unbalanced import UnbalancedSolution, unbalanced
+from sbridge.transport.urn import log_transport_probability
 
 __all__ = [
     "AffineMap",
@@ -47,6 +48,7 @@ __all__ = [
     "exact_maps",
     "exact_plan",
     "gaussian_map",
+    "log_transport_probability",
     "regularisation",
     "sinkhorn",
     "sinkhorn_converged",

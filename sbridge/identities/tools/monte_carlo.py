@@ -30,9 +30,6 @@ RELATIVE, ABSOLUTE = 0.01, 0.01
 """Targets of a standard error: one percent of the value, or .01 nat."""
 _ROWS = 8192
 _EVALUATIONS = 5_000_000_000  # the largest number of component (or point) evaluations times coordinates for one side
-_PATH_POINTS = 256  # of whole paths
-GRADIENT_POINTS = 1024
-"""Largest number of points at which a density is differentiated."""
 _EXACT_TRACE = 8  # dimensions up to which divergences are exact traces
 _BINS = 8
 
@@ -275,15 +272,12 @@ def noising(setting: Setting, steps: int, resolution: float | None = None) -> Pa
     return PathMeasure(setting.process, None, setting.data, grid=matched_grid(setting, steps, resolution))
 
 
-def limit_points(setting: Setting, most: int = _PATH_POINTS) -> tuple[Setting, str]:
-    """Limits sets of points to ``most`` points, in float64; also returns a note on it."""
+def with_exact_rows(setting: Setting) -> Setting:
+    """Returns the setting with points in float64, so that densities can be differentiated."""
     data = setting.data
-    if not isinstance(data, Samples):
-        return setting, ""
-    if len(data.rows) <= most:
-        return replace(setting, data=Samples(data.rows.double(), data.weights)), ""
-    rows = data.sample(most, generator(setting.seed_of("few points"))).double()
-    return replace(setting, data=Samples(rows)), f", {most} of the {len(data.rows)} points"
+    if not isinstance(data, Samples) or data.rows.dtype == torch.float64:
+        return setting
+    return replace(setting, data=Samples(data.rows.double(), data.weights))
 
 
 def reversed_paths(paths: Paths, every: int = 1) -> Paths:

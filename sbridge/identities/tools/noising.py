@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sbridge.controls.base import Time
-from sbridge.diffusion.reverse import reverse_diffusion
+from sbridge.diffusion.reverse import end_distribution, reverse_diffusion
 from sbridge.identities.settings import Setting
+from sbridge.laws import Samples
 from sbridge.linear import LinearMap
 from sbridge.processes import LinearProcess, Transition
 from sbridge.random import derive, generator
@@ -53,6 +55,15 @@ def bridge_until(setting: Setting, horizon: float) -> Bridge:
     return reverse_diffusion(process, setting.data, setting.exact, prior=prior)
 
 
+def bridge_of_one_point(setting: Setting, point: Tensor, horizon: float) -> Bridge:
+    """Makes the reverse diffusion of the noising of one ``point``, shape ``(1, dim)``, from ``horizon`` on."""
+    process, twice = _Truncated(setting.process, horizon), Samples(torch.cat([point, point]))
+    prior = end_distribution(process, twice)
+    return reverse_diffusion(
+        process, twice, lambda t, x: process.conditional_score(t, x, point.expand_as(x)), prior=prior
+    )
+
+
 def spans(setting: Setting) -> list[tuple[float, float]]:
     """Returns :data:`SPANS` in the time unit of the process."""
     return [(s * setting.horizon, t * setting.horizon) for s, t in SPANS]
@@ -74,6 +85,18 @@ def noising_states(setting: Setting, times: tuple[float, ...], stream: str, mult
         states.append(x)
         before = t
     return states
+
+
+def noise_knots(setting: Setting, steps: int) -> Tensor:
+    """Returns ``steps + 1`` knots from 0 to the horizon, denser where noise replaces the state faster."""
+    fine = torch.linspace(0.0, setting.horizon, 1025, dtype=torch.float64)
+    step = setting.process.transition(0.0, fine[1:])
+    width = setting.variance * step.map.mean_square(setting.dim) + step.root.mean_square(setting.dim)
+    rate = setting.process.scale(fine[1:]).mean_square(setting.dim) / width
+    share = torch.cat([rate.new_zeros(1), (3.0 * rate / rate.sum() + 1.0 / len(rate)).cumsum(0)])
+    wanted = torch.linspace(0.0, float(share[-1]), steps + 1, dtype=torch.float64)[1:-1]
+    inner = torch.from_numpy(np.interp(wanted.numpy(), share.numpy(), fine.numpy()))
+    return torch.cat([fine[:1], inner, fine[-1:]])
 
 
 def direction(setting: Setting) -> Tensor:

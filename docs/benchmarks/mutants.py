@@ -1,0 +1,235 @@
+"""Errors of one line, and whether identities and tests see them: ``python -m docs.benchmarks.mutants``.
+
+Every mutant changes one operator, constant or transpose in a line that computes. It is run in a copy of the package: by
+the identities of `sbridge verify` that execute the line, each in one setting with few samples, then by the test files
+that name the function around the line. About half an hour for 150 mutants; ``--only PATH`` takes some modules.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import tyro
+
+from sbridge.benchmarks.output import say
+from sbridge.identities import identities, standard_settings
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("functionals", "measures", "processes", "objectives", "diffusion", "pde")
+_SAMPLES, _STEPS = 400, 30
+_SECONDS = 240
+_SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.MatMult: ast.Mult}
+_QUIET = (ast.Raise, ast.Assert, ast.AnnAssign, ast.JoinedStr, ast.Compare, ast.arguments)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the run.
+
+    Args:
+        count: mutants drawn at random from all that there are.
+        seed: of the draw.
+        only: parts of paths of modules to mutate, such as ``functionals/action``; all of the six rooms if empty.
+    """
+
+    count: int = 150
+    seed: int = 0
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed line.
+
+    Args:
+        path: of the module, from the root.
+        line: its number.
+        function: the class and function around it.
+        before, after: the line.
+        source: of the changed module.
+    """
+
+    path: str
+    line: int
+    function: tuple[str, ...]
+    before: str
+    after: str
+    source: str = field(repr=False)
+
+
+def mutants(path: Path) -> Iterator[Mutant]:
+    """Yields every mutant of a module."""
+    source = path.read_text(encoding="utf-8")
+    lines, tree = source.splitlines(keepends=True), ast.parse(source)
+    for node, function in _computing(tree, ()):
+        for before, after in _changes(node):
+            start, end = before.lineno - 1, before.end_lineno - 1  # type: ignore[operator]
+            if start != end:
+                continue
+            text = lines[start].encode()
+            changed = text[: before.col_offset] + f"({after})".encode() + text[before.end_col_offset :]
+            whole = "".join([*lines[:start], changed.decode(), *lines[start + 1 :]])
+            place = str(path.relative_to(ROOT))
+            yield Mutant(place, start + 1, function, lines[start].strip(), changed.decode().strip(), whole)
+
+
+def _computing(node: ast.AST, function: tuple[str, ...]) -> Iterator[tuple[ast.AST, tuple[str, ...]]]:
+    """Yields expressions inside functions, without messages, checks of input, defaults and annotations."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _QUIET):
+            continue
+        inner = function
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            inner = (*function, child.name)
+            if child.name in {"__post_init__", "__repr__", "refusal"} or child.name.startswith(("check", "_check")):
+                continue
+        if function:
+            yield child, function
+        yield from _computing(child, inner)
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[Any, str]]:
+    """Yields expressions and what replaces them."""
+    if isinstance(node, ast.BinOp) and type(node.op) in _SWAPS:
+        yield node, ast.unparse(ast.BinOp(node.left, _SWAPS[type(node.op)](), node.right))
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+        yield node, ast.unparse(node.operand)
+    elif isinstance(node, ast.Constant) and type(node.value) is float and 0.0 < node.value < 100.0:
+        yield node, repr(2.0 * node.value)
+    elif isinstance(node, ast.Attribute) and node.attr in {"T", "mT"}:
+        yield node, ast.unparse(node.value)
+    elif (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and not node.args
+        and node.func.attr in {"inverse", "square", "sqrt", "exp", "log"}
+    ):
+        yield node, ast.unparse(node.func.value)
+
+
+def executed() -> dict[tuple[str, int], list[str]]:
+    """Runs every identity once, and returns which of them execute each line of the six rooms."""
+    settings = [replace(one, samples=50, steps=10) for one in standard_settings(seed=1)]
+    found: dict[tuple[str, int], list[str]] = defaultdict(list)
+    rooms = tuple(f"{ROOT}/sbridge/{room}/" for room in ROOMS)
+    for one in identities():
+        seen = set[tuple[str, int]]()
+
+        def local(frame: FrameType, event: str, _: object, seen: set[tuple[str, int]] = seen) -> Any:
+            seen.add((frame.f_code.co_filename, frame.f_lineno))
+            return local
+
+        def start(frame: FrameType, event: str, _: object) -> Any:
+            return local if frame.f_code.co_filename.startswith(rooms) else None
+
+        setting = next(s for s in (settings[-1], settings[1], *settings) if one.applies(s))
+        sys.settrace(start)
+        try:
+            one(setting)
+        finally:
+            sys.settrace(None)
+        for name, line in seen:
+            found[name[len(str(ROOT)) + 1 :], line].append(one.name)
+    return found
+
+
+def tests_of(mutant: Mutant) -> list[str]:
+    """Returns up to three test files that name the public function or class around the line, or those of its room."""
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    public = [name for name in mutant.function if not name.startswith("_")]
+    counts = {
+        one: sum(len(re.findall(rf"\b{name}\b", one.read_text(encoding="utf-8"))) for name in public) for one in files
+    }
+    best = sorted((one for one in files if counts[one]), key=lambda one: -counts[one])[:3]
+    room, stem = mutant.path.split("/")[1], Path(mutant.path).stem
+    best = best or [one for one in files if one.stem.startswith((f"test_{room}", f"test_{stem}"))]
+    return [str(one.relative_to(ROOT)) for one in best]
+
+
+_CHECK = """
+import sys
+from dataclasses import replace
+from sbridge.identities import identities, standard_settings
+names, (samples, steps) = sys.argv[3:], map(int, sys.argv[1:3])
+settings = [replace(one, samples=samples, steps=steps) for one in standard_settings(seed=1)]
+for one in identities():
+    if one.name in names:
+        setting = next(s for s in (settings[-1], settings[1], *settings) if one.applies(s))
+        if not all(check.holds for check in one(setting)) and not all(c.holds for c in one(setting.again())):
+            sys.exit(f"{one.name}")
+"""
+
+
+def killed(mutant: Mutant, home: Path, names: list[str]) -> str | None:
+    """Returns what sees the mutant in the copy at ``home``: an identity, a test file, or ``None``."""
+    place = home / mutant.path
+    kept = place.read_text(encoding="utf-8")
+    place.write_text(mutant.source, encoding="utf-8")
+    try:
+        if names:
+            found = _run([sys.executable, "-c", _CHECK, str(_SAMPLES), str(_STEPS), *names], home)
+            if found is None or found.returncode:
+                return "identity: " + ("timeout" if found is None else found.stderr.strip().splitlines()[-1][:80])
+        for file in tests_of(mutant):
+            found = _run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file], home)
+            if found is None or found.returncode:
+                return f"test: {file}"
+        return None
+    finally:
+        place.write_text(kept, encoding="utf-8")
+
+
+def _run(command: list[str], home: Path) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(
+            command, cwd=home, env={**_environment(), "PYTHONPATH": str(home)}, capture_output=True, text=True,
+            timeout=_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
+
+
+def main(options: Options) -> None:
+    """Prints one line for each mutant, survivors with the change, and the share that is seen."""
+    paths = [path for room in ROOMS for path in sorted((ROOT / "sbridge" / room).glob("*.py"))]
+    paths = [path for path in paths if not options.only or any(part in str(path) for part in options.only)]
+    every = [one for path in paths for one in mutants(path)]
+    drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
+    by_line, survivors = executed(), 0
+    say(f"{len(drawn)} of {len(every)} mutants")
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        for name in ("sbridge", "tests", "docs", "examples", "pyproject.toml", "README.md"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, home / name, ignore=shutil.ignore_patterns("__pycache__", "generated"))
+            else:
+                shutil.copy(source, home / name)
+        for number, mutant in enumerate(drawn, 1):
+            seen = killed(mutant, home, by_line.get((mutant.path, mutant.line), []))
+            survivors += seen is None
+            say(f"{number:3} {mutant.path}:{mutant.line} {seen or 'SURVIVES'}")
+            if seen is None:
+                say(f"      - {mutant.before}\n      + {mutant.after}")
+    say(f"{len(drawn) - survivors} of {len(drawn)} mutants are seen")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

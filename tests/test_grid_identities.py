@@ -19,7 +19,7 @@ from sbridge.identities.settings import PROCESSES, mixture
 from sbridge.identities.tools.derivatives import Derivatives
 from sbridge.identities.tools.tilts import Tilt
 from sbridge.laws import Gaussian, Samples
-from sbridge.pde import GridAction, GridSolution
+from sbridge.pde import GridAction, GridSolution, KilledSolution
 from sbridge.processes import LinearProcess, OrnsteinUhlenbeck
 
 MODULES = (equations, stationarity, schroedinger, duality, state_costs, soft_ends)
@@ -48,7 +48,7 @@ SETTINGS = [
 
 
 def test_they_are_all_there():
-    assert len(OWN) == 29
+    assert len(OWN) == 30
     assert {one.group for one in OWN.values()} == {"equations", "action", "Schrödinger"}
 
 
@@ -297,6 +297,7 @@ BREAKS = {
     "sinkhorn_bridge_is_the_plan": [other_epsilon("entropic_plan")],
     "soft_ends_are_a_bridge_between_other_ends": [other_penalties],
     "soft_ends_of_gaussians_are_closed_form": [other_penalties],
+    "bridge_to_the_own_survivors_is_the_killed_process": [scaled_property(KilledSolution, "death_probability", 1.1)],
     "path_fitting_is_sinkhorns_iteration": [forgotten_past, weak_iterates],
     "gap_of_a_control_is_a_divergence": [scaled(Tilt, "control", 0.8), scaled(Tilt, "log_potential", 1.1)],
     "duality_identity": [scaled(Tilt, "control", 0.8), large_dual],

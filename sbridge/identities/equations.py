@@ -226,7 +226,7 @@ def killed_kernel_equations(setting: Setting) -> Iterator[Outcome]:
         t = torch.full((len(x),), 0.4 * setting.horizon, dtype=torch.float64)
 
         def log_kernel(t: Tensor, place: Tensor, still: Tensor = still) -> Tensor:
-            return _log_mehler(well, t, place, still)
+            return log_mehler(well, t, place, still)
 
         seen = Derivatives.of(_one_over(log_kernel), t, moving)
         spread, killed = seen.diffusion_term(brown, t), well.rate(0.0, moving + well.centre)
@@ -373,7 +373,7 @@ def _log_transition(process: LinearProcess, s: float, x: Tensor, t: Tensor, y: T
     return -0.5 * white.square().sum(1) - volume
 
 
-def _log_mehler(well: Well, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def log_mehler(well: Well, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Computes ``log G`` of Brownian motion killed at rate ``½k²|x|²``, symmetric in its ends."""
     angle, dim = well.k * well.sigma * t, x.shape[1]
     squares, product = x.square().sum(1) + y.square().sum(1), (x * y).sum(1)

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import torch
 
 from sbridge.diffusion.reverse import moments
 from sbridge.exact import SoftGaussianCoupling, balanced
 from sbridge.identities.base import Kind, Outcome, identity
+from sbridge.identities.equations import log_mehler
+from sbridge.identities.killing import Well
 from sbridge.identities.settings import Setting
+from sbridge.identities.tools.monte_carlo import width
 from sbridge.identities.tools.noising import noising_states
 from sbridge.laws import Gaussian, Samples
+from sbridge.pde import Grid, log_density_on, solve_killed
 from sbridge.problems import BridgeProblem, SoftEnds
+from sbridge.time import TimeGrid
 from sbridge.transport import EntropicProblem, Sinkhorn, sinkhorn, unbalanced
 
 schroedinger_identity = partial(identity, group="Schrödinger")
@@ -70,3 +76,31 @@ def soft_ends_of_gaussians_are_closed_form(setting: Setting) -> Iterator[Outcome
         std = end.covariance.sqrt().flatten()
         gap = torch.maximum((centre - end.mean).abs(), (spread - std).abs()) / std
         yield Outcome(float(gap), allowance=1e-6, note=note)
+
+
+@schroedinger_identity(
+    statement="a bridge to the survivors of a killed process is that process: x dies with 1 − E[e^{−∫V dt} | X_0 = x]",
+    equation="Chen, Georgiou & Pavon 2021, arXiv:2108.02879; Cameron & Martin 1945",
+    kind=Kind.EQUALITY,
+    left="mean probability of death times cos of the start, from the killed bridge solved by finite volumes",
+    right="the same from the closed form of a quadratic well; survivors by quadrature with Mehler's kernel",
+    applies=Setting.has_density_on_line,
+)
+def bridge_to_the_own_survivors_is_the_killed_process(setting: Setting) -> Outcome:
+    """Solves on two grids; the allowance is the change of the left side."""
+    well, centre, wide = Well.of(setting), float(Well.of(setting).centre), width(setting)
+    values, wanted = [], 0.0
+    for cells, steps in ((120, 24), (240, 48)):
+        grid = Grid.of(centre - 7.0 * wide, centre + 7.0 * wide, cells)
+        x = grid.points
+        start = np.exp(log_density_on(setting.data, grid))
+        moved, whole = x - centre, torch.tensor(well.horizon, dtype=torch.float64)
+        pairs = log_mehler(well, whole, moved.repeat_interleave(cells, 0), moved.repeat(cells, 1))
+        living = start @ pairs.exp().reshape(cells, cells).numpy() * grid.volume
+        survival = grid.integrate(living)
+        ends, times = (start, living / survival), TimeGrid.uniform(steps)
+        found = solve_killed(well.process, *ends, grid, rate=well.rate, survival=survival, times=times)
+        test = start * np.cos(2.0 * (grid.centres[0] - centre) / wide)
+        values.append(grid.integrate(test * found.death_probability))
+        wanted = grid.integrate(test * grid.field(1.0 - well.log_mass(x).exp()))
+    return Outcome(values[1], wanted, allowance=abs(values[1] - values[0]))

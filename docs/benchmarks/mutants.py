@@ -78,7 +78,7 @@ KNOWN = (
     ("diffusion/samplers", "law.covariance * (0.5 * step_size)", "law.covariance * (1.0 * step_size)"),
     ("pde/propagator", "p[..., :-1] - self.right * p[..., 1:]", "p[..., :-1] + self.right * p[..., 1:]"),
     ("measures/ratios", "return sums[0] - sums[1]", "return sums[1] - sums[0]"),
-    ("diffusion/conversions", "return self.process.scale(t).T.to(x)(checked", "return self.process.scale(t).to(x)(checked"),
+    ("diffusion/conversions", "self.process.scale(t).T.to(x)(checked", "self.process.scale(t).to(x)(checked"),
     ("diffusion/conversions", "(x - repeat_per_row(law.offset, len(x)).to(x) + law.cov", "(x + law.cov"),
     ("diffusion/samplers", "return pinned_kernel(process, s, t).root", "return process.transition(s, t).root"),
     ("diffusion/ddpm", "/ ratio + before * noise", "/ ratio + 0.9 * before * noise"),

@@ -170,7 +170,7 @@ def entropy_balance(setting: Setting) -> Iterator[Outcome]:
     right = estimate_mean(setting, rows, "entropy", resolution=0.0, controls=chi_square_controls(setting))
     error = sum_estimates(right, density, end).standard_error
     yield Outcome(density.value - end.value, right.value, error, note="independent states")
-    paths = noising(setting, 20).sample(setting.samples, seed=setting.seed_of("entropy along paths"))
+    paths = noising(setting, 2).sample(20 * setting.samples, seed=setting.seed_of("entropy along paths"))
     along = entropy_change(paths, exact.log_density, s_min=setting.s_min)
     yield Outcome.of(along.estimate, right, note="both ends of a path")
 

@@ -1,15 +1,16 @@
-"""Samplers of unnormalised densities: exact controls, and what their chains reach.
+"""Samplers of unnormalised densities: exact controls and learned ones, and what their chains reach.
 
-``OMP_NUM_THREADS=1 python -m docs.benchmarks.densities --seeds 0 1 2``. Each row is one density, one control and one
-way to step: log Z, the effective sample size in % of the paths, the evidence lower and upper bounds (the latter from
-exact draws), the largest error of a mode's weight, and CPU seconds for each thousand paths.
+``OMP_NUM_THREADS=1 python -m docs.benchmarks.densities --seeds 0 1 2``, and with ``--learned`` the rows of
+:class:`~sbridge.solvers.PosteriorMatching`, learned on 50 steps and judged on 200. Each row is one density, one control
+and one way to step: log Z, the effective sample size in % of the paths, the evidence lower and upper bounds (the latter
+from exact draws), the largest error of a mode's weight, and CPU seconds for each thousand paths and for training.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import tyro
@@ -22,14 +23,18 @@ from sbridge.benchmarks.tables import mean
 from sbridge.controls import Control
 from sbridge.errors import InvalidInputError
 from sbridge.evaluation import evidence_upper_bound, log_normaliser
+from sbridge.fitting import solve
 from sbridge.laws import Gaussian
 from sbridge.measures import ControlledKernel, MatchedKernel, PathMeasure, StepKernel
+from sbridge.problems import ControlProblem
 from sbridge.problems.sampling import sampling_problem
 from sbridge.processes import LinearProcess, log_snr_grid
 from sbridge.random import derive
 from sbridge.solutions import ControlSolution
+from sbridge.solvers import PosteriorMatching, PosteriorNetwork
 from sbridge.time import TimeGrid
 
+_LEARNED_STEPS, _DRAWS = 50, 4096
 KERNELS: dict[str, StepKernel] = {"the reference's": ControlledKernel(), "matched": MatchedKernel(1e-3, 1e3)}
 
 
@@ -43,6 +48,7 @@ class Case:
         horizon: of the reference, of rate 1.
         resolution: of the grid.
         paths: of a row with an exact control.
+        harmonics: of the network's inputs.
     """
 
     make: Callable[[], Target]
@@ -50,6 +56,7 @@ class Case:
     horizon: float
     resolution: float
     paths: int
+    harmonics: int
 
     def exact(self, target: Target, process: LinearProcess) -> Control:
         """The exact control."""
@@ -59,8 +66,8 @@ class Case:
 
 
 CASES = {
-    "forty modes": Case(forty_modes, torch.full((2,), 30.0), 3.0, 0.3, 16_384),
-    "funnel": Case(funnel, torch.tensor([3.0] + 9 * [6.0]), 4.0, 0.02, 1024),
+    "forty modes": Case(forty_modes, torch.full((2,), 30.0), 3.0, 0.3, 16_384, 6),
+    "funnel": Case(funnel, torch.tensor([3.0] + 9 * [8.0]), 4.0, 0.02, 1024, 0),
 }
 
 
@@ -73,12 +80,16 @@ class Settings:
         steps: of the grids.
         seeds: of paths.
         uniform: equal steps beside those equal in the log signal-to-noise ratio.
+        learned: learned controls instead of the exact ones.
+        paths: of a row with a learned control.
     """
 
     only: tuple[str, ...] = tuple(CASES)
     steps: tuple[int, ...] = (100, 200)
     seeds: tuple[int, ...] = (0, 1, 2)
     uniform: bool = False
+    learned: bool = False
+    paths: int = 8192
 
 
 def numbers(solution: ControlSolution, target: Target, kernel: StepKernel, n: int, seed: int) -> dict[str, float]:
@@ -95,9 +106,33 @@ def numbers(solution: ControlSolution, target: Target, kernel: StepKernel, n: in
         "worst mode": float((weighted - target.expectations).abs().max()),
         "s per 1000": 1000.0 * seconds / n,
     }
-    draws = target.sample(n, seed=derive(seed, "draws"))
+    draws = target.sample(min(n, _DRAWS), seed=derive(seed, "draws"))
     upper = evidence_upper_bound(solution, draws, seed=derive(seed, "upper"), kernel=kernel)
     return numbers | {"EUBO": upper.value - target.log_normaliser}
+
+
+def show(name: str, rows: list[dict[str, float]]) -> None:
+    """Prints the mean of rows with its standard error."""
+    found = {key: mean([one[key] for one in rows]) for key in rows[0]}
+    row(name, **{key: f"{one.value:.4f} ± {one.standard_error:.4f}" for key, one in found.items()})
+
+
+def learned(name: str, case: Case, problem: ControlProblem, target: Target, settings: Settings) -> None:
+    """Prints the rows of learned controls."""
+    solver = PosteriorMatching(
+        grid=log_snr_grid(problem.process, _LEARNED_STEPS, case.resolution),
+        network=PosteriorNetwork(harmonics=case.harmonics),
+    )
+    rows = []
+    for seed in settings.seeds:
+        begun = time.process_time()
+        solution = solve(problem, solver, seed=seed)
+        seconds = time.process_time() - begun
+        grid = log_snr_grid(problem.process, settings.steps[-1], case.resolution)
+        fine = ControlSolution(problem, replace(solution.measure, grid=grid))
+        rows.append({**numbers(fine, target, KERNELS["matched"], settings.paths, seed), "training s": seconds})
+        row(f"{name}, seed {seed}", **{key: f"{value:.4f}" for key, value in rows[-1].items()})
+    show(f"{name}, learned", rows)
 
 
 def main(settings: Settings) -> None:
@@ -109,6 +144,9 @@ def main(settings: Settings) -> None:
         target, process = case.make(), stationary_noise(case.scales, case.horizon)
         start = Gaussian(torch.zeros(target.dim), case.scales.square().diag())
         problem = sampling_problem(target.law, process, start)
+        if settings.learned:
+            learned(name, case, problem, target, settings)
+            continue
         control = case.exact(target, process)
         grids: dict[str, TimeGrid] = {}
         for steps in settings.steps:
@@ -119,9 +157,7 @@ def main(settings: Settings) -> None:
             solution = ControlSolution(problem, PathMeasure(process, control, start, grid=grid))
             for variance, kernel in KERNELS.items():
                 rows = [numbers(solution, target, kernel, case.paths, seed) for seed in settings.seeds]
-                found = {key: mean([one[key] for one in rows]) for key in rows[0]}
-                shown = {key: f"{one.value:.4f} ± {one.standard_error:.4f}" for key, one in found.items()}
-                row(f"{name}, {label}, {variance}", **shown)
+                show(f"{name}, {label}, {variance}", rows)
 
 
 if __name__ == "__main__":

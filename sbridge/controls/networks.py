@@ -61,7 +61,7 @@ class MLP:
 
     def __call__(self, dim: int) -> nn.Module:
         """Makes the network."""
-        return _Perceptron(dim, self.width, self.depth, dim)
+        return Perceptron(dim, self.width, self.depth, dim)
 
 
 @register
@@ -93,7 +93,7 @@ class ScaledMLP:
         return MLP(self.width(dim), self.depth)(dim)
 
 
-class _Perceptron(nn.Module):
+class Perceptron(nn.Module):
     """The network of :class:`MLP`; time has its own matrix, so that one time for a whole batch costs one row."""
 
     def __init__(self, dim: int, width: int, depth: int, out: int) -> None:
@@ -108,6 +108,7 @@ class _Perceptron(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, features: Tensor, x: Tensor) -> Tensor:
+        """Computes the output for features of time ``(1 | batch, TIME_FEATURES)`` and inputs ``(batch, dim)``."""
         h = nn.functional.silu(self.time(features) + self.state(x))
         for layer in self.hidden:
             h = nn.functional.silu(layer(h))
@@ -147,7 +148,7 @@ class _FourierPerceptron(nn.Module):
     def __init__(self, dim: int, recipe: FourierMLP) -> None:
         super().__init__()
         self.frequencies = [recipe.frequency * (j + 1) for j in range(recipe.harmonics)]
-        self.inner = _Perceptron(dim * (1 + 2 * recipe.harmonics), recipe.width, recipe.depth, dim)
+        self.inner = Perceptron(dim * (1 + 2 * recipe.harmonics), recipe.width, recipe.depth, dim)
 
     def forward(self, features: Tensor, x: Tensor) -> Tensor:
         return self.inner(features, torch.cat([x, *_waves(x, self.frequencies)], -1))
@@ -188,7 +189,7 @@ class _AdditivePerceptron(nn.Module):
     def __init__(self, dim: int, recipe: AdditiveMLP) -> None:
         super().__init__()
         self.frequencies = [recipe.frequency * (j + 1) for j in range(recipe.harmonics)]
-        self.inner = _Perceptron(dim, recipe.width, recipe.depth, dim)
+        self.inner = Perceptron(dim, recipe.width, recipe.depth, dim)
         self.coefficients = nn.Linear(TIME_FEATURES, (1 + 2 * recipe.harmonics) * dim)
         nn.init.zeros_(self.coefficients.weight)
         nn.init.zeros_(self.coefficients.bias)

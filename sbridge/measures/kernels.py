@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.linear import LinearMap
-from sbridge.processes.base import LinearProcess
+from sbridge.processes.base import LinearProcess, Time
 from sbridge.processes.chain import Chain, Direction, ExactTransition
 from sbridge.random import NormalNoise
 from sbridge.simulation.engine import check_control, is_finite
@@ -25,6 +26,15 @@ from sbridge.storage.registry import check_kinds, register
 
 KernelAt = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """The shift ``h`` and the standard deviations ``s > 0`` of step ``j`` from states ``x``, each ``(batch, dim)``."""
+
+
+@runtime_checkable
+class PosteriorVariance(Protocol):
+    """A control that knows the variance of the end too, for processes with scalar or diagonal coefficients."""
+
+    def with_variance(self, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes ``u(t, x)`` and ``V = Var[X_T | X_t = x]/Q`` of the optimal path measure, both ``(batch, dim)``."""
+        ...
 
 
 class StepKernel(ABC):
@@ -67,7 +77,8 @@ class MatchedKernel(StepKernel):
     equal. A plain controlled step keeps the variance ``I`` of R instead: it is far too wide where the optimal path
     measure narrows in a step, and too narrow where paths part.
 
-    A step costs ``dim`` reverse derivatives of the control.
+    A step costs ``dim`` reverse derivatives of the control; none if the control is a :class:`PosteriorVariance`. The
+    variance is then ``1 − κ + κV`` with ``κ = Φ(T, t')² L²/Q(T, t)``: that of the pinned step, and of the end.
 
     Args:
         least, most: bounds of the variance in units of that of R, for a learned control whose derivative is wrong.
@@ -98,6 +109,8 @@ class MatchedKernel(StepKernel):
             )
         if control is None:
             return lambda j, x: (torch.zeros_like(x), torch.ones_like(x))
+        if isinstance(control, PosteriorVariance):
+            return self._from_posterior(chain, process, control)
         dim, like = chain.like.shape[-1], chain.like
         # In float64: over a long step Φ is small, and its inverse large.
         precise = Chain(process, chain.times, chain.direction, chain.rule, torch.empty(0, dim, dtype=torch.float64))
@@ -112,6 +125,25 @@ class MatchedKernel(StepKernel):
         def at(j: int, x: Tensor) -> tuple[Tensor, Tensor]:
             u, narrowing = _with_diagonal(control, times[j], x, rows[j], columns[j])
             return pull.at(j)(u), (1.0 + narrowing).clamp(self.least, self.most).sqrt()
+
+        return at
+
+    def _from_posterior(self, chain: Chain, process: LinearProcess, control: PosteriorVariance) -> KernelAt:
+        starts, ends = chain.times[:-1], chain.times[1:]
+        step = process.transition(starts, ends)
+        ahead, rest = (process.transition(t, torch.full_like(t, process.horizon)) for t in (starts, ends))
+        sigma = process.scale(starts)
+        if step.map.dense or ahead.covariance.dense or sigma.dense:
+            raise UnsupportedError("a control with posterior variances needs scalar or diagonal coefficients.")
+        share = rest.map.values.square() * step.covariance.values / ahead.covariance.values
+        pull = (step.covariance.values.sqrt() / (step.map.values * sigma.values)).to(chain.like)
+        shares, times = share.clamp_max(1.0).to(chain.like), chain.step_times
+
+        def at(j: int, x: Tensor) -> tuple[Tensor, Tensor]:
+            u, variance = control.with_variance(times[j], x)
+            check_control(u, x)
+            own = 1.0 + shares[j] * (variance - 1.0)
+            return pull[j] * u, own.clamp(self.least, self.most).sqrt()
 
         return at
 

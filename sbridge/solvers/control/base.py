@@ -148,6 +148,7 @@ class ControlSolver(Method[ControlProblem, "ControlState", ControlSolution]):
                 stacklevel=3,
             )
 
+    @torch.no_grad()
     def _objectives(self, problem: ControlProblem, control: Control | None, seed: int) -> Tensor:
         paths = self.measure(problem, control).sample(_JUDGED_PATHS, seed=seed)
         alive = None if problem.stopping is None else problem.stopping.alive(paths, derive(seed, "stopping"))

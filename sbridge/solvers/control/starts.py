@@ -194,7 +194,7 @@ class GaussianStart(WarmStart):
             )
         if end.dim != problem.dim:
             raise InvalidInputError(f"the end of GaussianStart has dimension {end.dim}, the problem {problem.dim}.")
-        mean, covariance = _start_moments(problem.start)
+        mean, covariance = start_moments(problem.start)
         coupling = GaussianCoupling(mean, covariance, *moments(end), problem.process)
         times = grid.times(problem.process.horizon)
         return AffineControl(times, *coupling.forward_gain(times))
@@ -270,7 +270,7 @@ def known_controls(start: WarmStart | None, problem: BridgeProblem) -> dict[Dire
     return start.bridge_controls(problem)
 
 
-def _start_moments(start: Law) -> tuple[Tensor, Tensor]:
+def start_moments(start: Law) -> tuple[Tensor, Tensor]:
     """Mean and covariance in float64, the latter with enough added to be positive definite."""
     known = isinstance(start, (Point, Gaussian, GaussianMixture, Samples))
     law = start if known else Samples(start.sample(_START_ROWS, generator(0)))

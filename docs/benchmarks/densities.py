@@ -67,7 +67,7 @@ class Case:
 
 CASES = {
     "forty modes": Case(forty_modes, torch.full((2,), 30.0), 3.0, 0.3, 16_384, 6),
-    "funnel": Case(funnel, torch.tensor([3.0] + 9 * [8.0]), 4.0, 0.02, 1024, 0),
+    "funnel": Case(funnel, torch.tensor([3.0] + 9 * [6.0]), 4.0, 0.02, 1024, 0),
 }
 
 

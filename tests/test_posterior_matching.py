@@ -170,13 +170,13 @@ def test_a_linear_cost_has_a_constant_control():
     problem = ControlProblem(BrownianMotion(1.0), Point(torch.zeros(2)), terminal_cost=lambda x: x.sum(1))
     solution = solve(
         problem,
-        PosteriorMatching(updates=80, grid=log_snr_grid(problem.process, 8, 0.1), replay=Replay(256, 30, 3)),
+        PosteriorMatching(updates=150, grid=log_snr_grid(problem.process, 8, 0.1)),
         seed=0,
     )
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     u, variance = solution.control.with_variance(0.4, 0.5 * x)
     assert float((u + 1.0).abs().max()) < 0.1
-    assert float((variance - 1.0).abs().max()) < 0.1
+    assert float((variance - 1.0).abs().max()) < 0.15  # its standard error, from 3072 ends, is 0.026
 
 
 def test_bad_input_is_explained():

@@ -27,8 +27,8 @@ from sbridge.measures import Direction, Estimate
 from sbridge.processes import EulerMaruyama
 
 FAST = "--fast" in sys.argv
-PATHS = 10_000 if FAST else 100_000
-STEPS = 50 if FAST else 200
+PATHS = 10_000 if FAST else 40_000
+STEPS = 50 if FAST else 100
 UPDATES = 200 if FAST else 3000
 
 # %%

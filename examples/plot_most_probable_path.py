@@ -24,8 +24,8 @@ import sbridge as sb
 from sbridge.functionals import freidlin_wentzell, most_probable_path
 
 FAST = "--fast" in sys.argv
-PATHS = 2000 if FAST else 20_000
-DURATION, STEP = (30.0, 0.03) if FAST else (100.0, 0.01)
+PATHS = 2000 if FAST else 5000
+DURATION, STEP = (30.0, 0.03) if FAST else (60.0, 0.01)
 
 
 def point(*values):

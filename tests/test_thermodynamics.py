@@ -131,7 +131,7 @@ def test_detailed_balance_produces_no_entropy_on_any_path():
 def test_parts_of_the_entropy_production():
     process, velocity = general(), stationary_velocity()
     exact = ExactScore(process, MOVED)
-    paths = paths_of(process, MOVED, 60, n=10_000, seed=5)
+    paths = paths_of(process, MOVED, 60, n=6000, seed=5)
     whole = entropy_production(paths, None, exact.log_density)
     kept = housekeeping_heat(paths, None, constant(STILL))
     rest = whole - kept
@@ -228,9 +228,9 @@ def mixture():
 
 def test_reversal_cost_is_the_error_of_the_score():
     process, data = OrnsteinUhlenbeck(1.0, math.sqrt(2.0)), mixture()
-    exact, grid, rule = ExactScore(process, data), TimeGrid.uniform(200), EulerMaruyama()
+    exact, grid, rule = ExactScore(process, data), TimeGrid.uniform(100), EulerMaruyama()
     forward = PathMeasure(process, None, data, grid=grid, rule=rule)
-    paths = forward.sample(6000, seed=2)
+    paths = forward.sample(3000, seed=2)
 
     def cost(score, prior):
         control = ScoreControl(process, score)
@@ -241,9 +241,9 @@ def test_reversal_cost_is_the_error_of_the_score():
     right = explicit_score_matching(paths, wrong, exact, s_min=0.0)
     none, some = cost(exact, end), cost(wrong, end)
     assert agrees(exponential(none), 1.0)
-    assert abs(none.estimate.value) < 0.03, "a step error, of first order"
+    assert abs(none.estimate.value) < 0.05, "a step error, of first order"
     excess = (some - none).estimate
-    assert abs(excess.value - right.estimate.value) < 3 * excess.standard_error + 0.02 * right.estimate.value
+    assert abs(excess.value - right.estimate.value) < 3 * excess.standard_error + 0.03 * right.estimate.value
     prior = Gaussian(torch.ones(2).double(), EYE)
     added = end.log_density(paths.x[-1]) - prior.log_density(paths.x[-1])
     torch.testing.assert_close((cost(exact, prior) - none).values, added)

@@ -96,7 +96,7 @@ def warn_if_short(solver: object, region: TrustRegion | None, memory: dict[str, 
         warnings.warn(
             f"{type(solver).__name__} has not reached the whole cost: a share of {left:.0%} is missing after {updates} "
             f"updates, since each simulation may change the path measure by at most {region.max_kl:g} nats. Use more "
-            "updates, a larger TrustRegion(max_kl), or a start that is closer, such as "
+            "updates, a larger TrustRegion(max_kl) or, if the solver takes one, a start that is closer, such as "
             "GaussianStart(end=Gaussian(mean, covariance)).",
             ConvergenceWarning,
             stacklevel=4,

@@ -68,8 +68,10 @@ def forward_variance(patch):
 
 def sde_velocity(patch):
     """σσᵀs for ½σσᵀs in the flow."""
-    original = Bridge.velocity
-    patch.setattr(Bridge, "velocity", lambda self, t, x: 2.0 * original(self, t, x) - self.reference.drift(t, x))
+    original = Bridge.current_velocity
+    patch.setattr(
+        Bridge, "current_velocity", lambda self, t, x: 2.0 * original(self, t, x) - self.reference.drift(t, x)
+    )
 
 
 def equal_weights(patch):

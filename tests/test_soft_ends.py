@@ -279,8 +279,9 @@ def test_files_keep_growth(ends, tmp_path):
 def test_reports_and_certificates_are_about_the_chosen_ends():
     """Rows of the given ends would miss both ends, and have another energy (11.3 nats instead of 3.1)."""
     soft = sb.ends.SoftEnds(5.0, 5.0)
-    bridge = sb.fit(SOURCE, TARGET, reference=TURNING, balance=soft)
-    x0, xT = draws(SOURCE, 1500, 10), draws(TARGET, 1500, 11)
+    solver = sb.GaussianBridge(grid=sb.TimeGrid.uniform(30))
+    bridge = sb.fit(SOURCE, TARGET, reference=TURNING, balance=soft, solver=solver)
+    x0, xT = draws(SOURCE, 2000, 10), draws(TARGET, 2000, 11)
     judge = sb.MixtureBridge(components=(1,), rounds=1, matchings=5, iterations=10)
     limits = EvaluationBudget(rows=300, paths=300)
     report = sb.evaluate(bridge, x0, xT, seed=0, limits=limits, baselines=(), metrics=(EnergyDistance(),))

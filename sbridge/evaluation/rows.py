@@ -15,6 +15,8 @@ from sbridge.measures import Direction, PathMeasure
 from sbridge.random import derive, generator
 from sbridge.solutions import Bridge
 
+_LEAST_ROWS = 16
+
 
 @dataclass(frozen=True)
 class End:
@@ -61,15 +63,21 @@ def end_of(held_out: Tensor, fit: Tensor | np.ndarray | None, law: Law, *, name:
 
 
 def reweighted(bridge: Bridge, rows: Tensor, measure: PathMeasure, seed: int) -> Tensor:
-    """Draws as many rows as given from the changed end at which ``measure`` begins; rows of a hard end as they are."""
+    """Draws rows of the changed end at which ``measure`` begins, systematically; rows of a hard end as they are.
+
+    Their number is the effective sample size of the weights, so that standard errors are those of independent rows.
+    """
     found = bridge.balance
     forward = measure.direction is Direction.FORWARD
     if found is None or (found.source if forward else found.target) is None:
         return rows
     ratio = found.growth(rows) if forward else found.explained(rows)
+    weights = ratio.double().cpu() / ratio.double().sum().cpu()
+    count = min(len(rows), max(_LEAST_ROWS, int(1.0 / float(weights.square().sum()))))
     draw = generator(seed)
-    weights = ratio.double().to(draw.device)
-    return rows[torch.multinomial(weights, len(rows), replacement=True, generator=draw).to(rows.device)]
+    steps = torch.arange(count, dtype=torch.float64) + torch.rand((), generator=draw, dtype=torch.float64)
+    index = torch.searchsorted(weights.cumsum(0), steps / count).clamp(max=len(rows) - 1)
+    return rows[index[torch.randperm(count, generator=draw)].to(rows.device)]
 
 
 def shuffled(rows: Tensor, most: int, seed: int) -> Tensor:

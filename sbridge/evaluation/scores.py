@@ -42,7 +42,7 @@ from sbridge.solutions import Bridge
 
 Rows = Tensor | np.ndarray
 _SOFT_ENDS = (
-    "The ends of this bridge are soft: held-out rows are drawn anew with the weights of its own ends, growth at the "
+    "The ends of this bridge are soft: held-out rows are drawn with the weights of its own ends, growth at the "
     "source and the explained part at the target, so scores are about the bridge between these."
 )
 _OWN_CANDIDATES = 3  # the bridge, perfect samples and copies, beside the baselines

@@ -356,8 +356,8 @@ def test_what_cannot_be_solved_is_refused():
         sb.fit(X0, XT, reference=sb.DriftProcess(lambda t, x: -x, 1.0), balance=SOFT)
     with pytest.raises(UnsupportedError, match="ends that may change and a state cost are not solved together"):
         sb.fit(X0, XT, reference=process, balance=SOFT, state_cost=sb.costs.Quadratic.isotropic(1.0, 2))
+    fields = {"source": sb.Samples(X0), "target": sb.Samples(XT), "reference": process, "state_cost": None}
     with pytest.raises(InvalidInputError, match=r"balance must be an ends.SoftEnds\(source, target\) in nats, an ends"):
-        fields = {"source": sb.Samples(X0), "target": sb.Samples(XT), "reference": process, "state_cost": None}
         unchecked(sb.BridgeProblem, balance=2.0, **fields)
     for wrong in (-1.0, math.nan, "3", None, True):
         with pytest.raises(InvalidInputError, match="SoftEnds: target must be a number of nats"):

@@ -12,7 +12,6 @@ import sbridge.identities.schroedinger as schroedinger
 import sbridge.identities.soft_ends as soft_ends
 import sbridge.identities.state_costs as state_costs
 import sbridge.identities.stationarity as stationarity
-import sbridge.transport.urn as urn
 from sbridge.identities import Setting, identities, standard_settings
 from sbridge.identities.killing import Well
 from sbridge.identities.settings import PROCESSES, mixture
@@ -192,7 +191,7 @@ def undamaged(patch):
 
 def plain_stirling(patch):
     """log n! = n log n − n, without the root."""
-    patch.setattr(urn, "gammaln", lambda n: np.where(n > 1, (n - 1) * np.log(np.maximum(n - 1, 1)) - n + 1, 0))
+    patch.setattr(torch, "lgamma", lambda n: (n - 1) * (n - 1).clamp_min(1).log() - (n - 1).clamp_min(0))
 
 
 def cold_kernel(patch):

@@ -126,7 +126,7 @@ def test_a_verification_is_plain_data():
     result = verify([quick(samples=200)], ["two_times_of_the_ode", "score_form_is_mean_field_form"])
     document = json.loads(json.dumps(result.to_json()))
     assert document["holds"]
-    assert document["rows"] == len(document["checks"]) == 4
+    assert document["rows"] == len(document["checks"]) == 7
     assert [one["holds"] for one in document["checks"]] == [True] * 4
     first = document["checks"][0]
     assert Outcome(first["left"], first["right"], first["standard_error"], first["allowance"], first["note"]) == (

@@ -122,6 +122,7 @@ def verify(
 
     Examples:
         >>> import torch
+        >>> import sbridge as sb
         >>> rows = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
         >>> found = sb.verify(data=rows, score=lambda t, x: -x, only=["score_form_is_mean_field_form"])
         >>> found.failed

@@ -33,6 +33,7 @@ def partition_kl(p: LinearProcess, q: LinearProcess, start: Law, times: Tensor) 
 
     Examples:
         >>> import torch
+        >>> import sbridge as sb
         >>> still, moving = sb.BrownianMotion(1.0), sb.OrnsteinUhlenbeck(rate=1.0, sigma=1.0)
         >>> start = sb.Gaussian(torch.zeros(1), torch.eye(1))
         >>> two, many = (sb.measures.partition_kl(moving, still, start, torch.linspace(0, 1, n)) for n in (2, 65))

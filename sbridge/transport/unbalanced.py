@@ -19,7 +19,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, NotConvergedError
@@ -150,6 +149,8 @@ class _SemiDual:
 
     def maximised(self, f: Tensor, tolerance: float, most: int) -> tuple[Tensor, int]:
         """Maximises by L-BFGS in ``z = f √a``, whose curvature is about one."""
+        from scipy.optimize import minimize  # takes half a second, so it is imported late
+
         root = self.a.sqrt()
 
         def function(z: np.ndarray) -> tuple[float, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import gammaln, xlogy
+import torch
 
 from sbridge.errors import InvalidInputError
 
@@ -28,6 +28,7 @@ def log_transport_probability(counts: np.ndarray, kernel: np.ndarray) -> np.ndar
 
     Examples:
         >>> import numpy as np
+        >>> import sbridge as sb
         >>> both = np.full((2, 2), 0.5)
         >>> round(float(np.exp(sb.transport.log_transport_probability(np.array([[1, 1], [2, 0]]), both))), 6)
         0.125
@@ -39,5 +40,6 @@ def log_transport_probability(counts: np.ndarray, kernel: np.ndarray) -> np.ndar
         raise InvalidInputError("counts of particles must not be negative.")
     if not ((kernel >= 0.0).all() and np.allclose(kernel.sum(1), 1.0, atol=1e-6)):
         raise InvalidInputError("the rows of a kernel are probabilities: not negative, with sum one.")
-    terms = xlogy(counts, kernel) - gammaln(counts + 1.0)
-    return np.asarray(terms.sum((-2, -1)) + gammaln(counts.sum(-1) + 1.0).sum(-1))
+    c, g = torch.from_numpy(counts), torch.from_numpy(kernel)
+    terms = torch.special.xlogy(c, g) - torch.lgamma(c + 1.0)
+    return (terms.sum((-2, -1)) + torch.lgamma(c.sum(-1) + 1.0).sum(-1)).numpy()

@@ -127,7 +127,7 @@ def test_a_verification_is_plain_data():
     document = json.loads(json.dumps(result.to_json()))
     assert document["holds"]
     assert document["rows"] == len(document["checks"]) == 7
-    assert [one["holds"] for one in document["checks"]] == [True] * 4
+    assert [one["holds"] for one in document["checks"]] == [True] * 7
     first = document["checks"][0]
     assert Outcome(first["left"], first["right"], first["standard_error"], first["allowance"], first["note"]) == (
         result.checks[0].outcome
@@ -135,7 +135,7 @@ def test_a_verification_is_plain_data():
     again = verify([quick(samples=200)], ["two_times_of_the_ode", "score_form_is_mean_field_form"]).to_json()
     assert {**again, "made": 0} == {**result.to_json(), "made": 0}
     text = result.text()
-    for part in ("4 checks of 2 identities in 1 setting(s): all hold", "left:", "Cao et al. 2025", "holds"):
+    for part in ("7 checks of 2 identities in 1 setting(s): all hold", "left:", "Cao et al. 2025", "holds"):
         assert part in text
     failing = dataclasses.replace(result, checks=[check(Kind.EQUALITY, 1.0, 2.0, 0.1)])
     assert failing.failed

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import sbridge as sb
 from sbridge.laws import Gaussian
 from sbridge.linear import LinearMap
 from sbridge.problems import BridgeProblem
@@ -21,6 +22,17 @@ from sbridge.processes import (
 )
 from sbridge.processes.base import Time
 from sbridge.storage.registry import register
+
+SOLVERS = (
+    sb.AdjointBridge(),
+    sb.GaussianBridge(),
+    sb.IMF(),
+    sb.IPF(),
+    sb.MatchedBridge(),
+    sb.MixtureBridge(),
+    sb.SinkhornBridge(),
+    sb.ScoreMatching(),
+)
 
 DIM = 3
 # Far from symmetric, with a rotation and a slow and a fast direction.

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from damages import scaled, sde_velocity
 
 import sbridge.identities.control as control
 import sbridge.identities.sampling as sampling
@@ -13,7 +14,6 @@ from sbridge.identities import Setting, identities, standard_settings
 from sbridge.identities.settings import PROCESSES, mixture
 from sbridge.laws import Samples
 from sbridge.measures import importance_weights
-from sbridge.solutions import Bridge
 
 OWN = {one.name: one for one in identities() if one.body.__module__ in (sampling.__name__, control.__name__)}
 ACTION = importlib.import_module("sbridge.functionals.action")
@@ -41,16 +41,6 @@ def test_they_hold_in_all_settings(name):
             assert check.holds, check
 
 
-def scaled(owner, name, factor):
-    """What a function or method returns, times a factor."""
-
-    def damage(patch):
-        original = getattr(owner, name)
-        patch.setattr(owner, name, lambda *a, **k: factor * original(*a, **k))
-
-    return damage
-
-
 def doubled_drift(patch):
     """σσᵀs for ½σσᵀs."""
     original = sampling.langevin
@@ -64,14 +54,6 @@ def doubled_drift(patch):
 def forward_variance(patch):
     """β for β̃."""
     patch.setattr(AncestralSampler, "_root", lambda self, process, s, t: process.transition(s, t).root)
-
-
-def sde_velocity(patch):
-    """σσᵀs for ½σσᵀs in the flow."""
-    original = Bridge.current_velocity
-    patch.setattr(
-        Bridge, "current_velocity", lambda self, t, x: 2.0 * original(self, t, x) - self.reference.drift(t, x)
-    )
 
 
 def equal_weights(patch):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import tensor
+from families import SOLVERS, tensor
 from torch import Tensor
 
 import sbridge as sb
@@ -28,16 +28,6 @@ PROBLEM = sb.BridgeProblem(SOURCE, TARGET, REFERENCE, state_cost=COST)
 SAMPLES = [
     sb.Samples(end.sample(4000, torch.Generator().manual_seed(seed))) for seed, end in ((0, SOURCE), (1, TARGET))
 ]
-SOLVERS = (
-    sb.AdjointBridge(),
-    sb.GaussianBridge(),
-    sb.IMF(),
-    sb.IPF(),
-    sb.MatchedBridge(),
-    sb.MixtureBridge(),
-    sb.SinkhornBridge(),
-    sb.ScoreMatching(),
-)
 
 
 def exact(problem: sb.BridgeProblem) -> tuple[GaussianCoupling, float]:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from damages import scaled
 
 import sbridge.identities.duality as duality
 import sbridge.identities.equations as equations
@@ -69,16 +70,6 @@ def test_they_hold_in_the_standard_settings(name):
         if OWN[name].applies(one):
             for check in OWN[name](one):
                 assert check.holds, check
-
-
-def scaled(owner, name, factor):
-    """What a function or method returns, times a factor."""
-
-    def damage(patch):
-        original = getattr(owner, name)
-        patch.setattr(owner, name, lambda *a, **k: factor * original(*a, **k))
-
-    return damage
 
 
 def scaled_property(owner, name, factor):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from damages import sde_velocity
 
 import sbridge.identities.equilibrium as equilibrium
 import sbridge.identities.flows as flows
@@ -17,7 +18,6 @@ from sbridge.identities.settings import PROCESSES, mixture
 from sbridge.laws import Samples
 from sbridge.linear import LinearMap
 from sbridge.processes import LinearProcess, OrnsteinUhlenbeck
-from sbridge.solutions import Bridge
 
 OWN = {
     one.name: one
@@ -111,14 +111,6 @@ def scaled_noise(patch):
     """ε_θ of the ODE is not that of the step."""
     original = flows.noise_from_score
     patch.setattr(flows, "noise_from_score", lambda p, t, s: 1.001 * original(p, t, s))
-
-
-def sde_velocity(patch):
-    """σσᵀs for ½σσᵀs in the flow."""
-    original = Bridge.current_velocity
-    patch.setattr(
-        Bridge, "current_velocity", lambda self, t, x: 2.0 * original(self, t, x) - self.reference.drift(t, x)
-    )
 
 
 def short_divergence(patch):

@@ -15,6 +15,9 @@ FILE = """
 import torch
 import sbridge as sb
 
+with open("runs.txt", "a") as file:
+    file.write("x")
+
 process = sb.VariancePreserving()
 
 
@@ -98,6 +101,7 @@ def test_a_network_from_a_file(tmp_path, monkeypatch, capsys):
     assert "trained network" in out
     assert "rows.npy, VariancePreserving" in out
     assert "trained here" not in err
+    assert (tmp_path / "runs.txt").read_text() == "x"  # a file that trains trains once
     for arguments, message in (
         (["--network", "net.py:net"], "--network needs --data"),
         (["--data", "rows.npy", "--network", "net.py:Network"], "is a class"),

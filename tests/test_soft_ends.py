@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import tensor
+from families import SOLVERS, tensor
 from torch import Tensor
 
 import sbridge as sb
@@ -316,20 +316,7 @@ def test_a_course_grows_leg_by_leg():
 # --- what is refused
 
 
-@pytest.mark.parametrize(
-    "solver",
-    [
-        sb.AdjointBridge(),
-        sb.GaussianBridge(),
-        sb.IMF(),
-        sb.IPF(),
-        sb.MatchedBridge(),
-        sb.MixtureBridge(),
-        sb.SinkhornBridge(),
-        sb.ScoreMatching(),
-    ],
-    ids=lambda solver: type(solver).__name__,
-)
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
 def test_solvers_take_soft_ends_once_they_are_chosen(solver: Solver):
     alone = isinstance(solver, sb.AdjointBridge)
     ends = (sb.Samples(X0), sb.Density(TARGET.log_density, 2) if alone else sb.Samples(XT))

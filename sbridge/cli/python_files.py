@@ -24,7 +24,16 @@ def names_in(path: Path) -> dict[str, Any]:
 
 
 def named(place: str, option: str) -> Any:  # noqa: ANN401 - whatever the file defines
-    """Returns what ``FILE.py:NAME`` defines; raises InvalidInputError if it is of another form, or not there."""
+    """Returns what ``FILE.py:NAME`` defines, as :func:`named_in` does."""
+    return named_in(place, option)[0]
+
+
+def named_in(place: str, option: str) -> tuple[Any, dict[str, Any]]:
+    """Returns what ``FILE.py:NAME`` defines, and all that the file defines, which is executed once.
+
+    Raises:
+        InvalidInputError: if the place is of another form, or not there.
+    """
     path, colon, name = place.rpartition(":")
     if not colon:
         raise InvalidInputError(f"{option} takes FILE.py:NAME, the name of what the file defines, got {shown(place)}.")
@@ -32,4 +41,4 @@ def named(place: str, option: str) -> Any:  # noqa: ANN401 - whatever the file d
     if name not in names:
         own = listed([known for known in names if not known.startswith("_")])
         raise InvalidInputError(f"{path} does not define {name}; it defines {own}.")
-    return names[name]
+    return names[name], names

@@ -13,14 +13,14 @@ from sbridge.cli.commands import Verify
 from sbridge.cli.console import Console
 from sbridge.cli.options import Automatic, Noise, Preserving, Reverting
 from sbridge.cli.plan import read_options
-from sbridge.cli.python_files import named, names_in
+from sbridge.cli.python_files import named_in
 from sbridge.data.tables import read_table
 from sbridge.diffusion.accessors import is_reverse_diffusion, score_of
 from sbridge.diffusion.reverse import moments
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.identities import Setting, listing, standard_settings, verify
 from sbridge.identities.base import chosen
-from sbridge.identities.own import PlainScore, Predicts
+from sbridge.identities.own import Network, PlainScore, Predicts
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.laws.scaling import AffineScaling
 from sbridge.processes import LinearProcess, Process
@@ -74,9 +74,10 @@ def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
     else:
         law, name = _at_most(_law_of(bridge), command, console), f"data of {command.model}"  # type: ignore[arg-type]
     if bridge is None:
-        process, about = _process_of(command) or _noising(command, law)
+        network, process = _network(command)
+        process, about = process or _noising(command, law)
         setting = Setting(f"{name}, {about}", process, law, command.seed, command.samples)
-        return [setting if command.network is None else replace(setting, network=_plain(command, setting))]
+        return [setting if network is None else replace(setting, network=_plain(command, network, setting))]
     if bridge.dim != law.dim:
         raise InvalidInputError(
             f"{command.data} has {law.dim} columns, but the model {command.model} has dimension {bridge.dim}. Give its "
@@ -87,21 +88,21 @@ def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
     return [replace(setting, network=score_of(bridge))]
 
 
-def _process_of(command: Verify[Any]) -> tuple[LinearProcess, str] | None:
-    """Returns the ``process`` that the file of --network defines, unless --process names another."""
-    if command.network is None or command.process != "auto":
-        return None
-    process = names_in(Path(command.network.rpartition(":")[0])).get("process")
-    return None if process is None else (_linear(process, f"{command.network}"), type(process).__name__)
-
-
-def _plain(command: Verify[Any], setting: Setting) -> PlainScore:
-    """Loads the network of --network and calls it once."""
-    network = named(str(command.network), "--network")
+def _network(command: Verify[Any]) -> tuple[Network | None, tuple[LinearProcess, str] | None]:
+    """Loads the network of --network, and the ``process`` of its file unless --process names another."""
+    if command.network is None:
+        return None, None
+    network, names = named_in(command.network, "--network")
     if isinstance(network, type):
         raise InvalidInputError(
             f"{command.network} is a class. Name a trained network, such as net = {network.__name__}()."
         )
+    process = names.get("process") if command.process == "auto" else None
+    return network, None if process is None else (_linear(process, command.network), type(process).__name__)
+
+
+def _plain(command: Verify[Any], network: Network, setting: Setting) -> PlainScore:
+    """Makes the score of a network, and calls it once."""
     score = PlainScore(network, setting.process, Predicts(command.predicts))
     with torch.no_grad():
         score(0.5 * setting.horizon, setting.data.sample(2, generator(command.seed)).double())

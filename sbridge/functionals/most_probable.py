@@ -137,9 +137,9 @@ def most_probable_path(
         line_search_fn="strong_wolfe",
     )
     search.step(closure)  # type: ignore[arg-type]  # a closure may return a tensor
-    closure()
-    assert unknown.grad is not None
-    left = float(unknown.grad.square().sum((0, 2)).sqrt().max())
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(value(), unknown)
+    left = float(gradient.square().sum((0, 2)).sqrt().max())
     if not left <= tolerance:
         raise NotConvergedError(
             f"the gradient of the action is {left:.3g} after {max_iterations} iterations, above the tolerance "

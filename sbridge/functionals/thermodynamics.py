@@ -27,7 +27,7 @@ from sbridge.controls import Control
 from sbridge.functionals.elbo import normalised_log_density
 from sbridge.functionals.quadrature import PathValues, Quadrature, RowFunction, Trapezoid, integrate, row_values
 from sbridge.measures import PathMeasure, Paths, kernel_log_ratio
-from sbridge.measures.ratios import control_value
+from sbridge.measures.ratios import control_value, half_square_gap
 from sbridge.objectives.score_matching import ScoreFunction, checked_score
 from sbridge.processes.base import Time
 from sbridge.processes.chain import Chain
@@ -181,7 +181,7 @@ def _kernel_ratio(chain: Chain, x: Tensor, control: Control | None) -> Tensor:
         t = chain.step_times[j]
         there = chain.shift(j, x[j], x[j + 1]) - width * control_value(control, t, x[j])
         back = chain.shift(j, x[j + 1], x[j]) - width * control_value(control, t, x[j + 1])
-        total += 0.5 * ((back - there) * (back + there)).sum(1).double()
+        total += half_square_gap(back, there)
     return total
 
 

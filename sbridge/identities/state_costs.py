@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -72,8 +73,7 @@ def quadratic_state_cost_is_a_linear_reference(setting: Setting) -> Iterator[Out
         cost = Quadratic.isotropic(0.5 * (square - rate**2) / sigma**2, 1)
         coarse, fine = _values(setting, process, ends, cost.running)
         problem = BridgeProblem(*ends, process, state_cost=cost).absorbed()
-        reference, left = problem.reference, problem.state_cost
-        assert isinstance(left, AbsorbedCost)
+        reference, left = problem.reference, cast("AbsorbedCost", problem.state_cost)
         plain = solve_schroedinger(reference, *ends, grid).value
         start, end = (_mean(law, grid, psi) for law, psi in zip(ends, (left.start, left.end), strict=True))
         yield Outcome(fine, plain + start - end, allowance=abs(fine - coarse), note=note)

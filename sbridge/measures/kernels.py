@@ -18,6 +18,7 @@ from torch import Tensor
 from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.linear import LinearMap
+from sbridge.measures.ratios import half_square_gap
 from sbridge.processes.base import LinearProcess, Time
 from sbridge.processes.chain import Chain, Direction, ExactTransition
 from sbridge.random import NormalNoise
@@ -187,7 +188,7 @@ def run_weighted(chain: Chain, at: KernelAt, x0: Tensor, noise: NormalNoise) -> 
         shift, spread = at(j, x)
         own = noise.step(j)
         moved = shift + spread * own
-        ratio += 0.5 * ((own - moved) * (own + moved)).sum(1).double() + spread.log().sum(1).double()
+        ratio += half_square_gap(own, moved) + spread.log().sum(1).double()
         x = chain.push(j, x, moved)
     if not is_finite(x):
         raise NonFiniteError("states are NaN or infinite at the end: take more steps, or check the control.")
@@ -202,5 +203,5 @@ def ratio_along(chain: Chain, at: KernelAt, x: Tensor) -> Tensor:
         shift, spread = at(j, x[j])
         moved = chain.shift(j, x[j], x[j + 1])
         own = (moved - shift) / spread
-        ratio += 0.5 * ((own - moved) * (own + moved)).sum(1).double() + spread.log().sum(1).double()
+        ratio += half_square_gap(own, moved) + spread.log().sum(1).double()
     return ratio

@@ -194,7 +194,12 @@ def _kernel_gap(other: Chain, control: Control | None, j: int, x: Tensor, own_no
     """Computes ``½|ξ_other|² − ½|ξ_own|²`` for step ``j`` from ``x`` to ``y``, which the other chain takes back."""
     k = other.length - 1 - j
     other_noise = other.shift(k, y, x) - other.root_durations[k] * control_value(control, other.step_times[k], y)
-    return 0.5 * ((other_noise - own_noise) * (other_noise + own_noise)).sum(1).double()
+    return half_square_gap(other_noise, own_noise)
+
+
+def half_square_gap(a: Tensor, b: Tensor) -> Tensor:
+    """Computes ``½|a|² − ½|b|²`` for each row, in float64, as a product: the squares may be large and close."""
+    return 0.5 * ((a - b) * (a + b)).sum(1).double()
 
 
 def _log_det_gap(own: Chain, other: Chain) -> float:

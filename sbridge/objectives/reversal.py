@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sbridge.controls import Control
 from sbridge.measures import Paths
+from sbridge.measures.ratios import half_square_gap
 from sbridge.processes import Direction
 from sbridge.simulation.engine import check_control
 
@@ -39,5 +40,5 @@ def reversal_action(paths: Paths, control: Control, first: int = 0) -> Tensor:
         j = chain.length - 1 - k
         needed = back.shift(j, paths.x[k + 1].detach(), paths.x[k].detach())
         xi, taken = paths.noise[k], needed - back.root_durations[j] * u
-        total = total + 0.5 * ((taken - xi) * (taken + xi)).sum(1).double()
+        total = total + half_square_gap(taken, xi)
     return total.to(paths.x.dtype)

@@ -85,7 +85,7 @@ def unbalanced(
             "sbridge.transport.sinkhorn."
         )
     check_epsilon(problem)
-    dual = _SemiDual(problem, _cost(problem), source, target)
+    dual = _SemiDual(problem.source_weights, problem.target_weights, _cost(problem), source, target)
     f = dual.warm_start()
     f, count = (f, 0) if source == 0.0 or target == 0.0 else dual.maximised(f, tolerance, max_evaluations)
     f = dual.row_update(dual.column_update(f))
@@ -98,12 +98,15 @@ def unbalanced(
     return UnbalancedSolution(problem, (source, target), f, dual.column_update(f), error, count)
 
 
+@dataclass(frozen=True, eq=False)
 class _SemiDual:
     """The semi-dual of an unbalanced problem and its gradient, in nats."""
 
-    def __init__(self, problem: EntropicProblem, cost: Tensor, source: float, target: float) -> None:
-        self.a, self.b, self.cost = problem.source_weights, problem.target_weights, cost
-        self.source, self.target = source, target
+    a: Tensor
+    b: Tensor
+    cost: Tensor
+    source: float
+    target: float
 
     def log_columns(self, f: Tensor) -> Tensor:
         """Computes ``log S``, shape ``(m,)``."""
@@ -121,9 +124,7 @@ class _SemiDual:
         """Runs damped iterations while ε falls to its value; the penalties keep their size in units of cost."""
         f, level = torch.zeros_like(self.a), max(1.0, float(self.cost.max()))
         while True:
-            coarse = _SemiDual.__new__(_SemiDual)
-            coarse.a, coarse.b, coarse.cost = self.a, self.b, self.cost / level
-            coarse.source, coarse.target = self.source / level, self.target / level
+            coarse = _SemiDual(self.a, self.b, self.cost / level, self.source / level, self.target / level)
             scaled = f / level
             for _ in range(_WARM_ITERATIONS):
                 scaled = coarse.row_update(coarse.column_update(scaled))

@@ -78,7 +78,7 @@ class PosteriorMatching(ReciprocalAdjointMatching):
         """Explains which requirement the problem does not meet."""
         found = super().refusal(problem)
         if found is not None:
-            return found.replace("ReciprocalAdjointMatching", "PosteriorMatching")
+            return found
         process = problem.process
         return dense_coefficients(process) if isinstance(process, LinearProcess) else None
 

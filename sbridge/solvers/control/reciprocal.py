@@ -71,14 +71,15 @@ class ReciprocalAdjointMatching(ControlSolver):
 
     def refusal(self, problem: ControlProblem) -> str | None:
         """Explains which requirement the problem does not meet."""
+        name = type(self).__name__
         if not isinstance(problem.process, LinearProcess) or not isinstance(self.step_rule(problem), ExactTransition):
             return (
-                "ReciprocalAdjointMatching needs pinned bridges in closed form: use a LinearProcess such as "
+                f"{name} needs pinned bridges in closed form: use a LinearProcess such as "
                 "BrownianMotion with exact steps, or AdjointMatching for any process."
             )
         if problem.running_cost is not None:
             return (
-                "ReciprocalAdjointMatching draws states between the ends from the uncontrolled process, which a "
+                f"{name} draws states between the ends from the uncontrolled process, which a "
                 "running cost changes: use AdjointMatching."
             )
         return problem.costs.refusal(problem.probe, (0.0, problem.process.horizon))

@@ -95,6 +95,11 @@ class LinearMap:
         """The transpose."""
         return LinearMap(self.values.mT, dense=True) if self.dense else self
 
+    @property
+    def singular(self) -> bool:
+        """Whether some coordinate of a scalar or diagonal map is zero."""
+        return not self.dense and bool((self.values == 0.0).any())
+
     def inverse(self) -> LinearMap:
         """Returns ``A⁻¹``.
 
@@ -112,14 +117,16 @@ class LinearMap:
             )
         return LinearMap(found, dense=True)
 
-    def cholesky(self) -> LinearMap:
-        """Returns a root ``L`` with ``L Lᵀ = A`` of a positive semidefinite map (lower triangular if dense).
+    def cholesky(self, *, upper: bool = False) -> LinearMap:
+        """Returns a root ``L`` with ``L Lᵀ = A`` of a positive semidefinite map, lower or upper triangular if dense.
 
         A dense map that is singular to rounding (a pinned bridge at its very end) takes its root from the
         eigenvalues, cut at zero.
         """
         if not self.dense:
             return LinearMap(self.values.clamp_min(0.0).sqrt())
+        if upper:
+            return LinearMap(LinearMap(self.values.flip(-2, -1), dense=True).cholesky().values.flip(-2, -1), dense=True)
         root, failed = torch.linalg.cholesky_ex(self.values)
         if bool(failed.any()):
             eigenvalues, vectors = torch.linalg.eigh(self.values)

@@ -144,7 +144,7 @@ class Bridge:
         Args: as for :meth:`current_velocity`.
         """
         rows = self._rows(x, "x")
-        return self.reference.scale(t).T.inverse().to(rows)(self._control_sum(t, rows))
+        return self.reference.inverse_scale(t).T.to(rows)(self._control_sum(t, rows))
 
     def _control_values(self, t: Time, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Computes ``u`` and ``û``, whichever of the two measures runs first; ``None`` for no control."""

@@ -63,7 +63,7 @@ class ControlScore:
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """Computes the score."""
-        return self.process.scale(t).T.inverse().to(x)(self.control(t, x))
+        return self.process.inverse_scale(t).T.to(x)(self.control(t, x))
 
 
 def noise_from_score(process: LinearProcess, t: Time, score: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from sbridge.identities import (  # noqa: F401  (each module registers its ident
     kernels,
     killing,
     likelihood,
+    momentum,
     most_probable,
     reversal,
     sampling,

@@ -119,7 +119,7 @@ class MatchedKernel(StepKernel):
         root = LinearMap(torch.stack([one.values for one in roots]), roots[0].dense)
         back = process.transition(chain.times[:-1], chain.times[1:]).map.inverse()
         ahead = (back @ root).to(like)
-        pull = (root.T @ back.T @ process.scale(chain.times[:-1]).inverse().T).to(like)
+        pull = (root.T @ back.T @ process.inverse_scale(chain.times[:-1]).T).to(like)
         columns, rows = ahead.expanded(dim).mT, pull.expanded(dim)
         times = chain.step_times
 

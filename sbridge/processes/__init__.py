@@ -2,7 +2,15 @@
 
 from sbridge.processes.base import LinearProcess, Pinned, Process, Transition
 from sbridge.processes.brownian import BrownianMotion
-from sbridge.processes.chain import Chain, Direction, EulerMaruyama, ExactTransition, StepRule, default_rule
+from sbridge.processes.chain import (
+    Chain,
+    Direction,
+    EulerMaruyama,
+    ExactTransition,
+    KineticSplitting,
+    StepRule,
+    default_rule,
+)
 from sbridge.processes.conformance import check_process
 from sbridge.processes.drift import DriftProcess
 from sbridge.processes.grids import log_snr_grid
@@ -11,6 +19,7 @@ from sbridge.processes.rescaled import RescaledLinearProcess, RescaledProcess, r
 from sbridge.processes.reversed import ReversedDrift
 from sbridge.processes.schedules import CosineSchedule, LinearSchedule, Schedule
 from sbridge.processes.tilted import TiltedLinearProcess
+from sbridge.processes.underdamped import UnderdampedDrift, UnderdampedLangevin
 from sbridge.processes.variance import VarianceExploding, VariancePreserving
 
 __all__ = [
@@ -21,6 +30,7 @@ __all__ = [
     "DriftProcess",
     "EulerMaruyama",
     "ExactTransition",
+    "KineticSplitting",
     "LinearProcess",
     "LinearSchedule",
     "OrnsteinUhlenbeck",
@@ -33,6 +43,8 @@ __all__ = [
     "StepRule",
     "TiltedLinearProcess",
     "Transition",
+    "UnderdampedDrift",
+    "UnderdampedLangevin",
     "VarianceExploding",
     "VariancePreserving",
     "check_process",

@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError, number, shown
+from sbridge.errors import InvalidInputError, UnsupportedError, number, shown
 from sbridge.linear import LinearMap
 from sbridge.time import snapped
 
@@ -45,6 +45,17 @@ class Process(ABC):
     @abstractmethod
     def scale(self, t: Time) -> LinearMap:
         """Returns ``σ(t)`` in float64."""
+
+    @final
+    def inverse_scale(self, t: Time) -> LinearMap:
+        """Returns ``σ(t)⁻¹``; raises UnsupportedError if the noise does not enter every coordinate."""
+        scale = self.scale(t)
+        if scale.singular:
+            raise UnsupportedError(
+                f"this needs noise in every coordinate, and that of {type(self).__name__} enters velocities alone: its "
+                "σ has no inverse. Controls u = σᵀ∇log φ, simulation and transitions need none."
+            )
+        return scale.inverse()
 
 
 @dataclass(frozen=True, eq=False)

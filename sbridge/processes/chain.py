@@ -3,10 +3,10 @@
     forward    x_{k+1} = m_k(x_k) + L_k (√Δ_k u(t_k, x_k) + ξ_k)
     backward   x_k = m'_k(x_{k+1}) + L'_k (√Δ_k û(t_{k+1}, x_{k+1}) + ξ'_k)
 
-Two rules give ``m`` and ``L``. :class:`EulerMaruyama`: ``m = x + Δ b(t_k, x)``, ``L = √Δ σ(t_k)``;
+Three rules give ``m`` and ``L``. :class:`EulerMaruyama`: ``m = x + Δ b(t_k, x)``, ``L = √Δ σ(t_k)``;
 backward ``m' = x − Δ b(t_k, x)`` with the same ``L``. :class:`ExactTransition`, for linear processes:
 ``m = Φ x + c``, ``L Lᵀ = Q``, ``L ≈ √Δ σ``; backward ``m' = Φ⁻¹(x − c)``, ``L' = Φ⁻¹ L``: the uncontrolled chain
-then has no time-stepping error at all.
+then has no time-stepping error at all. :class:`KineticSplitting`, for underdamped processes with any force.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.linear import LinearMap
 from sbridge.processes.base import LinearProcess, Process, Transition
+from sbridge.processes.underdamped import UnderdampedDrift
 from sbridge.storage.registry import register
 
 
@@ -87,10 +88,12 @@ def _aligned_root(law: Transition, sigma: LinearMap) -> LinearMap:
     """Computes ``L = σ (σ⁻¹Qσ⁻ᵀ)^½`` with the Cholesky root: ``L Lᵀ = Q`` and ``L = √Δ σ (1 + O(Δ))``.
 
     A control moves the step by ``√Δ L u``, which has to be ``Δ σ u`` to first order. The Cholesky root of ``Q`` alone
-    would do that for a triangular σ only (a diagonal σ gives the same root either way).
+    would do that for a triangular σ only (a diagonal σ gives the same root either way). Where noise enters velocities
+    alone, the upper triangular root does it: velocities take their noise as it is, and positions follow them, with an
+    independent part of order ``Δ^{3/2}``.
     """
     if not sigma.dense:
-        return law.root
+        return law.covariance.cholesky(upper=True) if sigma.singular else law.root
     white = sigma.inverse()
     return sigma @ (white @ law.covariance @ white.T).cholesky()
 
@@ -101,9 +104,37 @@ class EulerMaruyama(StepRule):
     """Euler–Maruyama steps ``m = x ± Δ b(t_k, x)``, ``L = √Δ σ(t_k)``; ``t_k`` is the left end in both directions."""
 
     def steps(self, process: Process, times: Tensor, direction: Direction, like: Tensor) -> Steps:
-        """Computes the steps, for any process."""
-        root = process.scale(times[:-1]) * times.diff().sqrt()
-        return _EulerSteps(process, times.tolist(), direction.value, root.to(like))
+        """Computes the steps; raises UnsupportedError if noise does not enter every coordinate."""
+        scale = process.scale(times[:-1])
+        if scale.singular:
+            raise UnsupportedError(
+                f"EulerMaruyama() would move positions of {type(process).__name__} without noise, so that two path "
+                "measures have no density ratio. Use the default rule; if the process was rescaled for a fit, use "
+                "scaling=sb.NoScaling()."
+            )
+        return _EulerSteps(process, times.tolist(), direction.value, (scale * times.diff().sqrt()).to(like))
+
+
+@register
+@dataclass(frozen=True)
+class KineticSplitting(StepRule):
+    """Steps of :class:`UnderdampedDrift`: a kick by the force, then the exact transition of the free process.
+
+    Forward, ``m(x, v) = Φ (x, v + Δ F(t_k, x))`` and ``L Lᵀ = Q``, with Φ and Q of the process without the force;
+    backward, the inverse of the mean: ``m' = (x', v' − Δ F(t_k, x'))`` with ``(x', v') = Φ⁻¹ y``, and ``L' = Φ⁻¹ L``.
+    Linear in the noise, so Girsanov sums are exact for the chain. The steps are those of the symmetric splitting BUB
+    (half a kick before and half after; Sanz-Serna & Zygalakis 2021, JMLR 22 (242)) but for half a kick at both ends:
+    the stationary laws of positions and of velocities have errors of order ``Δ²``, their covariance one of order ``Δ``.
+    """
+
+    def steps(self, process: Process, times: Tensor, direction: Direction, like: Tensor) -> Steps:
+        """Computes the steps; raises UnsupportedError unless the process is an :class:`UnderdampedDrift`."""
+        if not isinstance(process, UnderdampedDrift):
+            raise UnsupportedError(
+                f"KineticSplitting needs an UnderdampedDrift, got {type(process).__name__}; use the default rule."
+            )
+        free = ExactTransition().steps(process.free, times, direction, like)
+        return _SplitSteps(process, times.tolist(), direction, free, free.roots)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +163,23 @@ class _EulerSteps(Steps):
     def move(self, k: int, x: Tensor) -> Tensor:
         delta = self.times[k + 1] - self.times[k]
         return self.sign * delta * self.process.drift(self.times[k], x)
+
+
+@dataclass(frozen=True, eq=False)
+class _SplitSteps(Steps):
+    process: UnderdampedDrift
+    times: list[float]
+    direction: Direction
+    free: Steps
+    roots: LinearMap
+
+    def move(self, k: int, x: Tensor) -> Tensor:
+        delta = self.times[k + 1] - self.times[k]
+        if self.direction is Direction.FORWARD:
+            kick = delta * self.process.kick(self.times[k], x)
+            return kick + self.free.move(k, x + kick)
+        back = self.free.move(k, x)
+        return back - delta * self.process.kick(self.times[k], x + back)
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,5 +308,7 @@ def check_growth(process: Process, times: Tensor, direction: Direction) -> None:
 
 
 def default_rule(process: Process) -> StepRule:
-    """Returns exact steps for linear processes, Euler–Maruyama for others."""
+    """Returns exact steps for linear processes, a splitting for underdamped ones, Euler–Maruyama for others."""
+    if isinstance(process, UnderdampedDrift):
+        return KineticSplitting()
     return ExactTransition() if isinstance(process, LinearProcess) else EulerMaruyama()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,10 +26,10 @@ from sbridge.processes.coefficients import (
     panels_for,
     relative_expm1,
 )
+from sbridge.processes.constant import ConstantFlow
 from sbridge.storage.registry import register
 
 _LEAST_SHARE = 1e-15  # smallest eigenvalue of the noise's correlations: σ may have singular values 1e7 apart
-TERMS = 20  # of the series on a step with ‖rate‖ h ≤ ½: the first one left out is below 1/20! = 4e-19
 
 
 @register
@@ -159,49 +158,21 @@ class OrnsteinUhlenbeck(LinearProcess):
         sums = rate.unsqueeze(0) + rate.unsqueeze(1)
         return LinearMap(constant.values * length * relative_expm1(-sums * length), dense=True)
 
+    @cached_property
+    def _flow(self) -> ConstantFlow:
+        """Φ and the offset of a matrix rate, and Q if σ is constant (it is zero otherwise)."""
+        linear, constant = -self._rate.values, self._diffusion.covariance
+        noise = torch.zeros_like(linear) if constant is None else constant.expanded(len(linear))
+        return ConstantFlow(linear, self._pull_to_mean, noise)
+
     def _dense_transition(self, start: Tensor, duration: Tensor) -> Transition:
-        phi, offset, covariance = self._series(duration)
+        phi, offset, covariance = self._flow.over(duration)
         if self._diffusion.constant is None:
 
             def integrand(r: Tensor, left: Tensor) -> LinearMap:
-                decay = LinearMap(self._series(left)[0], dense=True)
+                decay = LinearMap(self._flow.over(left)[0], dense=True)
                 return decay @ self._diffusion.covariance_at(r) @ decay.T
 
             quadrature = integrate(integrand, start, duration, panels_for(self._speed, duration))
             covariance = 0.5 * (quadrature.values + quadrature.values.mT)
         return Transition(LinearMap(phi, dense=True), offset, LinearMap(covariance, dense=True))
-
-    @cached_property
-    def _terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Coefficients of ``h^n`` in Φ, and of ``h^{n+1}`` in the offset and in Q, for ``n < TERMS``."""
-        a, dim = -self._rate.values, self._rate.values.shape[-1]
-        constant = self._diffusion.covariance
-        phi = [torch.eye(dim, dtype=torch.float64, device=a.device)]
-        offset = [self._pull_to_mean]
-        covariance = [torch.zeros_like(a) if constant is None else constant.expanded(dim)]
-        # Φ' = AΦ, k' = Ak + c and Q' = AQ + QAᵀ + σσᵀ, term by term: Q^{(n+1)} = A Q^{(n)} + (A Q^{(n)})ᵀ
-        for n in range(1, TERMS):
-            phi.append(a @ phi[-1] / n)
-            offset.append(a @ offset[-1] / (n + 1))
-            half = a @ covariance[-1] / (n + 1)
-            covariance.append(half + half.mT)
-        return torch.stack(phi).flatten(1), torch.stack(offset), torch.stack(covariance).flatten(1)
-
-    def _series(self, duration: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes Φ, k and Q over ``duration`` for a constant σ (Q is zero otherwise)."""
-        dim = self._rate.values.shape[-1]
-        longest = self._speed * float(duration.detach().max())
-        doublings = max(0, math.ceil(math.log2(2.0 * longest))) if longest > 0 else 0
-        step = duration * 0.5**doublings
-        powers = step.unsqueeze(-1) ** torch.arange(TERMS, dtype=torch.float64, device=step.device)
-        shape = (*duration.shape, dim, dim)
-        by_phi, by_offset, by_covariance = self._terms
-        phi = (powers @ by_phi).reshape(shape)
-        offset = powers @ by_offset * step.unsqueeze(-1)
-        covariance = (powers @ by_covariance).reshape(shape) * step.reshape(*step.shape, 1, 1)
-        # Chapman–Kolmogorov over two equal steps: k_{2h} = k_h + Φ_h k_h, Q_{2h} = Q_h + Φ_h Q_h Φ_hᵀ, Φ_{2h} = Φ_h²
-        for _ in range(doublings):
-            offset = offset + (phi @ offset.unsqueeze(-1)).squeeze(-1)
-            covariance = covariance + phi @ covariance @ phi.mT
-            phi = phi @ phi
-        return phi, offset, 0.5 * (covariance + covariance.mT)

@@ -258,7 +258,7 @@ def corrector(problem: BridgeProblem, network: nn.Module, x: Tensor) -> Tensor:
     """``h = σ⁻ᵀ û`` at the density's end, ``û`` the control that leaves it."""
     t = _start(problem, outward(problem).opposite)
     with torch.no_grad():
-        return problem.reference.scale(t).T.inverse().to(x)(network(t, x))
+        return problem.reference.inverse_scale(t).T.to(x)(network(t, x))
 
 
 def transition_gradient(problem: BridgeProblem, x0: Tensor, xT: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class ReversalControl:
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """Computes the control at time ``t`` and states ``x``."""
-        return 2.0 * self.process.scale(t).inverse().to(x)(self.process.drift(t, x))
+        return 2.0 * self.process.inverse_scale(t).to(x)(self.process.drift(t, x))
 
 
 @dataclass(frozen=True, eq=False)

@@ -279,7 +279,7 @@ class _Probe:
     def typical_control(self, process: Process) -> float:
         """A size for controls: ``1/√T``, and the constant control that takes ends of the reference to the target."""
         horizon = process.horizon
-        lacking = process.scale(0.5 * horizon).inverse().to(self.wanted)(self.wanted - self.reached[0]) / horizon
+        lacking = process.inverse_scale(0.5 * horizon).to(self.wanted)(self.wanted - self.reached[0]) / horizon
         return math.sqrt(1.0 / horizon + float(lacking.double().square().mean()))
 
     def spread(self) -> float:

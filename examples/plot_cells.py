@@ -116,10 +116,11 @@ fig.suptitle(f"Time {out:g} from its neighbours")
 # %%
 # Fates
 # -----
-# This part uses all snapshots. The ends are assigned to two groups of the last snapshot (two means), and every early
-# cell gets the probability that its paths end in the first group. Such probabilities depend on σ: on how random the
-# course of a cell is beyond what transport needs. Snapshots do not determine it. The default σ is small; this page uses
-# twice the default and prints it. A cell counts as decided if its probability is below 0.1 or above 0.9.
+# This part uses all snapshots. The last one is divided into two groups (two means). :func:`sbridge.fates` gives every
+# early cell the probability that its paths end in each group, with an interval. The interval is about the number of
+# paths alone. Such probabilities depend on σ: on how random the course of a cell is beyond what transport needs.
+# Snapshots do not determine it. The default σ is small; this page uses twice the default and prints it. A cell counts
+# as decided if its probability is below 0.1 or above 0.9.
 
 sigma = 2 * sb.choose_sigma(snapshots[before], snapshots[after], horizon=after - before).sigma
 print(f"sigma = {sigma:.3f} per root of the time unit")
@@ -130,18 +131,16 @@ centres = torch.stack([last[(last - last.mean(0)) @ axis < 0].mean(0), last[(las
 for _ in range(20):
     group = torch.cdist(last, centres).argmin(1)
     centres = torch.stack([last[group == k].mean(0) for k in range(2)])
-print(f"share of the last snapshot in the first group: {(group == 0).float().mean():.3f}")
+labels = ["first" if k == 0 else "second" for k in group]
 
-DRAWS = 24
 fig, panels = plt.subplots(1, 3, figsize=(10.4, 3.8), layout="constrained", sharex=True, sharey=True)
 for ax, t in zip(panels, times, strict=False):
-    cells = snapshots[t]
-    ends = full.interpolate(cells.repeat(DRAWS, 1), t, times[-1], seed=4)
-    fate = (torch.cdist(ends, centres).argmin(1) == 0).float().reshape(DRAWS, -1).mean(0)
+    found = sb.fates(full, labels, times=(t, times[-1]), draws=24 if FAST else 100, seed=4)
+    fate = found.probabilities[:, 0]
     decided = float(((fate < 0.1) | (fate > 0.9)).float().mean())
-    print(f"t = {t:g}: mean probability {fate.mean():.3f}; below 0.1 or above 0.9 for {decided:.0%} of the cells")
+    print(found, f"below 0.1 or above 0.9: {decided:.0%} of the cells", sep="\n")
     ax.scatter(*plane(last).T, s=3, color="#D0D0D0", linewidths=0)
-    image = ax.scatter(*plane(cells).T, s=8, c=fate, cmap="coolwarm", vmin=0, vmax=1, linewidths=0)
+    image = ax.scatter(*plane(snapshots[t]).T, s=8, c=fate, cmap="coolwarm", vmin=0, vmax=1, linewidths=0)
     ax.set(xlabel=plane.labels[0], title=f"cells at $t$ = {t:g}: {decided:.0%} decided")
 panels[0].set_ylabel(plane.labels[1])
 fig.colorbar(image, ax=panels, label="probability of the first group")

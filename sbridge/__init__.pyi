@@ -1,6 +1,7 @@
 """The public names of the package root, and the modules that they come from: the one list of them."""
 
 from sbridge import (
+    cells as cells,
     couplings as couplings,
     diffusion as diffusion,
     evaluation as evaluation,
@@ -16,6 +17,7 @@ from sbridge import (
     solvers as solvers,
     transport as transport,
 )
+from sbridge.cells import ancestors as ancestors, fates as fates
 from sbridge.controls import networks as networks
 from sbridge.data import datasets as datasets
 from sbridge.diffusion import generate as generate, reversal_problem as reversal_problem, samplers as samplers

@@ -37,6 +37,7 @@ from sbridge.fitting import (
     diffuse as diffuse,
     fit as fit,
     fit_course as fit_course,
+    learn_reference as learn_reference,
     solve as solve,
     tilt as tilt,
 )

@@ -76,6 +76,10 @@ class ConvergenceWarning(SbridgeWarning):
     """Issued when an iteration will stop, after its number of steps, far from its limit."""
 
 
+class IdentifiabilityWarning(SbridgeWarning):
+    """Issued when other parameters of a learned process explain the data as well."""
+
+
 class UnverifiedFileWarning(SbridgeWarning):
     """Issued for a file of an earlier version without a checksum: damage to it cannot be detected."""
 

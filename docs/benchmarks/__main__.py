@@ -62,6 +62,7 @@ class Settings:
         snapshots: files of a time course, in order, for the table that leaves one out.
         times: their times.
         growth: folder of the data of the table on growth and death.
+        references: file of the data of the table on learned references.
     """
 
     out: Path
@@ -69,6 +70,7 @@ class Settings:
     snapshots: tuple[Path, ...] = ()
     times: tuple[float, ...] = ()
     growth: Path | None = None
+    references: Path | None = None
 
 
 def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
@@ -83,6 +85,8 @@ def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
         tables["snapshots"] = (f"{_MODULES}.snapshots", *files, "--times", *times)
     if settings.growth is not None:
         tables["growth"] = (f"{_MODULES}.growth", str(settings.growth))
+    if settings.references is not None:
+        tables["references"] = (f"{_MODULES}.references", str(settings.references))
     check_known("table", settings.only, tables)
     return {name: tables[name] for name in settings.only or tables}
 

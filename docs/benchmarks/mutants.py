@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("functionals", "measures", "processes", "objectives", "diffusion", "pde")
 _SAMPLES, _STEPS = 400, 30
 _SECONDS = 240
+_MOST_TESTS = 12
 _SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.MatMult: ast.Mult}
 _QUIET = (ast.Raise, ast.Assert, ast.AnnAssign, ast.JoinedStr, ast.Compare, ast.arguments)
 
@@ -42,12 +43,14 @@ class Options:
     Args:
         count: mutants drawn at random from all that there are.
         seed: of the draw.
+        skip: how many of the draw to leave out, done in an earlier run.
         only: parts of paths of modules to mutate, such as ``functionals/action``; all of the six rooms if empty.
         known: run :data:`KNOWN` instead.
     """
 
     count: int = 150
     seed: int = 0
+    skip: int = 0
     only: tuple[str, ...] = ()
     known: bool = False
 
@@ -189,16 +192,27 @@ def executed() -> dict[tuple[str, int], list[str]]:
     return found
 
 
-def tests_of(mutant: Mutant) -> list[str]:
-    """Returns up to three test files that name the public function or class around the line, or those of its room."""
+def tests_of(mutant: Mutant) -> tuple[list[str], list[str]]:
+    """Returns tests that name the public function or class around the line, and the three files that do so most.
+
+    If there are none, the second list has the files of its room.
+    """
     room, stem = mutant.path.split("/")[1], Path(mutant.path).stem
     texts = {one: one.read_text(encoding="utf-8") for one in sorted((ROOT / "tests").glob("test_*.py"))}
     name = next((name for name in mutant.function if not name.startswith("_")), "")  # the class of a method
     counts = {one: len(re.findall(rf"\b{name}\b", text)) if name else 0 for one, text in texts.items()}
-    best = sorted(texts, key=lambda one: (f"sbridge.{room}" not in texts[one], -counts[one]))[:3]
-    best = [one for one in best if counts[one]]
+    order = sorted(texts, key=lambda one: (f"sbridge.{room}" not in texts[one], -counts[one]))
+    best = [one for one in order[:3] if counts[one]]
+    single = [
+        f"{one.relative_to(ROOT)}::{node.name}"
+        for one in order
+        if counts[one]
+        for node in ast.parse(texts[one]).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if re.search(rf"\b{name}\b", ast.unparse(node))
+    ]
     best = best or [one for one in texts if one.stem.startswith((f"test_{room}", f"test_{stem}"))]
-    return [str(one.relative_to(ROOT)) for one in best]
+    return single[:_MOST_TESTS], [str(one.relative_to(ROOT)) for one in best]
 
 
 _CHECK = """
@@ -225,13 +239,20 @@ def killed(mutant: Mutant, home: Path, names: list[str]) -> str | None:
             found = _run([sys.executable, "-c", _CHECK, str(_SAMPLES), str(_STEPS), *names], home)
             if found is None or found.returncode:
                 return "identity: " + ("timeout" if found is None else found.stderr.strip().splitlines()[-1][:80])
-        for file in tests_of(mutant):
-            found = _run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file], home)
+        single, files = tests_of(mutant)
+        for chosen in ([single] if single else []) + [[one] for one in files]:
+            found = _run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen], home)
             if found is None or found.returncode:
-                return f"test: {file}"
+                return f"test: {_failed(found) or chosen[0]}"
         return None
     finally:
         place.write_text(kept, encoding="utf-8")
+
+
+def _failed(found: subprocess.CompletedProcess[str] | None) -> str:
+    """Returns the test that failed; nothing after a timeout."""
+    lines = [] if found is None else found.stdout.splitlines()
+    return next((line.split(" ")[1] for line in lines if line.startswith(("FAILED", "ERROR"))), "")
 
 
 def _run(command: list[str], home: Path) -> subprocess.CompletedProcess[str] | None:
@@ -254,6 +275,7 @@ def main(options: Options) -> None:
     paths = [path for path in paths if not options.only or any(part in str(path) for part in options.only)]
     every = list(known()) if options.known else [one for path in paths for one in mutants(path)]
     drawn = every if options.known else random.Random(options.seed).sample(every, min(options.count, len(every)))
+    drawn = drawn[options.skip :]
     by_line, survivors = executed(), 0
     say(f"{len(drawn)} of {len(every)} mutants")
     with tempfile.TemporaryDirectory() as folder:
@@ -264,7 +286,7 @@ def main(options: Options) -> None:
                 shutil.copytree(source, home / name, ignore=shutil.ignore_patterns("__pycache__", "generated"))
             else:
                 shutil.copy(source, home / name)
-        for number, mutant in enumerate(drawn, 1):
+        for number, mutant in enumerate(drawn, options.skip + 1):
             seen = killed(mutant, home, by_line.get((mutant.path, mutant.line), []))
             survivors += seen is None
             say(f"{number:3} {mutant.path}:{mutant.line} {seen or 'SURVIVES'}")

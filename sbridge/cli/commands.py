@@ -257,6 +257,8 @@ class Verify(Spoken, Generic[ReferenceOptions]):
     """Number of paths or points in each Monte Carlo mean."""
     seed: int = 0
     """Seed of all random numbers."""
+    workers: Annotated[int | None, _default("one for each thread of torch; 1 with --network")] = None
+    """Number of processes that share the identities."""
     json: Annotated[str | None, arg(metavar="FILE|-"), _default("none")] = None
     """Also write the results to this .json file; -: to standard output, in place of the table."""
     list: Flag = False

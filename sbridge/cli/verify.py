@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sbridge.solutions import Bridge
 from sbridge.storage import documents
 
 FAILED = 1
+_MOST_WORKERS = 8  # each has its own copy of torch
 _STANDARD = {"ornstein-uhlenbeck": "OU", "variance-preserving": "VP", "variance-exploding": "VE"}
 
 
@@ -38,14 +40,15 @@ def run_verify(command: Verify[Any], console: Console) -> int:
     if command.list:
         console.say(listing())
         return 0
-    chosen(command.only)
+    asked = chosen(command.only)
     settings = make_settings(command, console)
     if command.model is None and command.network is None:
         console.remark(
             "no --model and no --network: checks of a trained network use a small one, trained here for a few seconds"
         )
         settings = [setting.trained() for setting in settings]
-    result = verify(settings, command.only, lambda done, total, what: _progress(console, done, total, what))
+    workers = _workers(len(asked) * len(settings), command) if command.workers is None else command.workers
+    result = verify(settings, command.only, partial(_progress, console), workers=workers)
     if console.interactive:
         console.renew("")
     document = {"seed": command.seed, "samples": command.samples, "settings": [s.name for s in settings]}
@@ -57,6 +60,11 @@ def run_verify(command: Verify[Any], console: Console) -> int:
         if command.json is not None:
             documents.write_text(Path(command.json), text + "\n")
     return FAILED if result.failed else 0
+
+
+def _workers(checks: int, command: Verify[Any]) -> int:
+    """One process for each thread of torch, unless there is too little to do; a network of a file stays in this one."""
+    return 1 if command.network is not None else max(1, min(torch.get_num_threads(), _MOST_WORKERS, checks // 50))
 
 
 def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
@@ -189,6 +197,6 @@ def _at_most(law: Law, command: Verify[Any], console: Console) -> Law:
 def _progress(console: Console, done: int, total: int, what: str) -> None:
     """Updates a progress line on a terminal; elsewhere prints a line at every tenth."""
     if console.interactive:
-        console.renew(f"{done + 1} of {total}  {what}")
+        console.renew(f"{done} of {total}  {what}")
     elif done * 10 // total != (done - 1) * 10 // total:
-        console.remark(f"{done} of {total} done; next {what}")
+        console.remark(f"{done} of {total} done; last {what}")

@@ -115,9 +115,14 @@ class GaussianCoupling:
         ``u* = σᵀΦᵀ(Q_T⁻¹ r̄ − (I + ΛQ)⁻¹ Λ Φ (x − m_t))`` with ``Φ = Φ(T, t)``, ``Q = Q(T, t)``,
         ``r̄ = m_T − m(T | 0, m_0)`` and ``Λ = Cov(X_T | X_0)⁻¹ − Q_T⁻¹``: regular on all of ``[0, T]``.
         """
+        return self.marginal_and_gain(t)[1]
+
+    def marginal_and_gain(self, t: Time) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Returns :meth:`marginal` and :meth:`forward_gain` at the cost of one."""
         pinned = self.process.pinned(t)
         matrix, steady = self._forward_around_mean(t, pinned)
-        return matrix, steady - _apply(matrix, self._marginal(pinned)[0])
+        marginal = self._marginal(pinned)
+        return marginal, (matrix, steady - _apply(matrix, marginal[0]))
 
     def backward_gain(self, t: Time) -> tuple[Tensor, Tensor]:
         """Returns the backward control ``û*(t, x) = G x + g`` in the same form, at bridge time ``t``.
@@ -137,12 +142,19 @@ class GaussianCoupling:
         Computed as the mean over ``X_0`` of the divergence of ``X_T | X_0`` under the plan from that under R.
         """
         static = self._static
-        precision, phi = static.precision, static.phi
-        shift = self._forward_regression - phi
-        residual = static.residual @ precision @ static.residual + (precision @ shift @ self.A @ shift.mT).trace()
-        ratio = (precision @ self.end_covariance).trace() - self.dim
-        volume = -torch.linalg.slogdet(precision).logabsdet - 2.0 * static.rootT.diagonal().log().sum()
-        return float(0.5 * (residual + ratio + volume - static.y.log().sum()))
+        volume = -torch.linalg.slogdet(static.precision).logabsdet - 2.0 * static.rootT.diagonal().log().sum()
+        return float(0.5 * (self.mean_square_residual - self.dim + volume - static.y.log().sum()))
+
+    @cached_property
+    def mean_square_residual(self) -> float:
+        """``E (X_T − m)ᵀ Q⁻¹ (X_T − m)`` of the plan, with the mean ``m(T | 0, X_0)`` and ``Q`` of the reference.
+
+        ``dim`` if the plan is that of the reference itself.
+        """
+        static = self._static
+        precision, shift = static.precision, self._forward_regression - static.phi
+        around_mean = precision @ (shift @ self.A @ shift.mT + self.end_covariance)
+        return float(static.residual @ precision @ static.residual + around_mean.trace())
 
     @cached_property
     def _static(self) -> _Static:

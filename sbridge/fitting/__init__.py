@@ -13,10 +13,12 @@ from sbridge.fitting.fit import (
     solve,
 )
 from sbridge.fitting.mixture_start import MixtureStart
+from sbridge.fitting.references import LearnedReference, learn_reference
 from sbridge.fitting.tilting import TiltedBridge, tilt, tilting_solver
 
 __all__ = [
     "Course",
+    "LearnedReference",
     "MixtureStart",
     "Preparation",
     "SigmaChoice",
@@ -28,6 +30,7 @@ __all__ = [
     "diffuse",
     "fit",
     "fit_course",
+    "learn_reference",
     "prepare",
     "prepare_course",
     "solve",

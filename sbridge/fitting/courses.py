@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -109,6 +109,28 @@ Reference = Callable[[Any, Any, float], Process]
 """``(x0, x1, duration)`` of a leg → its reference process, in units of the data."""
 
 
+def checked_snapshots(
+    arrays: Sequence[End] | Tensor | np.ndarray, times: Times
+) -> tuple[Sequence[End], tuple[float, ...]]:
+    """Returns snapshots and their times, from these or from the samples and times of one array.
+
+    Raises:
+        InvalidInputError: for unequal numbers of snapshots (or samples) and times, or times that do not increase.
+    """
+    if isinstance(arrays, (np.ndarray, Tensor)) and arrays.ndim == 2:
+        found, times = snapshots(arrays, times)
+    else:
+        found = cast("Sequence[End]", arrays)
+    stamps = tuple(as_times(times, "times").tolist())
+    if len(found) != len(stamps) or len(stamps) < 2:
+        raise InvalidInputError(
+            f"{len(found)} snapshots and {len(stamps)} times given; at least two of each are needed."
+        )
+    if any(b <= a for a, b in pairwise(stamps)):
+        raise InvalidInputError(f"times must increase strictly, got {listed(stamps)}.")
+    return found, stamps
+
+
 @standard_modes(gradients=True)
 def prepare_course(
     arrays: Sequence[End] | Tensor | np.ndarray,
@@ -127,15 +149,7 @@ def prepare_course(
     Returns:
         The times, and one :class:`~sbridge.fitting.Preparation` for each leg.
     """
-    if isinstance(arrays, (np.ndarray, Tensor)) and arrays.ndim == 2:
-        arrays, times = snapshots(arrays, times)
-    times = tuple(as_times(times, "times").tolist())
-    if len(arrays) != len(times) or len(times) < 2:
-        raise InvalidInputError(
-            f"{len(arrays)} snapshots and {len(times)} times given; at least two of each are needed."
-        )
-    if any(b <= a for a, b in pairwise(times)):
-        raise InvalidInputError(f"times must increase strictly, got {listed(times)}.")
+    arrays, times = checked_snapshots(arrays, times)
     if sigma is not None and reference is not None:
         raise InvalidInputError("sigma and reference were both given; the reference determines σ. Omit sigma.")
     seed, legs = as_seed(seed), []

@@ -177,6 +177,10 @@ class Identity:
     applies: Callable[[Setting], bool]
     body: Body = field(repr=False)
 
+    def __reduce__(self) -> tuple[Callable[[str], Identity], tuple[str]]:
+        """Pickles the name: an identity is a global object, and a copy in another process is the one there."""
+        return named, (self.name,)
+
     def __call__(self, setting: Setting) -> list[Check]:
         """Computes the checks in ``setting``, one per outcome."""
         try:
@@ -216,6 +220,11 @@ def identity(
         return body
 
     return enter
+
+
+def named(name: str) -> Identity:
+    """Returns the identity of this name."""
+    return _IDENTITIES[name]
 
 
 def identities() -> tuple[Identity, ...]:

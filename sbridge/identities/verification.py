@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, shown
 from sbridge.identities.base import SIGMAS, Check, Identity, Kind, confirmed, identities, planned
 from sbridge.identities.own import Network, Predicts, own_setting
 from sbridge.identities.settings import Setting, standard_settings
@@ -105,14 +108,18 @@ def verify(
     process: LinearProcess | None = None,
     predicts: Predicts = Predicts.SCORE,
     seed: Seed = 0,
+    workers: int = 1,
 ) -> Verification:
     """Checks every chosen identity in every applicable setting; failed checks are repeated (:func:`confirmed`).
 
     Args:
         settings: the settings to check in; by default that of ``data``, or :func:`standard_settings` without it.
         only: names of identities or groups; all if empty.
-        watch: called before every identity.
+        watch: called after every identity in every setting.
         data, score, process, predicts, seed: your rows and your network, as for :func:`own_setting`.
+        workers: number of processes that share the identities. With more than one, settings must be picklable, and a
+            script that calls this function needs ``if __name__ == "__main__":``. Results do not depend on it, up to the
+            rounding of sums.
 
     Raises:
         InvalidInputError: for ``settings`` and ``data`` together, a network without data, or what :func:`own_setting`
@@ -134,16 +141,47 @@ def verify(
         if settings is not None:
             raise InvalidInputError("give settings or data, not both; own_setting(data, …) makes a setting of data.")
         settings = [own_setting(data, score=score, process=process, predicts=predicts, seed=seed)]
-    plan, found = planned(standard_settings(seed=as_seed(seed)) if settings is None else settings, only), list[Check]()
-    seconds: dict[str, float] = {}
-    for done, (setting, one) in enumerate(plan):
+    if workers < 1:
+        raise InvalidInputError(f"workers must be at least 1, got {shown(workers)}.")
+    plan = planned(standard_settings(seed=as_seed(seed)) if settings is None else settings, only)
+    found, seconds = list[Check](), dict[str, float]()
+    for done, (checks, took) in enumerate(_confirmed(plan, min(workers, len(plan)))):
         if watch is not None:
-            watch(done, len(plan), f"{setting.name}: {one.name}")
-        begun = time.perf_counter()
-        found += confirmed(one, setting)
-        seconds[one.name] = seconds.get(one.name, 0.0) + time.perf_counter() - begun
+            watch(done + 1, len(plan), f"{plan[done][0].name}: {plan[done][1].name}")
+        found += checks
+        seconds[plan[done][1].name] = seconds.get(plan[done][1].name, 0.0) + took
     order = {one.name: place for place, one in enumerate(identities())}
     return Verification(sorted(found, key=lambda check: order[check.identity.name]), seconds)
+
+
+def _confirmed(plan: Sequence[tuple[Setting, Identity]], workers: int) -> Iterator[tuple[list[Check], float]]:
+    """Yields checks and wall time of each entry of the plan, in its order."""
+    if workers <= 1:
+        yield from (_timed(*one) for one in plan)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy threads of torch in an undefined state
+    threads = max(1, torch.get_num_threads() // workers)
+    settings = list(dict.fromkeys(setting for setting, _ in plan))
+    with ProcessPoolExecutor(workers, context, _begin, (settings, threads)) as pool:
+        yield from pool.map(_share, [settings.index(setting) for setting, _ in plan], [one for _, one in plan])
+
+
+_SETTINGS = list[Setting]()
+"""Of a worker process: each builds what settings cache, such as a trained network, once."""
+
+
+def _begin(settings: Sequence[Setting], threads: int) -> None:
+    torch.set_num_threads(threads)
+    _SETTINGS[:] = settings
+
+
+def _share(setting: int, one: Identity) -> tuple[list[Check], float]:
+    return _timed(_SETTINGS[setting], one)
+
+
+def _timed(setting: Setting, one: Identity) -> tuple[list[Check], float]:
+    begun = time.perf_counter()
+    return confirmed(one, setting), time.perf_counter() - begun
 
 
 def listing() -> str:

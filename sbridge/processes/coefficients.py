@@ -199,7 +199,7 @@ def integrate(
         duration: ``t − s``, of the same shape.
         panels: how many panels the interval is cut into.
     """
-    nodes, weights = _gauss_legendre(panels)
+    nodes, weights = gauss_legendre(panels)
     first, length = start.reshape(-1, 1), duration.reshape(-1, 1)
 
     def part(points: Tensor, factors: Tensor) -> LinearMap:
@@ -221,8 +221,8 @@ def panels_for(rate: float, duration: Tensor) -> int:
 
 
 @lru_cache(maxsize=16)
-def _gauss_legendre(panels: int) -> tuple[Tensor, Tensor]:
-    """Returns nodes and weights on [0, 1]."""
+def gauss_legendre(panels: int) -> tuple[Tensor, Tensor]:
+    """Returns nodes and weights on [0, 1], :data:`NODES` on each of ``panels`` equal panels."""
     points, weights = np.polynomial.legendre.leggauss(NODES)
     nodes = (np.arange(panels)[:, None] + 0.5 * (points + 1.0)) / panels
     return owned(torch.from_numpy(nodes.reshape(-1))), owned(torch.from_numpy(np.tile(0.5 * weights / panels, panels)))

@@ -543,6 +543,14 @@ def test_importance_weights(dtype):
         importance_weights(torch.zeros(3, 1))
 
 
+def test_the_standard_error_of_a_log_normaliser_is_that_of_the_delta_method():
+    weights = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    found = importance_weights(weights.log()).log_normaliser
+    assert found.value == pytest.approx(math.log(3.0))
+    spread = float(weights.var(correction=0)) ** 0.5
+    assert found.standard_error == pytest.approx(spread / 3.0 / 4.0**0.5)
+
+
 # What is refused, and what is left alone ------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from sbridge.measures import Direction, MatchedKernel, PathMeasure, kernel_log_r
 from sbridge.objectives import lean_adjoint
 from sbridge.problems.costs import Costs
 from sbridge.processes import (
+    BrownianMotion,
     Chain,
     EulerMaruyama,
     ExactTransition,
@@ -229,8 +230,6 @@ def test_bad_coefficients_are_refused(options, said):
 
 
 def test_bad_forces_and_states_are_refused():
-    with pytest.raises(InvalidInputError, match="force must be a function"):
-        UnderdampedDrift(3.0, 1.0, 1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidInputError, match="friction must not be negative"):
         UnderdampedDrift(Quartic(), -1.0, 1.0)
     with pytest.raises(InvalidInputError, match="2 columns, got 3"):
@@ -297,7 +296,28 @@ def forgotten_inertia(patch):
     patch.setattr(momentum, "_FRICTION", 1.0)
 
 
+def quiet_plan(patch):
+    patch.setattr(momentum, "BrownianMotion", lambda sigma, horizon: BrownianMotion(1.01 * sigma, horizon))
+
+
+def clamped_ends(patch):
+    """Another spline."""
+    original = momentum.CubicSpline
+    patch.setattr(momentum, "CubicSpline", lambda t, x, bc_type: original(t, x, bc_type="clamped"))
+
+
+def some_friction(patch):
+    def rubbed(friction, *a, **k):
+        return UnderdampedLangevin(friction + 0.1, *a, **k)
+
+    patch.setattr(momentum, "UnderdampedLangevin", rubbed)
+
+
 BREAKS = [
+    ("plan_with_momentum_is_brownian", quiet_plan),
+    ("plan_with_momentum_is_brownian", some_friction),
+    ("mean_with_momentum_is_the_natural_spline", clamped_ends),
+    ("mean_with_momentum_is_the_natural_spline", some_friction),
     ("underdamped_langevin_keeps_its_equilibrium", louder(UnderdampedDrift)),
     ("underdamped_langevin_keeps_its_equilibrium", scaled(UnderdampedDrift, "kick", 0.9)),
     ("kramers_equation_residual", lost_noise),

@@ -5,6 +5,7 @@ from sbridge.exact.ends import PlugInRatio, balanced
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.exact.killed import KilledPlan, KilledSinkhorn, killed_plan
 from sbridge.exact.mixture import MixtureControl, MixtureKernel, MixturePotential
+from sbridge.exact.momentum import CourseControl, GaussianMomentumCourse
 from sbridge.exact.plug_in import FarEnd, PlugInControl, PlugInKernel
 from sbridge.exact.rewards import TiltedLaw, tilted_law
 from sbridge.exact.riccati import ChainRiccati, Riccati, RiccatiControl
@@ -13,8 +14,10 @@ from sbridge.exact.soft_gaussian import SoftGaussianCoupling
 __all__ = [
     "ChainRiccati",
     "ConditionalMixture",
+    "CourseControl",
     "FarEnd",
     "GaussianCoupling",
+    "GaussianMomentumCourse",
     "KilledPlan",
     "KilledSinkhorn",
     "MixtureControl",

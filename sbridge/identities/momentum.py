@@ -1,4 +1,4 @@
-"""Processes with momentum: the equilibrium of the underdamped Langevin equation, its density, its overdamped limit."""
+"""Processes with momentum: the equilibrium of the underdamped Langevin equation, its density and limit, and bridges."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from sbridge.exact import GaussianCoupling, GaussianMomentumCourse
 from sbridge.identities.base import Kind, Outcome, identity
 from sbridge.identities.settings import Setting
 from sbridge.identities.tools.derivatives import Derivatives, divergence, gradient, relative_size
 from sbridge.identities.tools.noising import POINTS, direction, noising_states
+from sbridge.laws import Gaussian
+from sbridge.laws.moments import sample_moments
 from sbridge.measures import Estimate
-from sbridge.processes import OrnsteinUhlenbeck, Transition, UnderdampedDrift, UnderdampedLangevin
+from sbridge.processes import BrownianMotion, OrnsteinUhlenbeck, Transition, UnderdampedDrift, UnderdampedLangevin
 from sbridge.random import generator
 
 equation_identity = partial(identity, group="equations")
+schroedinger_identity = partial(identity, group="Schrödinger")
 _SMALL = 1e-6
 _FRICTION = 400.0  # in units of 1/T: the limit is reached up to about 0.3 %
 
@@ -95,6 +101,55 @@ def overdamped_limit_has_order_one(setting: Setting) -> Iterator[Outcome]:
     errors = [_gaps(_oscillator(setting, gain * _FRICTION), exact, dim) for gain in (1.0, 2.0)]
     for note, coarse, fine in zip(("mean", "covariance"), *errors, strict=True):
         yield Outcome(math.log2(coarse / fine), 1.0, allowance=0.1, note=f"{note}, error {fine:.1e} at last")
+
+
+@schroedinger_identity(
+    statement="with v_0 ~ N(0, s²): the plan is Brownian with ε = s²e² + (σ²/γ²)(T − 2e + (1 − e^{−2γT})/2γ)",
+    equation="Hong et al. 2025; e = (1 − e^{−γT})/γ",
+    kind=Kind.RESIDUAL,
+    left="difference of Cov(x_0, x_T) in the bridge with momentum from that of the Brownian bridge, relatively",
+)
+def plan_with_momentum_is_brownian(setting: Setting) -> Iterator[Outcome]:
+    """Compares both plans between Gaussians with the moments of the data and of the noised data."""
+    horizon, dim = setting.horizon, setting.dim
+    ends = [Gaussian(*sample_moments(rows)) for rows in noising_states(setting, (0.5 * horizon,), "course")]
+    size = math.sqrt(setting.variance)
+    sigma, speed = size / horizon**1.5, 0.5 * size / horizon
+    for gain in (0.0, 2.0):
+        friction = gain / horizon
+        process = UnderdampedLangevin(friction, sigma, horizon=horizon, positions=dim)
+        course = GaussianMomentumCourse(tuple(ends), (0.0, horizon), process, speed)
+        found = course.covariance(0.0, horizon)[:dim, :dim]
+        epsilon = speed**2 * horizon**2 + sigma**2 * horizon**3 / 3.0
+        if friction > 0.0:
+            e = -math.expm1(-gain) / friction
+            noise = horizon - 2.0 * e - math.expm1(-2.0 * gain) / (2.0 * friction)
+            epsilon = speed**2 * e**2 + sigma**2 / friction**2 * noise
+        brownian = BrownianMotion(math.sqrt(epsilon / horizon), horizon)
+        (m0, a), (mT, b) = ((law.mean, law.covariance) for law in ends)
+        wanted = GaussianCoupling(m0, a, mT, b, brownian).coupling
+        yield Outcome(float((found - wanted).norm() / wanted.norm()), allowance=_SMALL, note=f"γ = {gain:g}/T")
+
+
+@schroedinger_identity(
+    statement="γ = 0, U = 0, any v_0: E x_t is the natural cubic spline through the means of the snapshots",
+    equation="Chen et al. 2018, arXiv:1801.03186",
+    kind=Kind.RESIDUAL,
+    left="largest difference of the mean path from the spline, in units of its largest value",
+)
+def mean_with_momentum_is_the_natural_spline(setting: Setting) -> Iterator[Outcome]:
+    """Compares four snapshots at unequal times, for two sizes of the noise."""
+    horizon, dim = setting.horizon, setting.dim
+    times = (0.0, 0.2 * horizon, 0.7 * horizon, horizon)
+    laws = [Gaussian(*sample_moments(rows)) for rows in noising_states(setting, times[1:], "course")]
+    knots = torch.stack([law.mean for law in laws]).numpy()
+    spline = CubicSpline(times, knots, bc_type="natural")
+    for share in (1.0, 0.2):
+        sigma = share * math.sqrt(setting.variance) / horizon**1.5
+        process = UnderdampedLangevin(0.0, sigma, horizon=horizon, positions=dim)
+        course = GaussianMomentumCourse(tuple(laws), times, process)
+        gaps = [abs(course.law(t).mean[:dim].numpy() - spline(t)).max() for t in np.linspace(0.0, horizon, 12)]
+        yield Outcome(float(max(gaps) / abs(knots).max()), allowance=_SMALL, note=f"σ²T³ = {share**2:g} Var x_0")
 
 
 def _oscillator(setting: Setting, gain: float) -> UnderdampedLangevin:

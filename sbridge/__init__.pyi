@@ -17,7 +17,7 @@ from sbridge import (
     solvers as solvers,
     transport as transport,
 )
-from sbridge.cells import ancestors as ancestors, fates as fates
+from sbridge.cells import ancestors as ancestors, annotate as annotate, fates as fates
 from sbridge.controls import networks as networks
 from sbridge.data import datasets as datasets
 from sbridge.diffusion import generate as generate, reversal_problem as reversal_problem, samplers as samplers

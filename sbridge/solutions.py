@@ -7,6 +7,7 @@ import os
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from sbridge.controls.base import Control, ScaledControl, Time, ZeroControl
 from sbridge.display import short_repr
 from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning, shown
 from sbridge.laws import Law, as_rows
+from sbridge.laws.frames import F, Frame, check_columns, columns_of, framed
 from sbridge.laws.scaling import AffineScaling
-from sbridge.measures import Direction, EndKernel, PathMeasure, Paths, Times
+from sbridge.measures import Direction, PathMeasure, Paths, Times
+from sbridge.measures.measure import ScaledKernel
 from sbridge.modes import standard_modes
 from sbridge.problems import AbsorbedCost, BridgeProblem, ControlProblem, Reweighting
 from sbridge.processes.base import Process
@@ -33,23 +36,6 @@ _WITHOUT_CHECKSUMS = {FORMAT: "sbridge.bridge/1", CONTROL_FORMAT: "sbridge.contr
 
 @register
 @dataclass(frozen=True, eq=False)
-class ScaledKernel:
-    """An end kernel of model units, used in data units."""
-
-    kernel: EndKernel
-    scaling: AffineScaling
-
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws one far end per row of ``x``."""
-        return self.scaling.to_data(self.kernel.draw(self.scaling.to_model(x), generator))
-
-    def mean(self, x: Tensor) -> Tensor:
-        """Computes the conditional mean of the far end per row of ``x``."""
-        return self.scaling.to_data(self.kernel.mean(self.scaling.to_model(x)))
-
-
-@register
-@dataclass(frozen=True, eq=False)
 class Bridge:
     """The path measure ``P`` with prescribed ends that is closest to a reference, as two processes.
 
@@ -59,10 +45,11 @@ class Bridge:
         state_cost: of a bridge with a quadratic state cost, which is part of its reference: what the cost adds to
             ``KL(P ‖ reference)`` at the two ends. ``None`` for a plain bridge.
         balance: of a bridge with soft ends: growth of source rows, and the part of the target that is explained.
+        columns: names of the columns of the data frames that the bridge was fitted to; ``None`` for arrays.
 
-    Methods take samples as arrays or tensors and return tensors, in the units of the data and with the dtype and device
-    of the input. Results of :meth:`transport`, :meth:`interpolate` and :meth:`conditional_mean` have no gradient
-    history.
+    Methods take samples as arrays, tensors or data frames and return tensors, in the units of the data and with the
+    dtype and device of the input. :meth:`transport`, :meth:`interpolate` (one time) and :meth:`conditional_mean` of a
+    data frame give a data frame with its index and columns. Their results have no gradient history.
 
     Draws depend on the seed and on the number of samples of the call.
     """
@@ -71,6 +58,7 @@ class Bridge:
     backward: PathMeasure
     state_cost: AbsorbedCost | None = field(default=None, kw_only=True)
     balance: Reweighting | None = field(default=None, kw_only=True)
+    columns: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     __repr__ = short_repr
 
@@ -89,20 +77,32 @@ class Bridge:
         """The dimension of the state."""
         return self.forward.start.dim
 
-    def transport(self, x0: Tensor | np.ndarray, *, seed: Seed) -> Tensor:
+    @overload
+    def transport(self, x0: Tensor | np.ndarray, *, seed: Seed) -> Tensor: ...
+    @overload
+    def transport(self, x0: F, *, seed: Seed) -> F: ...
+    def transport(self, x0: Any, *, seed: Seed) -> Any:
         """Draws ``X_T`` given ``X_0 = x0`` once per row."""
-        return self.forward.transport(self._rows(x0, "x0"), seed=seed)
+        return framed(self.forward.transport(self.rows(x0, "x0"), seed=seed), x0)
 
-    def conditional_mean(self, x0: Tensor | np.ndarray, *, seed: Seed) -> Tensor:
+    @overload
+    def conditional_mean(self, x0: Tensor | np.ndarray, *, seed: Seed) -> Tensor: ...
+    @overload
+    def conditional_mean(self, x0: F, *, seed: Seed) -> F: ...
+    def conditional_mean(self, x0: Any, *, seed: Seed) -> Any:
         """Computes ``E[X_T | X_0 = x0]`` per row; exact where the solver knows the plan, else a mean of 64 draws."""
-        return self.forward.conditional_mean(self._rows(x0, "x0"), seed=seed)
+        return framed(self.forward.conditional_mean(self.rows(x0, "x0"), seed=seed), x0)
 
-    def interpolate(self, x0: Tensor | np.ndarray, t: float | Times, *, seed: Seed) -> Tensor:
+    @overload
+    def interpolate(self, x0: Tensor | np.ndarray, t: float | Times, *, seed: Seed) -> Tensor: ...
+    @overload
+    def interpolate(self, x0: F, t: float, *, seed: Seed) -> F: ...
+    def interpolate(self, x0: Any, t: float | Times, *, seed: Seed) -> Any:
         """Draws ``X_t`` given ``X_0 = x0`` once per row, ``0 ≤ t ≤ T``.
 
         Several times give shape ``(len(t), n, dim)``: states of one path per row, drawn jointly.
         """
-        return self.forward.interpolate(self._rows(x0, "x0"), t, seed=seed)
+        return framed(self.forward.interpolate(self.rows(x0, "x0"), t, seed=seed), x0)
 
     @standard_modes()
     def current_velocity(self, t: Time, x: Tensor | np.ndarray) -> Tensor:
@@ -118,7 +118,7 @@ class Bridge:
         Returns:
             units of state per unit time, shape ``(batch, dim)``.
         """
-        rows = self._rows(x, "x")
+        rows = self.rows(x, "x")
         u, u_hat = self._control_values(t, rows)
         half = torch.zeros_like(rows) if u is None else 0.5 * u
         half = half if u_hat is None else half - 0.5 * u_hat
@@ -134,7 +134,7 @@ class Bridge:
 
         Args, Returns: as for :meth:`current_velocity`.
         """
-        rows = self._rows(x, "x")
+        rows = self.rows(x, "x")
         return self.reference.scale(t).to(rows)(0.5 * self._control_sum(t, rows))
 
     @standard_modes()
@@ -143,7 +143,7 @@ class Bridge:
 
         Args: as for :meth:`current_velocity`.
         """
-        rows = self._rows(x, "x")
+        rows = self.rows(x, "x")
         return self.reference.inverse_scale(t).T.to(rows)(self._control_sum(t, rows))
 
     def _control_values(self, t: Time, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -192,7 +192,16 @@ class Bridge:
             _in_data_units(self.backward, scaling, problem.reference, problem.target),
         ).of(problem)
 
-    def _rows(self, x: Tensor | np.ndarray, name: str) -> Tensor:
+    def rows(self, x: Tensor | np.ndarray | Frame, name: str) -> Tensor:
+        """Returns samples as a tensor ``(n, dim)``.
+
+        Raises:
+            InvalidInputError: for another number of columns, a data frame with other columns than those of the fit, and
+                what :func:`~sbridge.laws.as_rows` refuses.
+        """
+        columns = columns_of(x)
+        if columns is not None and self.columns is not None:
+            check_columns(columns, self.columns, name, "the bridge was fitted on")
         rows = as_rows(x, name, least=1)
         if rows.shape[1] != self.dim:
             raise InvalidInputError(f"{name} has {rows.shape[1]} columns, but the bridge has dimension {self.dim}.")

@@ -490,7 +490,7 @@ class TestAnnotated:
                 None,
                 r"obsm\['text'\] is a data frame .* not numeric: 'kind' \(.*\), 'flag' \(bool\)",
             ),
-            ("gaps", None, r"obsm\['gaps'\]: column 'b' is missing for the cells c1, c3\."),
+            ("gaps", None, r"obsm\['gaps'\]: column 'b' is missing for the rows c1, c3\."),
             ("table", "day", r"obs\['day'\] is missing for 2 cells: c0, c5\."),
             ("rows", None, r"row 0 \(c0\), column 0 \(counted from 0\) is nan"),
         ]:

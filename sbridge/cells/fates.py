@@ -133,7 +133,7 @@ def fates(
         (('left', 'right'), tensor([[1., 0.],
                 [0., 1.]]))
     """
-    whole = _course(course)
+    whole = as_course(course)
     start, stop = _checked_times(whole, times or (whole.times[0], whole.times[-1]))
     if start >= stop:
         raise InvalidInputError(
@@ -167,7 +167,7 @@ def ancestors(
 
     Returns, Raises: as :func:`fates`.
     """
-    whole = _course(course)
+    whole = as_course(course)
     start, stop = _checked_times(whole, times or (whole.times[-1], whole.times[0]))
     if start <= stop:
         raise InvalidInputError(
@@ -264,7 +264,8 @@ def _rows(given: Rows | None, leg: Bridge, name: str, time: float) -> tuple[Tens
     return law.rows, torch.ones_like(law.rows[:, 0]) if law.weights is None else law.weights * len(law.rows)
 
 
-def _course(course: Course | Bridge) -> Course:
+def as_course(course: Course | Bridge) -> Course:
+    """Returns a course; a bridge is one of a single leg, from 0 to T."""
     if isinstance(course, Bridge):
         return Course((0.0, course.horizon), (course,))
     if isinstance(course, Course):

@@ -1,4 +1,4 @@
-"""Reader of annotated data (``.h5ad``), through anndata."""
+"""Readers of annotated data: ``.h5ad`` files, through anndata, and ``AnnData`` objects."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from sbridge.data.snapshots import as_times
 from sbridge.errors import FileFormatError, InvalidInputError, UnknownNameError, listed, shown, unknown_name
+from sbridge.laws.frames import frame_numbers, is_frame
 from sbridge.time import times_of_labels
 
 _MOST_TIMES = 100  # a column with more different values is not offered as times
@@ -39,6 +40,16 @@ class Annotated:
             return None
 
 
+@runtime_checkable
+class AnnotatedCells(Protocol):
+    """An ``AnnData`` object: cells with annotations ``obs`` and representations ``obsm``."""
+
+    obs: Any
+    obsm: Any
+    uns: Any
+    obs_names: Any
+
+
 def read_annotated(path: Path, representation: str, time_key: str | None) -> Annotated:
     """Reads ``obsm[representation]`` (or ``X``) and ``obs[time_key]`` of an ``.h5ad`` file.
 
@@ -55,15 +66,32 @@ def read_annotated(path: Path, representation: str, time_key: str | None) -> Ann
         reason = _first_line(error)
         raise FileFormatError(f"{path} is not a readable .h5ad file ({reason}). Is it truncated?") from error
     try:
-        if representation != "X" and representation not in data.obsm:
-            raise unknown_name(f"representation in {path}", representation, ["X", *data.obsm])
-        array = _matrix(path, data) if representation == "X" else data.obsm[representation]
-        array = _numbers(array, f"{path}: obsm[{shown(representation)}]")
-        names = data.obs_names.to_numpy()
-        times, labels = (None, None) if time_key is None else _times(path, data.obs, time_key)
+        return annotated(data, str(path), representation, time_key)
     finally:
         data.file.close()
+
+
+def annotated(data: AnnotatedCells, name: str, representation: str, time_key: str | None) -> Annotated:
+    """Takes one representation, and times if requested, from an ``AnnData`` that messages call ``name``.
+
+    Raises:
+        InvalidInputError: for times that are missing or no numbers, and for a representation that is not numeric.
+        UnknownNameError: for a representation or a key that is not there.
+    """
+    if representation != "X" and representation not in data.obsm:
+        raise unknown_name(f"representation in {name}", representation, ["X", *data.obsm])
+    array = _matrix(name, data) if representation == "X" else data.obsm[representation]
+    array = _numbers(array, f"{name}: obsm[{shown(representation)}]")
+    names = data.obs_names.to_numpy()
+    times, labels = (None, None) if time_key is None else _times(name, data, time_key)
     return Annotated(array, names, times, labels)
+
+
+def column_of(data: AnnotatedCells, key: str, name: str, hint: str = "") -> Any:  # noqa: ANN401  (a pandas column; pandas is no dependency)
+    """Returns ``obs[key]``; raises UnknownNameError, ending in ``hint``, if there is none."""
+    if key not in data.obs:
+        raise UnknownNameError(f"{unknown_name(f'column of obs in {name}', key, [str(one) for one in data.obs])}{hint}")
+    return data.obs[key]
 
 
 def _anndata(path: Path) -> ModuleType:
@@ -77,22 +105,20 @@ def _anndata(path: Path) -> ModuleType:
     return anndata
 
 
-def _times(path: Path, obs: Any, key: str) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401  (a pandas data frame; pandas is no dependency)
+def _times(name: str, data: AnnotatedCells, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads ``obs[key]`` as numbers and as text."""
-    if key not in obs:
-        hint = f" Columns that could hold times: {listed(_candidates(obs))}." if _candidates(obs) else ""
-        raise UnknownNameError(f"{unknown_name(f'column of obs in {path}', key, [str(name) for name in obs])}{hint}")
-    column = obs[key]
+    known = [] if key in data.obs else _candidates(data.obs)
+    column = column_of(data, key, name, f" Columns that could hold times: {listed(known)}." if known else "")
     category = getattr(column, "cat", None)
     ranks = [str(label) for label in category.categories] if category is not None and category.ordered else None
     labels = column.astype(str).to_numpy(dtype=object)
     missing = column.isna().to_numpy()
     if missing.any():
-        names = listed(obs.index[missing].tolist(), 6)
+        cells = listed(data.obs_names[missing].tolist(), 6)
         raise InvalidInputError(
-            f"{path}: obs[{shown(key)}] is missing for {int(missing.sum())} cells: {names}. Drop them."
+            f"{name}: obs[{shown(key)}] is missing for {int(missing.sum())} cells: {cells}. Drop them."
         )
-    return as_times(labels, f"{path}: obs[{shown(key)}]", ranks), labels
+    return as_times(labels, f"{name}: obs[{shown(key)}]", ranks), labels
 
 
 def _candidates(obs: Any) -> list[str]:  # noqa: ANN401
@@ -106,34 +132,19 @@ def _candidates(obs: Any) -> list[str]:  # noqa: ANN401
     return found
 
 
-def _matrix(path: Path, data: Any) -> Any:  # noqa: ANN401
+def _matrix(name: str, data: Any) -> Any:  # noqa: ANN401
     try:
         return data.X[:]
     except (KeyError, TypeError) as error:
         known = f"the representations in obsm: {listed(data.obsm)}" if len(data.obsm) else "a file with data"
-        raise InvalidInputError(f"{path} has no matrix X; choose one of {known} (--rep).") from error
+        raise InvalidInputError(f"{name} has no matrix X; choose one of {known} (--rep).") from error
 
 
 def _numbers(array: Any, name: str) -> Any:  # noqa: ANN401
     """Converts a representation to an array, or a sparse matrix by rows; raises InvalidInputError for text columns."""
     if hasattr(array, "tocsr"):
         return array.tocsr()
-    if not hasattr(array, "dtypes"):
-        return np.asarray(array)
-    foreign = [f"{shown(column)} ({dtype})" for column, dtype in array.dtypes.items() if dtype.kind not in "iuf"]
-    if foreign:
-        raise InvalidInputError(
-            f"{name} is a data frame with columns that are not numeric: {listed(foreign)}. Drop or convert them, and "
-            "save the file again."
-        )
-    gaps = array.isna()
-    if gaps.to_numpy().any():
-        column = gaps.columns[gaps.any()][0]
-        cells = listed(array.index[gaps[column]].tolist(), 6)
-        raise InvalidInputError(
-            f"{name}: column {shown(column)} is missing for the cells {cells}. Drop or impute them."
-        )
-    return array.to_numpy(dtype=np.result_type(*(np.dtype(f"{d.kind}{d.itemsize}") for d in array.dtypes)))
+    return frame_numbers(array, name) if is_frame(array) else np.asarray(array)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, TimesWarning, listed
+from sbridge.laws.frames import Frame, is_frame
 from sbridge.time import same_times, times_of_labels
 
-Rows = Tensor | np.ndarray
+Rows = Tensor | np.ndarray | Frame
 
 
 @runtime_checkable
@@ -54,7 +55,8 @@ def snapshots(rows: Rows, times: Times) -> tuple[list[Rows], tuple[float, ...]]:
             f"a bridge needs at least two rows at each time, but only one row has the time {alone}. Omit such times, "
             "or round times to those of the snapshots."
         )
-    return [rows[np.flatnonzero(which == place)] for place in range(len(values))], tuple(values.tolist())
+    found: Any = rows.iloc if is_frame(rows) else rows
+    return [found[np.flatnonzero(which == place)] for place in range(len(values))], tuple(values.tolist())
 
 
 def as_times(times: Times, name: str, ranks: Sequence[str] | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbridge.data.annotated import read_annotated
+from sbridge.data.annotated import Annotated, AnnotatedCells, annotated, read_annotated
 from sbridge.data.reading import gathered, warn_of_row_numbers
 from sbridge.data.sources import ArrayRows, ReadOptions, RowSource, array_rows, cells_at, open_rows
 from sbridge.data.specs import existing_file
@@ -87,8 +87,7 @@ def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptio
         found = tuple(float(t) for t in times or (said if len(said) == len(tables) else ())) or None
         if found is None and len(specs) > 2:
             raise InvalidInputError(f"{len(specs)} data sets need --times: one time for each, increasing.")
-    if found is not None and not all(a < b for a, b in pairwise(found)):
-        raise InvalidInputError(f"times must increase, got {listed(found)}; put the data sets in that order.")
+    _check_increasing(found or ())
     _check_alike(tables)
     return Inputs(tuple(tables), found)
 
@@ -131,6 +130,37 @@ def _digest(spec: str) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def snapshots_of(
+    data: AnnotatedCells, *, time_key: str, rep: str = "X_pca", times: Sequence[float] = ()
+) -> tuple[list[Tensor], tuple[float, ...]]:
+    """Splits the cells of an ``AnnData`` by their times.
+
+    Args:
+        data: the cells.
+        time_key: the column of ``obs`` with their times: numbers, or labels such as ``"day2"``.
+        rep: which numbers: a name in ``obsm``, or ``"X"``, which may be sparse.
+        times: those to use; all if empty.
+
+    Returns:
+        The rows of each time, and the times, increasing.
+
+    Raises:
+        UnknownNameError: for a key that is not there, with those that are.
+        InvalidInputError: for cells without a time, a time without cells, a time with one cell, NaN, or numbers that
+            are not real.
+    """
+    parts, found = _at_times("adata", annotated(data, "adata", rep, time_key), times, ReadOptions(rep, time_key))
+    _check_increasing(found)
+    return [table.rows for table in _tables(parts, [None] * len(parts))], found
+
+
+def timed_rows(data: AnnotatedCells, *, time_key: str, rep: str = "X_pca") -> tuple[Tensor, np.ndarray]:
+    """Returns the rows of all cells of an ``AnnData`` in their order, and their times; see :func:`snapshots_of`."""
+    found, options = annotated(data, "adata", rep, time_key), ReadOptions(rep, time_key)
+    source = replace(array_rows("adata", found.array, options), labels=found.names)
+    return torch.from_numpy(gathered([source])[0]), np.asarray(found.times)
+
+
 def _snapshots(
     specs: Sequence[str], times: Sequence[float], options: ReadOptions
 ) -> tuple[list[Table], tuple[float, ...]]:
@@ -139,17 +169,30 @@ def _snapshots(
     if Path(spec).suffix.lower() != ".h5ad":
         raise InvalidInputError(f"a time key selects the snapshots in an .h5ad file, got {spec}.")
     data = read_annotated(existing_file(Path(spec)), options.representation, options.time_key)
-    dtype, column = array_rows(spec, data.array, options).dtype, f"{spec}: obs[{shown(options.time_key)}]"
+    parts, found = _at_times(spec, data, times, options)
+    digest = _digest(spec)
+    return _tables(parts, [digest] * len(parts)), found
+
+
+def _at_times(
+    name: str, data: Annotated, times: Sequence[float], options: ReadOptions
+) -> tuple[list[ArrayRows], tuple[float, ...]]:
+    """Returns the cells of each of the wanted times, of all if there are none."""
+    dtype, column = array_rows(name, data.array, options).dtype, f"{name}: obs[{shown(options.time_key)}]"
     known = same_times(np.asarray(data.times))[0].tolist()
-    wanted = [snapped(float(t), known) for t in times or known]
+    wanted = [snapped(float(t), known) for t in (times if len(times) else known)]
     if len(wanted) < 2:
         raise InvalidInputError(f"{column} has only one time, {wanted[0]:g}; a bridge needs two.")
-    digest = _digest(spec)
     parts = []
     for t in wanted:
         cells = cells_at(data, t, column)
-        parts.append(ArrayRows(f"{spec} at {t:g}", data.array[cells], dtype, time=t, labels=data.names[cells]))
-    return _tables(parts, [digest] * len(parts)), tuple(wanted)
+        parts.append(ArrayRows(f"{name} at {t:g}", data.array[cells], dtype, time=t, labels=data.names[cells]))
+    return parts, tuple(wanted)
+
+
+def _check_increasing(times: Sequence[float]) -> None:
+    if not all(a < b for a, b in pairwise(times)):
+        raise InvalidInputError(f"times must increase, got {listed(times)}; put the data sets in that order.")
 
 
 def _check_counts(specs: Sequence[str], times: Sequence[float]) -> None:

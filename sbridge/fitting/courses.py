@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast, overload
 
 import numpy as np
 from torch import Tensor
 
+from sbridge.data.annotated import AnnotatedCells
 from sbridge.data.snapshots import Times, as_times, snapshots
 from sbridge.display import short_repr
 from sbridge.errors import FileFormatError, InvalidInputError, listed, number, shown
-from sbridge.fitting.fit import End, Preparation, choose_sigma, prepare
-from sbridge.laws import as_rows
+from sbridge.fitting.fit import Preparation, choose_sigma, prepare
+from sbridge.fitting.selection import Cells, End, check_selection, selected
+from sbridge.laws.frames import F, Frame, framed, is_frame
 from sbridge.laws.scaling import ScalingRecipe
 from sbridge.modes import standard_modes
 from sbridge.problems import Growth, Quadratic, SoftEnds
@@ -53,19 +55,23 @@ class Course:
             raise InvalidInputError(f"time {number(t)} is outside the course, {span}.")
         return min(int(np.searchsorted(self.times, t, side="right")) - 1, len(self.bridges) - 1)
 
-    def interpolate(self, x: Tensor | np.ndarray, start: float, t: float, *, seed: Seed) -> Tensor:
+    @overload
+    def interpolate(self, x: Tensor | np.ndarray, start: float, t: float, *, seed: Seed) -> Tensor: ...
+    @overload
+    def interpolate(self, x: F, start: float, t: float, *, seed: Seed) -> F: ...
+    def interpolate(self, x: Any, start: float, t: float, *, seed: Seed) -> Any:
         """Draws the state at time ``t`` once for rows ``x`` at time ``start ≤ t``, through the bridges in between."""
         start, t = snapped(start, self.times), snapped(t, self.times)
         if t < start:
             told = f"t = {number(t)} is before start = {number(start)}"
             raise InvalidInputError(f"{told}; use the bridges' backward measures.")
         seed, leg, last = as_seed(seed), self.leg(start), self.leg(t)
-        rows = as_rows(x, "x", least=1)
+        rows = self.bridges[leg].rows(x, "x")
         while leg <= last and start < t:
             stop = min(t, self.times[leg + 1])
             rows = self._within(leg, rows, start, stop, derive(seed, leg))
             start, leg = stop, leg + 1
-        return rows
+        return framed(rows, x)
 
     def save(self, folder: str | Path) -> None:
         """Writes ``course.json`` and one pair of files for each bridge, ``bridge-1`` and so on, into ``folder``.
@@ -110,14 +116,14 @@ Reference = Callable[[Any, Any, float], Process]
 
 
 def checked_snapshots(
-    arrays: Sequence[End] | Tensor | np.ndarray, times: Times
+    arrays: Sequence[End] | Tensor | np.ndarray | Frame, times: Times
 ) -> tuple[Sequence[End], tuple[float, ...]]:
     """Returns snapshots and their times, from these or from the samples and times of one array.
 
     Raises:
         InvalidInputError: for unequal numbers of snapshots (or samples) and times, or times that do not increase.
     """
-    if isinstance(arrays, (np.ndarray, Tensor)) and arrays.ndim == 2:
+    if is_frame(arrays) or (isinstance(arrays, (np.ndarray, Tensor)) and arrays.ndim == 2):
         found, times = snapshots(arrays, times)
     else:
         found = cast("Sequence[End]", arrays)
@@ -133,7 +139,7 @@ def checked_snapshots(
 
 @standard_modes(gradients=True)
 def prepare_course(
-    arrays: Sequence[End] | Tensor | np.ndarray,
+    arrays: Sequence[End] | Tensor | np.ndarray | Frame,
     times: Times,
     *,
     sigma: float | None = None,
@@ -171,8 +177,8 @@ def prepare_course(
 
 
 def fit_course(
-    arrays: Sequence[End] | Tensor | np.ndarray,
-    times: Times,
+    arrays: Sequence[End] | Tensor | np.ndarray | Frame | AnnotatedCells,
+    times: Times = (),
     *,
     sigma: float | None = None,
     reference: Reference | None = None,
@@ -181,14 +187,15 @@ def fit_course(
     solver: Solver | None = None,
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
+    **selection: Unpack[Cells],
 ) -> Course:
     """Fits bridges between consecutive snapshots, each over its own interval of the time axis.
 
     Args:
-        arrays: snapshots, at least two, with equal numbers of columns; or one array or tensor ``(n, dim)`` of the
-            samples of all snapshots, in any order.
+        arrays: snapshots, at least two, with equal numbers of columns; or one array, tensor or data frame ``(n, dim)``
+            of the samples of all snapshots, in any order; or an ``AnnData``.
         times: in any unit. Of snapshots: one each, increasing. Of the samples of one array: one each, ``(n,)``; labels
-            such as ``"day2"`` are read by their number, with a warning.
+            such as ``"day2"`` are read by their number, with a warning. Of an ``AnnData``: those to use, if not all.
         sigma: of the Brownian reference, in units of the data per root of the time unit, common to all legs;
             ``None``: chosen for each leg by :func:`choose_sigma`.
         reference: another reference process: a function ``(x0, x1, duration) → Process`` that is called once for each
@@ -196,11 +203,17 @@ def fit_course(
         state_cost: as in :func:`fit`, for every leg; one with a closed form, which does not depend on time.
         balance: as in :func:`fit`, for every leg: each has its own growth, ``course.bridges[i].balance``.
         solver, scaling, seed: as in :func:`fit`, for every leg.
+        selection: of an ``AnnData``: ``time_key`` and ``rep``, as in :func:`fit`.
 
     Raises:
         InvalidInputError: for unequal numbers of snapshots (or samples) and times, times that do not increase, a
             reference of another duration, both sigma and reference, and what :func:`fit` refuses.
     """
+    if isinstance(arrays, AnnotatedCells):
+        wanted = as_times(times, "times").tolist() if np.size(times) else ()
+        arrays, times = selected(arrays, {**selection, "times": wanted})
+    else:
+        check_selection(selection, "fit_course")
     times, legs = prepare_course(
         arrays,
         times,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Unpack, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sbridge.data.annotated import AnnotatedCells
 from sbridge.diffusion.reverse import end_distribution, moments
 from sbridge.diffusion.training import ScoreMatching
 from sbridge.display import short_repr
@@ -19,8 +19,10 @@ from sbridge.exact.ends import describe
 from sbridge.fitting.arrivals import warn_if_missed
 from sbridge.fitting.choice import SolverChoice, choose_solver
 from sbridge.fitting.data_checks import warn_if_hard
+from sbridge.fitting.selection import End, Selection, ends_of
 from sbridge.laws import Density, Law, Samples, as_law, check_same_kind, check_same_space
 from sbridge.laws.arrays import check_precision
+from sbridge.laws.frames import common_columns
 from sbridge.laws.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
 from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem, Growth, SoftEnds, StateCost
@@ -31,7 +33,6 @@ from sbridge.solutions import Bridge
 from sbridge.solvers.base import Method, P, R, S, Solver
 from sbridge.training import Callback, StateDict, run_loop
 
-End = Law | Tensor | np.ndarray
 NOISE_SHARE = 0.1
 _PROBE_ROWS = 4096
 
@@ -130,6 +131,7 @@ class Preparation:
         seed: of the fit.
         notes: one sentence for each choice that the user did not make.
         choice: the solver with the reason for it, if the user gave none.
+        columns: names of the columns, if an end is a data frame.
     """
 
     problem: BridgeProblem
@@ -138,6 +140,7 @@ class Preparation:
     seed: int
     notes: tuple[str, ...] = ()
     choice: SolverChoice | None = None
+    columns: tuple[str, ...] | None = None
 
     __repr__ = short_repr
 
@@ -157,7 +160,7 @@ class Preparation:
         solved = solve(self.model, self.solver, seed=self.seed, callbacks=callbacks, resume_from=resume_from)
         bridge = solved if self.scaling.changes_nothing else solved.rescaled(self.scaling, self.problem)
         warn_if_missed(bridge, self.problem, self.seed)
-        return bridge
+        return replace(bridge, columns=self.columns)
 
 
 @standard_modes(gradients=True)
@@ -177,7 +180,7 @@ def prepare(
     Warns of ends that are hard for every solver: see ``sbridge.fitting.data_checks``.
     """
     _check_options(reference, solver, scaling)
-    seed = as_seed(seed)
+    seed, columns = as_seed(seed), common_columns((x0, x1), ("x0", "x1"))
     source, target = as_law(x0, "x0"), as_law(x1, "x1")
     probes = _probes(source, target, seed)
     notes = []
@@ -200,13 +203,13 @@ def prepare(
     )
     warn_if_hard(known0, known1, problem.reference)
     scaling = type(solver).scaling if scaling is None else scaling
-    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice)
+    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice, columns)
 
 
 @standard_modes(gradients=True)
 def fit(
-    x0: End,
-    x1: End,
+    x0: End | AnnotatedCells,
+    x1: End | None = None,
     *,
     reference: Process | None = None,
     state_cost: StateCost | None = None,
@@ -215,12 +218,14 @@ def fit(
     scaling: ScalingRecipe | None = None,
     seed: Seed = 0,
     callbacks: Sequence[Callback] = (),
+    **selection: Unpack[Selection],
 ) -> Bridge:
     """Fits a Schrödinger bridge between two ends: ``min KL(P ‖ R) + E_P∫V dt``.
 
     Args:
-        x0: source: array or tensor ``(n, dim)``, or a distribution.
-        x1: target: the same.
+        x0: source: array, tensor or data frame ``(n, dim)``, or a distribution; or an ``AnnData`` with the cells of
+            both ends.
+        x1: target: the same; with an ``AnnData`` nothing.
         reference: the process to stay close to, in units of the data; ``None``: Brownian motion with
             :func:`choose_sigma`.
         state_cost: ``V`` per unit time, of states in units of the data, such as ``costs.Quadratic(matrix, vector)``,
@@ -233,18 +238,23 @@ def fit(
             numerics. ``None``: the default of the solver, mostly :class:`~sbridge.laws.scaling.CommonScale`.
         seed: integer or generator; equal seeds give equal bridges.
         callbacks: called after every training step.
+        selection: of an ``AnnData``: ``time_key``, the column of ``obs`` with the times; ``times``, the two to use, if
+            there are more; ``rep``, a name in ``obsm`` or ``"X"``, by default ``"X_pca"``. The bridge runs from 0 to
+            the horizon of the reference, which is 1 by default; :func:`fit_course` keeps the times.
 
     Returns:
-        The bridge, in units of the data. float64 input is fitted in float64, which is slower.
+        The bridge, in units of the data. float64 input is fitted in float64, which is slower. Of data frames the bridge
+        knows the columns, :attr:`~sbridge.Bridge.columns`.
 
     Raises:
         InvalidInputError: for NaN, infinities, mismatched columns or dtypes, fewer than two rows, constant data,
             σ ≤ 0.
         UnsupportedError: if the solver cannot treat ends, reference or state cost.
     """
+    source, target = ends_of(x0, x1, selection)
     prepared = prepare(
-        x0,
-        x1,
+        source,
+        target,
         reference=reference,
         state_cost=state_cost,
         balance=balance,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError, PrecisionWarning
+from sbridge.laws.frames import frame_numbers, is_frame
 from sbridge.modes import owned
 
 Array = Tensor | np.ndarray
@@ -21,7 +22,7 @@ _FLOATING = (torch.float32, torch.float64)
 
 
 def as_numbers(value: object, name: str, *, copy: bool = False) -> Tensor:
-    """Converts a numpy array or a tensor of float32 or float64 numbers to a dense tensor of that dtype.
+    """Converts an array, tensor or data frame of float32 or float64 numbers to a dense tensor of that dtype.
 
     Args:
         value: the array. Its shape and values are not checked.
@@ -36,6 +37,8 @@ def as_numbers(value: object, name: str, *, copy: bool = False) -> Tensor:
     if isinstance(value, Tensor):
         _check_kind(value, name)
         return owned(value) if copy else value
+    if is_frame(value):
+        return _from_numpy(frame_numbers(value, name), name, copy=copy)
     if isinstance(value, np.ndarray):
         return _from_numpy(value, name, copy=copy)
     if hasattr(value, "toarray"):

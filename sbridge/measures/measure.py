@@ -14,6 +14,7 @@ from sbridge.controls import Control
 from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, shown
 from sbridge.laws import Law, as_rows
+from sbridge.laws.scaling import AffineScaling
 from sbridge.modes import standard_modes
 from sbridge.processes.base import LinearProcess, Process, check_time
 from sbridge.processes.chain import Chain, Direction, ExactTransition, StepRule, check_growth, default_rule
@@ -43,6 +44,23 @@ class EndKernel(Protocol):
     def mean(self, x: Tensor) -> Tensor:
         """Computes the conditional mean of the far end, shape ``(batch, dim)``."""
         ...
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class ScaledKernel:
+    """An end kernel of model units, used in data units."""
+
+    kernel: EndKernel
+    scaling: AffineScaling
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws one far end per row of ``x``."""
+        return self.scaling.to_data(self.kernel.draw(self.scaling.to_model(x), generator))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Computes the conditional mean of the far end per row of ``x``."""
+        return self.scaling.to_data(self.kernel.mean(self.scaling.to_model(x)))
 
 
 @dataclass(frozen=True, eq=False)

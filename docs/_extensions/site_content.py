@@ -16,6 +16,7 @@ EXAMPLES = (
     "two_moons",
     "baselines",
     "cells",
+    "momentum",
     "digits",
     # bridges with a known answer, and references
     "gaussian_bridge",

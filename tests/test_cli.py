@@ -297,6 +297,19 @@ class TestCourse:
         assert np.array_equal(np.load("x.npy"), np.load("y.npy"))
         assert run([*start, "z.npy", "--input", "cells.h5ad:3", "--direction", "backward"]) == 0
         assert_among(np.load("z.npy"), np.load("a.npy"))
+        assert run([*start, "x.h5ad", "--input", "cells.h5ad:3", "--time", "5"]) == 0
+        read = pytest.importorskip("anndata").read_h5ad
+        found, given = read("x.h5ad"), read("cells.h5ad")
+        assert np.array_equal(found.obsm["X_umap"], np.load("x.npy"))
+        assert found.obs_names.equals(given.obs_names[400:800])
+        assert found.obs["day"].equals(given.obs["day"].iloc[400:800])
+        assert found.obs["sbridge_row"].tolist() == list(range(400, 800))
+        assert set(found.obs["sbridge_start"]) == {3.0}
+        assert set(found.obs["sbridge_time"]) == {5.0}
+        assert run([*start, "y.h5ad", "--n", "30"]) == 0
+        drawn = read("y.h5ad")
+        assert drawn.obsm["X_sbridge"].shape == (30, 2)
+        assert "sbridge_row" not in drawn.obs
         capsys.readouterr()
         assert run(["evaluate", "one", "cells.h5ad:2", "cells.h5ad:3", "--max-rows", "60"]) == 0
         assert "cells.h5ad:2 at t = 2, cells.h5ad:3 at t = 3" in capsys.readouterr().out
@@ -489,7 +502,7 @@ class TestSample:
         ]:
             refused(capsys, ["sample", folder, "--out", "y.npy", *options], message)
         refused(capsys, ["sample", folder, "--n", "5", "--out", "old.npy"], "exists. Choose another --out")
-        refused(capsys, ["sample", folder, "--n", "5", "--out", "y.txt"], "written as .npy or .csv")
+        refused(capsys, ["sample", folder, "--n", "5", "--out", "y.txt"], "written as .npy, .csv or .h5ad")
         refused(capsys, ["sample", folder, "--n", "5", "--out", "no/y.npy"], "folder no does not exist")
         refused(capsys, ["sample", "nowhere", "--n", "5", "--out", "y.npy"], "nowhere is not a run folder")
         assert run(["sample", folder, "--n", "5", "--out", "old.npy", "--overwrite"]) == 0
@@ -833,7 +846,10 @@ def modules_after(*arguments, code=2):
             ["3 problems", "'--sgima'. Did you mean --sigma?", "'sinkhorn'", "no.npy does not exist"],
         ),
         (["diffuse", "no.npy", "--out", "r"], ["no.npy does not exist"]),
-        (["sample", "nowhere", "--n", "0", "--out", "y.txt"], ["3 problems", "nowhere", "--n must", ".npy or .csv"]),
+        (
+            ["sample", "nowhere", "--n", "0", "--out", "y.txt"],
+            ["3 problems", "nowhere", "--n must", ".csv or .h5ad"],
+        ),
         (["evaluate", "nowhere", "no.npy", "b.npy"], ["2 problems", "nowhere", "no.npy does not"]),
         (["control", "no.py", "--paths", "1"], ["2 problems", "no.py does not exist", "--paths must"]),
         (["verify", "--data", "no.csv"], ["no.csv does not exist"]),

@@ -157,7 +157,7 @@ class Sample(Spoken):
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run folder of a fit."""
     out: Annotated[Path, arg(metavar="FILE")]
-    """File to write: .npy or .csv."""
+    """File to write: .npy, .csv, or .h5ad, which keeps names and annotations of the cells of --input."""
     input: Annotated[str | None, arg(metavar="FILE"), _default("drawn from the start distribution: --n")] = None
     """Samples to start from; the output has one row for each."""
     n: Annotated[int | None, arg(metavar="N"), _default("none")] = None

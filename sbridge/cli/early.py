@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from sbridge.cli import commands
-from sbridge.data.specs import ENDINGS, check_spec
+from sbridge.data.specs import ENDINGS, WRITTEN, check_spec
 from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, UnknownNameError, shown
 from sbridge.storage.claims import check_run, check_startable
 
@@ -182,13 +182,13 @@ def _sample(command: commands.Sample) -> Iterator[Check]:
     if command.input is not None:
         yield partial(check_spec, command.input)
     yield _seed(command.seed)
-    if out.suffix.lower() in (".npy", ".csv"):
+    if out.suffix.lower() in WRITTEN:
         taken = out.is_dir() or (out.exists() and not command.overwrite)
         yield _require(not taken, f"{out} exists. Choose another --out, or add --overwrite.")
         yield _require(out.parent.is_dir(), f"the folder {out.parent} does not exist. Create it first.")
     else:
-        wrong = FileFormatError(f"{out} has the ending {shown(out.suffix)}; samples are written as .npy or .csv.")
-        yield partial(_refuse, [wrong])
+        told = f"{out} has the ending {shown(out.suffix)}; samples are written as .npy, .csv or .h5ad."
+        yield partial(_refuse, [FileFormatError(told)])
 
 
 def _evaluate(command: commands.Evaluate) -> Iterator[Check]:

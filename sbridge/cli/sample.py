@@ -12,7 +12,7 @@ from torch import Tensor
 from sbridge.cli.commands import Sample
 from sbridge.cli.console import Console
 from sbridge.cli.plan import check_columns, dtype_of, read_options, time_given
-from sbridge.data.outputs import writer_for
+from sbridge.data.outputs import Origin, writer_for
 from sbridge.data.sources import open_rows
 from sbridge.data.text import BLOCK_ROWS
 from sbridge.diffusion import generate, is_reverse_diffusion
@@ -87,9 +87,10 @@ def run_sample(command: Sample, console: Console) -> int:
     writer = writer_for(command.out, overwrite=command.overwrite)
     folder = RunFolder(command.folder)
     course, start = folder.course(), command.start
-    dim, source = course.bridges[0].dim, None
+    dim, source, rep = course.bridges[0].dim, None, "X"
     if command.input is not None:
         options = read_options(command.reading, derive(command.seed, "input"), folder)
+        rep = options.representation if ".h5ad" in command.input.lower() else "X"
         source = open_rows(command.input, replace(options, inexact=dtype_of(course)))
         check_columns(command.input, source.columns, folder)
         if source.dim != dim:
@@ -99,7 +100,8 @@ def run_sample(command: Sample, console: Console) -> int:
     columns = () if source is None else source.columns
     drawn = journey.starts(command.n or 0, command.seed) if source is None else map(torch.from_numpy, source.blocks())
     count = 0
-    with writer(columns or tuple(f"x{i}" for i in range(dim))) as out:
+    origin = Origin(journey.start, journey.stop, rep, source)
+    with writer(columns or tuple(f"x{i}" for i in range(dim)), origin) as out:
         for index, rows in enumerate(drawn):
             carried = journey.travel(rows, derive(command.seed, "block", index))
             out.write(np.asarray(carried.cpu()))

@@ -22,13 +22,15 @@ _MOST_TIMES = 100  # a column with more different values is not offered as times
 class Annotated:
     """One representation of the cells, ``(cells, columns)``, and their times if requested, ``(cells,)``.
 
-    The array may be sparse. ``names`` are the names of the cells; ``labels`` are the times of the file as text.
+    The array may be sparse. ``names`` are the names of the cells; ``labels`` are the times of the file as text; ``obs``
+    is the data frame of annotations.
     """
 
     array: Any
     names: np.ndarray
     times: np.ndarray | None
     labels: np.ndarray | None = None
+    obs: Any = None
 
     def time_of(self, word: str) -> float | None:
         """Returns the time that ``word`` denotes: a number, or a label of the file."""
@@ -58,7 +60,7 @@ def read_annotated(path: Path, representation: str, time_key: str | None) -> Ann
         FileFormatError: if the file is unreadable.
         UnknownNameError: for a representation or a key that is not there.
     """
-    anndata = _anndata(path)
+    anndata = anndata_for(path)
     try:
         # Backed: the matrix X stays on disk unless it is asked for.
         data = anndata.read_h5ad(path, backed="r")
@@ -84,7 +86,7 @@ def annotated(data: AnnotatedCells, name: str, representation: str, time_key: st
     array = _numbers(array, f"{name}: obsm[{shown(representation)}]")
     names = data.obs_names.to_numpy()
     times, labels = (None, None) if time_key is None else _times(name, data, time_key)
-    return Annotated(array, names, times, labels)
+    return Annotated(array, names, times, labels, data.obs)
 
 
 def column_of(data: AnnotatedCells, key: str, name: str, hint: str = "") -> Any:  # noqa: ANN401  (a pandas column; pandas is no dependency)
@@ -94,12 +96,13 @@ def column_of(data: AnnotatedCells, key: str, name: str, hint: str = "") -> Any:
     return data.obs[key]
 
 
-def _anndata(path: Path) -> ModuleType:
+def anndata_for(path: Path) -> ModuleType:
+    """Imports anndata to read or write ``path``; raises InvalidInputError if it is not installed."""
     try:
         import anndata  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InvalidInputError(
-            f"reading {path} needs the package anndata; install it with the extra 'bio': pip install -c "
+            f"the file {path} needs the package anndata; install it with the extra 'bio': pip install -c "
             "constraints.txt '.[bio]'."
         ) from error
     return anndata

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
+from sbridge.data.annotated import anndata_for
+from sbridge.data.sources import ArrayRows, RowSource
+from sbridge.data.specs import WRITTEN
 from sbridge.errors import FileFormatError, InvalidInputError
 from sbridge.storage import documents
 
@@ -24,29 +30,49 @@ class RowWriter(Protocol):
         ...
 
 
-Opener = Callable[[Sequence[str]], AbstractContextManager[RowWriter]]
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where rows come from, for a file that holds annotations.
+
+    Attributes:
+        start, time: of the rows that they come from, and of the rows.
+        representation: which array of an ``.h5ad`` file they are.
+        source: the rows that they come from; ``None`` for draws.
+    """
+
+    start: float
+    time: float
+    representation: str
+    source: RowSource | None
+
+
+Opener = Callable[[Sequence[str], Origin], AbstractContextManager[RowWriter]]
 
 
 def writer_for(path: Path, *, overwrite: bool) -> Opener:
-    """Opens ``path`` for rows when called with the names of the columns; use it in a ``with`` statement.
+    """Opens ``path`` for rows when called with the names and the origin of the columns, in a ``with`` statement.
 
     Raises:
-        FileFormatError: for an ending other than ``.npy`` and ``.csv``.
-        InvalidInputError: if the file exists and is not to be replaced, or its folder does not exist.
+        FileFormatError: for an ending other than ``.npy``, ``.csv`` and ``.h5ad``.
+        InvalidInputError: if the file exists and is not to be replaced, its folder does not exist, or anndata is not
+            installed.
     """
-    kinds = {".npy": _NpyWriter, ".csv": _CsvWriter}
+    kinds: dict[str, type] = dict(zip(WRITTEN, (_NpyWriter, _CsvWriter, _H5adWriter), strict=True))
     kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise FileFormatError(f"{path} has the ending {path.suffix!r}; samples are written as .npy or .csv.")
+        raise FileFormatError(f"{path} has the ending {path.suffix!r}; samples are written as .npy, .csv or .h5ad.")
     if path.is_dir() or (path.exists() and not overwrite):
         raise InvalidInputError(f"{path} exists. Choose another --out, or add --overwrite.")
     if not path.parent.is_dir():
         raise InvalidInputError(f"the folder {path.parent} does not exist. Create it first.")
 
+    if kind is _H5adWriter:
+        anndata_for(path)  # before any work
+
     @contextmanager
-    def opened(columns: Sequence[str]) -> Iterator[RowWriter]:
+    def opened(columns: Sequence[str], origin: Origin) -> Iterator[RowWriter]:
         with documents.replacing(path) as file:
-            writer = kind(file, columns)
+            writer = kind(file, columns, origin)
             yield writer
             writer.finish()
 
@@ -56,7 +82,7 @@ def writer_for(path: Path, *, overwrite: bool) -> Opener:
 class _NpyWriter:
     """Writer of .npy files. The header is written last, when the number of rows is known; numpy leaves room for it."""
 
-    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, columns: Sequence[str], origin: Origin) -> None:
         self.file, self.shape = file, (0, len(columns))
         self.dtype = np.dtype(np.float32)
 
@@ -81,7 +107,7 @@ class _NpyWriter:
 class _CsvWriter:
     """Writer of .csv files: a header line, then as many digits as the numbers have."""
 
-    def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, columns: Sequence[str], origin: Origin) -> None:
         self.file = file
         header = StringIO()
         csv.writer(header, lineterminator="\n").writerow(columns)
@@ -93,3 +119,30 @@ class _CsvWriter:
 
     def finish(self) -> None:
         """Does nothing: the file is complete."""
+
+
+class _H5adWriter:
+    """Writer of .h5ad files: the rows as a representation of the cells that they come from, whose names they keep."""
+
+    def __init__(self, file: BinaryIO, columns: Sequence[str], origin: Origin) -> None:
+        self.file, self.origin, self.blocks = file, origin, list[np.ndarray]()
+
+    def write(self, rows: np.ndarray) -> None:
+        self.blocks.append(rows)
+
+    def finish(self) -> None:
+        import anndata  # pyright: ignore[reportMissingImports]
+
+        origin, rows = self.origin, np.concatenate(self.blocks)
+        source = origin.source if isinstance(origin.source, ArrayRows) else None
+        obs = None if source is None or source.obs is None else source.obs.copy()
+        made = anndata.AnnData(obs=obs, shape=(len(rows), 0))
+        made.obs["sbridge_start"], made.obs["sbridge_time"] = origin.start, origin.time
+        if origin.source is not None:
+            places = None if source is None else source.places
+            made.obs["sbridge_row"] = np.arange(len(rows)) if places is None else places
+        made.obsm["X_sbridge" if origin.representation == "X" else origin.representation] = rows
+        with TemporaryDirectory() as folder:
+            made.write_h5ad(Path(folder, "a.h5ad"))
+            with Path(folder, "a.h5ad").open("rb") as written:
+                shutil.copyfileobj(written, self.file)

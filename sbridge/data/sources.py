@@ -95,7 +95,8 @@ class RowSource(Protocol):
 class ArrayRows:
     """Rows of an array in memory or mapped from a file, or of a sparse matrix, made dense in blocks.
 
-    ``labels`` are the names of the rows, if they have any, for messages.
+    ``labels`` are the names of the rows, if they have any; ``obs`` is the data frame of their annotations; ``places``
+    are their row numbers in the file, if they are a part of it.
     """
 
     name: str
@@ -104,6 +105,8 @@ class ArrayRows:
     columns: tuple[str, ...] = ()
     time: float | None = None
     labels: np.ndarray | None = None
+    obs: Any = None
+    places: np.ndarray | None = None
 
     @property
     def dim(self) -> int:
@@ -237,7 +240,7 @@ def _annotated(spec: str, path: Path, key: str | None, options: ReadOptions) -> 
                 f"{spec} selects the cells at {key}; name the column of obs that holds times (--time-key)."
             )
         data = read_annotated(path, options.representation, None)
-        return replace(array_rows(spec, data.array, options), labels=data.names)
+        return replace(array_rows(spec, data.array, options), labels=data.names, obs=data.obs)
     data, column = read_annotated(path, options.representation, options.time_key), f"obs[{shown(options.time_key)}]"
     known, _ = same_times(np.asarray(data.times))
     if key is None and len(known) > 1:
@@ -250,7 +253,8 @@ def _annotated(spec: str, path: Path, key: str | None, options: ReadOptions) -> 
         raise InvalidInputError(f"{spec}: {shown(key)} is not a time; {column} is {listed(known.tolist())}.")
     cells = cells_at(data, time, f"{path}: {column}")
     source = array_rows(spec, data.array[cells], options)
-    return replace(source, time=snapped(time, known.tolist()), labels=data.names[cells])
+    found = {"labels": data.names[cells], "obs": data.obs.iloc[cells], "places": np.flatnonzero(cells)}
+    return replace(source, time=snapped(time, known.tolist()), **found)
 
 
 def cells_at(data: Annotated, time: float, name: str) -> np.ndarray:

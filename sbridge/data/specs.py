@@ -21,6 +21,7 @@ BUILT_IN = (
 )
 """Names of the built-in data sets."""
 ENDINGS = (".npy", ".npz", ".csv", ".tsv", ".h5ad")
+WRITTEN = (".npy", ".csv", ".h5ad")
 KINDS = "a .npy, .npz, .csv, .tsv or .h5ad file, or the name of a built-in data set"
 
 

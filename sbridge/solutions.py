@@ -23,6 +23,7 @@ from sbridge.measures import Direction, PathMeasure, Paths, Times
 from sbridge.measures.measure import ScaledKernel
 from sbridge.modes import standard_modes
 from sbridge.problems import AbsorbedCost, BridgeProblem, ControlProblem, Reweighting
+from sbridge.problems.costs import RunningCost
 from sbridge.processes.base import Process
 from sbridge.random import Seed
 from sbridge.storage import documents, files
@@ -43,7 +44,8 @@ class Bridge:
         forward: runs from the source at ``t = 0``: drift ``b + σu``.
         backward: runs from the target at ``t = T`` down to ``0``: drift ``−b + σû`` in reversed time.
         state_cost: of a bridge with a quadratic state cost, which is part of its reference: what the cost adds to
-            ``KL(P ‖ reference)`` at the two ends. ``None`` for a plain bridge.
+            ``KL(P ‖ reference)`` at the two ends. If the cost is a function, that function: it is no part of the
+            reference, and a bridge with it cannot be saved. ``None`` for a plain bridge.
         balance: of a bridge with soft ends: growth of source rows, and the part of the target that is explained.
         columns: names of the columns of the data frames that the bridge was fitted to; ``None`` for arrays.
 
@@ -56,7 +58,7 @@ class Bridge:
 
     forward: PathMeasure
     backward: PathMeasure
-    state_cost: AbsorbedCost | None = field(default=None, kw_only=True)
+    state_cost: AbsorbedCost | RunningCost | None = field(default=None, kw_only=True)
     balance: Reweighting | None = field(default=None, kw_only=True)
     columns: tuple[str, ...] | None = field(default=None, kw_only=True)
 
@@ -167,7 +169,7 @@ class Bridge:
         cost, balance = problem.state_cost, problem.balance
         return replace(
             self,
-            state_cost=cost if isinstance(cost, AbsorbedCost) else None,
+            state_cost=cost if isinstance(cost, AbsorbedCost) else problem.running_cost,
             balance=balance if isinstance(balance, Reweighting) else None,
         )
 

@@ -214,7 +214,7 @@ class TestFit:
         leg = json.loads(Path("run/config.json").read_text())["legs"][0]
         assert leg["state_cost"]["fields"]["end"]["fields"]["matrix"] == [[1.0, 0.0], [0.0, 1.0]]
         for place, said in (
-            ("cost.py:W", "takes no state cost that is a plain function"),
+            ("cost.py:W", "--state-cost takes a costs.Quadratic, and cost.py:W is <function W"),
             ("cost.py:U", "cost.py does not define U; it defines torch, sbridge, V, W"),
             ("none.py:V", "--state-cost takes FILE.py:NAME, and 'none.py' is not the path of a file"),
             ("cost.py", "'cost.py' is not the path of a file"),

@@ -16,6 +16,7 @@ from sbridge.fitting import choose_solver
 from sbridge.laws.scaling import AffineScaling, CommonScale
 from sbridge.pde import Grid, solve_schroedinger
 from sbridge.problems import not_plain
+from sbridge.processes import Direction
 from sbridge.solutions import Bridge, load
 from sbridge.solvers import Solver
 
@@ -161,7 +162,9 @@ def test_files_keep_what_the_cost_adds(tmp_path):
     torch.testing.assert_close(again.interpolate(x, 0.5, seed=0), bridge.interpolate(x, 0.5, seed=0))
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize(
+    "solver", [one for one in SOLVERS if not isinstance(one, sb.IPF)], ids=lambda solver: type(solver).__name__
+)
 def test_every_solver_says_which_costs_it_does_not_take(solver: Solver):
     target = sb.Density(lambda x: -0.5 * x.square().sum(1), 2) if isinstance(solver, sb.AdjointBridge) else SAMPLES[1]
     problem = sb.BridgeProblem(SAMPLES[0], target, REFERENCE, state_cost=lambda t, x: x.square().sum(1))
@@ -173,10 +176,42 @@ def test_every_solver_says_which_costs_it_does_not_take(solver: Solver):
     assert solver.refusal(quadratic.absorbed()) is None
 
 
+def test_proportional_fitting_learns_any_differentiable_cost():
+    """Between standard normal ends with ``V = 2x²``: the variance half way is .4934, without the cost 1.0590."""
+    rows = torch.randn(2, 4000, 1, generator=torch.Generator().manual_seed(0))
+    ends = [sb.Samples(one) for one in rows]
+    problem = sb.BridgeProblem(*ends, sb.BrownianMotion(1.0), state_cost=lambda t, x: 2.0 * x[:, 0].square())
+    ipf = sb.IPF(half_steps=8, updates=75, grid=sb.TimeGrid.cosine(25), paths=1024)
+    assert isinstance(ipf.half_bridge(problem, Direction.FORWARD), sb.solvers.DensityRatio)
+    bridge = sb.solve(problem, ipf, seed=0)
+    for one, start, tolerance in ((bridge, rows[0], 0.06), (bridge.reversed(), rows[1], 0.2)):
+        assert float(one.interpolate(start, 0.5, seed=1).var()) == pytest.approx(0.4934, abs=tolerance)
+    limits = EvaluationBudget(rows=1000, paths=1000)
+    report = sb.evaluate(bridge, *rows, seed=0, metrics=(sb.metrics.EnergyDistance(),), baselines=(), limits=limits)
+    action, energy = (report.quantity(name) for name in (WITH_COST, "energy, forward"))
+    cost = (
+        2.0 * sum(float(bridge.interpolate(rows[0], t, seed=2).square().mean()) for t in (0.1, 0.3, 0.5, 0.7, 0.9)) / 5
+    )
+    assert action.value - energy.value == pytest.approx(cost, abs=0.15)
+    with pytest.raises(UnsupportedError, match="no certificate for a state cost that is a function"):
+        sb.certify(bridge, *rows, seed=0)
+
+
+def test_half_bridges_that_would_lose_the_cost_are_refused():
+    problem = sb.BridgeProblem(*SAMPLES, REFERENCE, state_cost=lambda t, x: x.square().sum(1))
+    for ways in ({"forward": sb.solvers.MeanMatching()}, {"backward": sb.solvers.PinnedPaths()}):
+        assert "takes no state cost that is a plain function" in str(sb.IPF(**ways).refusal(problem))
+    steps = sb.BridgeProblem(*SAMPLES, REFERENCE, state_cost=lambda t, x: (x[:, 0] > 0).to(x))
+    assert "running cost depends on x but has no gradient" in str(sb.IPF().refusal(steps))
+
+
 def test_the_choice_of_a_solver_knows_the_cost():
     assert isinstance(choose_solver(PROBLEM).solver, sb.GaussianBridge)
-    with pytest.raises(UnsupportedError, match=r"default solver takes no state cost that is a plain function"):
-        sb.fit(SOURCE, TARGET, state_cost=lambda t, x: x.square().sum(1))
+    function = sb.BridgeProblem(SOURCE, TARGET, REFERENCE, state_cost=lambda t, x: x.square().sum(1))
+    assert isinstance(choose_solver(function).solver, sb.IPF)
+    density = sb.Density(lambda x: -0.5 * x.square().sum(1), 2)
+    with pytest.raises(UnsupportedError, match="plain function"):
+        choose_solver(sb.BridgeProblem(SOURCE, density, REFERENCE, state_cost=lambda t, x: x.square().sum(1)))
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from sbridge.cli.python_files import named
 from sbridge.data.sources import ReadOptions
 from sbridge.data.tables import Inputs, read_inputs, read_table, split
 from sbridge.diffusion import end_distribution
-from sbridge.errors import FileFormatError, InvalidInputError, listed, number, shown
+from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, listed, number, shown
 from sbridge.exact.ends import describe
 from sbridge.fitting import Course, Preparation, choose_sigma, prepare, prepare_course
 from sbridge.laws import Density, Samples
 from sbridge.laws.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
-from sbridge.problems import SoftEnds
+from sbridge.problems import Quadratic, SoftEnds
 from sbridge.processes import Process
 from sbridge.random import derive, generator
 from sbridge.runs.files import RUN_FORMAT
@@ -128,7 +128,7 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
         return process
 
     solver = None if isinstance(command.solver_options, Automatic) else command.solver_options
-    cost = None if command.state_cost is None else named(command.state_cost, "--state-cost")
+    cost = None if command.state_cost is None else _quadratic(command.state_cost)
     balance = None if command.soft_ends is None else SoftEnds(*command.soft_ends)
     options = {"state_cost": cost, "balance": balance, "solver": solver}
     options |= {"scaling": _SCALINGS[command.scaling], "seed": command.seed}
@@ -270,6 +270,21 @@ def _noise(command: Fit[Any, Any], x0: Tensor, x1: Tensor, horizon: float) -> tu
         return Noise(sigma, horizon, lambda: pooled(x0, x1)), ""
     choice = choose_sigma(x0, x1, horizon=horizon, seed=command.seed)
     return Noise(choice.sigma, horizon, lambda: pooled(x0, x1)), str(choice)
+
+
+def _quadratic(place: str) -> Quadratic:
+    """Returns the cost of --state-cost.
+
+    Raises:
+        UnsupportedError: for a function, which a run could not store.
+    """
+    cost = named(place, "--state-cost")
+    if not isinstance(cost, Quadratic):
+        raise UnsupportedError(
+            f"--state-cost takes a costs.Quadratic, and {place} is {shown(cost)}. The bridge of a function cannot be "
+            "stored; in Python, sb.fit(x0, x1, state_cost=V) learns it."
+        )
+    return cost
 
 
 def _plain(thing: object) -> Json:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from textwrap import wrap
+from types import NoneType
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from sbridge.laws import Samples
 from sbridge.laws.moments import span_fewer
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, martingale
 from sbridge.metrics import EnergyDistance
-from sbridge.problems import BridgeProblem
+from sbridge.problems import AbsorbedCost, BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.random import ROW_BLOCK, Seed, as_seed, derive
 from sbridge.solutions import Bridge
@@ -271,7 +272,8 @@ def certify(
     report = evaluate(
         Bridge(forward, backward), near, far, seed=seed, metrics=(EnergyDistance(),), baselines=(), limits=limits
     )
-    added = None if bridge.state_cost is None else _at_ends(bridge.state_cost.start, near, bridge.state_cost.end, far)
+    cost = bridge.state_cost
+    added = _at_ends(cost.start, near, cost.end, far) if isinstance(cost, AbsorbedCost) else None
     return Certificate(bound, spent, gap, report, potential, potential.components, added)
 
 
@@ -285,6 +287,12 @@ def _judged(bridge: Bridge, x0: Rows, x1: Rows) -> tuple[Bridge, list[Tensor]]:
         )
     if bridge.forward.direction is Direction.BACKWARD:
         bridge, rows = bridge.reversed(), rows[::-1]
+    if not isinstance(bridge.state_cost, (AbsorbedCost, NoneType)):
+        raise UnsupportedError(
+            "there is no certificate for a state cost that is a function: its lower bound needs the transition density "
+            "of the reference with the cost. In one or two dimensions, compare with pde.solve_schroedinger(…, "
+            "state_cost=…)."
+        )
     if "forward" in plug_in_directions(bridge):
         raise UnsupportedError(
             "a certificate bounds the energy of the forward process, but this one ends in the data points: its energy "

@@ -36,6 +36,7 @@ from sbridge.laws import Samples, as_rows
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, jeffreys, path_kl
 from sbridge.metrics import STANDARD_METRICS, Metric
 from sbridge.problems import AbsorbedCost
+from sbridge.problems.costs import Costs, RunningCost
 from sbridge.processes.base import check_time
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
@@ -280,10 +281,15 @@ def _energy(measure: PathMeasure, rows: Tensor, count: int, seed: int) -> Estima
     return path_kl(started, replace(started, control=None), count, seed=seed)
 
 
-def _action(measure: PathMeasure, cost: AbsorbedCost, rows: Tensor, count: int, seed: int) -> Estimate:
-    """Estimates ``KL(P ‖ R) + E∫V dt`` for the reference without the cost: the energy and a function of both ends."""
+def _action(measure: PathMeasure, cost: AbsorbedCost | RunningCost, rows: Tensor, count: int, seed: int) -> Estimate:
+    """Estimates ``KL(P ‖ R) + E∫V dt`` for the reference without the cost.
+
+    A quadratic cost, part of the reference, adds a function of both ends to the energy; any other adds its integral.
+    """
     paths = replace(measure, start=Samples(rows)).sample(count, seed=seed)
-    return Estimate.of(energies(paths).double() + cost.between(paths.x[0].double(), paths.x[-1].double()))
+    first, last = (paths.x[k].double() for k in (0, -1))
+    added = cost.between(first, last) if isinstance(cost, AbsorbedCost) else Costs(cost).along(paths)
+    return Estimate.of(energies(paths).double() + added)
 
 
 def _quantity(name: str, found: Estimate | str) -> Quantity:

@@ -9,7 +9,7 @@ from sbridge.exact import balanced
 from sbridge.fitting.samples import unlike_mixtures
 from sbridge.laws import Density, Gaussian, Point, Samples
 from sbridge.laws.moments import span_fewer
-from sbridge.problems import BridgeProblem, not_plain
+from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.solvers.adjoint_bridge import AdjointBridge
 from sbridge.solvers.base import Solver
@@ -62,16 +62,25 @@ def choose_solver(problem: BridgeProblem) -> SolverChoice:
       for the given samples;
     * one or two ends that are only unnormalised densities, under a linear reference: :class:`AdjointBridge`, which
       follows the gradient of the log density and needs no samples of that end;
-    * ends that can be sampled under any other reference: :class:`IPF`, which needs no transition in closed form.
+    * ends that can be sampled under any other reference, or with a state cost that is a function: :class:`IPF`, which
+      needs no transition in closed form.
 
     Raises:
         UnsupportedError: if there is no default for the problem.
     """
     problem = balanced(problem.absorbed())
-    cost = not_plain("The default solver", problem)
-    if cost is not None:
-        raise UnsupportedError(cost)
+    if problem.running_cost is not None:
+        return _with_cost(problem)
     return _without_samples(problem) or _from_samples(problem)
+
+
+def _with_cost(problem: BridgeProblem) -> SolverChoice:
+    """Chooses for a state cost that is a function."""
+    solver = IPF()
+    told = solver.refusal(problem)
+    if told is not None:
+        raise UnsupportedError(told)
+    return SolverChoice(solver, "since the state cost is a function, which it learns with the forward control")
 
 
 def _without_samples(problem: BridgeProblem) -> SolverChoice | None:

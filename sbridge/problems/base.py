@@ -92,6 +92,11 @@ class BridgeProblem:
             raise UnsupportedError(unknown_transition("this", self.reference))
         return self.reference
 
+    @property
+    def running_cost(self) -> RunningCost | None:
+        """The state cost if it is a function that is no part of the reference, otherwise ``None``."""
+        return None if isinstance(self.state_cost, (Quadratic, AbsorbedCost)) else self.state_cost
+
     def near(self, direction: Direction) -> Law:
         """Returns the end at which a direction begins."""
         return self.source if direction is Direction.FORWARD else self.target
@@ -236,9 +241,9 @@ def _unabsorbed_cost(who: str, problem: BridgeProblem) -> str | None:
     if isinstance(cost, Quadratic):
         return f"{who} takes a quadratic state cost as part of the reference: pass problem.absorbed(), as solve() does."
     return (
-        f"{who} takes no state cost that is a plain function. If it is quadratic or linear, pass "
-        "costs.Quadratic(matrix, vector), which every solver takes. In one or two dimensions "
-        "pde.solve_schroedinger(process, source, target, grid, state_cost=…) takes any function."
+        f"{who} takes no state cost that is a plain function. IPF() learns the bridge of any differentiable one; in "
+        "one or two dimensions pde.solve_schroedinger(process, source, target, grid, state_cost=…) takes any. If it is "
+        "quadratic or linear, pass costs.Quadratic(matrix, vector), which every solver takes."
     )
 
 

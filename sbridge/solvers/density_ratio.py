@@ -25,6 +25,7 @@ from sbridge.storage.registry import check_kinds, register
 from sbridge.training import Learner, Optimisation
 
 _PROBE_ROWS = 4096
+_COST_ROWS = 8
 _HELPERS = Optimisation(learning_rate=2e-3, batch=1024, ema_decay=0.98, warm_up=10)
 _POTENTIAL, _VALUE = "potential", "value"
 
@@ -48,7 +49,9 @@ class DensityRatio(AdjointRegression):
        these weights the mean of the targets is the control of the reference tilted by ``e^s``, for any control of the
        paths. A second network learns the mean of ``log α`` given ``X_0``, which is subtracted.
 
-    The control depends on the past of the run only through ``s``, so errors of earlier controls are forgotten.
+    The control depends on the past of the run only through ``s``, so errors of earlier controls are forgotten. A state
+    cost ``V`` is the running cost of the same control problem: ``α ∝ e^{s(X_T) − ∫V dt} dR/dP``, and the adjoint has
+    its gradient.
 
     Args:
         first: ``η`` at the beginning.
@@ -68,6 +71,7 @@ class DensityRatio(AdjointRegression):
     paths: ClassVar[int] = 2048
     refresh: ClassVar[int] = 75
     independent: ClassVar[bool] = True
+    keeps_cost: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -85,7 +89,10 @@ class DensityRatio(AdjointRegression):
                     f"DensityRatio needs samples of both ends, and the {end_name(direction)} is an unnormalised "
                     "density: use IPF(forward=AdjointHalfBridge()), or draw samples first."
                 )
-        return self.opaque_drift(problem, "forward")
+        steep = None if problem.running_cost is None else Costs(problem.running_cost)
+        x, horizon = problem.source.sample(_COST_ROWS, generator_of(0)), problem.reference.horizon
+        told = None if steep is None else steep.refusal(x, (0.0, 0.5 * horizon))
+        return told or self.opaque_drift(problem, "forward")
 
     def helpers(self, problem: BridgeProblem, trained: Direction, simulations: int, seed: int) -> dict[str, Learner]:
         """Networks for the potential of the far end and for the mean log weight given the start."""
@@ -99,10 +106,11 @@ class DensityRatio(AdjointRegression):
     def keep(self, paths: Paths, learning: HalfStepContext, generator: torch.Generator) -> dict[str, Tensor]:
         """States, regression targets and tempered weights, of these paths and of the previous ones."""
         potential = self._classify(paths.x[-1], learning, generator)
-        cost = Costs(terminal=lambda x: -potential(x))
+        running = learning.problem.running_cost
+        cost = Costs(running, lambda x: -potential(x))
         end = -gradient(paths.x[-1], potential)
         with torch.no_grad():
-            targets = self.targets(paths, lean_adjoint(paths, Costs(), end), learning.base)
+            targets = self.targets(paths, lean_adjoint(paths, Costs(running), end), learning.base)
             excess = self._excess(paths.x[0], log_weight(paths, cost).to(paths.x), learning, generator)
         weights, _ = self.trust_region.weights(excess)
         new = {"x": paths.x[:-1], "target": targets, "weight": weights.to(paths.x)}

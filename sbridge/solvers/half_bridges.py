@@ -92,11 +92,13 @@ class HalfBridge(ABC):
         paths: the default number of paths per simulation.
         refresh: the default number of updates between two simulations.
         independent: whether the control is learned without that of the other direction.
+        keeps_cost: whether a state cost that is a function becomes part of the control, or stays in it.
     """
 
     paths: ClassVar[int] = 512
     refresh: ClassVar[int] = 50
     independent: ClassVar[bool] = False
+    keeps_cost: ClassVar[bool] = False
 
     @abstractmethod
     def simulated(self, trained: Direction) -> Direction:
@@ -206,6 +208,8 @@ class PathHalfBridge(HalfBridge):
 @dataclass(frozen=True)
 class _Reversal(PathHalfBridge):
     """Half-bridges that reverse paths of the other direction."""
+
+    keeps_cost: ClassVar[bool] = True
 
     def simulated(self, trained: Direction) -> Direction:
         return trained.opposite

@@ -60,14 +60,17 @@ class IPF(Solver["IPFState"]):
     anew from the reference. Earlier errors are therefore forgotten. The other half-bridges take the distribution from
     the previous half-step: regression errors that change it remain in all later half-steps.
 
+    A state cost that is a function is learned with the forward control, by ``DensityRatio``; the backward control is
+    its reversal.
+
     Args:
         half_steps: number of half-steps. If it is even, the forward control is learned last, except with
             ``DensityRatio()``, whose result is reversed at the end.
         updates: number of updates per half-step.
-        forward: how the forward control is learned. ``None``: ``PinnedPaths()`` for a linear reference, otherwise
-            ``DensityRatio()`` if torch can differentiate the drift, and ``MeanMatching()`` if it cannot.
+        forward: how the forward control is learned. ``None``: ``PinnedPaths()`` for a linear reference, otherwise, and
+            with a state cost, ``DensityRatio()`` if torch can differentiate the drift, and ``MeanMatching()`` if not.
         backward: how the backward control is learned. ``None``: ``PinnedPaths()`` for a linear reference,
-            ``MeanMatching()`` for others.
+            ``MeanMatching()`` for others, and with a state cost.
         start: the known control to which the networks are added. ``None``: ``GaussianStart()`` if the reference is
             linear and the moments of both ends are known, otherwise ``ZeroStart()``.
         refresh: number of updates between two simulations; ``None``: the default of the half-bridge.
@@ -108,9 +111,11 @@ class IPF(Solver["IPFState"]):
         """Explains which requirement of a half-bridge the problem does not meet."""
         if isinstance(problem.source, Density) and isinstance(problem.target, Density):
             return "IPF needs an end that can be sampled, and both are unnormalised densities: draw samples from one."
-        cost = not_plain("IPF", problem)
-        if cost is not None:
-            return cost
+        ways = [self.half_bridge(problem, direction) for direction in Direction]
+        if problem.running_cost is None or not (ways[0].independent and all(one.keeps_cost for one in ways)):
+            cost = not_plain("With these half-bridges, IPF", problem)
+            if cost is not None:
+                return cost
         refusals = (self.half_bridge(problem, direction).refusal(problem, direction) for direction in Direction)
         return next((reason for reason in refusals if reason is not None), None)
 
@@ -120,7 +125,7 @@ class IPF(Solver["IPFState"]):
         if chosen is not None:
             return chosen
         sampled = not any(isinstance(end, Density) for end in (problem.source, problem.target))
-        if sampled and isinstance(problem.reference, LinearProcess):
+        if sampled and problem.running_cost is None and isinstance(problem.reference, LinearProcess):
             return PinnedPaths()
         rebuilt = sampled and direction is Direction.FORWARD and differentiable(problem)
         return DensityRatio() if rebuilt else MeanMatching()

@@ -47,6 +47,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "samplers": (f"{_MODULES}.samplers",),
     "reversal": (f"{_MODULES}.reversal",),
     "tilt": (f"{_MODULES}.tilt",),
+    "state_costs": (f"{_MODULES}.state_costs",),
     "fates": (f"{_MODULES}.fates",),
 }
 """The arguments of ``python -m``, by name of the file."""

@@ -255,8 +255,11 @@ def test_what_needs_noise_everywhere_is_refused():
     with pytest.raises(UnsupportedError, match="UnderdampedDrift"):
         PathMeasure(LINE, None, start, rule=KineticSplitting()).sample(2, seed=0)
     ends = Gaussian(torch.zeros(2), torch.eye(2))
-    with pytest.raises(UnsupportedError, match="velocities alone"):
-        sb.solve(sb.BridgeProblem(ends, ends, LINE), sb.solvers.IPF(), seed=0)
+    for process in (WELL, LINE):
+        with pytest.raises(UnsupportedError, match="velocities alone.* use UnderdampedLangevin with MatchedBridge"):
+            sb.solve(sb.BridgeProblem(ends, ends, process), sb.solvers.IPF(), seed=0)
+    with pytest.raises(UnsupportedError, match="use an UnderdampedLangevin process"):
+        sb.solve(sb.BridgeProblem(ends, ends, WELL), sb.solvers.GaussianBridge(), seed=0)
 
 
 OWN = {one.name: one for one in identities() if one.body.__module__ == momentum.__name__}

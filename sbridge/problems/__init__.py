@@ -1,6 +1,13 @@
 """Problems: a Schrödinger bridge, stochastic optimal control, sampling from a density."""
 
-from sbridge.problems.base import BridgeProblem, ControlProblem, not_plain, unknown_transition, unsampled_end
+from sbridge.problems.base import (
+    BridgeProblem,
+    ControlProblem,
+    noiseless_coordinate,
+    not_plain,
+    unknown_transition,
+    unsampled_end,
+)
 from sbridge.problems.costs import (
     AbsorbedCost,
     BridgeCorrection,
@@ -29,6 +36,7 @@ __all__ = [
     "StateCost",
     "StoppingSet",
     "TerminalCost",
+    "noiseless_coordinate",
     "not_plain",
     "quadratic_reference",
     "sampling_problem",

@@ -204,10 +204,24 @@ def unknown_transition(who: str, process: Process, instead: str = "IPF()") -> st
     """
     if isinstance(process, LinearProcess):
         return None
+    needed = (
+        f"{who[:1].upper()}{who[1:]} needs transitions in closed form, which {type(process).__name__} does not have"
+    )
+    if process.scale(0.0).singular:
+        return f"{needed}: use an UnderdampedLangevin process, whose force is linear, as reference."
     return (
-        f"{who[:1].upper()}{who[1:]} needs transitions in closed form, which {type(process).__name__} does not have: "
-        f"use a LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or {instead}, which simulates "
-        "any reference."
+        f"{needed}: use a LinearProcess such as BrownianMotion or OrnsteinUhlenbeck as reference, or {instead}, which "
+        "simulates any reference."
+    )
+
+
+def noiseless_coordinate(who: str, process: Process) -> str | None:
+    """Explains why ``who``, which needs noise in every coordinate, cannot use ``process``; ``None`` if it has it."""
+    if not process.scale(0.0).singular:
+        return None
+    return (
+        f"{who} needs noise in every coordinate, and that of {type(process).__name__} enters velocities alone. If its "
+        "force is linear, use UnderdampedLangevin with MatchedBridge(), or with GaussianBridge() for Gaussian ends."
     )
 
 

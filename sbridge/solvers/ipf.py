@@ -13,7 +13,7 @@ from sbridge.errors import InvalidInputError
 from sbridge.laws import Density
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
-from sbridge.problems import BridgeProblem, ControlProblem, not_plain
+from sbridge.problems import BridgeProblem, ControlProblem, noiseless_coordinate, not_plain
 from sbridge.processes import Chain, Direction, LinearProcess, Process, default_rule
 from sbridge.random import derive, generator as generator_of
 from sbridge.solutions import Bridge
@@ -116,6 +116,9 @@ class IPF(Solver["IPFState"]):
             cost = not_plain("With these half-bridges, IPF", problem)
             if cost is not None:
                 return cost
+        unfit = noiseless_coordinate("IPF", problem.reference)
+        if unfit is not None:
+            return unfit
         refusals = (self.half_bridge(problem, direction).refusal(problem, direction) for direction in Direction)
         return next((reason for reason in refusals if reason is not None), None)
 

@@ -1,6 +1,7 @@
 """Underdamped Langevin processes: closed forms, exact path measures, controls, refusals, and their identities."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.linalg import expm, solve_discrete_lyapunov
 
 import sbridge as sb
 from sbridge.errors import InvalidInputError, UnsupportedError
+from sbridge.functionals import dissipation
 from sbridge.identities import Setting, identities, momentum
 from sbridge.identities.settings import PROCESSES, mixture
 from sbridge.laws import Gaussian, Point
@@ -198,6 +200,15 @@ def test_a_gaussian_bridge_in_phase_space_reaches_its_end():
         bridge.score(0.5, ends)
 
 
+def test_a_fit_in_phase_space_warns_of_nothing():
+    g = torch.Generator().manual_seed(0)
+    x0, x1 = torch.randn(200, 2, generator=g), torch.randn(200, 2, generator=g) + 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bridge = sb.fit(x0, x1, reference=LINE, solver=sb.GaussianBridge(), seed=0)
+    assert torch.allclose(bridge.transport(x0, seed=1).mean(0), x1.mean(0), atol=0.25)
+
+
 @pytest.mark.parametrize("process", [PULLED, WELL])
 def test_they_are_saved(process):
     again = decode(*encode(process))
@@ -254,6 +265,9 @@ def test_what_needs_noise_everywhere_is_refused():
         PathMeasure(WELL, None, start, rule=ExactTransition()).sample(2, seed=0)
     with pytest.raises(UnsupportedError, match="UnderdampedDrift"):
         PathMeasure(LINE, None, start, rule=KineticSplitting()).sample(2, seed=0)
+    paths = PathMeasure(LINE, None, start, grid=TimeGrid.uniform(4)).sample(3, seed=0)
+    with pytest.raises(UnsupportedError, match="no inverse"):
+        dissipation(paths, LINE.drift)
     ends = Gaussian(torch.zeros(2), torch.eye(2))
     for process in (WELL, LINE):
         with pytest.raises(UnsupportedError, match="use UnderdampedLangevin with MatchedBridge"):

@@ -178,7 +178,9 @@ def _warn_of_noise(ends: list[tuple[str, Tensor]], noise: float) -> None:
 
 def _warn_of_columns(ends: list[Tensor], reference: Process) -> None:
     """Warns of columns of very different widths; constant columns have no width."""
-    noise = reference.scale(0.0).inverse()
+    if reference.scale(0.0).singular:
+        return  # positions of particles with momentum have no noise to be measured in
+    noise = reference.inverse_scale(0.0)
     variances = torch.stack([noise.to(rows)(rows).var(0, correction=0) for rows in ends]).mean(0)
     seen = variances.nonzero().flatten()
     if len(seen) < 2:

@@ -130,11 +130,12 @@ def dissipation(
 
     Raises:
         InvalidInputError: if the velocity has another shape than the states.
+        UnsupportedError: if the noise does not enter every coordinate.
     """
     process = paths.chain.process
 
     def rate(t: Time, x: Tensor) -> Tensor:
-        return 2.0 * process.scale(t).inverse().to(x)(checked_score(velocity, t, x)).square().sum(1)
+        return 2.0 * process.inverse_scale(t).to(x)(checked_score(velocity, t, x)).square().sum(1)
 
     return integrate(paths, rate, quadrature, start_time)
 

@@ -26,6 +26,7 @@ from sbridge.diffusion.training import ScoreMatching as ScoreMatching
 from sbridge.errors import SbridgeError as SbridgeError, SbridgeWarning as SbridgeWarning
 from sbridge.evaluation import (
     certify as certify,
+    cross_validate as cross_validate,
     evaluate as evaluate,
     evaluate_control as evaluate_control,
     log_normaliser as log_normaliser,

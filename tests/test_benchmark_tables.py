@@ -11,10 +11,10 @@ import tyro
 
 from docs.benchmarks.__main__ import TABLES, Settings, commands, main
 from docs.benchmarks.choices import Settings as Choices, scores
-from docs.benchmarks.snapshots import unfitted
 from sbridge.benchmarks.bridge import PAIRS
 from sbridge.cli.parsing import parse
 from sbridge.errors import NotConvergedError, UnknownNameError
+from sbridge.evaluation.cross_validation import unfitted
 from sbridge.metrics import HalfEnergyDistance
 
 

@@ -35,8 +35,21 @@ def short(monkeypatch):
     )
 
 
+def write_cells(path):
+    """Three days of cells with two types, as the page on cells reads them."""
+    anndata, pandas = pytest.importorskip("anndata"), pytest.importorskip("pandas")
+    rows = [datasets.make("two_moons", 60, seed=seed).numpy() + day for seed, day in enumerate((2, 4, 7))]
+    obs = pandas.DataFrame({"day": np.repeat([2, 4, 7], 60)}, index=[f"cell {i}" for i in range(180)])
+    data = anndata.AnnData(obs=obs, obsm={"X_pca": np.concatenate(rows)})
+    data.obs["cell_type"] = np.where(np.arange(180) % 60 < 30, "alpha", "beta")
+    data.write_h5ad(path)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_blocks_run(page, short):
+def test_blocks_run(page, short, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "cells.h5ad" in "".join(blocks(page)):
+        write_cells("cells.h5ad")
     x0, x1 = datasets.make("two_moons", 300, seed=0), datasets.make("eight_gaussians", 300, seed=1)
     data, data_test = datasets.make("two_moons", 300, seed=2), datasets.make("two_moons", 20, seed=3)
     names = {

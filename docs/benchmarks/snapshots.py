@@ -13,7 +13,6 @@ the floor, one half of the snapshot against the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,22 +25,13 @@ from torch import Tensor
 from sbridge.benchmarks.output import row
 from sbridge.benchmarks.tables import SOLVERS, mean, timed
 from sbridge.errors import InvalidInputError, check_at_least, check_known
+from sbridge.evaluation.cross_validation import unfitted
 from sbridge.fitting import fit
 from sbridge.laws import as_rows
-from sbridge.metrics import HalfEnergyDistance, sampling_floor
+from sbridge.metrics import HalfEnergyDistance
 from sbridge.processes import BrownianMotion
 from sbridge.random import generator
 from sbridge.solvers.base import Solver
-
-_SPLITS = 20
-UNFITTED = (
-    "copy of the one before",
-    "copy of the one after",
-    "pooled ends",
-    "pooled ends, true mean",
-    "floor (half against half)",
-)
-"""Answers without a fit. ``pooled ends, true mean`` is moved to the mean of the snapshot that was left out."""
 
 
 @dataclass(frozen=True)
@@ -80,28 +70,6 @@ def main(settings: Settings) -> None:
         total = mean([sum(score for score, _ in run) / len(run) for run in runs])
         splits = [str(mean([run[k][0] for run in runs])) for k in range(len(inner))]
         row(name, mean=total, splits=splits, seconds=mean([seconds for run in runs for _, seconds in run]))
-
-
-def unfitted(data: list[Tensor], times: Sequence[float]) -> dict[str, list[float]]:
-    """Scores every inner snapshot for predictions without a fit, and the sampling floor.
-
-    The mixture ``P = (1 − s)A + sB`` of two neighbours is scored exactly, on all cells. Half the energy distance ``D``
-    is a quadratic form in the difference of two measures, so
-    ``D(P, Y) = (1 − s) D(A, Y) + s D(B, Y) − s(1 − s) D(A, B)``.
-    """
-    metric, scores = HalfEnergyDistance(), dict[str, list[float]]()
-    for i in range(1, len(data) - 1):
-        before, held_out, after = data[i - 1 : i + 2]
-        share = (times[i] - times[i - 1]) / (times[i + 1] - times[i - 1])
-        shift = held_out.mean(0) - (1.0 - share) * before.mean(0) - share * after.mean(0)
-        apart = share * (1.0 - share) * metric(before, after, generator(0))
-        ends = [[metric(x, y, generator(0)) for x in (before, after)] for y in (held_out, held_out - shift)]
-        pools = [(1.0 - share) * first + share * last - apart for first, last in ends]
-        half = len(held_out) // 2
-        floor = sampling_floor(metric, held_out, (half, half), generator(0), _SPLITS).mean
-        for name, score in zip(UNFITTED, (*ends[0], *pools, floor), strict=True):
-            scores.setdefault(name, []).append(score)
-    return scores
 
 
 def _split(data: list[Tensor], settings: Settings, inner: int, solver: Solver, seed: int) -> tuple[float, float]:

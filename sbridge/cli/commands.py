@@ -201,6 +201,25 @@ class Evaluate(Spoken):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrossValidate(Spoken):
+    """Leave every inner snapshot out, predict it from its neighbours, and compare with answers that need no fit."""
+
+    inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...", help_behavior_hint="")]
+    """At least three snapshots, or one .h5ad file with --time-key; files as for fit."""
+    times: Annotated[tuple[float, ...], arg(metavar="T0 T1 ..."), _default("those of the files")] = ()
+    """Times of the data sets, increasing, in any unit."""
+    solvers: Annotated[tuple[SolverName, ...], arg(metavar="NAME ...")] = ("auto",)
+    """Methods, with their default options; auto: the choice of fit."""
+    sigma: Annotated[float | None, arg(metavar="S"), _default("chosen for each prediction")] = None
+    """Noise σ of the Brownian reference, in data units per square root of time."""
+    max_rows: int = 4000
+    """Largest number of rows of a snapshot that are scored; fits use all."""
+    seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0, 1, 2)
+    """Seeds of fits and draws; standard errors are over these."""
+    reading: OmitArgPrefixes[Reading] = field(default_factory=Reading)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plot(Spoken):
     """Draw the figures of a fitted bridge again."""
 

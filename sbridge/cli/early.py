@@ -199,6 +199,13 @@ def _evaluate(command: commands.Evaluate) -> Iterator[Check]:
     yield _seed(command.seed)
 
 
+def _cross_validate(command: commands.CrossValidate) -> Iterator[Check]:
+    yield from (partial(check_spec, spec) for spec in command.inputs)
+    yield from _positive({"--sigma": command.sigma})
+    yield _require(command.max_rows >= 4, f"--max-rows must be at least 4, got {command.max_rows}.")
+    yield from map(_seed, command.seeds)
+
+
 def _plot(command: commands.Plot) -> Iterator[Check]:
     yield partial(check_run, command.folder)
     yield _require(command.rows >= 2, f"--rows must be at least 2, got {command.rows}.")
@@ -247,6 +254,7 @@ _CHECKS: dict[type, Callable[..., Iterator[Check]]] = {
     commands.Diffuse: _diffuse,
     commands.Sample: _sample,
     commands.Evaluate: _evaluate,
+    commands.CrossValidate: _cross_validate,
     commands.Plot: _plot,
     commands.Report: _report,
     commands.Verify: _verify,

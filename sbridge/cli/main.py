@@ -24,6 +24,7 @@ _RUNNERS = {
     "Diffuse": "fit.run_diffuse",
     "Sample": "sample.run_sample",
     "Evaluate": "score.run_evaluate",
+    "CrossValidate": "score.run_cross_validate",
     "Plot": "figures.run_plot",
     "Report": "report.run_report",
     "Verify": "verify.run_verify",

@@ -11,7 +11,19 @@ from typing import Annotated, Union
 import tyro
 
 from sbridge.cli.benchmark_commands import Benchmark
-from sbridge.cli.commands import Command, Control, Demo, Diffuse, Evaluate, Fit, Plot, Report, Sample, Verify
+from sbridge.cli.commands import (
+    Command,
+    Control,
+    CrossValidate,
+    Demo,
+    Diffuse,
+    Evaluate,
+    Fit,
+    Plot,
+    Report,
+    Sample,
+    Verify,
+)
 from sbridge.cli.early import check_words
 from sbridge.cli.names import NOISING, REFERENCES, SOLVERS
 from sbridge.cli.options import SCORE_MATCHING, Automatic, constructors, load_class, reference_options, solver_class
@@ -26,7 +38,8 @@ def parse(arguments: list[str]) -> Command:
         SystemExit: from tyro, after ``--help`` or an option that it cannot parse.
     """
     kinds = {"demo": Demo, "fit": Fit, "diffuse": Diffuse, "sample": Sample, "evaluate": Evaluate, "plot": Plot}
-    kinds |= {"report": Report, "verify": Verify, "control": Control, "benchmark": Benchmark}
+    kinds |= {"cross-validate": CrossValidate, "report": Report, "verify": Verify, "control": Control}
+    kinds |= {"benchmark": Benchmark}
     first = next((word for word in arguments if not word.startswith("-")), None)
     if first is not None:
         check_known("command", [first], kinds)

@@ -7,13 +7,16 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 
-from sbridge.cli.commands import Evaluate
+from sbridge.cli.commands import CrossValidate, Evaluate
 from sbridge.cli.console import Console, ScoringBar
+from sbridge.cli.names import SOLVERS
+from sbridge.cli.options import load_class
 from sbridge.cli.plan import check_columns, dtype_of, read_options, time_given
 from sbridge.data.tables import Table, read_inputs
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.evaluation.certificate import Certificate, certificate_json, certificate_or_reason, certificate_text
+from sbridge.evaluation.cross_validation import cross_validate
 from sbridge.evaluation.progress import watched
 from sbridge.evaluation.report import Report
 from sbridge.evaluation.scorer import EvaluationBudget
@@ -55,6 +58,17 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
     console.say(certificate_text(certificate))
     if command.figure is not None and isinstance(certificate, str):
         raise InvalidInputError(f"{command.figure} was not written, because there is no certificate to draw.")
+    return 0
+
+
+def run_cross_validate(command: CrossValidate, console: Console) -> int:
+    """Runs the command; returns the exit code."""
+    inputs = read_inputs(command.inputs, command.times, read_options(command.reading, 0))
+    console.remark("fitting …")
+    solvers = {name: None if name == "auto" else load_class(SOLVERS[name])() for name in command.solvers}
+    rows = [table.rows for table in inputs.tables]
+    options = {"sigma": command.sigma, "seeds": command.seeds, "max_rows": command.max_rows}
+    console.say(cross_validate(rows, inputs.times or (0.0, 1.0), solvers=solvers, **options).text())
     return 0
 
 

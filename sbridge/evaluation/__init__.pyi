@@ -21,6 +21,7 @@ from sbridge.evaluation.control import (
     objective_and_value as objective_and_value,
     signal_to_noise as signal_to_noise,
 )
+from sbridge.evaluation.cross_validation import CrossValidation as CrossValidation, cross_validate as cross_validate
 from sbridge.evaluation.normaliser import (
     WeightedSamples as WeightedSamples,
     evidence_upper_bound as evidence_upper_bound,

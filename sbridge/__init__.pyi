@@ -38,6 +38,7 @@ from sbridge.fitting import (
     diffuse as diffuse,
     fit as fit,
     fit_course as fit_course,
+    fit_pairs as fit_pairs,
     learn_reference as learn_reference,
     solve as solve,
     tilt as tilt,

@@ -13,6 +13,7 @@ from sbridge.fitting.fit import (
     solve,
 )
 from sbridge.fitting.mixture_start import MixtureStart
+from sbridge.fitting.pairs import fit_pairs
 from sbridge.fitting.references import LearnedReference, learn_reference
 from sbridge.fitting.tilting import TiltedBridge, tilt, tilting_solver
 
@@ -30,6 +31,7 @@ __all__ = [
     "diffuse",
     "fit",
     "fit_course",
+    "fit_pairs",
     "learn_reference",
     "prepare",
     "prepare_course",

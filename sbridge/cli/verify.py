@@ -21,7 +21,7 @@ from sbridge.diffusion.reverse import moments
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.identities import Setting, listing, standard_settings, verify
 from sbridge.identities.base import chosen
-from sbridge.identities.own import Network, PlainScore, Predicts
+from sbridge.identities.own import Network, PlainScore, Predicts, thinned
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.laws.scaling import AffineScaling
 from sbridge.processes import LinearProcess, Process
@@ -188,10 +188,9 @@ def _at_most(law: Law, command: Verify[Any], console: Console) -> Law:
     console.remark(
         f"the empirical distribution uses {command.max_rows} of {len(law.rows)} rows, drawn at random (--max-rows)."
     )
-    g = generator(derive(command.seed, "thinning"))
     if law.weights is not None:
-        return Samples(law.sample(command.max_rows, g))
-    return Samples(law.rows[torch.randperm(len(law.rows), generator=g)[: command.max_rows]])
+        return Samples(law.sample(command.max_rows, generator(derive(command.seed, "thinning"))))
+    return Samples(thinned(law.rows, command.max_rows, command.seed))
 
 
 def _progress(console: Console, done: int, total: int, what: str) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from sbridge.objectives import (
     residual,
 )
 from sbridge.problems.costs import Costs
+from sbridge.processes.coefficients import gauss_legendre
 from sbridge.random import generator
 from sbridge.simulation import Backprop
 from sbridge.time import TimeGrid
@@ -85,11 +85,10 @@ def action_along_paths_has_its_closed_form(setting: Setting) -> Iterator[Outcome
 def _mean_cost(setting: Setting, centre: Tensor) -> float:
     """Computes ``∫ ½E|X_s − c|² ds`` by Gauss–Legendre quadrature."""
     data, total = Components.of(setting.data), 0.0
-    places, weights = np.polynomial.legendre.leggauss(48)
-    for place, weight in zip(places.tolist(), weights.tolist(), strict=True):
-        law = data.moved(setting.process.transition(0.0, 0.5 * setting.horizon * (1.0 + place)))
+    for place, weight in zip(*(one.tolist() for one in gauss_legendre(3)), strict=True):
+        law = data.moved(setting.process.transition(0.0, setting.horizon * place))
         square = setting.dim * law.width**2 + float((law.mean() - centre).square().sum())
-        total += 0.25 * setting.horizon * weight * square
+        total += 0.5 * setting.horizon * weight * square
     return total
 
 

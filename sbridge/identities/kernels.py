@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from sbridge.identities.tools.derivatives import divergence, gradient
 from sbridge.identities.tools.noising import POINTS, bridge_until, direction, noising_states, span_note, spans, wave
 from sbridge.measures import Estimate
 from sbridge.processes import LinearProcess, VariancePreserving
+from sbridge.processes.coefficients import gauss_legendre
 from sbridge.random import generator
 from sbridge.time import TimeGrid
 
@@ -250,12 +250,11 @@ def _discrete_objective(setting: Setting, steps: int, x: Tensor, noise_of: Calla
 def _score_matching(setting: Setting, x: Tensor, noise_of: Callable[[int], Tensor]) -> Tensor:
     """Computes ``½∫ |σᵀ(s_θ − ∇log p(x_s|x_0))|² ds`` from ``s_min`` for each row; nodes in the logarithm of time."""
     process, total = setting.process, x.new_zeros(len(x))
-    places, weights = np.polynomial.legendre.leggauss(48)
-    half = -0.5 * math.log(setting.start_time)
-    for k, (place, weight) in enumerate(zip(places, weights, strict=True)):
-        noise, t = noise_of(k), setting.horizon * math.exp(half * (place - 1.0))
+    length = -math.log(setting.start_time)
+    for k, (place, weight) in enumerate(zip(*(one.tolist() for one in gauss_legendre(3)), strict=True)):
+        noise, t = noise_of(k), setting.horizon * math.exp(length * (place - 1.0))
         law = process.transition(0.0, t)
         target = -law.root.T.inverse()(noise)
         error = setting.perturbed(t, law.mean(x) + law.root(noise)) - target
-        total += 0.5 * half * t * weight * process.scale(t).T(error).square().sum(1)
+        total += 0.5 * length * t * weight * process.scale(t).T(error).square().sum(1)
     return total

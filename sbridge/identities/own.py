@@ -104,10 +104,16 @@ def own_setting(
             f"transitions of a {type(process).__name__} have no closed form, so there is no exact score to compare "
             "with. Use a linear process."
         )
-    if len(rows) > max_rows:
-        rows = rows[torch.randperm(len(rows), generator=generator(derive(seed, "thinning")))[:max_rows]]
+    rows = thinned(rows, max_rows, seed)
     network = None if score is None else PlainScore(score, process, predicts)
     if network is not None:
         with torch.no_grad():
             network(0.5 * process.horizon, rows[:2])  # refuses at once what does not fit
     return Setting(name, process, Samples(rows), seed, samples, network=network)
+
+
+def thinned(rows: Tensor, most: int, seed: int) -> Tensor:
+    """Returns at most so many rows, drawn at random without replacement."""
+    if len(rows) <= most:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator(derive(seed, "thinning")))[:most]]

@@ -12,7 +12,7 @@ from scipy.linalg import expm, solve_discrete_lyapunov
 
 import sbridge as sb
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.functionals import dissipation
+from sbridge.functionals import dissipation, heat
 from sbridge.identities import Setting, identities, momentum
 from sbridge.identities.settings import PROCESSES, mixture
 from sbridge.laws import Gaussian, Point
@@ -268,6 +268,8 @@ def test_what_needs_noise_everywhere_is_refused():
     paths = PathMeasure(LINE, None, start, grid=TimeGrid.uniform(4)).sample(3, seed=0)
     with pytest.raises(UnsupportedError, match="no inverse"):
         dissipation(paths, LINE.drift)
+    with pytest.raises(UnsupportedError, match="a velocity taken back changes its sign"):
+        heat(paths)
     ends = Gaussian(torch.zeros(2), torch.eye(2))
     for process in (WELL, LINE):
         with pytest.raises(UnsupportedError, match="use UnderdampedLangevin with MatchedBridge"):

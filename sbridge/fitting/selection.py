@@ -34,7 +34,7 @@ def check_selection(selection: Cells | Selection, function: str) -> None:
     """Raises an error for options that select cells, where the data are no ``AnnData``, and for unknown ones."""
     unknown = set(selection) - {"time_key", "rep", "times"}
     if unknown:
-        raise TypeError(f"{function}() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        raise TypeError(f"{function}() got an unexpected keyword argument {shown(sorted(unknown)[0])}")
     if selection:
         raise InvalidInputError(
             f"{listed(selection)} select cells of an AnnData, but {function} was given arrays. Omit them."

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sbridge.controls import Control
+from sbridge.errors import UnsupportedError
 from sbridge.functionals.elbo import normalised_log_density
 from sbridge.functionals.quadrature import PathValues, Quadrature, RowFunction, Trapezoid, integrate, row_values
 from sbridge.measures import PathMeasure, Paths, kernel_log_ratio
@@ -43,6 +44,9 @@ def heat(paths: Paths, control: Control | None = None) -> PathValues:
 
     Returns:
         one number for each path in units of the thermal energy; ``coarse`` is the same from every second knot.
+
+    Raises:
+        UnsupportedError: for a process with noise in velocities alone.
     """
     fine, coarse = _levels(paths)
     return PathValues(_kernel_ratio(*fine, control), _kernel_ratio(*coarse, control))
@@ -177,6 +181,11 @@ def _levels(paths: Paths) -> tuple[tuple[Chain, Tensor], tuple[Chain, Tensor]]:
 @torch.no_grad()
 def _kernel_ratio(chain: Chain, x: Tensor, control: Control | None) -> Tensor:
     """Computes ``Σ ½|ξ'|² − ½|ξ|²`` with the noise ξ of a step and ξ' of the same step taken back."""
+    if chain.process.scale(float(chain.step_times[0])).singular:
+        raise UnsupportedError(
+            "the heat compares each step with the same step taken back, and a velocity taken back changes its sign, "
+            f"which is not done here: use a process with noise in every coordinate, not {type(chain.process).__name__}."
+        )
     total = x.new_zeros(x.shape[1], dtype=torch.float64)
     for j, width in enumerate(chain.root_durations):
         t = chain.step_times[j]

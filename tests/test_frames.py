@@ -184,6 +184,20 @@ def test_annotations(course):
     assert data.uns["sbridge"]["groups"] == "type"
 
 
+def test_a_bridge_is_annotated_at_the_times_of_its_ends():
+    """The clock of a bridge says nothing about days; velocities are per unit of the time axis of the cells."""
+    data = annotated()
+    bridge = sb.fit(X0.to_numpy(), X1.to_numpy(), reference=sb.BrownianMotion(0.5), solver=sb.GaussianBridge())
+    with pytest.raises(InvalidInputError, match=r"a bridge does not know the times of its ends.*Course\(\(t0, t1\)"):
+        sb.annotate(data, bridge, time_key="day")
+    data.obs["day"] = np.where(np.arange(len(ALL)) < 30, 3, DAYS)  # some cells between the ends, at half the clock
+    sb.annotate(data, sb.Course((2.0, 4.0), (bridge,)), time_key="day")
+    x, found = torch.from_numpy(X0.to_numpy()), torch.from_numpy(data.obsm["sbridge_velocity"])
+    torch.testing.assert_close(found[:30], 0.25 * bridge.forward.control(0.5, x[:30]))
+    torch.testing.assert_close(found[30:60], (bridge.conditional_mean(x[30:], seed=0) - x[30:]) / 2, rtol=0, atol=1e-5)
+    assert found[60:].isnan().all()
+
+
 def test_annotated_data_are_saved_and_have_growth(tmp_path):
     data = annotated()
     grown = sb.fit_course(data, time_key="day", balance=sb.ends.Growth(lambda x: x[:, 0]), **FAST)
@@ -214,7 +228,7 @@ def test_annotations_that_cannot_be_made(course):
     with pytest.raises(InvalidInputError, match=r"no cell has a time from 2 to 7.*day is 0"):
         sb.annotate(late, course, time_key="day")
     with pytest.raises(InvalidInputError, match=r"no cell has a time from 0 to 3"):
-        sb.annotate(annotated(day=8 + DAYS), course.bridges[1], time_key="day")
+        sb.annotate(annotated(day=8 + DAYS), sb.Course((0.0, 3.0), course.bridges[1:]), time_key="day")
     with pytest.raises(InvalidInputError, match=r"obs\['one'\] at the time 7 has only one group, 'x'"):
         sb.annotate(single, course, time_key="day", groups="one")
     assert set(single.obsm) == keys["obsm"]

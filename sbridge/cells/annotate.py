@@ -27,7 +27,7 @@ _LIMITS = {"fates": "probabilities", "fates_lower": "lower", "fates_upper": "upp
 @standard_modes(gradients=False)
 def annotate(
     data: AnnotatedCells,
-    course: Course | Bridge,
+    course: Course,
     *,
     time_key: str,
     rep: str = "X_pca",
@@ -53,7 +53,8 @@ def annotate(
 
     Args:
         data: the cells, of all times or some.
-        course: fitted in the space of ``rep``, on the time axis of ``time_key``; the times of a bridge are 0 and T.
+        course: fitted in the space of ``rep``, on the time axis of ``time_key``. A bridge does not know the times of
+            its ends: wrap it, ``Course((t0, t1), (bridge,))``.
         time_key, rep: as in :func:`~sbridge.fitting.fit_course`.
         groups: the column of ``obs`` with the labels of the cells, of which those at the last time count; ``None``: no
             fates.
@@ -65,23 +66,17 @@ def annotate(
         InvalidInputError: for a representation of another dimension, cells without a time, no cell at a time of the
             course, and labels that :func:`~sbridge.cells.fates` refuses.
     """
-    course = as_course(course)
-    rows, stamps = timed_rows(data, time_key=time_key, rep=rep)
-    times = np.array([snapped(t, course.times) for t in stamps.tolist()])
-    if rows.shape[1] != course.bridges[0].dim:
+    if isinstance(course, Bridge):
         raise InvalidInputError(
-            f"{rep} has {rows.shape[1]} columns, but the course has dimension {course.bridges[0].dim}. Give rep, the "
-            "representation of the fit."
+            "a bridge does not know the times of its ends: fit with fit_course(adata, time_key=…, times=(t0, t1)), or "
+            "give Course((t0, t1), (bridge,))."
         )
-    inside = (times >= course.times[0]) & (times <= course.times[-1])
-    if not inside.any():
-        span = f"from {number(course.times[0])} to {number(course.times[-1])}"
-        raise InvalidInputError(f"no cell has a time {span}, those of the course; {time_key} is {listed(set(times))}.")
+    rows, stamps = _cells(data, as_course(course), time_key, rep)
     seed = as_seed(seed)
     options = {"draws": draws, "neighbours": neighbours, "seed": derive(seed, "fates")}
-    tables = {} if groups is None else _fates(data, course, (rows, times), groups, options)
-    tables["velocity"] = _velocities(course, rows, times).numpy()
-    growth = _growth(course, rows, times)
+    tables = {} if groups is None else _fates(data, course, (rows, stamps), groups, options)
+    tables["velocity"] = _velocities(course, rows, stamps).numpy()
+    growth = _growth(course, rows, stamps)
     for name, values in tables.items():  # all is computed by now: an error leaves the data as they were
         data.obsm[f"{prefix}_{name}"] = values
     if growth is not None:
@@ -91,16 +86,34 @@ def annotate(
     data.uns[prefix] = settings | {"version": sys.modules["sbridge"].__version__}
 
 
+def _cells(data: AnnotatedCells, course: Course, time_key: str, rep: str) -> tuple[Tensor, np.ndarray]:
+    """Returns the rows of all cells and their times, checked against those of the course."""
+    rows, stamps = timed_rows(data, time_key=time_key, rep=rep)
+    times = np.array([snapped(t, course.times) for t in stamps.tolist()])
+    if rows.shape[1] != course.bridges[0].dim:
+        raise InvalidInputError(
+            f"{rep} has {rows.shape[1]} columns, but the course has dimension {course.bridges[0].dim}. Give rep, the "
+            "representation of the fit."
+        )
+    if not ((times >= course.times[0]) & (times <= course.times[-1])).any():
+        span = f"from {number(course.times[0])} to {number(course.times[-1])}"
+        raise InvalidInputError(f"no cell has a time {span}, those of the course; {time_key} is {listed(set(times))}.")
+    return rows, times
+
+
 def _velocities(course: Course, rows: Tensor, times: np.ndarray) -> Tensor:
     """Computes ``b + σu`` of the bridge that runs on from each cell; NaN where there is none."""
     found = torch.full_like(rows, math.nan)
     for t in np.unique(times):
         if course.times[0] <= t < course.times[-1]:
             leg, here = course.leg(t), torch.from_numpy(times == t)
-            measure, x, clock = course.bridges[leg].forward, rows[here], float(t - course.times[leg])
-            found[here] = measure.process.drift(clock, x)
+            bridge, start, stop = course.bridges[leg], *course.times[leg : leg + 2]
+            pace = bridge.horizon / (stop - start)  # 1, but for a bridge with a clock of its own
+            measure, x, clock = bridge.forward, rows[here], pace * float(t - start)
+            velocity = measure.process.drift(clock, x)
             if measure.control is not None:
-                found[here] += measure.process.scale(clock).to(x)(measure.control(clock, x))
+                velocity = velocity + measure.process.scale(clock).to(x)(measure.control(clock, x))
+            found[here] = pace * velocity
     return found
 
 

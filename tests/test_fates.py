@@ -150,6 +150,18 @@ def test_a_bridge_and_new_rows(course):
     )
 
 
+def test_times_and_levels_of_other_types(course):
+    """Arrays, tensors and numpy's numbers are as good as tuples and Python's."""
+    rows, other = SNAPSHOTS[1][:3], {"labelled": SNAPSHOTS[2], "draws": 5, "seed": 0}
+    known = sb.fates(course, LABELS, rows, times=(1.0, 3.0), level=0.75, **other)
+    for times in (np.array([1, 3]), torch.tensor([1.0, 3.0])):
+        found = sb.fates(course, LABELS, rows, times=times, level=np.float32(0.75), **other)
+        assert found.times == (1.0, 3.0)
+        assert type(found.level) is float
+        assert torch.equal(found.upper, known.upper)
+    assert sb.ancestors(course, ORIGINS, rows, times=np.array([1, 0]), draws=5, seed=0).times == (1.0, 0.0)
+
+
 def test_neighbours_share_the_vote():
     groups = as_groups(["a", "a", "b", "b"], 4, "groups")
     rows = torch.tensor([[0.0], [1.0], [5.0], [6.0]]) + 1000.0

@@ -27,7 +27,7 @@ _LIMITS = {"fates": "probabilities", "fates_lower": "lower", "fates_upper": "upp
 @standard_modes(gradients=False)
 def annotate(
     data: AnnotatedCells,
-    course: Course,
+    course: Course | Bridge,
     *,
     time_key: str,
     rep: str = "X_pca",
@@ -53,8 +53,8 @@ def annotate(
 
     Args:
         data: the cells, of all times or some.
-        course: fitted in the space of ``rep``, on the time axis of ``time_key``. A bridge does not know the times of
-            its ends: wrap it, ``Course((t0, t1), (bridge,))``.
+        course: fitted in the space of ``rep``, on the time axis of ``time_key``. A bridge is refused, since it does
+            not know the times of its ends: give ``Course((t0, t1), (bridge,))``.
         time_key, rep: as in :func:`~sbridge.fitting.fit_course`.
         groups: the column of ``obs`` with the labels of the cells, of which those at the last time count; ``None``: no
             fates.
@@ -66,24 +66,38 @@ def annotate(
         InvalidInputError: for a representation of another dimension, cells without a time, no cell at a time of the
             course, and labels that :func:`~sbridge.cells.fates` refuses.
     """
-    if isinstance(course, Bridge):
-        raise InvalidInputError(
-            "a bridge does not know the times of its ends: fit with fit_course(adata, time_key=…, times=(t0, t1)), or "
-            "give Course((t0, t1), (bridge,))."
-        )
-    rows, stamps = _cells(data, as_course(course), time_key, rep)
+    course = _checked(data, course, groups)
+    rows, stamps = _cells(data, course, time_key, rep)
     seed = as_seed(seed)
     options = {"draws": draws, "neighbours": neighbours, "seed": derive(seed, "fates")}
     tables = {} if groups is None else _fates(data, course, (rows, stamps), groups, options)
     tables["velocity"] = _velocities(course, rows, stamps).numpy()
     growth = _growth(course, rows, stamps)
-    for name, values in tables.items():  # all is computed by now: an error leaves the data as they were
+    for name in ("velocity", *_LIMITS):  # all is computed by now: an error leaves the data as they were
+        data.obsm.pop(f"{prefix}_{name}", None)
+    for name, values in tables.items():
         data.obsm[f"{prefix}_{name}"] = values
+    if f"{prefix}_growth" in data.obs:
+        del data.obs[f"{prefix}_growth"]
     if growth is not None:
         data.obs[f"{prefix}_growth"] = growth.numpy()
     settings = {"time_key": time_key, "rep": rep, "times": np.array(course.times), "seed": seed}
     settings |= {} if groups is None else {"groups": groups, "draws": draws, "neighbours": neighbours}
     data.uns[prefix] = settings | {"version": sys.modules["sbridge"].__version__}
+
+
+def _checked(data: object, course: Course | Bridge, groups: object) -> Course:
+    """Returns the course; raises InvalidInputError for a bridge, and for data or groups of the wrong kind."""
+    if not isinstance(data, AnnotatedCells):
+        raise InvalidInputError(f"annotate writes into an AnnData, got {shown(data)}. For arrays use sbridge.fates.")
+    if groups is not None and not isinstance(groups, str):
+        raise InvalidInputError(f"groups must be the name of one column of obs, or None; got {shown(groups)}.")
+    if isinstance(course, Bridge):
+        raise InvalidInputError(
+            "a bridge does not know the times of its ends: fit with fit_course(adata, time_key=…, times=(t0, t1)), or "
+            "give Course((t0, t1), (bridge,))."
+        )
+    return as_course(course)
 
 
 def _cells(data: AnnotatedCells, course: Course, time_key: str, rep: str) -> tuple[Tensor, np.ndarray]:
@@ -135,6 +149,11 @@ def _fates(
     """Returns data frames of fate probabilities and their limits; those of the last time are 0 and 1."""
     (rows, times), last = cells, course.times[-1]
     at_end = times == last
+    if not at_end.any():
+        raise InvalidInputError(
+            f"no cell has the time {number(last)}, the last of the course, at which the groups are needed. Give all "
+            "cells, or no groups."
+        )
     labels, ends = column_of(data, key, "adata")[at_end], rows[torch.from_numpy(at_end)]
     groups = as_groups(labels, len(ends), f"obs[{shown(key)}] at the time {number(last)}")
     found = {name: torch.full((len(rows), len(groups.names)), math.nan).to(rows) for name in _LIMITS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from sbridge.cells.groups import Labels, as_groups, votes
 from sbridge.cells.transitions import Transitions, table
+from sbridge.data.snapshots import Times, as_times
 from sbridge.display import short_repr, time_text
 from sbridge.errors import InvalidInputError, UnsupportedError, listed, number, shown
 from sbridge.fitting.courses import Course
-from sbridge.laws import Samples, as_rows
+from sbridge.laws import Samples
+from sbridge.laws.frames import Frame, common_columns
 from sbridge.measures import Direction
 from sbridge.measures.measure import check_count
 from sbridge.modes import standard_modes
@@ -21,7 +24,7 @@ from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
 from sbridge.time import snapped
 
-Rows = Tensor | np.ndarray
+Rows = Tensor | np.ndarray | Frame
 _PATHS = 2**14  # simulated together
 
 
@@ -86,7 +89,7 @@ def fates(
     rows: Rows | None = None,
     *,
     labelled: Rows | None = None,
-    times: tuple[float, float] | None = None,
+    times: Times | None = None,
     draws: int = 100,
     neighbours: int = 1,
     level: float = 0.95,
@@ -118,8 +121,9 @@ def fates(
         The probabilities with their intervals, in the dtype of the rows.
 
     Raises:
-        InvalidInputError: for labels of another number, fewer than two groups, a group of one row, missing labels, or
-            times that are not those of snapshots in this order.
+        InvalidInputError: for labels of another number, fewer than two groups, a group of one row, missing labels,
+            data frames with other columns than those of the fit, or times that are not those of snapshots in this
+            order.
         UnsupportedError: if rows are not given and the end of the bridge is no set of samples.
 
     Example:
@@ -134,7 +138,7 @@ def fates(
                 [0., 1.]]))
     """
     whole = as_course(course)
-    start, stop = _checked_times(whole, times or (whole.times[0], whole.times[-1]))
+    start, stop = _checked_times(whole, (whole.times[0], whole.times[-1]) if times is None else times)
     if start >= stop:
         raise InvalidInputError(
             f"times must increase from the rows to the groups, got {listed([start, stop])}. For earlier groups use "
@@ -150,7 +154,7 @@ def ancestors(
     rows: Rows | None = None,
     *,
     labelled: Rows | None = None,
-    times: tuple[float, float] | None = None,
+    times: Times | None = None,
     draws: int = 100,
     neighbours: int = 1,
     level: float = 0.95,
@@ -168,7 +172,7 @@ def ancestors(
     Returns, Raises: as :func:`fates`.
     """
     whole = as_course(course)
-    start, stop = _checked_times(whole, times or (whole.times[-1], whole.times[0]))
+    start, stop = _checked_times(whole, (whole.times[-1], whole.times[0]) if times is None else times)
     if start <= stop:
         raise InvalidInputError(
             f"times must decrease from the rows to the groups, got {listed([start, stop])}. For later groups use "
@@ -188,8 +192,10 @@ def _estimated(
     draws, neighbours, level = options
     check_count(draws, "draws")
     check_count(neighbours, "neighbours")
-    if not (isinstance(level, float) and 0.0 < level < 1.0):
+    if not (isinstance(level, Real) and 0.0 < float(level) < 1.0):
         raise InvalidInputError(f"level must lie between 0 and 1, such as 0.95; got {shown(level)}.")
+    level = float(level)
+    common_columns(given, ("rows", "labelled"))
     legs = _legs(course, times)
     x, growth = _rows(given[0], legs[0], "rows", times[0])
     ends, explained = _rows(given[1], legs[-1].reversed(), "labelled", times[1])
@@ -254,9 +260,7 @@ def _legs(course: Course, times: tuple[float, float]) -> list[Bridge]:
 def _rows(given: Rows | None, leg: Bridge, name: str, time: float) -> tuple[Tensor, Tensor]:
     """Returns rows at the near end of ``leg``, and their weights relative to the mean."""
     if given is not None:
-        rows = as_rows(given, name, least=1)
-        if rows.shape[1] != leg.dim:
-            raise InvalidInputError(f"{name} has {rows.shape[1]} columns, but the bridge has dimension {leg.dim}.")
+        rows = leg.rows(given, name)
         return rows, _ratio(leg, rows)
     law = leg.forward.start
     if not isinstance(law, Samples):
@@ -273,8 +277,8 @@ def as_course(course: Course | Bridge) -> Course:
     raise InvalidInputError(f"a course or a bridge is needed, got {shown(course)}: see sbridge.fit_course.")
 
 
-def _checked_times(course: Course, times: tuple[float, float]) -> tuple[float, float]:
-    found = tuple(snapped(float(t), course.times) for t in times)
+def _checked_times(course: Course, times: Times) -> tuple[float, float]:
+    found = tuple(snapped(t, course.times) for t in as_times(times, "times").tolist())
     if len(found) != 2 or not set(found) <= set(course.times):
         raise InvalidInputError(f"times must be two of the snapshot times {listed(course.times)}, got {listed(found)}.")
     return found[0], found[1]

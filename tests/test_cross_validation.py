@@ -78,6 +78,41 @@ def test_refusals():
         sb.cross_validate(data, TIMES, time_key="day")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solvers": {"pooled ends": None}}, "solvers has the name pooled ends, a row without a fit"),
+        ({"solvers": {}}, "solvers must be a dictionary of solvers by name"),
+        ({"seeds": (0, 1, 0)}, "seeds must differ, got 0, 1, 0"),
+    ],
+)
+def test_options_that_would_be_misread(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        sb.cross_validate(moving(20), TIMES, **options)
+
+
+def test_snapshots_in_different_spaces_or_without_equal_weights():
+    data = moving(20)
+    with pytest.raises(InvalidInputError, match="snapshot 0 has 2 columns, snapshot 2 has 1: a bridge needs both"):
+        sb.cross_validate([*data[:2], data[2][:, :1]], TIMES[:3])
+    with pytest.raises(InvalidInputError, match="snapshot 1 has 3 rows; at least 4"):
+        sb.cross_validate([data[0], data[1][:3], data[2]], TIMES[:3])
+    with pytest.raises(InvalidInputError, match="snapshot 1 is Samples with weights; only rows with equal weights"):
+        sb.cross_validate([data[0], sb.Samples(data[1], torch.arange(20.0) / 190), data[2]], TIMES[:3])
+    with pytest.raises(InvalidInputError, match="snapshot 2 is a Gaussian"):
+        sb.cross_validate([*data[:2], sb.Gaussian(torch.zeros(2), torch.eye(2))], TIMES[:3])
+    pandas = pytest.importorskip("pandas")
+    frames = [pandas.DataFrame(x.numpy(), columns=["a", "b"]) for x in data[:3]]
+    with pytest.raises(InvalidInputError, match="snapshot 2 has the columns b, a, but snapshot 0 has a, b"):
+        sb.cross_validate([*frames[:2], frames[2][["b", "a"]]], TIMES[:3])
+
+
+def test_samples_are_their_rows():
+    data, options = moving(20)[:3], {"solvers": {"Gaussian": sb.GaussianBridge()}, "seeds": (0,)}
+    known = sb.cross_validate(data, TIMES[:3], **options)
+    assert sb.cross_validate([sb.Samples(x) for x in data], TIMES[:3], **options).text() == known.text()
+
+
 def test_annotated_cells():
     anndata, pandas = pytest.importorskip("anndata"), pytest.importorskip("pandas")
     data = moving(30)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sbridge.data.annotated import AnnotatedCells
-from sbridge.data.snapshots import Times, as_times
+from sbridge.data.snapshots import Times
 from sbridge.display import short_repr, time_text, value_and_error
-from sbridge.errors import InvalidInputError
+from sbridge.errors import InvalidInputError, listed, shown
 from sbridge.evaluation.rows import shuffled
 from sbridge.fitting.courses import Reference, checked_snapshots, fit_course
 from sbridge.fitting.selection import Cells, End, Selection, check_selection, selected
-from sbridge.laws import as_rows
-from sbridge.laws.frames import Frame
+from sbridge.laws import Samples, as_law, check_same_kind, check_same_space
+from sbridge.laws.frames import Frame, common_columns
+from sbridge.measures.measure import check_count
 from sbridge.metrics import HalfEnergyDistance, sampling_floor
 from sbridge.random import Seed, as_seed, derive, generator
 from sbridge.solvers.base import Solver
 
-_SPLITS = 20
+_SPLITS, _LEAST = 20, 4
 UNFITTED = (
     "copy of the one before",
     "copy of the one after",
@@ -82,13 +83,16 @@ def cross_validate(
     Standard errors are over seeds of fit and draws. They do not contain the sampling of the cells.
 
     Args:
-        arrays, times, sigma, reference, selection: as in :func:`~sbridge.fit_course`, at least three snapshots.
-        solvers: by name in the table; ``None`` as a solver is the choice of :func:`~sbridge.fit`. By default that one.
-        seeds: one fit for each.
+        arrays, times, sigma, reference, selection: as in :func:`~sbridge.fit_course`, at least three snapshots of four
+            rows; no distributions but :class:`~sbridge.Samples` without weights.
+        solvers: by name in the table, other than those without a fit; ``None`` as a solver is the choice of
+            :func:`~sbridge.fit`. By default that one.
+        seeds: different ones, one fit for each.
         max_rows: largest number of rows of a snapshot that are scored; fits use all.
 
     Raises:
-        InvalidInputError: for fewer than three snapshots or no seed, and what :func:`~sbridge.fit_course` refuses.
+        InvalidInputError: for fewer than three snapshots, no seed or equal ones, and what
+            :func:`~sbridge.fit_course` refuses.
 
     Example:
         >>> import torch
@@ -99,29 +103,71 @@ def cross_validate(
         >>> scores["fit"] < scores["pooled ends"] < scores["copy of the one before"]
         True
     """
+    solvers = {"fit": None} if solvers is None else solvers
+    seeds = _checked_options(solvers, seeds, max_rows)
     if isinstance(arrays, AnnotatedCells):
-        wanted = as_times(times, "times").tolist() if np.size(times) else ()
-        found, stamps = selected(arrays, Selection(**selection, times=wanted))
+        found, stamps = selected(arrays, Selection(**selection, times=times), "cross_validate")
     else:
         check_selection(selection, "cross_validate")
         found, stamps = checked_snapshots(arrays, times)
-    data = [as_rows(one, f"snapshot {place}") for place, one in enumerate(found)]
-    if len(data) < 3:
-        raise InvalidInputError(f"{len(data)} snapshots given; to leave one out, at least three are needed.")
-    if not len(seeds):
-        raise InvalidInputError("seeds is empty; give at least one.")
-    if max_rows < 4:
-        raise InvalidInputError(f"max_rows must be at least 4, got {max_rows}.")
+    data = _checked_rows(found)
     parts = [shuffled(rows, max_rows, derive(0, "scored", place)) for place, rows in enumerate(data)]
     scores = {name: torch.tensor([values]) for name, values in unfitted(parts, stamps).items()}
-    for name, solver in (solvers or {"fit": None}).items():
+    for name, solver in solvers.items():
         options = {"solver": solver, "sigma": sigma, "reference": reference}
         runs = [
             [_score(data, parts, stamps, inner, {**options, "seed": seed}) for inner in range(1, len(data) - 1)]
-            for seed in map(as_seed, seeds)
+            for seed in seeds
         ]
         scores[name] = torch.tensor(runs)
     return CrossValidation(tuple(stamps[1:-1]), scores)
+
+
+def _checked_options(solvers: object, seeds: Any, max_rows: Any) -> list[int]:  # noqa: ANN401  (whatever a user gives)
+    """Returns the seeds; raises InvalidInputError for options that cannot be used."""
+    if not (isinstance(solvers, Mapping) and solvers and all(isinstance(name, str) for name in solvers)):
+        raise InvalidInputError(
+            'solvers must be a dictionary of solvers by name, such as {"mixture": MixtureBridge()}; got '
+            f"{shown(solvers)}."
+        )
+    taken = [name for name in UNFITTED if name in solvers]
+    if taken:
+        raise InvalidInputError(f"solvers has the name {listed(taken)}, a row without a fit. Choose another name.")
+    if np.ndim(seeds) != 1:
+        raise InvalidInputError(f"seeds must be a list of integers, such as (0, 1, 2); got {shown(seeds)}.")
+    if not len(seeds):
+        raise InvalidInputError("seeds is empty; give at least one.")
+    numbers = [as_seed(seed) for seed in seeds]
+    if len(set(numbers)) < len(numbers):
+        raise InvalidInputError(
+            f"seeds must differ, got {listed(numbers)}: equal seeds give equal fits, and too small standard errors."
+        )
+    check_count(max_rows, "max_rows")
+    if max_rows < _LEAST:
+        raise InvalidInputError(f"max_rows must be at least {_LEAST}, got {max_rows}.")
+    return numbers
+
+
+def _checked_rows(snapshots: Sequence[object]) -> list[Tensor]:
+    """Returns the rows of the snapshots, which must be samples with equal weights in one space."""
+    names = [f"snapshot {place}" for place in range(len(snapshots))]
+    if len(names) < 3:
+        raise InvalidInputError(f"{len(names)} snapshots given; to leave one out, at least three are needed.")
+    common_columns(snapshots, names)
+    laws = [as_law(one, name) for one, name in zip(snapshots, names, strict=True)]
+    data = []
+    for law, name in zip(laws, names, strict=True):
+        if not isinstance(law, Samples) or law.weights is not None:
+            kind = "Samples with weights" if isinstance(law, Samples) else f"a {type(law).__name__}"
+            raise InvalidInputError(f"{name} is {kind}; only rows with equal weights can be scored: give an array.")
+        if len(law.rows) < _LEAST:
+            raise InvalidInputError(
+                f"{name} has {len(law.rows)} rows; at least {_LEAST} are needed to score one half against the other."
+            )
+        check_same_space(laws[0], law, (names[0], name))
+        data.append(law.rows)
+        check_same_kind(data[0], law.rows, (names[0], name))
+    return data
 
 
 def unfitted(data: list[Tensor], times: Sequence[float]) -> dict[str, list[float]]:

@@ -129,12 +129,22 @@ def test_fits_of_anndata_are_those_of_its_snapshots(course):
     assert sparse.bridges[0].dim == 5
 
 
+def test_ends_are_chosen_by_labels():
+    data, fast = annotated(), {"solver": sb.GaussianBridge()}
+    with pytest.warns(TimesWarning, match="day2 = 2, day7 = 7"):
+        found = sb.fit(data, time_key="day", times=("day2", "day7"), **fast)
+    known = sb.fit(X0.to_numpy(), X2.to_numpy(), **fast)
+    torch.testing.assert_close(*(one.conditional_mean(X0.to_numpy(), seed=0) for one in (found, known)))
+
+
 def test_selections_that_cannot_be_made():
     data = annotated()
-    with pytest.raises(InvalidInputError, match=r"an AnnData needs time_key.*it has day, stage, type"):
+    with pytest.raises(InvalidInputError, match=r"an AnnData needs time_key.*It has day, stage, type"):
         sb.fit_course(data)
     with pytest.raises(UnknownNameError, match=r"'days'.*Did you mean 'day'.*could hold times: day, stage"):
         sb.fit_course(data, time_key="days")
+    with pytest.raises(TypeError, match=r"^fit\(\) got an unexpected keyword argument 'foo'"):
+        sb.fit(data, time_key="day", foo=1)
     with pytest.raises(UnknownNameError, match=r"'X_pc'.*Did you mean 'X_pca'.*X, X_frame, X_pca, X_wide"):
         sb.fit(data, time_key="day", rep="X_pc", times=(2, 4))
     with pytest.raises(InvalidInputError, match=r"has the times 2, 4, 7\. Choose two, times=\(t0, t1\)"):
@@ -198,6 +208,29 @@ def test_a_bridge_is_annotated_at_the_times_of_its_ends():
     assert found[60:].isnan().all()
 
 
+def test_annotations_of_an_earlier_call_are_replaced(course):
+    data, columns = annotated(), set(annotated().obs)
+    data.obs["sbridge_growth"], data.obsm["sbridge_other"] = 1.0, data.obsm["X_pca"]
+    sb.annotate(data, course, time_key="day", groups="type", draws=2)
+    assert {"sbridge_velocity", "sbridge_fates", "sbridge_fates_lower", "sbridge_fates_upper"} <= set(data.obsm)
+    sb.annotate(data, course, time_key="day")
+    assert {key for key in data.obsm if key.startswith("sbridge")} == {"sbridge_velocity", "sbridge_other"}
+    assert set(data.obs) == columns
+
+
+def test_fates_know_the_columns_of_the_fit(bridge):
+    labels = np.where(X1["gene a"] > X1["gene b"], "b", "a")
+    found = sb.fates(bridge, labels, X0, labelled=X1, draws=5, seed=0).probabilities
+    assert torch.equal(found, sb.fates(bridge, labels, draws=5, seed=0).probabilities)
+    for given in ({"rows": X0[NAMES[::-1]]}, {"labelled": X1[NAMES[::-1]]}):
+        (name,) = given
+        with pytest.raises(InvalidInputError, match=f"{name} has the columns gene b, gene a, but the bridge was"):
+            sb.fates(bridge, labels, seed=0, **given)
+    plain = sb.fit(X0.to_numpy(), X1.to_numpy(), solver=sb.GaussianBridge())
+    with pytest.raises(InvalidInputError, match="labelled has the columns gene b, gene a, but rows has gene a"):
+        sb.ancestors(plain, labels, X0, labelled=X1[NAMES[::-1]], seed=0)
+
+
 def test_annotated_data_are_saved_and_have_growth(tmp_path):
     data = annotated()
     grown = sb.fit_course(data, time_key="day", balance=sb.ends.Growth(lambda x: x[:, 0]), **FAST)
@@ -223,6 +256,8 @@ def test_annotations_that_cannot_be_made(course):
         sb.annotate(data, course, time_key="day", rep="X_wide")
     with pytest.raises(UnknownNameError, match=r"'typ'.*Did you mean 'type'"):
         sb.annotate(data, course, time_key="day", groups="typ")
+    with pytest.raises(InvalidInputError, match=r"no cell has the time 7, the last of the course"):
+        sb.annotate(data[DAYS < 7].copy(), course, time_key="day", groups="type")
     late, single = annotated(), annotated()
     late.obs["day"], single.obs["one"] = 0, "x"
     with pytest.raises(InvalidInputError, match=r"no cell has a time from 2 to 7.*day is 0"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sbridge.data.annotated import Annotated, AnnotatedCells, annotated, read_annotated
 from sbridge.data.reading import gathered, warn_of_row_numbers
+from sbridge.data.snapshots import Times, as_times
 from sbridge.data.sources import ArrayRows, ReadOptions, RowSource, array_rows, cells_at, open_rows
 from sbridge.data.specs import existing_file
 from sbridge.display import short_repr
@@ -131,7 +132,7 @@ def _digest(spec: str) -> str | None:
 
 
 def snapshots_of(
-    data: AnnotatedCells, *, time_key: str, rep: str = "X_pca", times: Sequence[float] = ()
+    data: AnnotatedCells, *, time_key: str | None = None, rep: str = "X_pca", times: Times = ()
 ) -> tuple[list[Tensor], tuple[float, ...]]:
     """Splits the cells of an ``AnnData`` by their times.
 
@@ -139,26 +140,39 @@ def snapshots_of(
         data: the cells.
         time_key: the column of ``obs`` with their times: numbers, or labels such as ``"day2"``.
         rep: which numbers: a name in ``obsm``, or ``"X"``, which may be sparse.
-        times: those to use; all if empty.
+        times: those to use, as numbers or labels; all if empty.
 
     Returns:
         The rows of each time, and the times, increasing.
 
     Raises:
         UnknownNameError: for a key that is not there, with those that are.
-        InvalidInputError: for cells without a time, a time without cells, a time with one cell, NaN, or numbers that
-            are not real.
+        InvalidInputError: without a time key, for cells without a time, a time without cells, a time with one cell,
+            NaN, or numbers that are not real.
     """
-    parts, found = _at_times("adata", annotated(data, "adata", rep, time_key), times, ReadOptions(rep, time_key))
+    wanted = as_times(times, "times").tolist() if np.size(times) else ()
+    parts, found = _at_times("adata", _cells(data, time_key, rep), wanted, ReadOptions(rep, time_key))
     _check_increasing(found)
     return [table.rows for table in _tables(parts, [None] * len(parts))], found
 
 
 def timed_rows(data: AnnotatedCells, *, time_key: str, rep: str = "X_pca") -> tuple[Tensor, np.ndarray]:
     """Returns the rows of all cells of an ``AnnData`` in their order, and their times; see :func:`snapshots_of`."""
-    found, options = annotated(data, "adata", rep, time_key), ReadOptions(rep, time_key)
+    found, options = _cells(data, time_key, rep), ReadOptions(rep, time_key)
     source = replace(array_rows("adata", found.array, options), labels=found.names)
     return torch.from_numpy(gathered([source])[0]), np.asarray(found.times)
+
+
+def _cells(data: AnnotatedCells, time_key: object, rep: object) -> Annotated:
+    """Takes representation and times from an ``AnnData``; raises InvalidInputError unless the keys are names."""
+    if not isinstance(time_key, str):
+        raise InvalidInputError(
+            "an AnnData needs time_key, the name of the column of obs with the times of the cells; got "
+            f"{shown(time_key)}. It has {listed(data.obs)}."
+        )
+    if not isinstance(rep, str):
+        raise InvalidInputError(f"rep must be 'X' or a name in obsm, which has {listed(data.obsm)}; got {shown(rep)}.")
+    return annotated(data, "adata", rep, time_key)
 
 
 def _snapshots(

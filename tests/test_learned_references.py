@@ -123,7 +123,7 @@ def test_snapshots_that_determine_no_rate_are_named() -> None:
     [
         ({"arrays": 2}, "At least three"),
         ({"sigma": -1.0}, "positive number"),
-        ({"rounds": 0}, "rounds ≥ 1"),
+        ({"rounds": 0}, "rounds must be an integer of at least 1"),
         ({"flat": True}, "full rank"),
         ({"times": [0.0, 1.0, 0.5]}, "increase"),
     ],
@@ -138,3 +138,28 @@ def test_bad_input(change: dict[str, object], told: str) -> None:
     options = {key: value for key, value in change.items() if key in {"sigma", "rounds"}}
     with pytest.raises(InvalidInputError, match=told):
         sb.learn_reference(rows, change.get("times", times), **options)  # type: ignore[arg-type]
+
+
+def test_weighted_rows_are_resampled() -> None:
+    times = [0.0, 0.5, 1.0, 1.5]
+    weights = torch.linspace(0.5, 1.5, 100) / 100.0
+    rows = [sb.Samples(one.float(), weights) for one in samples(times, 100, seed=6)]
+    learned = sb.learn_reference(rows, times, sigma=SIGMA, rounds=4, resamples=2)
+    assert bool(learned.rate_error.isfinite().all())
+
+
+def test_a_correction_needs_resamples() -> None:
+    times = [0.0, 0.5, 1.0]
+    learned = sb.learn_reference(samples(times, 100, seed=7), times, sigma=SIGMA, rounds=2, resamples=0)
+    assert bool(learned.rate_error.isnan().all())
+    with pytest.raises(InvalidInputError, match="resamples=20"):
+        learned.corrected()
+
+
+def test_columns_of_frames_must_agree() -> None:
+    pandas = pytest.importorskip("pandas")
+    times = [0.0, 0.5, 1.0]
+    frames = [pandas.DataFrame(one.numpy(), columns=["a", "b"]) for one in samples(times, 50, seed=8)]
+    frames[1] = frames[1][["b", "a"]]
+    with pytest.raises(InvalidInputError, match="snapshot 1 has the columns b, a"):
+        sb.learn_reference(frames, times, sigma=SIGMA)

@@ -313,10 +313,9 @@ def _then(found: _S | str, use: Callable[[_S], _T]) -> _T | str:
 
 def checked_rows(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
     """Checks all rows and returns them as tensors of one dtype, the widest of theirs."""
-    checked = {name: as_rows(x, name) for name, x in given.items()}
+    checked = {name: bridge.rows(x, name) for name, x in given.items()}
     for name, rows in checked.items():
-        if rows.shape[1] != bridge.dim:
-            raise InvalidInputError(f"{name} has {rows.shape[1]} columns, but the bridge has dimension {bridge.dim}.")
+        as_rows(rows, name)  # at least two
     double = any(rows.dtype == torch.float64 for rows in checked.values())
     return [rows.double() if double else rows for rows in checked.values()]
 

@@ -17,6 +17,7 @@ from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError, number, shown
 from sbridge.exact.quadratic_potentials import bend_to_unit_blocks
 from sbridge.laws import Gaussian, as_rows
+from sbridge.laws.frames import common_columns
 from sbridge.laws.moments import is_singular, sample_moments
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
@@ -107,6 +108,7 @@ class GaussianMomentumCourse:
             InvalidInputError: as for the class; for rows that span fewer dimensions than they have columns.
         """
         found = []
+        common_columns(arrays, [f"arrays[{place}]" for place in range(len(arrays))])
         for place, rows in enumerate(arrays):
             mean, covariance = sample_moments(as_rows(rows, f"arrays[{place}]", least=2))
             if is_singular(mean, covariance):

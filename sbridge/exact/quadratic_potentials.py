@@ -13,6 +13,7 @@ _FACTOR = 4.0
 _MOST_STEPS = 500
 _NEAR = 0.05
 _ACCEPTED = 1e-8
+_WEAK = "The noise is so weak that positions at different times nearly determine each other: use a larger sigma."
 
 
 def bend_to_unit_blocks(precision: Tensor, blocks: int) -> Tensor:
@@ -41,8 +42,7 @@ def bend_to_unit_blocks(precision: Tensor, blocks: int) -> Tensor:
     bend, error = _maximised(precision, bend, closely=True)
     if error > _ACCEPTED:
         raise NotConvergedError(
-            f"the potentials of the snapshots did not converge: covariances are off by {error:.1e}, relatively. The "
-            "noise is so weak that positions at different times nearly determine each other: use a larger sigma."
+            f"the potentials of the snapshots did not converge: covariances are off by {error:.1e}, relatively. {_WEAK}"
         )
     return bend
 
@@ -52,7 +52,9 @@ def _maximised(precision: Tensor, bend: Tensor, *, closely: bool) -> tuple[Tenso
     blocks, size, _ = bend.shape
     best, found = math.inf, bend
     for _ in range(_MOST_STEPS):
-        root = torch.linalg.cholesky(precision + torch.block_diag(*bend))
+        root, failed = torch.linalg.cholesky_ex(precision + torch.block_diag(*bend))
+        if int(failed):
+            raise NotConvergedError(f"the potentials of the snapshots did not converge. {_WEAK}")
         covariance = torch.cholesky_inverse(root).reshape(blocks, size, blocks, size)
         excess = torch.stack([covariance[i, :, i] for i in range(blocks)]) - torch.eye(size, dtype=torch.float64)
         error = float(excess.abs().max())

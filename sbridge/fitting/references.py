@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from sbridge.exact.references import LinearDrift, Snapshots
 from sbridge.fitting.courses import checked_snapshots
 from sbridge.fitting.fit import End
 from sbridge.laws import Law, Samples, as_law, check_same_space, moments
+from sbridge.laws.frames import common_columns
 from sbridge.laws.moments import is_singular
 from sbridge.modes import standard_modes
 from sbridge.processes import LinearProcess
@@ -68,24 +70,33 @@ class LearnedReference:
 
         The noise in the moments of snapshots can only be explained by a larger σ, which therefore comes out too large
         by about its standard error. The divergences and the resamples stay as they are.
+
+        Raises:
+            InvalidInputError: without resamples, or if σ would not be positive, which means too few rows.
         """
+        if not len(self.sigma_draws):
+            raise InvalidInputError(
+                "the correction needs resamples of rows: learn_reference(…, resamples=20). Exact snapshots need none."
+            )
+        if 2.0 * self.sigma <= float(self.sigma_draws.mean()):
+            raise InvalidInputError("σ would not be positive: the snapshots have too few rows for a correction.")
         rate, mean = 2.0 * self.rate - self.rate_draws.mean(0), 2.0 * self.mean - self.mean_draws.mean(0)
         return replace(self, rate=rate, mean=mean, sigma=2.0 * self.sigma - float(self.sigma_draws.mean()))
 
     @cached_property
     def rate_error(self) -> Tensor:
         """The standard error of every entry of the rate, ``(dim, dim)``: the spread over resamples; NaN for none."""
-        return self.rate_draws.std(0)
+        return _spread(self.rate_draws)
 
     @cached_property
     def mean_error(self) -> Tensor:
         """The standard error of the fixed point, ``(dim,)``."""
-        return self.mean_draws.std(0)
+        return _spread(self.mean_draws)
 
     @cached_property
     def sigma_error(self) -> float:
         """The standard error of σ; 0 if it was given."""
-        return float(self.sigma_draws.std())
+        return float(_spread(self.sigma_draws))
 
 
 @standard_modes(gradients=False)
@@ -137,10 +148,11 @@ def learn_reference(
         >>> course = sb.fit_course(rows, times, reference=learned)
     """
     laws, times = _checked(arrays, times)
-    if sigma is not None and not (isinstance(sigma, (int, float)) and 0.0 < sigma < float("inf")):
+    if sigma is not None and not (isinstance(sigma, Real) and 0.0 < float(sigma) < float("inf")):
         raise InvalidInputError(f"sigma must be a positive number or None, got {shown(sigma)}.")
-    if rounds < 1 or resamples < 0:
-        raise InvalidInputError(f"rounds ≥ 1 and resamples ≥ 0 are needed, got {rounds} and {resamples}.")
+    for name, count, least in (("rounds", rounds, 1), ("resamples", resamples, 0)):
+        if not isinstance(count, Integral) or int(count) < least:
+            raise InvalidInputError(f"{name} must be an integer of at least {least}, got {shown(count)}.")
     units = _Units.of(laws, times)
     given = units.snapshots(laws, fit_sigma=sigma is None)
     dim = laws[0].dim
@@ -167,7 +179,9 @@ def learn_reference(
 
 def _checked(arrays: Sequence[End] | Tensor | np.ndarray, times: Times) -> tuple[list[Law], tuple[float, ...]]:
     snapshots, times = checked_snapshots(arrays, times)
-    laws = [as_law(one, f"snapshot {place}") for place, one in enumerate(snapshots)]
+    names = [f"snapshot {place}" for place in range(len(snapshots))]
+    common_columns(snapshots, names)
+    laws = [as_law(one, name) for one, name in zip(snapshots, names, strict=True)]
     if len(laws) < 3:
         raise InvalidInputError(
             "two snapshots determine no drift: for any rate there is another mean and noise that explain them as well. "
@@ -221,7 +235,15 @@ class _Units:
 def _resampled(law: Samples, seed: int) -> Samples:
     """Draws as many rows of a snapshot, with replacement; each keeps its weight."""
     which = torch.randint(len(law.rows), (len(law.rows),), generator=generator(seed))
-    return Samples(law.rows[which], None if law.weights is None else law.weights[which])
+    if law.weights is None:
+        return Samples(law.rows[which])
+    weights = law.weights[which].double()
+    return Samples(law.rows[which], weights / weights.sum())
+
+
+def _spread(draws: Tensor) -> Tensor:
+    """The standard deviation over draws; NaN for fewer than two."""
+    return draws.std(0) if len(draws) > 1 else torch.full_like(draws.sum(0), float("nan"))
 
 
 def _warn(why: str) -> None:

@@ -141,8 +141,10 @@ def verify(
         if settings is not None:
             raise InvalidInputError("give settings or data, not both; own_setting(data, …) makes a setting of data.")
         settings = [own_setting(data, score=score, process=process, predicts=predicts, seed=seed)]
-    if workers < 1:
-        raise InvalidInputError(f"workers must be at least 1, got {shown(workers)}.")
+    if not isinstance(workers, int) or workers < 1:
+        raise InvalidInputError(f"workers must be an integer of at least 1, got {shown(workers)}.")
+    if isinstance(only, str):
+        raise InvalidInputError(f"only is a list of names, such as only=[{shown(only)}].")
     plan = planned(standard_settings(seed=as_seed(seed)) if settings is None else settings, only)
     found, seconds = list[Check](), dict[str, float]()
     for done, (checks, took) in enumerate(_confirmed(plan, min(workers, len(plan)))):

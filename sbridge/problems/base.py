@@ -175,7 +175,14 @@ class BridgeProblem:
         probes = {name: _probe(end) for name, end in ends.items() if not isinstance(end, Density)}
         for t in (0.0, 0.5 * self.reference.horizon, self.reference.horizon):
             for name, x in probes.items():
-                checked(cost(t, x), x, "state cost", f"t = {t:g} and states of the {name}")
+                try:
+                    value = cost(t, x)
+                except (TypeError, AttributeError) as error:
+                    raise InvalidInputError(
+                        "state_cost is called as V(t, x), with one time and states of shape (batch, dim), and must "
+                        f"return shape (batch,). It raised: {error}"
+                    ) from error
+                checked(value, x, "state cost", f"t = {t:g} and states of the {name}")
 
 
 def _rescaled(balance: Balance | None, scaling: AffineScaling) -> Balance | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -212,9 +213,9 @@ def _positions(given: int | None, **maps: LinearMap) -> int:
     found = common_dim(**maps)
     if given is None:
         return found or 1
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1 or found not in (None, given):
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 1 or found not in (None, given):
         raise InvalidInputError(
             f"positions must be a positive integer that agrees with the coefficients, got {shown(given)} and "
             f"coefficients of dimension {found}."
         )
-    return given
+    return int(given)

@@ -1,5 +1,7 @@
 """Identities on data and networks of the user, from Python and from files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 import sbridge as sb
 from sbridge.cli import run
 from sbridge.errors import InvalidInputError, UnknownNameError
-from sbridge.identities import PlainScore, Predicts, own_setting
+from sbridge.identities import PlainScore, Predicts, identities, own_setting, standard_settings, verify
 from sbridge.identities.base import chosen
 
 ROWS = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -112,3 +114,16 @@ def test_a_network_from_a_file(tmp_path, monkeypatch, capsys):
         told = " ".join(capsys.readouterr().err.split())
         assert message in told
         assert "Traceback" not in told
+
+
+def test_processes_share_the_identities_without_changing_them():
+    settings = [dataclasses.replace(one, samples=50, steps=10) for one in standard_settings(seed=0)[:2]]
+    only, seen = [one.name for one in identities() if one.applies(settings[0])][:2], []
+    shared = verify(settings, only, lambda *told: seen.append(told[:2]), workers=2)
+    alone = verify(settings, only)
+    assert [check.to_json() for check in shared.checks] == [check.to_json() for check in alone.checks]
+    assert seen == [(done + 1, 4) for done in range(4)]
+    with pytest.raises(InvalidInputError, match="workers must be an integer"):
+        verify(settings, only, workers=0)
+    with pytest.raises(InvalidInputError, match="only is a list of names"):
+        verify(settings, "action")

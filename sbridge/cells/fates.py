@@ -92,7 +92,7 @@ def fates(
     times: Times | None = None,
     draws: int = 100,
     neighbours: int = 1,
-    level: float = 0.95,
+    level: float | np.floating = 0.95,
     seed: Seed,
 ) -> Fates:
     """Estimates fate probabilities ``P(X_T in group | X_0 = x)`` for each row ``x``.
@@ -157,7 +157,7 @@ def ancestors(
     times: Times | None = None,
     draws: int = 100,
     neighbours: int = 1,
-    level: float = 0.95,
+    level: float | np.floating = 0.95,
     seed: Seed,
 ) -> Fates:
     """Estimates ancestor probabilities ``P(X_0 in group | X_T = y)`` for each row ``y``: :func:`fates` back in time.
@@ -186,7 +186,7 @@ def _estimated(
     times: tuple[float, float],
     labels: Labels,
     given: tuple[Rows | None, Rows | None],
-    options: tuple[int, int, float],
+    options: tuple[int, int, float | np.floating],
     seed: int,
 ) -> Fates:
     draws, neighbours, level = options

@@ -89,6 +89,13 @@ def test_density_of_samples():
     np.testing.assert_allclose(rough * grid.volume * 500, counts, atol=1e-10)
 
 
+def test_the_grid_around_samples_moves_with_them():
+    rows = MIXTURE.sample(100, torch.Generator().manual_seed(0))
+    here, there = (grid_around(Samples(one), cells=10) for one in (rows, rows + 50.0))
+    np.testing.assert_allclose(np.subtract(there.low, here.low), 50.0, rtol=1e-9)
+    np.testing.assert_allclose(np.subtract(there.high, here.high), 50.0, rtol=1e-9)
+
+
 def test_unnormalised_density_is_the_normalised_one():
     grid = Grid.of(-6.0, 6.0, 150)
     free = Density(lambda x: MIXTURE.log_density(x) + 12.0, 1)

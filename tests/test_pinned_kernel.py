@@ -112,3 +112,15 @@ def test_refusals():
         posterior(DATA, eye[:2], eye, x)
     with pytest.raises(InvalidInputError, match="no density"):
         posterior(DATA, eye[[0, 0]], 0 * eye[:2, :2], x[:, :2])
+
+
+def test_the_posterior_of_a_dense_observation_is_that_of_precisions():
+    g = torch.Generator().manual_seed(0)
+    prior, matrix, noise = torch.randn(3, DIM, DIM, generator=g).double()
+    prior, noise = (one @ one.mT + 0.5 * torch.eye(DIM) for one in (prior, noise))
+    mean, y = states(1, 5)[0], states(4, 6)
+    found = posterior(Gaussian(mean, prior), matrix, noise, y)
+    gain = matrix.mT @ torch.linalg.inv(noise)
+    covariance = torch.linalg.inv(torch.linalg.inv(prior) + gain @ matrix)
+    torch.testing.assert_close(found.covariances[0], covariance)
+    torch.testing.assert_close(found.mean, (torch.linalg.inv(prior) @ mean + y @ gain.mT) @ covariance)

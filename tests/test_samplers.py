@@ -248,6 +248,10 @@ def test_evaluations_are_counted(name, last):
     finer = type(sampler)(**{**vars(sampler), "grid": TimeGrid.uniform(12)})
     calls.clear()
     assert finer.run(bridge, 3, seed=0).evaluations == len(calls)
+    if name == "predictor-corrector":
+        calls.clear()
+        twice = PredictorCorrector(corrections=2, last=last)
+        assert twice.run(bridge, 3, seed=0).evaluations == len(calls)
 
 
 def test_points_are_returned_exactly():

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sbridge.errors import InvalidInputError
 from sbridge.laws.scaling import AffineScaling, CommonScale, NoScaling, PerCoordinate
+from sbridge.processes import BrownianMotion, rescale
 
 RECIPES = {"none": NoScaling(), "common": CommonScale(), "per coordinate": PerCoordinate()}
 
@@ -92,3 +93,11 @@ def test_scaling_holds_the_change_of_units_of_a_single_row(dtype):
     x = torch.tensor([[9.0]], dtype=dtype)
     assert scaling.to_model(x).item() == 2.0
     assert scaling.to_data(x).item() == 37.0
+
+
+def test_a_dense_sigma_that_depends_on_time_is_scaled_by_rows():
+    level = torch.tensor([[1.0, 0.5], [-0.3, 2.0]], dtype=torch.float64)
+    process = BrownianMotion(lambda t: (1.0 + t)[:, None, None] * level)
+    scaling = AffineScaling(torch.tensor([3.0, -1.0]).double(), torch.tensor([2.0, 5.0]).double())
+    found = rescale(process, scaling).scale(0.5).values
+    torch.testing.assert_close(found, 1.5 * level / torch.tensor([[2.0], [5.0]]).double())

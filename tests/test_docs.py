@@ -14,6 +14,7 @@ from sbridge.cli import run
 from sbridge.cli.parsing import parse
 from sbridge.data import datasets
 from sbridge.identities import identities
+from sbridge.solvers import density_ratio
 from sbridge.solvers.base import Method
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,7 @@ def short(monkeypatch):
     monkeypatch.setattr(
         Method, "finished", lambda self, problem, state: state.step >= min(STEPS, self.max_steps(problem))
     )
+    monkeypatch.setattr(density_ratio, "_LONGER", 1)
 
 
 def write_cells(path):

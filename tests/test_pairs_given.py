@@ -12,6 +12,7 @@ from sbridge.errors import InvalidInputError, UnsupportedError
 SOLVER = sb.MatchedBridge(updates=300, network=sb.networks.MLP(32, 2), grid=sb.TimeGrid.cosine(25))
 
 
+@pytest.mark.slow
 def test_independent_pairs_give_the_markov_process_of_their_pinned_bridges():
     """The covariance of its ends is e^{−π/√27}: neither 0, that of the pairs, nor (√5 − 1)/2, that of the bridge."""
     x0, x1 = torch.randn(2, 6000, 1, generator=torch.Generator().manual_seed(0))

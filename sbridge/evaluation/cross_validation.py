@@ -18,7 +18,7 @@ from sbridge.evaluation.rows import shuffled
 from sbridge.fitting.courses import Reference, checked_snapshots, fit_course
 from sbridge.fitting.selection import Cells, End, Selection, check_selection, selected
 from sbridge.laws import Samples, as_law, check_same_kind, check_same_space
-from sbridge.laws.frames import Frame, common_columns
+from sbridge.laws.frames import Frame
 from sbridge.measures.measure import check_count
 from sbridge.metrics import HalfEnergyDistance, sampling_floor
 from sbridge.random import Seed, as_seed, derive, generator
@@ -153,7 +153,6 @@ def _checked_rows(snapshots: Sequence[object]) -> list[Tensor]:
     names = [f"snapshot {place}" for place in range(len(snapshots))]
     if len(names) < 3:
         raise InvalidInputError(f"{len(names)} snapshots given; to leave one out, at least three are needed.")
-    common_columns(snapshots, names)
     laws = [as_law(one, name) for one, name in zip(snapshots, names, strict=True)]
     data = []
     for law, name in zip(laws, names, strict=True):

@@ -19,7 +19,7 @@ from sbridge.display import short_repr
 from sbridge.errors import FileFormatError, InvalidInputError, listed, number, shown
 from sbridge.fitting.fit import Preparation, choose_sigma, prepare
 from sbridge.fitting.selection import Cells, End, check_selection, selected
-from sbridge.laws.frames import F, Frame, framed, is_frame
+from sbridge.laws.frames import F, Frame, common_columns, framed, is_frame
 from sbridge.laws.scaling import ScalingRecipe
 from sbridge.modes import standard_modes
 from sbridge.problems import Growth, Quadratic, SoftEnds
@@ -121,7 +121,8 @@ def checked_snapshots(
     """Returns snapshots and their times, from these or from the samples and times of one array.
 
     Raises:
-        InvalidInputError: for unequal numbers of snapshots (or samples) and times, or times that do not increase.
+        InvalidInputError: for unequal numbers of snapshots (or samples) and times, times that do not increase, or data
+            frames with other columns.
     """
     if is_frame(arrays) or (isinstance(arrays, (np.ndarray, Tensor)) and arrays.ndim == 2):
         found, times = snapshots(arrays, times)
@@ -134,6 +135,7 @@ def checked_snapshots(
         )
     if any(b <= a for a, b in pairwise(stamps)):
         raise InvalidInputError(f"times must increase strictly, got {listed(stamps)}.")
+    common_columns(found, [f"snapshot {place}" for place in range(len(found))])
     return found, stamps
 
 

@@ -19,7 +19,6 @@ from sbridge.exact.references import LinearDrift, Snapshots
 from sbridge.fitting.courses import checked_snapshots
 from sbridge.fitting.fit import End
 from sbridge.laws import Law, Samples, as_law, check_same_space, moments
-from sbridge.laws.frames import common_columns
 from sbridge.laws.moments import is_singular
 from sbridge.modes import standard_modes
 from sbridge.processes import LinearProcess
@@ -179,9 +178,7 @@ def learn_reference(
 
 def _checked(arrays: Sequence[End] | Tensor | np.ndarray, times: Times) -> tuple[list[Law], tuple[float, ...]]:
     snapshots, times = checked_snapshots(arrays, times)
-    names = [f"snapshot {place}" for place in range(len(snapshots))]
-    common_columns(snapshots, names)
-    laws = [as_law(one, name) for one, name in zip(snapshots, names, strict=True)]
+    laws = [as_law(one, f"snapshot {place}") for place, one in enumerate(snapshots)]
     if len(laws) < 3:
         raise InvalidInputError(
             "two snapshots determine no drift: for any rate there is another mean and noise that explain them as well. "
@@ -211,9 +208,7 @@ class _Units:
     def of(cls, laws: Sequence[Law], times: tuple[float, ...]) -> _Units:
         means, covariances = zip(*((one.double() for one in moments(law)) for law in laws), strict=True)
         place = torch.stack(means).mean(0)
-        square = torch.stack(
-            [c.diagonal() + (m - place).square() for m, c in zip(means, covariances, strict=True)]
-        ).mean()
+        square = torch.stack(covariances).diagonal(dim1=1, dim2=2) + (torch.stack(means) - place).square()
         time = (times[-1] - times[0]) / (len(times) - 1)
         return cls(place, float(square.mean().sqrt()), time, tuple((t - times[0]) / time for t in times))
 

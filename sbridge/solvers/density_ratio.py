@@ -89,10 +89,12 @@ class DensityRatio(AdjointRegression):
                     f"DensityRatio needs samples of both ends, and the {end_name(direction)} is an unnormalised "
                     "density: use IPF(forward=AdjointHalfBridge()), or draw samples first."
                 )
-        steep = None if problem.running_cost is None else Costs(problem.running_cost)
-        x, horizon = problem.source.sample(_COST_ROWS, generator_of(0)), problem.reference.horizon
-        told = None if steep is None else steep.refusal(x, (0.0, 0.5 * horizon))
-        return told or self.opaque_drift(problem, "forward")
+        if problem.running_cost is not None:
+            x = problem.source.sample(_COST_ROWS, generator_of(0))
+            told = Costs(problem.running_cost).refusal(x, (0.0, 0.5 * problem.reference.horizon))
+            if told is not None:
+                return told
+        return self.opaque_drift(problem, "forward")
 
     def helpers(self, problem: BridgeProblem, trained: Direction, simulations: int, seed: int) -> dict[str, Learner]:
         """Networks for the potential of the far end and for the mean log weight given the start."""

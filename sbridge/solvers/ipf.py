@@ -119,7 +119,7 @@ class IPF(Solver["IPFState"]):
         unfit = noiseless_coordinate("IPF", problem.reference)
         if unfit is not None:
             return unfit
-        refusals = (self.half_bridge(problem, direction).refusal(problem, direction) for direction in Direction)
+        refusals = (way.refusal(problem, direction) for way, direction in zip(ways, Direction, strict=True))
         return next((reason for reason in refusals if reason is not None), None)
 
     def half_bridge(self, problem: BridgeProblem, direction: Direction) -> HalfBridge:

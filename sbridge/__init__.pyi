@@ -88,6 +88,10 @@ from sbridge.solvers.mixture import MixtureBridge as MixtureBridge
 from sbridge.solvers.sinkhorn import SinkhornBridge as SinkhornBridge
 from sbridge.storage.registry import register as register
 from sbridge.time import TimeGrid as TimeGrid
-from sbridge.training import Optimisation as Optimisation
+from sbridge.training import (
+    Optimisation as Optimisation,
+    Patience as Patience,
+    StopTraining as StopTraining,
+)
 
 __version__: str

@@ -48,6 +48,7 @@ class Bridge:
             reference, and a bridge with it cannot be saved. ``None`` for a plain bridge.
         balance: of a bridge with soft ends: growth of source rows, and the part of the target that is explained.
         columns: names of the columns of the data frames that the bridge was fitted to; ``None`` for arrays.
+        stopped: why and when training ended early (:class:`~sbridge.training.StopTraining`); ``None`` for a whole fit.
 
     Methods take samples as arrays, tensors or data frames and return tensors, in the units of the data and with the
     dtype and device of the input. :meth:`transport`, :meth:`interpolate` (one time) and :meth:`conditional_mean` of a
@@ -61,6 +62,7 @@ class Bridge:
     state_cost: AbsorbedCost | RunningCost | None = field(default=None, kw_only=True)
     balance: Reweighting | None = field(default=None, kw_only=True)
     columns: tuple[str, ...] | None = field(default=None, kw_only=True)
+    stopped: str | None = field(default=None, kw_only=True)
 
     __repr__ = short_repr
 
@@ -192,6 +194,7 @@ class Bridge:
         return Bridge(
             _in_data_units(self.forward, scaling, problem.reference, problem.source),
             _in_data_units(self.backward, scaling, problem.reference, problem.target),
+            stopped=self.stopped,
         ).of(problem)
 
     def rows(self, x: Tensor | np.ndarray | Frame, name: str) -> Tensor:
@@ -217,10 +220,12 @@ class ControlSolution:
     Attributes:
         problem: the problem that was solved.
         measure: the process from the start of the problem under the learned control, on the grid of the solver.
+        stopped: why and when training ended early (:class:`~sbridge.training.StopTraining`); ``None`` for a whole one.
     """
 
     problem: ControlProblem
     measure: PathMeasure
+    stopped: str | None = field(default=None, kw_only=True)
 
     __repr__ = short_repr
 
@@ -254,7 +259,8 @@ class ControlSolution:
         measure = self.measure
         parts = {"control": measure.control, "grid": measure.grid, "rule": measure.rule}
         tree, tensors = encode(parts)
-        _write(path, {"format": CONTROL_FORMAT, "dim": self.dim, "horizon": self.horizon, **tree}, tensors)
+        early = {} if self.stopped is None else {"stopped": self.stopped}
+        _write(path, {"format": CONTROL_FORMAT, "dim": self.dim, "horizon": self.horizon, **early, **tree}, tensors)
 
 
 def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
@@ -280,7 +286,7 @@ def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
         raise FileFormatError(
             f"{path} holds parts that do not fit each other or the problem: {shown(error)}."
         ) from error
-    return ControlSolution(problem, measure)
+    return ControlSolution(problem, measure, stopped=document.get("stopped"))
 
 
 def save_bridge(bridge: Bridge, path: str | Path, run: str | None = None) -> None:

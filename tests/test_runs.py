@@ -273,7 +273,7 @@ class TestCheckpoint:
         document = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         files.write_tensors(tmp_path / "c", {"document": document})
         with pytest.raises(
-            FileFormatError, match=r"another version.*'sbridge.checkpoint/2'.*'sbridge.checkpoint/3'.*del"
+            FileFormatError, match=r"another version.*'sbridge.checkpoint/2'.*'sbridge.checkpoint/4'.*del"
         ):
             Checkpoint.read(tmp_path / "c", "run")
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sbridge.training import Info, State
+    from sbridge.training import Numbers, State
 
 _WIDTH = 100
 # Control characters but for line ends and tabs, and marks that turn the direction of writing: names may hold them, and
 # a terminal would obey.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _LONG = 20.0  # seconds; shorter runs need no estimate
+_REDRAWN = 0.1  # seconds between numbers on a bar
 _LOOK = 2.0  # seconds of training before the estimate
 
 
@@ -88,7 +89,7 @@ class Progress:
     _next: float = field(default=float("inf"), init=False)
     _bar: Any = field(default=None, init=False)
 
-    def __call__(self, state: State, info: Info) -> None:
+    def __call__(self, state: State, info: Numbers) -> None:
         """Updates the display after a step."""
         now = time.monotonic()
         if self._begun is None:
@@ -98,7 +99,9 @@ class Progress:
             self._estimated = True
             self._estimate(state.step, now)
         if self._bar is not None:
-            self._bar.set_postfix_str(_numbers(info), refresh=False)
+            if now >= self._next:  # reading numbers at every step would hold up an accelerator
+                self._next = now + _REDRAWN
+                self._bar.set_postfix_str(_numbers(info), refresh=False)
             self._bar.update(state.step - self._bar.n)
         elif state.step >= self._next and state.step < self.length:
             self._next += self.length / 4
@@ -116,6 +119,7 @@ class Progress:
         from tqdm import tqdm
 
         total = None if self.open_ended else self.length
+        self._next = 0.0
         self._bar = tqdm(desc=self.label, total=total, initial=step, unit="step", dynamic_ncols=True, leave=False)
 
     def _left(self, step: int, now: float) -> float:
@@ -193,7 +197,7 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _numbers(info: Info) -> str:
+def _numbers(info: Numbers) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in info.items())
 
 

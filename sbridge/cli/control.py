@@ -18,7 +18,7 @@ from sbridge.solvers import AdjointMatching, ControlSolver, LogVariance
 from sbridge.storage import documents
 from sbridge.storage.claims import check_vacant, claimed
 from sbridge.storage.documents import Json
-from sbridge.training import Info, State
+from sbridge.training import Numbers, State
 
 
 def run_control(command: Control, console: Console) -> int:
@@ -41,13 +41,13 @@ def _solve(command: Control, console: Console, out: Path | None = None) -> None:
         console.tell(f"Solver: {type(solver).__name__}, {why}. To choose another, define `solver` in {command.file}.")
     if command.updates is not None:
         solver = dataclasses.replace(solver, updates=command.updates)
-    history: list[Info] = []
+    history: list[dict[str, float]] = []
     bar = Progress(
         console, type(solver).__name__, solver.updates, open_ended=False, advice="Fewer --updates take less time."
     )
 
-    def follow(state: State, info: Info) -> None:
-        history.append(info)
+    def follow(state: State, info: Numbers) -> None:
+        history.append(dict(info))
         bar(state, info)
 
     solution = solve(problem, solver, seed=command.seed, callbacks=[follow])

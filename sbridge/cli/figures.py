@@ -18,13 +18,13 @@ from sbridge.random import derive, generator
 from sbridge.runs.folder import RunFolder
 from sbridge.runs.summary import leg_folder
 from sbridge.storage import documents
-from sbridge.training import Info
+from sbridge.training import Numbers
 
 
 def draw(
     course: Course,
     ends: Sequence[Tensor],
-    histories: Sequence[Sequence[Info]],
+    histories: Sequence[Sequence[Numbers]],
     folder: Path,
     *,
     seed: int,

@@ -31,7 +31,7 @@ from sbridge.solvers.base import Solver
 from sbridge.storage import documents
 from sbridge.storage.claims import check_vacant
 from sbridge.storage.documents import Json
-from sbridge.training import Callback
+from sbridge.training import Callback, Numbers
 
 _FIGURE_ROWS = 2000
 
@@ -133,9 +133,7 @@ def _complete(command: Training, plan: Plan, folder: ClaimedFolder, console: Con
     console.say(f"Run folder: {folder.path}")
 
 
-def _leg_report(
-    plan: Plan, course: Course, leg: int, history: Sequence[dict[str, float]], command: Training
-) -> LegReport:
+def _leg_report(plan: Plan, course: Course, leg: int, history: Sequence[Numbers], command: Training) -> LegReport:
     bridge, prepared = course.bridges[leg], plan.legs[leg]
     seed = command.seed if len(plan.legs) == 1 else derive(command.seed, "scores", leg)
     x0, x1 = plan.held_out[leg], plan.held_out[leg + 1]

@@ -16,7 +16,7 @@ from sbridge.diffusion.training import ScoreMatchingState
 from sbridge.errors import InvalidInputError
 from sbridge.measures import Estimate
 from sbridge.random import Seed, as_seed, derive, generator
-from sbridge.training import Info, State
+from sbridge.training import Numbers, State
 
 
 @dataclass
@@ -50,14 +50,14 @@ class GapRecorder:
     every: int = 50
     draws: int = 32_768
     seed: Seed = 0
-    rows: list[Info] = field(default_factory=list)
+    rows: list[Numbers] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.draws < 4:
             raise InvalidInputError(f"every must be positive and draws at least 4, got {self.every} and {self.draws}.")
         self.seed = as_seed(self.seed)
 
-    def __call__(self, state: State, info: Info) -> None:
+    def __call__(self, state: State, info: Numbers) -> None:
         """Measures the gap if it is due."""
         if not isinstance(state, ScoreMatchingState):
             raise InvalidInputError(f"a GapRecorder needs ScoreMatching, got a {type(state).__name__}.")
@@ -65,7 +65,7 @@ class GapRecorder:
             self.rows.append({"step": state.step, **self.measure(state.score)})
 
     @torch.no_grad()
-    def measure(self, score: Score) -> Info:
+    def measure(self, score: Score) -> Numbers:
         """Computes ``gap`` and ``excess`` of ``score``, with their standard errors."""
         one, other = self._bundles
         gap = Estimate.of(_pairs(0.5 * one.offset(score).square().sum(1) / one.density))

@@ -29,7 +29,7 @@ from sbridge.problems import BridgeProblem, Growth, SoftEnds, StateCost
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
 from sbridge.processes.base import check_horizon
 from sbridge.random import Seed, as_seed, derive, generator
-from sbridge.solutions import Bridge
+from sbridge.solutions import Bridge, ControlSolution
 from sbridge.solvers.base import Method, P, R, S, Solver
 from sbridge.training import Callback, StateDict, run_loop
 
@@ -104,7 +104,8 @@ def solve(
             :class:`~sbridge.problems.ControlProblem` a :class:`~sbridge.solutions.ControlSolution`.
         solver: with its hyperparameters.
         seed: of everything random in the fit.
-        callbacks: called after every step.
+        callbacks: called after every step. One that raises :class:`~sbridge.training.StopTraining`, such as
+            :class:`~sbridge.training.Patience`, ends training there; the solution says so in ``stopped``.
         resume_from: ``state.state_dict()`` of an interrupted run of the same problem and solver; the result equals that
             of an uninterrupted run.
 
@@ -117,7 +118,11 @@ def solve(
     _check_treatable(problem, solver)
     state = solver.init(problem, as_seed(seed)) if resume_from is None else solver.resume(problem, resume_from)
     state = run_loop(lambda s: solver.step(problem, s), state, lambda s: solver.finished(problem, s), callbacks)
-    return _of(solver.finish(problem, state), problem)
+    solution = _of(solver.finish(problem, state), problem)
+    if state.stopped is None or not isinstance(solution, (Bridge, ControlSolution)):
+        return solution
+    early = f"{state.stopped} (after {state.step} of at most {solver.max_steps(problem)} steps)"
+    return cast("R", replace(solution, stopped=early))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import time
+from collections import ChainMap
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from sbridge.errors import FileFormatError, NonFiniteError, shown
 from sbridge.storage import documents, files
-from sbridge.training import Info, State, StateDict
+from sbridge.training import Numbers, State, StateDict
 
 _ANY_FORMAT = "sbridge.checkpoint/"
-CHECKPOINT_FORMAT = f"{_ANY_FORMAT}3"
+CHECKPOINT_FORMAT = f"{_ANY_FORMAT}4"
+_READ = (CHECKPOINT_FORMAT, f"{_ANY_FORMAT}3")
 HISTORY_ROWS = 2000
 _DOCUMENT = "document"  # name of the tensor that holds the JSON part of a checkpoint
 
@@ -37,7 +39,7 @@ class Checkpoint:
 
     leg: int
     state: StateDict
-    history: list[Info]
+    history: list[Numbers]
     run: str
 
     def write(self, path: Path) -> None:
@@ -49,7 +51,7 @@ class Checkpoint:
             "run": self.run,
             "leg": self.leg,
             "scalars": scalars,
-            "history": self.history,
+            "history": [dict(row) for row in self.history],
             "threads": torch.get_num_threads(),
             "tensors": files.checksum_of_tensors(tensors),
         }
@@ -72,12 +74,12 @@ class Checkpoint:
         except (ValueError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged ({error}); {advice}.") from error
         written = known.get("format") if isinstance(known, dict) else None
-        if written != CHECKPOINT_FORMAT and str(written).startswith(_ANY_FORMAT):
+        if written not in _READ and str(written).startswith(_ANY_FORMAT):
             raise FileFormatError(
                 f"{path} was written by another version of this package (format {shown(written)}, this one reads "
                 f"{CHECKPOINT_FORMAT!r}): resume the run with that version, or {advice}."
             )
-        if written != CHECKPOINT_FORMAT:
+        if written not in _READ:
             raise FileFormatError(f"{path} is not a checkpoint (expected format {CHECKPOINT_FORMAT!r}); {advice}.")
         documents.check_seal(known, path)
         if known["tensors"] != files.checksum_of_tensors(tensors):
@@ -139,14 +141,15 @@ class History:
     """
 
     length: int
-    rows: list[Info] = field(default_factory=list)
+    rows: list[Numbers] = field(default_factory=list)
 
-    def __call__(self, state: State, info: Info) -> None:
+    def __call__(self, state: State, info: Numbers) -> None:
         """Appends ``info``; replaces the previous entry if that one is not to be kept."""
         every = max(1, -(-self.length // HISTORY_ROWS))
         if self.rows and self.rows[-1]["step"] % every:
             self.rows.pop()
-        self.rows.append({"step": state.step, **info})
+        # The numbers stay unread until the row is written, so that no step waits for them.
+        self.rows.append(ChainMap(info, {"step": state.step}))  # type: ignore[arg-type]
 
 
 class Keeper:
@@ -166,7 +169,7 @@ class Keeper:
         self.last_step: int | None = None
         self._due = time.monotonic() + every
 
-    def __call__(self, state: State, info: Info) -> None:
+    def __call__(self, state: State, info: Numbers) -> None:
         """Writes a checkpoint if one is due; raises Stopped after a signal."""
         number = self.stop.signal
         if number is not None or time.monotonic() >= self._due:

@@ -30,7 +30,7 @@ from sbridge.solutions import load_bridge
 from sbridge.storage import documents
 from sbridge.storage.claims import check_vacant, claimed, remove_parts
 from sbridge.storage.documents import Json
-from sbridge.training import Info
+from sbridge.training import Numbers
 
 HISTORY_FORMAT = "sbridge.history/1"
 _FREE_TO_CHANGE = ("command", "name", "threads", "versions", "format", "checksum")
@@ -64,7 +64,7 @@ class RunFolder(RunFiles):
             raise FileFormatError(f"{self.path} has no finished model; repeat its command with --resume.")
         return Course(times, tuple(load_bridge(self.bridge(leg, legs), run) for leg in range(legs)))
 
-    def histories(self) -> list[list[Info]]:
+    def histories(self) -> list[list[Numbers]]:
         """Reads, for each leg, what its steps reported."""
         document = documents.read_json(self.history_file)
         if not isinstance(document, dict) or document.get("format") != HISTORY_FORMAT:
@@ -74,9 +74,9 @@ class RunFolder(RunFiles):
             raise FileFormatError(f"{self.history_file} needs legs, each a list of steps with numbers.")
         return legs
 
-    def write_histories(self, histories: Sequence[Sequence[Info]]) -> None:
+    def write_histories(self, histories: Sequence[Sequence[Numbers]]) -> None:
         """Writes ``history.json``."""
-        legs = ",\n".join("  [" + ",\n   ".join(json.dumps(row) for row in rows) + "]" for rows in histories)
+        legs = ",\n".join("  [" + ",\n   ".join(json.dumps(dict(row)) for row in rows) + "]" for rows in histories)
         documents.write_text(self.history_file, f'{{"format": "{HISTORY_FORMAT}", "legs": [\n{legs}\n]}}\n')
 
 

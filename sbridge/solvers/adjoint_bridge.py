@@ -163,7 +163,7 @@ class AdjointBridge(Solver["AdjointBridgeState"]):
         adjoint = towards.update(row_loss(towards.module, state.memory, batch, state.generator))
         corrector = back.update(self.corrector_loss(state.problem, state))
         state.step += 1
-        info = {"adjoint loss": adjoint, "corrector loss": corrector}
+        info: dict[str, float | Tensor] = {"adjoint loss": adjoint, "corrector loss": corrector}
         if isinstance(problem.source, Density) and isinstance(state.problem.source, Samples):
             info["source effective sample size"] = state.problem.source.effective_size
         return state, info

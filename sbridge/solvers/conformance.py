@@ -185,8 +185,13 @@ def _check_step(trial: _Trial, before: int, state: State, info: Mapping[Any, Any
     found = f"it went from {before} to {state.step}"
     trial.require(rule="a step counts one", holds=state.step == before + 1, found=found)
     for name, value in info.items():
-        holds = isinstance(name, str) and isinstance(value, float) and math.isfinite(value)
-        trial.require(rule="a step reports finite floats by name", holds=holds, found=f"{name!r} is {value!r}")
+        number = isinstance(value, float) or (isinstance(value, Tensor) and value.ndim == 0)
+        holds = isinstance(name, str) and number and math.isfinite(value)
+        trial.require(
+            rule="a step reports finite numbers by name, floats or tensors without dimensions",
+            holds=holds,
+            found=f"{name!r} is {value!r}",
+        )
 
 
 def _check_repeats(trial: _Trial, last: State) -> None:

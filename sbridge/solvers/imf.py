@@ -12,7 +12,7 @@ from sbridge.problems import BridgeProblem
 from sbridge.processes import Direction
 from sbridge.solvers.control.starts import WarmStart
 from sbridge.solvers.learners import DIRECTIONS
-from sbridge.solvers.matching import MATCHING, Matcher, MatchingSolver, MatchingState
+from sbridge.solvers.matching import MATCHING, Matcher, MatchingSolver, MatchingState, mean_loss
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Info, Optimisation
@@ -81,7 +81,7 @@ class IMF(MatchingSolver):
             state.pairs = self._new_pairs(problem, state, stage)
         losses = [state.learn(direction) for direction in directions]
         state.step += 1
-        return state, {"loss": sum(losses) / len(losses), "stage": float(stage + 1)}
+        return state, {"loss": mean_loss(losses), "stage": float(stage + 1)}
 
     def stage(self, step: int) -> tuple[int, int]:
         """The stage that ``step`` belongs to (−1: pretraining) and the step within it."""

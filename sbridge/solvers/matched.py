@@ -10,7 +10,7 @@ from sbridge.errors import check_at_least
 from sbridge.problems import BridgeProblem
 from sbridge.solvers.control.starts import WarmStart
 from sbridge.solvers.learners import DIRECTIONS
-from sbridge.solvers.matching import MATCHING, Matcher, MatchingSolver, MatchingState
+from sbridge.solvers.matching import MATCHING, Matcher, MatchingSolver, MatchingState, mean_loss
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 from sbridge.training import Info, Optimisation
@@ -72,7 +72,7 @@ class MatchedBridge(MatchingSolver):
             state.pairs = state.draw(self.pairs, state.generator)
         losses = [state.learn(direction) for direction in DIRECTIONS]
         state.step += 1
-        return state, {"loss": sum(losses) / len(losses)}
+        return state, {"loss": mean_loss(losses)}
 
     @property
     def matcher(self) -> Matcher:

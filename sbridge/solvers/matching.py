@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -219,7 +219,7 @@ class MatchingState(State):
     learners: dict[Direction, Learner]
     generator: torch.Generator
 
-    def learn(self, direction: Direction) -> float:
+    def learn(self, direction: Direction) -> Tensor:
         """One update of a network on the current pairs; returns the loss."""
         learner = self.learners[direction]
         control = self.on_top(direction, learner.module)
@@ -230,3 +230,8 @@ class MatchingState(State):
     def on_top(self, direction: Direction, network: torch.nn.Module) -> Control:
         """The known control of a direction plus ``network``."""
         return on_top(self.starts[direction], network)
+
+
+def mean_loss(losses: Sequence[Tensor]) -> Tensor:
+    """The mean of the losses of a step, in float64."""
+    return torch.stack(tuple(losses)).double().mean()

@@ -207,8 +207,10 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
 
 
 def _left_out(value: object, item: dataclasses.Field[Any]) -> bool:
-    """Whether an optional field holds nothing: files without it are those of versions that did not know it."""
-    return item.kw_only and item.default is None and getattr(value, item.name) is None
+    """Whether an optional field has its plain default: files without it are those of versions that did not know it."""
+    default, held = item.default, getattr(value, item.name)
+    plain = default is None or isinstance(default, (bool, int, float, str))
+    return item.kw_only and plain and type(held) is type(default) and held == default
 
 
 def _arguments(module: nn.Module) -> dict[str, object]:

@@ -107,7 +107,7 @@ class AdjointMatching(ControlSolver):
         if state.step % self.replay.updates == 0:
             self.simulate(problem, costs, state)
         loss = row_loss(state.control, memory, self.optimisation.batch, state.generator)
-        return loss, {name: float(memory[name]) for name in ("objective", "power") if name in memory}
+        return loss, {name: memory[name] for name in ("objective", "power") if name in memory}
 
     def simulate(self, problem: ControlProblem, costs: Costs, state: ControlState) -> None:
         """New paths of the current control and their rows, each with the weight of its path."""

@@ -51,7 +51,7 @@ class RelativeEntropy(ControlSolver):
             loss = relative_entropy(paths, costs)
         else:
             loss = self._by_adjoint(problem, costs, state, self.gradient)
-        return loss, {"objective": float(loss.detach())} if costs.terminal is problem.terminal_cost else {}
+        return loss, {"objective": loss.detach()} if costs.terminal is problem.terminal_cost else {}
 
     def _by_adjoint(
         self, problem: ControlProblem, costs: Costs, state: ControlState, gradient: ReversibleAdjoint

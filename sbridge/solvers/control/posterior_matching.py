@@ -101,8 +101,8 @@ class PosteriorMatching(ReciprocalAdjointMatching):
         squares = (ends - found.middle - found.spread * found.slope.detach()).square() / found.spread
         logs = found.log_variance
         variance = 0.5 * (logs + squares * torch.exp(-logs.clamp_min(-10.0))).mean()
-        info = {name: float(kept[name]) for name in ("objective", "power")}
-        return mean + _VARIANCE_LOSS * variance, {**info, "mean": float(mean.detach())}
+        info = {name: kept[name] for name in ("objective", "power")}
+        return mean + _VARIANCE_LOSS * variance, {**info, "mean": mean.detach()}
 
     def simulate_ends(
         self, problem: ControlProblem, costs: Costs, state: ControlState, control: Control | None

@@ -78,7 +78,7 @@ class LogVariance(ControlSolver):
         if "base" in kept:
             u = u + kept["base"][rows].transpose(0, 1)
         found = residual(paths, costs, u, alive) - kept["shift"][rows]
-        return found.var(), {"objective": float(kept["objective"]), "power": float(kept["power"])}
+        return found.var(), {"objective": kept["objective"], "power": kept["power"]}
 
     def simulate(self, problem: ControlProblem, costs: Costs, state: ControlState, region: TrustRegion) -> None:
         """New paths of the current control, by rows, with what is subtracted from their residuals."""
@@ -143,7 +143,7 @@ class Moment(ControlSolver):
             raise InvalidInputError(f"a control with its offset is trained here, found {type(module).__name__}.")
         offset = module.offset
         loss = moment(paths, costs, control_values(state.control, paths), offset, alive)
-        return loss, {"objective": _objective(paths, problem, alive), "y0": float(offset.detach())}
+        return loss, {"objective": _objective(paths, problem, alive), "y0": offset.detach()}
 
 
 class _WithOffset(nn.Module):
@@ -161,5 +161,5 @@ class _WithOffset(nn.Module):
         return self.centre + self.spread * self.theta
 
 
-def _objective(paths: Paths, problem: ControlProblem, alive: Tensor | None) -> float:
-    return float(control_objective(paths, problem.costs, alive).mean())
+def _objective(paths: Paths, problem: ControlProblem, alive: Tensor | None) -> Tensor:
+    return control_objective(paths, problem.costs, alive).detach().mean()

@@ -110,7 +110,7 @@ class ReciprocalAdjointMatching(ControlSolver):
         t, x, targets = self.rows(state)
         kept = state.memory
         loss = (state.control(t, x) - targets).square().mean()
-        return loss, {"objective": float(kept["objective"]), "power": float(kept["power"])}
+        return loss, {"objective": kept["objective"], "power": kept["power"]}
 
     def simulate_ends(
         self, problem: ControlProblem, costs: Costs, state: ControlState, control: Control | None

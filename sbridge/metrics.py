@@ -256,7 +256,7 @@ def sampling_floor(
     for _ in range(repeats):
         order = torch.randperm(len(y), generator=generator, device=generator.device).to(y.device)
         values.append(metric(y[order[:first]], y[order[first : first + second]], generator))
-    scores = torch.tensor(values, dtype=torch.float64)
+    scores = torch.tensor(values, dtype=torch.float64, device="cpu")
     return Floor(float(scores.mean()), float(scores.std()) / math.sqrt(repeats), (first, second), repeats)
 
 

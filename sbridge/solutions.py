@@ -354,7 +354,7 @@ _ENDINGS = (".json", ".safetensors")
 def _check_fit(measure: PathMeasure, tensors: dict[str, Tensor]) -> None:
     """Evaluates all parts of a measure at two rows; raises the errors of parts whose shapes or kinds do not fit."""
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
-    rows = torch.zeros(2, measure.start.dim, dtype=dtype)
+    rows = torch.zeros(2, measure.start.dim, dtype=dtype, device="cpu")
     process, t = measure.process, 0.5 * measure.process.horizon
     found = {"drift": process.drift(t, rows), "noise": process.scale(t).to(rows)(rows)}
     if measure.control is not None:

@@ -75,7 +75,7 @@ class TimeGrid:
 
     def times(self, horizon: float) -> Tensor:
         """Returns ``t_k = τ_k · horizon`` in float64, shape ``(steps + 1,)``."""
-        return torch.tensor(self.fractions, dtype=torch.float64) * horizon
+        return torch.tensor(self.fractions, dtype=torch.float64, device="cpu") * horizon
 
     def including(self, fractions: Iterable[float]) -> TimeGrid:
         """Returns this grid with further knots inserted, except those within 1e-9 of an existing knot."""

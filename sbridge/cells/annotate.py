@@ -156,7 +156,7 @@ def _fates(
         )
     labels, ends = column_of(data, key, "adata")[at_end], rows[torch.from_numpy(at_end)]
     groups = as_groups(labels, len(ends), f"obs[{shown(key)}] at the time {number(last)}")
-    found = {name: torch.full((len(rows), len(groups.names)), math.nan).to(rows) for name in _LIMITS}
+    found = {name: torch.full((len(rows), len(groups.names)), math.nan, device="cpu").to(rows) for name in _LIMITS}
     for t in course.times[:-1]:
         here = torch.from_numpy(times == t)
         if here.any():

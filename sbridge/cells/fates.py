@@ -225,7 +225,7 @@ def wilson(share: Tensor, count: Tensor, level: float) -> tuple[Tensor, Tensor]:
     It is the set of probabilities from which the share is at most ``z`` standard deviations away. For the mean of
     numbers in ``[0, 1]``, whose variance is smaller, it is too wide rather than too narrow.
     """
-    z = float(torch.special.ndtri(torch.tensor(0.5 + 0.5 * level, dtype=torch.float64)))
+    z = float(torch.special.ndtri(torch.tensor(0.5 + 0.5 * level, dtype=torch.float64, device="cpu")))
     excess = z * z / count
     centre = (share + 0.5 * excess) / (1.0 + excess)
     half = (excess * share * (1.0 - share) + 0.25 * excess.square()).sqrt() / (1.0 + excess)

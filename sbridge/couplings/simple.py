@@ -92,7 +92,7 @@ class GivenPairs:
 
         def draw(n: int, g: torch.Generator) -> Pairs:
             if weights is None:
-                index = torch.randint(len(source.rows), (n,), generator=g)
+                index = torch.randint(len(source.rows), (n,), generator=g, device="cpu")
             else:
                 index = torch.multinomial(weights.cpu(), n, replacement=True, generator=g)
             index = index.to(source.rows.device)

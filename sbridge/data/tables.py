@@ -107,7 +107,7 @@ def split(rows: Tensor, fraction: float, seed: int, name: str) -> tuple[Tensor, 
             f"holding out {fraction:g} of the {len(rows)} rows of {name} leaves {count} to score and "
             f"{len(rows) - count} to fit; each needs at least 2. Choose another fraction, or 0 to score nothing."
         )
-    order = torch.randperm(len(rows), generator=generator(derive(seed, "held out")))
+    order = torch.randperm(len(rows), generator=generator(derive(seed, "held out")), device="cpu")
     return rows[order[count:].sort().values], rows[order[:count].sort().values]
 
 

@@ -125,7 +125,7 @@ def as_times(t: Time, x: Tensor) -> Tensor:
     Raises:
         InvalidInputError: for another shape.
     """
-    times = torch.as_tensor(t, dtype=torch.float64)
+    times = t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
     if times.shape not in ((), x.shape[:1]):
         raise InvalidInputError(
             f"a time is one number, or one per row of x ({len(x)}); got shape {tuple(times.shape)}."

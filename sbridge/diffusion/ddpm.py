@@ -166,7 +166,7 @@ class DiscreteDenoising:
             raise InvalidInputError(
                 f"no step of the grid is between s_min = {s_min:g} and the horizon; refine the grid."
             )
-        chosen = kept[torch.randint(len(kept), (len(start),), generator=generator)]
+        chosen = kept[torch.randint(len(kept), (len(start),), generator=generator, device="cpu")]
         noise = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=generator.device).to(start)
         variances = chain.variances[chosen + 1].unsqueeze(1)
         x = (1.0 - variances).sqrt().to(start) * start + variances.sqrt().to(start) * noise

@@ -112,9 +112,8 @@ class ExactScore:
         t = float(check_time(t, self.process.horizon))
         law, dim = self.process.transition(0.0, t), self.data.dim
         weights, means, covariances = self._mixture
-        phi, dtype = law.map.expanded(dim), means.dtype
-        moved = law.mean(means.double()).to(dtype)
-        spreads = (phi @ covariances.double() @ phi.mT + law.covariance.expanded(dim)).to(dtype)
+        phi, moved = law.map.expanded(dim), law.mean(means.double()).to(means)
+        spreads = (phi @ covariances.double().cpu() @ phi.mT + law.covariance.expanded(dim)).to(means)
         if isinstance(self.data, Gaussian):
             return Gaussian(moved[0], spreads[0])
         return GaussianMixture(weights, moved, spreads)
@@ -136,7 +135,7 @@ class ExactScore:
         if not isinstance(self.data, Samples):
             return None
         rows, weights = self.data.rows, self.data.weights
-        logits = -math.log(len(rows)) * torch.ones(len(rows), dtype=torch.float64)
+        logits = -math.log(len(rows)) * torch.ones(len(rows), dtype=torch.float64, device="cpu")
         logits = logits.to(rows.device) if weights is None else weights.double().log()
         return FarEnd(self.process, Cloud(rows, logits), Direction.BACKWARD)
 

@@ -52,12 +52,12 @@ class LinearObservation:
         """Observes some coordinates of a state of dimension ``dim``."""
         if not observed or len(set(observed)) < len(observed) or not all(0 <= i < dim for i in observed):
             raise InvalidInputError(f"observed must be different indices in 0 … {dim - 1}, got {list(observed)}.")
-        return cls(torch.eye(dim, dtype=torch.float64)[list(observed)], noise_std)
+        return cls(torch.eye(dim, dtype=torch.float64, device="cpu")[list(observed)], noise_std)
 
     @property
     def noise(self) -> Tensor:
         """Returns ``r² I``, shape ``(m, m)``."""
-        return self.noise_std**2 * torch.eye(len(self.matrix)).to(self.matrix)
+        return self.noise_std**2 * torch.eye(len(self.matrix), device="cpu").to(self.matrix)
 
     def log_likelihood(self, y: Tensor) -> Quadratic:
         """Returns ``x ↦ log p(y | X_0 = x) = −|y − Ax|²/2r² − ½m log 2πr²`` as a reward for :func:`sbridge.tilt`.
@@ -97,7 +97,7 @@ def conditioned(data: Law, observation: LinearObservation, y: Tensor, unknown: S
     if y.shape != observation.matrix.shape[:1]:
         raise InvalidInputError(f"y must have shape ({len(observation.matrix)},), got {tuple(y.shape)}.")
     seen = posterior(data, observation.matrix, observation.noise, y[None])
-    return seen.law(0, None if unknown is None else torch.tensor(list(unknown)))
+    return seen.law(0, None if unknown is None else torch.tensor(list(unknown), device="cpu"))
 
 
 class StartCovariance(ABC):
@@ -148,7 +148,7 @@ class IsotropicCovariance(StartCovariance):
         """Computes one matrix for each time."""
         law, dim = process.transition(0.0, t), matrix.shape[1]
         information = (law.map.T @ law.precision @ law.map).expanded(dim)
-        covariance = torch.linalg.inv(information + torch.eye(dim).to(information) / self.scale**2)
+        covariance = torch.linalg.inv(information + torch.eye(dim, device="cpu").to(information) / self.scale**2)
         return (matrix @ covariance.to(rows) @ matrix.mT).reshape(-1, len(matrix), len(matrix))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sbridge.controls import NetworkRecipe
 from sbridge.controls.base import Time
 from sbridge.controls.networks import time_features
+from sbridge.diffusion.conversions import as_times
 from sbridge.errors import InvalidInputError
 from sbridge.linear import LinearMap
 from sbridge.processes import LinearProcess
@@ -43,7 +44,7 @@ class NetworkScore(nn.Module):
         self, recipe: NetworkRecipe, process: LinearProcess, dim: int, mean: Tensor | None = None, scale: float = 1.0
     ) -> None:
         super().__init__()
-        mean = torch.zeros(dim, dtype=torch.float64) if mean is None else mean.detach().clone()
+        mean = torch.zeros(dim, dtype=torch.float64, device="cpu") if mean is None else mean.detach().clone()
         if mean.shape != (dim,) or not scale > 0:
             raise InvalidInputError(
                 f"the mean of the data must have shape ({dim},) and their scale be positive, got "
@@ -63,7 +64,8 @@ class NetworkScore(nn.Module):
 
     def forward(self, t: Time, x: Tensor) -> Tensor:
         """Computes the score at ``(t, x)`` in the network's own dtype; returns it in that of ``x``."""
-        if bool((torch.as_tensor(t) <= 0).any()):
+        times = as_times(t, x)
+        if bool((times <= 0).any()):
             raise InvalidInputError(
                 "a network score is defined for t > 0: at t = 0 its target, the score of a point, is infinite. Use the "
                 "first knot of a time grid."
@@ -73,7 +75,7 @@ class NetworkScore(nn.Module):
         start = law.mean(self.mean.to(x).expand(len(x), -1))
         white = total.cholesky().inverse().to(x)(x - start)
         own = next(self.network.parameters())
-        clock = (torch.as_tensor(t, dtype=torch.float64) / self.process.horizon).sqrt()
+        clock = (times / self.process.horizon).sqrt()
         residual = self.network(time_features(clock, 1.0, white.to(own.dtype)), white.to(own.dtype)).to(x)
         return inner.to(x)(residual) - total.inverse().to(x)(x - start)
 

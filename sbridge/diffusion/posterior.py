@@ -52,7 +52,7 @@ class Posterior:
                 noise.
         """
         weights, means = self.log_weights[row].exp(), self.means.expand(len(self.log_weights), -1, -1)[row]
-        kept = torch.arange(means.shape[1]) if coordinates is None else coordinates
+        kept = torch.arange(means.shape[1], device="cpu") if coordinates is None else coordinates
         means, covariances = means[:, kept], self.covariances[:, kept][:, :, kept]
         if not bool(covariances.any()):
             return Samples(means, weights)
@@ -99,7 +99,7 @@ def posterior(law: Law, matrix: Tensor, noise: Tensor, y: Tensor) -> Posterior:
     white = torch.linalg.solve_triangular(root, residual.unsqueeze(-1), upper=False).squeeze(-1)
     log_scale = root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * m * math.log(2.0 * math.pi)
     exponents = log_weights - 0.5 * white.square().sum(-1) - log_scale
-    kept = torch.eye(dim).to(gain) - gain @ matrix
+    kept = torch.eye(dim, device="cpu").to(gain) - gain @ matrix
     after = kept @ covariances @ kept.mT + gain @ noise @ gain.mT
     moved = means + (gain @ residual.unsqueeze(-1)).squeeze(-1) if bool(covariances.any()) else means.unsqueeze(0)
     return Posterior(torch.log_softmax(exponents, 1), moved, 0.5 * (after + after.mT))

@@ -34,7 +34,7 @@ class UniformTimes:
         """Draws times; their density is ``1/(T − s_min)``."""
         check_start(process, s_min)
         span = process.horizon - s_min
-        return s_min + span * _stratified(n, generator), torch.full((n,), 1.0 / span, dtype=torch.float64)
+        return s_min + span * _stratified(n, generator), torch.full((n,), 1.0 / span, dtype=torch.float64, device="cpu")
 
 
 @register
@@ -60,7 +60,7 @@ class NoiseTimes:
     def quantiles(self, process: LinearProcess, s_min: float, steps: int) -> Tensor:
         """Returns ``steps + 1`` times from ``s_min`` to ``T`` that bound intervals of equal probability, float64."""
         check_start(process, s_min)
-        heights = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+        heights = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64, device="cpu")
         times, _ = _Table(process, s_min, self.data_scale).at(heights)
         times[0], times[-1] = s_min, process.horizon
         return times
@@ -81,7 +81,7 @@ class _Table:
 
     @cached_property
     def knots(self) -> Tensor:
-        fractions = torch.linspace(0.0, 1.0, _CELLS + 1, dtype=torch.float64)
+        fractions = torch.linspace(0.0, 1.0, _CELLS + 1, dtype=torch.float64, device="cpu")
         knots = self.s_min * (self.process.horizon / self.s_min) ** fractions
         knots[-1] = self.process.horizon  # not a rounding beyond it
         return knots
@@ -130,5 +130,5 @@ def noised(
 
 def _stratified(n: int, generator: torch.Generator) -> Tensor:
     """Draws one uniform number in each of ``n`` equal cells of ``[0, 1]``, in order."""
-    cells = torch.arange(n, dtype=torch.float64)
-    return (cells + torch.rand(n, generator=generator, dtype=torch.float64)) / n
+    cells = torch.arange(n, dtype=torch.float64, device="cpu")
+    return (cells + torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")) / n

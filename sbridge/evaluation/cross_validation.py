@@ -112,14 +112,14 @@ def cross_validate(
         found, stamps = checked_snapshots(arrays, times)
     data = _checked_rows(found)
     parts = [shuffled(rows, max_rows, derive(0, "scored", place)) for place, rows in enumerate(data)]
-    scores = {name: torch.tensor([values]) for name, values in unfitted(parts, stamps).items()}
+    scores = {name: torch.tensor([values], device="cpu") for name, values in unfitted(parts, stamps).items()}
     for name, solver in solvers.items():
         options = {"solver": solver, "sigma": sigma, "reference": reference}
         runs = [
             [_score(data, parts, stamps, inner, {**options, "seed": seed}) for inner in range(1, len(data) - 1)]
             for seed in seeds
         ]
-        scores[name] = torch.tensor(runs)
+        scores[name] = torch.tensor(runs, device="cpu")
     return CrossValidation(tuple(stamps[1:-1]), scores)
 
 

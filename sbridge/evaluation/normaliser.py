@@ -121,7 +121,7 @@ def _paths_to(problem: ControlProblem, times: Tensor, ends: Tensor, draws: torch
         raise UnsupportedError(f"a LinearProcess is needed, got a {type(process).__name__}.")
 
     def noise() -> Tensor:
-        return torch.randn(ends.shape, generator=draws, dtype=torch.float64).to(ends)
+        return torch.randn(ends.shape, generator=draws, dtype=torch.float64, device="cpu").to(ends)
 
     states = [_starts_given(problem.start, process, ends, noise())]
     knots = times.tolist()

@@ -75,14 +75,16 @@ def reweighted(bridge: Bridge, rows: Tensor, measure: PathMeasure, seed: int) ->
     weights = ratio.double().cpu() / ratio.double().sum().cpu()
     count = min(len(rows), max(_LEAST_ROWS, int(1.0 / float(weights.square().sum()))))
     draw = generator(seed)
-    steps = torch.arange(count, dtype=torch.float64) + torch.rand((), generator=draw, dtype=torch.float64)
+    steps = torch.arange(count, dtype=torch.float64, device="cpu") + torch.rand(
+        (), generator=draw, dtype=torch.float64, device="cpu"
+    )
     index = torch.searchsorted(weights.cumsum(0), steps / count).clamp(max=len(rows) - 1)
-    return rows[index[torch.randperm(count, generator=draw)].to(rows.device)]
+    return rows[index[torch.randperm(count, generator=draw, device="cpu")].to(rows.device)]
 
 
 def shuffled(rows: Tensor, most: int, seed: int) -> Tensor:
     """Returns at most ``most`` rows, drawn without replacement, in random order."""
-    return rows[torch.randperm(len(rows), generator=generator(seed))[:most].to(rows.device)]
+    return rows[torch.randperm(len(rows), generator=generator(seed), device="cpu")[:most].to(rows.device)]
 
 
 def pooled(first: Tensor, last: Tensor, share: float, seed: int) -> Tensor:

@@ -110,7 +110,7 @@ class Scorer:
         values = [self._value(column, metric, x, y) for x, y in zip(judged, reference, strict=True)]
         whole = _harmonic(min(len(rows), most), min(len(self.reference), most))
         part = _harmonic(min(len(judged[0]), most), min(len(reference[0]), most))
-        return float(torch.tensor(values, dtype=torch.float64).std()) * math.sqrt(part / whole)
+        return float(torch.tensor(values, dtype=torch.float64, device="cpu").std()) * math.sqrt(part / whole)
 
 
 def transport_cost(candidate: str, column: str, start: Tensor, rows: Tensor) -> Score:

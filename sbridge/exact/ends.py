@@ -126,7 +126,11 @@ def _between_gaussians(
 
 def _log_ratio(new: Gaussian, old: Gaussian) -> Quadratic:
     """Returns ``log new − log old`` as a quadratic function."""
-    matrix, vector, constant = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0.0
+    matrix, vector, constant = (
+        torch.zeros((), dtype=torch.float64, device="cpu"),
+        torch.zeros((), dtype=torch.float64, device="cpu"),
+        0.0,
+    )
     for sign, one in ((1.0, new), (-1.0, old)):
         mean, covariance = one.mean.double().cpu(), one.covariance.double().cpu()
         precision = torch.linalg.inv(covariance)
@@ -188,7 +192,7 @@ def _weighted(end: Samples, logs: Tensor) -> tuple[Samples, float]:
 def _part(end: Samples, most: int, draw: torch.Generator) -> Samples:
     """Returns the rows of positive weight, or ``most`` of them in random order."""
     weights = end.weights
-    index = torch.arange(len(end.rows)) if weights is None else weights.nonzero().flatten().cpu()
+    index = torch.arange(len(end.rows), device="cpu") if weights is None else weights.nonzero().flatten().cpu()
     if len(index) > most:
         index = index[torch.randperm(len(index), generator=draw, device=draw.device)[:most].cpu().sort().values]
     elif weights is None:

@@ -162,9 +162,9 @@ class _Paths:
     @classmethod
     def of(cls, process: LinearProcess, options: KilledSinkhorn, dim: int, seed: int, rate: RunningCost) -> _Paths:
         """Simulates the paths by exact transitions."""
-        times = torch.linspace(0.0, process.horizon, options.intervals + 1, dtype=torch.float64).tolist()
+        times = torch.linspace(0.0, process.horizon, options.intervals + 1, dtype=torch.float64, device="cpu").tolist()
         draw = generator(seed)
-        states = [torch.zeros(options.paths, dim, dtype=torch.float64)]
+        states = [torch.zeros(options.paths, dim, dtype=torch.float64, device="cpu")]
         for s, t in pairwise(times):
             law = process.transition(s, t)
             noise = torch.randn(options.paths // 2, dim, dtype=torch.float64, generator=draw, device=draw.device).cpu()
@@ -181,11 +181,11 @@ class _Paths:
 
     def averages(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Averages ``e^{−∫V}`` given both ends, ``(batches, n, m)``; ``1 − e^{−∫V}`` given starts, ``(batches, n)``."""
-        living = torch.zeros(_BATCHES, len(x), len(y), dtype=torch.float64)
-        dying = torch.zeros(_BATCHES, len(x), dtype=torch.float64)
+        living = torch.zeros(_BATCHES, len(x), len(y), dtype=torch.float64, device="cpu")
+        dying = torch.zeros(_BATCHES, len(x), dtype=torch.float64, device="cpu")
         count, size = self.noise.shape[1] // _BATCHES, max(1, _PAIRS // len(y))
-        for batch, members in enumerate(torch.arange(self.noise.shape[1]).split(count)):
-            for rows in torch.arange(len(x)).split(size):
+        for batch, members in enumerate(torch.arange(self.noise.shape[1], device="cpu").split(count)):
+            for rows in torch.arange(len(x), device="cpu").split(size):
                 for paths in members.split(max(1, _PAIRS // (len(rows) * len(y)))):
                     living[batch, rows] += self._pinned(self.noise[:, paths], x[rows], y) / count
             for paths in members.split(size):
@@ -194,7 +194,7 @@ class _Paths:
 
     def _pinned(self, noise: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Sums ``e^{−∫V}`` over pinned paths between all pairs, ``(n, m)``."""
-        total = torch.zeros(noise.shape[1], len(x), len(y), dtype=torch.float64)
+        total = torch.zeros(noise.shape[1], len(x), len(y), dtype=torch.float64, device="cpu")
         for k, t in enumerate(self.times):
             pinned = self._pinned_laws[k]
             bridge = noise[k] - pinned.gain(noise[-1]) + pinned.shift
@@ -204,7 +204,7 @@ class _Paths:
 
     def _dead(self, noise: Tensor, x: Tensor) -> Tensor:
         """Sums ``1 − e^{−∫V}`` over paths of the reference from every row, ``(n,)``."""
-        total = torch.zeros(noise.shape[1], len(x), dtype=torch.float64)
+        total = torch.zeros(noise.shape[1], len(x), dtype=torch.float64, device="cpu")
         for k, t in enumerate(self.times):
             means = x if k == 0 else self.process.transition(0.0, t).mean(x)
             states = means + noise[k][:, None]
@@ -224,5 +224,5 @@ class _Paths:
 def _weights(samples: Samples) -> Tensor:
     rows = samples.rows
     if samples.weights is None:
-        return torch.full((len(rows),), 1.0 / len(rows), dtype=torch.float64)
+        return torch.full((len(rows),), 1.0 / len(rows), dtype=torch.float64, device="cpu")
     return samples.weights.double()

@@ -140,7 +140,7 @@ class MixturePotential:
     def _check_finite_tilt(self) -> None:
         """Checks ``I + LᵀΛL > 0`` with ``Q_T = LLᵀ``."""
         root = self._whole.root
-        inner = root.T @ self._maps @ root + LinearMap(torch.ones(1, dtype=torch.float64))
+        inner = root.T @ self._maps @ root + LinearMap(torch.ones(1, dtype=torch.float64, device="cpu"))
         failed = torch.linalg.cholesky_ex(inner.values).info != 0 if inner.dense else (inner.values <= 0).any(-1)
         if bool(failed.any()):
             raise InvalidInputError(

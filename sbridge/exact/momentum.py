@@ -22,6 +22,7 @@ from sbridge.laws.moments import is_singular, sample_moments
 from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.processes import UnderdampedLangevin
+from sbridge.processes.base import as_time
 from sbridge.random import Seed, as_seed, derive, generator
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid, snapped
@@ -211,7 +212,10 @@ class GaussianMomentumCourse:
         bent = precision + torch.block_diag(*bend_to_unit_blocks(precision, count))
         side = whole @ torch.linalg.inv(torch.linalg.cholesky(_symmetric(bent))).mT
         positions = side @ side.mT
-        mean, covariance = torch.zeros(count, dim).double(), torch.zeros(count, dim, count, dim).double()
+        mean, covariance = (
+            torch.zeros(count, dim, device="cpu").double(),
+            torch.zeros(count, dim, count, dim, device="cpu").double(),
+        )
         mean[:, :d] = means.reshape(count, d)
         mean[:, d:] = (gain @ means + torch.linalg.solve(vv, slope[:, d:].flatten())).reshape(count, d)
         blocks = (positions, positions @ gain.mT, gain @ positions @ gain.mT + torch.linalg.inv(vv))
@@ -225,11 +229,16 @@ class GaussianMomentumCourse:
         """Precision ``(K, 2 d, K, 2 d)`` and linear term of the states at the snapshots under R."""
         count, dim = len(self.times), self.process.dim
         d = dim // 2
-        joint, slope = torch.zeros(count, dim, count, dim).double(), torch.zeros(count, dim).double()
-        joint[0, d:, 0, d:] += torch.eye(d).double() / self.speed**2
+        joint, slope = (
+            torch.zeros(count, dim, count, dim, device="cpu").double(),
+            torch.zeros(count, dim, device="cpu").double(),
+        )
+        joint[0, d:, 0, d:] += torch.eye(d, device="cpu").double() / self.speed**2
         for i, (s, t) in enumerate(pairwise(self.times)):
             map_, offset, noise = self._step(s, t)
-            both = torch.cat([-map_, torch.eye(dim).double()], 1)  # times (z_s, z_t): the noise, and the offset
+            both = torch.cat(
+                [-map_, torch.eye(dim, device="cpu").double()], 1
+            )  # times (z_s, z_t): the noise, and the offset
             weighted = torch.linalg.solve(noise, both).mT
             pair = slice(i, i + 2)
             joint[pair, :, pair] += (weighted @ both).reshape(2, dim, 2, dim)
@@ -262,14 +271,18 @@ class GaussianMomentumCourse:
         """The transition of ``P`` within a leg: that of R, weighted by ``φ(t, ·)``."""
         map_, offset, noise = self._step(s, t)
         precision, slope = self._message(leg, t)
-        kept = torch.linalg.inv(torch.eye(len(slope)).double() + noise @ precision)
+        kept = torch.linalg.inv(torch.eye(len(slope), device="cpu").double() + noise @ precision)
         return kept @ map_, kept @ (offset + noise @ slope), _symmetric(kept @ noise)
 
     def _kernel(self, s: float, t: float) -> tuple[Tensor, Tensor, Tensor]:
         """The transition of ``P`` from ``s`` to a later time, through the snapshots in between."""
         (first, s), (last, t) = self._leg(s), self._leg(t)
         dim = self.process.dim
-        map_, offset, noise = torch.eye(dim).double(), torch.zeros(dim).double(), torch.zeros(dim, dim).double()
+        map_, offset, noise = (
+            torch.eye(dim, device="cpu").double(),
+            torch.zeros(dim, device="cpu").double(),
+            torch.zeros(dim, dim, device="cpu").double(),
+        )
         for leg in range(first, last + 1):
             step, shift, added = self._leg_kernel(leg, s, min(t, self.times[leg + 1]))
             map_, offset, noise = step @ map_, step @ offset + shift, step @ noise @ step.mT + added
@@ -293,12 +306,12 @@ class CourseControl:
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """Computes ``u(t, x)``; all times must be equal."""
-        return self.course.control(float(torch.as_tensor(t).reshape(-1)[0]) + self.course.times[0], x)
+        return self.course.control(float(as_time(t).reshape(-1)[0]) + self.course.times[0], x)
 
 
 def _moved_back(map_: Tensor, offset: Tensor, noise: Tensor, precision: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """``Π, π`` of ``z ↦ E exp(−½ yᵀΠy + π·y)`` for ``y ~ N(Φz + k, Q)``: ``ΦᵀMΠΦ`` and ``ΦᵀM(π − Πk)``."""
-    mixed = torch.linalg.inv(torch.eye(len(slope)).double() + precision @ noise)
+    mixed = torch.linalg.inv(torch.eye(len(slope), device="cpu").double() + precision @ noise)
     return _symmetric(map_.mT @ mixed @ precision @ map_), map_.mT @ (mixed @ (slope - precision @ offset))
 
 
@@ -312,7 +325,7 @@ def _given_positions(law: Gaussian, places: Tensor, noise: Tensor) -> Tensor:
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:
-    return torch.randn(like.shape, generator=generator(seed), dtype=torch.float64)
+    return torch.randn(like.shape, generator=generator(seed), dtype=torch.float64, device="cpu")
 
 
 def _blocks(d: int) -> tuple[tuple[slice, slice], ...]:

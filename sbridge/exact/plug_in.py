@@ -12,6 +12,7 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError
 from sbridge.processes import Direction, LinearProcess
+from sbridge.processes.base import as_time
 from sbridge.processes.coefficients import identity
 from sbridge.storage.registry import register
 from sbridge.transport import Cloud
@@ -77,7 +78,7 @@ class FarEnd:
     def _view(self, t: Time, x: Tensor) -> View:
         forward = self.direction is Direction.FORWARD
         far = self.process.horizon if forward else 0.0
-        if bool((torch.as_tensor(t, dtype=torch.float64) == far).any()):
+        if bool((as_time(t) == far).any()):
             raise InvalidInputError(
                 f"the control of a bridge to single rows is infinite at its far end, t = {far:g}; use a time "
                 + ("before it." if forward else "after it.")

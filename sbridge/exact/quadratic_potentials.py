@@ -33,7 +33,7 @@ def bend_to_unit_blocks(precision: Tensor, blocks: int) -> Tensor:
         NotConvergedError: if the blocks are not reached to 1e-8.
     """
     size = len(precision) // blocks
-    bend = torch.eye(size, dtype=torch.float64).expand(blocks, size, size).clone()
+    bend = torch.eye(size, dtype=torch.float64, device="cpu").expand(blocks, size, size).clone()
     share = min(1.0, 1.0 / max(float(torch.linalg.matrix_norm(precision, 2)), 1e-300))
     while share < 1.0:
         bend, _ = _maximised(share * precision, bend, closely=False)
@@ -56,7 +56,9 @@ def _maximised(precision: Tensor, bend: Tensor, *, closely: bool) -> tuple[Tenso
         if int(failed):
             raise NotConvergedError(f"the potentials of the snapshots did not converge. {_WEAK}")
         covariance = torch.cholesky_inverse(root).reshape(blocks, size, blocks, size)
-        excess = torch.stack([covariance[i, :, i] for i in range(blocks)]) - torch.eye(size, dtype=torch.float64)
+        excess = torch.stack([covariance[i, :, i] for i in range(blocks)]) - torch.eye(
+            size, dtype=torch.float64, device="cpu"
+        )
         error = float(excess.abs().max())
         step = _newton_step(covariance, excess)
         slope = float((step * excess).sum())

@@ -180,7 +180,7 @@ def _second_moments(coupling: GaussianCoupling, drift: LinearDrift) -> tuple[Ten
     """Computes ``∫E z zᵀ dt`` and ``∫E b_P zᵀ dt`` of one leg."""
     duration = coupling.process.horizon
     speed = float(torch.linalg.matrix_norm(drift.matrix, 2))
-    nodes, weights = gauss_legendre(panels_for(speed, torch.tensor(duration)))
+    nodes, weights = gauss_legendre(panels_for(speed, torch.tensor(duration, device="cpu")))
     (mean, covariance), (gain, shift) = coupling.marginal_and_gain(duration * nodes)
     row = torch.cat([mean, mean.new_ones(len(mean), 1)], 1)
     second = row[:, :, None] * row[:, None, :]

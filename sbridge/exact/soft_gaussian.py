@@ -99,7 +99,7 @@ class SoftGaussianCoupling:
         cov0 = left / (1.0 - (1.0 - tau0) * square / y) @ left.mT
         covT = right / (1.0 - (1.0 - tauT) * square / x) @ right.mT
         # About the means of the ends, where hard ends leave nothing to add.
-        gap, eye = phi @ a + whole.offset - b, torch.eye(dim, dtype=torch.float64)
+        gap, eye = phi @ a + whole.offset - b, torch.eye(dim, dtype=torch.float64, device="cpu")
         onto, back = tau0 * k @ (right / y @ right.mT), tauT * k.mT @ (left / x @ left.mT)
         system = torch.cat([torch.cat([eye, onto], 1), torch.cat([back, eye], 1)])
         slopes = torch.linalg.solve(system, torch.cat([(tau0 - 1.0) * k @ gap, (1.0 - tauT) * precision @ gap]))

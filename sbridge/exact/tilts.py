@@ -45,7 +45,7 @@ class PotentialAt:
         cls, ahead: Transition, logits: Tensor, shifts: Tensor, maps: LinearMap, device: torch.device
     ) -> PotentialAt:
         """Moves the potential by ``M_k = (I + QΛ_k)⁻¹``."""
-        one, q = LinearMap(torch.ones(1, dtype=torch.float64)), _over_components(ahead.covariance)
+        one, q = LinearMap(torch.ones(1, dtype=torch.float64, device="cpu")), _over_components(ahead.covariance)
         stretched = one + q @ maps
         shrink = stretched.inverse()
         end_covariances = _symmetric(shrink @ q)

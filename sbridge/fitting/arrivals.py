@@ -165,5 +165,5 @@ def _rows(end: Law, seed: int) -> Tensor:
         return end.sample(_DRAWN, generator(seed))
     if end.weights is not None:
         return end.sample(_MOST, generator(seed))
-    order = torch.randperm(len(end.rows), generator=generator(seed))[:_MOST]
+    order = torch.randperm(len(end.rows), generator=generator(seed), device="cpu")[:_MOST]
     return end.rows[order.to(end.rows.device)]

@@ -344,7 +344,7 @@ def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:
     check_same_space(source, target, names)
     rows0, rows1 = rows1 if rows0 is None else rows0, rows0 if rows1 is None else rows1
     if rows0 is None or rows1 is None:
-        return torch.zeros(1, source.dim), torch.zeros(1, source.dim)
+        return torch.zeros(1, source.dim, device="cpu"), torch.zeros(1, source.dim, device="cpu")
     check_same_kind(rows0, rows1, names)
     check_units(rows0, rows1, names)
     return rows0, rows1

@@ -155,7 +155,7 @@ def learn_reference(
     units = _Units.of(laws, times)
     given = units.snapshots(laws, fit_sigma=sigma is None)
     dim = laws[0].dim
-    zero = torch.zeros(dim, dtype=torch.float64)
+    zero = torch.zeros(dim, dtype=torch.float64, device="cpu")
     start = LinearDrift(zero.new_zeros(dim, dim), zero, 1.0 if sigma is None else sigma / units.noise)
     samples, seed = [law for law in laws if isinstance(law, Samples)], as_seed(seed)
     found, divergences = given.learn(start, rounds, _TIGHT if samples else _EXACT)
@@ -171,7 +171,7 @@ def learn_reference(
     ):
         _warn("with other rows drawn from the same snapshots the rate changes by as much as its size")
     means = torch.stack([units.place + units.scale * one.mean for one in draws])
-    sigmas = torch.tensor([sigma or units.noise * one.sigma for one in draws], dtype=torch.float64)
+    sigmas = torch.tensor([sigma or units.noise * one.sigma for one in draws], dtype=torch.float64, device="cpu")
     rates = rates / units.time
     return LearnedReference(rates[0], means[0], float(sigmas[0]), divergences, rates[1:], means[1:], sigmas[1:])
 
@@ -206,7 +206,7 @@ class _Units:
 
     @classmethod
     def of(cls, laws: Sequence[Law], times: tuple[float, ...]) -> _Units:
-        means, covariances = zip(*((one.double() for one in moments(law)) for law in laws), strict=True)
+        means, covariances = zip(*((one.double().cpu() for one in moments(law)) for law in laws), strict=True)
         place = torch.stack(means).mean(0)
         square = torch.stack(covariances).diagonal(dim1=1, dim2=2) + (torch.stack(means) - place).square()
         time = (times[-1] - times[0]) / (len(times) - 1)
@@ -221,7 +221,7 @@ class _Units:
         """Returns the moments in these units."""
         means, covariances = list[Tensor](), list[Tensor]()
         for law in laws:
-            mean, covariance = (one.double() for one in moments(law))
+            mean, covariance = (one.double().cpu() for one in moments(law))
             means.append((mean - self.place) / self.scale)
             covariances.append(covariance / self.scale**2)
         return Snapshots(means, covariances, self.stamps, fit_sigma)
@@ -229,7 +229,7 @@ class _Units:
 
 def _resampled(law: Samples, seed: int) -> Samples:
     """Draws as many rows of a snapshot, with replacement; each keeps its weight."""
-    which = torch.randint(len(law.rows), (len(law.rows),), generator=generator(seed))
+    which = torch.randint(len(law.rows), (len(law.rows),), generator=generator(seed), device="cpu")
     if law.weights is None:
         return Samples(law.rows[which])
     weights = law.weights[which].double()

@@ -93,7 +93,9 @@ def kill(paths: Paths, killing_rate: RowFunction, *, seed: Seed, quadrature: Qua
     """
     rate, (before, after) = _rate(killing_rate), quadrature.shares()
     times, batch = paths.t.tolist(), paths.x.shape[1]
-    clocks = torch.empty(batch, dtype=torch.float64).exponential_(generator=generator(seed)).to(paths.x.device)
+    clocks = (
+        torch.empty(batch, dtype=torch.float64, device="cpu").exponential_(generator=generator(seed)).to(paths.x.device)
+    )
     hazard, killed = torch.zeros_like(clocks), torch.full_like(clocks, torch.inf)
     alive = torch.ones(len(times), batch, dtype=torch.bool, device=paths.x.device)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError, NonFiniteError
 from sbridge.measures import Estimate, PathMeasure, Paths
 from sbridge.measures.measure import pieces
-from sbridge.processes.base import Time
+from sbridge.processes.base import Time, as_time
 from sbridge.random import ROW_BLOCK, Seed, as_seed
 from sbridge.simulation import simulate
 from sbridge.storage.registry import register
@@ -194,7 +194,7 @@ def row_values(function: RowFunction, t: Time, x: Tensor, name: str) -> Tensor:
             "x.square().sum(1)."
         )
     if not bool(torch.isfinite(values).all()):
-        moment = float(torch.as_tensor(t).detach().min())
+        moment = float(as_time(t).detach().min())
         largest = float(x.detach().abs().max())
         raise NonFiniteError(f"{name} is NaN or infinite at t = {moment:g}, where states reach {largest:g}.")
     return values

@@ -75,7 +75,7 @@ class MeasureSteps(StepRule):
         knots = mirrored(times, process.horizon).flip(0) if backward else times
         chain = Chain(measure.process, knots, measure.direction, measure.rule or default_rule(measure.process), like)
         shrink = LinearMap(1.0 / process.scaling.scale.double()).to(like)
-        return _ControlledSteps(process, chain, shrink @ chain.roots(torch.arange(chain.length)))
+        return _ControlledSteps(process, chain, shrink @ chain.roots(torch.arange(chain.length, device="cpu")))
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,7 +114,9 @@ class MatchedKernel(StepKernel):
             return self._from_posterior(chain, process, control)
         dim, like = chain.like.shape[-1], chain.like
         # In float64: over a long step Φ is small, and its inverse large.
-        precise = Chain(process, chain.times, chain.direction, chain.rule, torch.empty(0, dim, dtype=torch.float64))
+        precise = Chain(
+            process, chain.times, chain.direction, chain.rule, torch.empty(0, dim, dtype=torch.float64, device="cpu")
+        )
         roots = [precise.root(j) for j in range(chain.length)]
         root = LinearMap(torch.stack([one.values for one in roots]), roots[0].dense)
         back = process.transition(chain.times[:-1], chain.times[1:]).map.inverse()

@@ -45,7 +45,7 @@ def partition_kl(p: LinearProcess, q: LinearProcess, start: Law, times: Tensor) 
             raise UnsupportedError(
                 f"transitions of a {type(process).__name__} have no closed form: use path_kl, or linear processes."
             )
-    knots = torch.as_tensor(times, dtype=torch.float64).tolist()
+    knots = torch.as_tensor(times, dtype=torch.float64, device="cpu").tolist()
     if len(knots) < 2 or not all(before < after for before, after in pairwise([-1e-300, *knots])):
         raise InvalidInputError("times must be at least two, not negative and increasing.")
     dim, total = start.dim, 0.0

@@ -160,4 +160,6 @@ class GridAction:
         grid, cost = self.space.grid, self.state_cost
         if cost is None:
             return np.zeros((self.space.nodes, *grid.shape))
-        return np.stack([grid.field(torch.as_tensor(cost(float(t), grid.points))) for t in self.space.times])
+        return np.stack(
+            [grid.field(torch.as_tensor(cost(float(t), grid.points), device="cpu")) for t in self.space.times]
+        )

@@ -29,7 +29,7 @@ from sbridge.pde.grids import Field, Grid
 from sbridge.pde.potentials import Potentials, PropagatedReference
 from sbridge.pde.propagator import Propagator, StateCost
 from sbridge.pde.schroedinger import FortetSinkhorn, log_density_of
-from sbridge.processes.base import Process, check_time
+from sbridge.processes.base import Process, as_time, check_time
 from sbridge.time import TimeGrid
 
 _ROUNDING = 1e-12
@@ -99,7 +99,7 @@ class KilledSolution:
         t = check_time(t, self.process.horizon)
         if x.ndim != 2 or x.shape[1] != self.grid.dim:
             raise InvalidInputError(f"states have shape (rows, {self.grid.dim}) here, got {tuple(x.shape)}.")
-        found, moments = torch.empty_like(x), torch.as_tensor(t, dtype=torch.float64).expand(len(x)).cpu()
+        found, moments = torch.empty_like(x), as_time(t)[..., 0].expand(len(x))
         for moment in moments.unique().tolist():
             here = (moments == moment).to(x.device)
             gradient = self.grid.spline(self.log_phi(moment)).gradient(x[here].detach().cpu().double().numpy())

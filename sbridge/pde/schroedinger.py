@@ -20,7 +20,7 @@ from sbridge.pde.grids import Field, Grid, Spline
 from sbridge.pde.kernels import LogKernel, check_size
 from sbridge.pde.potentials import ExactReference, Potentials, PropagatedReference, Reference
 from sbridge.pde.propagator import Propagator, StateCost
-from sbridge.processes.base import LinearProcess, Process, check_time
+from sbridge.processes.base import LinearProcess, Process, as_time, check_time
 from sbridge.time import TimeGrid
 
 
@@ -195,7 +195,7 @@ class GridSolution:
     def _gradient(self, potential: Callable[[float], Field], t: Time, x: Tensor) -> Tensor:
         t = check_time(t, self.process.horizon)
         rows, found = self._rows(x), torch.empty_like(x)
-        moments = torch.as_tensor(t, dtype=torch.float64).expand(len(x)).cpu()
+        moments = as_time(t)[..., 0].expand(len(x))
         for moment in moments.unique().tolist():
             here = moments == moment
             gradient = torch.from_numpy(self._spline(potential, moment).gradient(rows[here.numpy()]))

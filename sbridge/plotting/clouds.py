@@ -75,7 +75,7 @@ def marginals(
     projection = projection or Projection.fit(*ends)
     clock = clock or Clock.of(bridge.horizon)
     if projection.columns == 1:
-        knots = torch.linspace(0.0, bridge.horizon, _COLUMNS, dtype=torch.float64).tolist()
+        knots = torch.linspace(0.0, bridge.horizon, _COLUMNS, dtype=torch.float64, device="cpu").tolist()
         states = projection(states_at(bridge, knots, max(n, _LEAST_STATES), seed))[..., 0]
         return _density(times, knots, states, projection, axes(ax, (6.0, 3.8)), clock)
     behind = [dict(zip(_end_times(bridge), ends, strict=True)).get(t) for t in times]

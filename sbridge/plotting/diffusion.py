@@ -74,7 +74,7 @@ def densities(
         low, high = (float(side[0]) for side in limits(np.stack([there[k], back[k]]).reshape(-1, 1)))
         edges, x = (
             np.linspace(low, high, _BINS + 1).tolist(),
-            torch.linspace(low, high, _POINTS, dtype=torch.float64)[:, None],
+            torch.linspace(low, high, _POINTS, dtype=torch.float64, device="cpu")[:, None],
         )
         panel.hist(there[k], edges, density=True, color=SOURCE, alpha=0.25, label="noising")
         panel.hist(back[k], edges, density=True, histtype="step", color=TARGET, linewidth=1.2, label="reversal")
@@ -146,7 +146,7 @@ def _score_panels(
     learned, exact = scores
     for k, (t, rows, panel) in enumerate(zip(times, states, inner, strict=True)):
         low, high = (float(side[0]) for side in limits(rows.cpu().numpy()))
-        x = torch.linspace(low, high, _POINTS).to(rows)[:, None]
+        x = torch.linspace(low, high, _POINTS, device="cpu").to(rows)[:, None]
         place = x[:, 0].cpu().numpy()
         if exact is not None:
             panel.plot(place, exact(t, x)[:, 0].cpu(), color=BACKDROP, linewidth=3.5, label="exact")

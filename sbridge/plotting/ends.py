@@ -45,7 +45,9 @@ def states_at(bridge: Bridge, times: Sequence[float], n: int, seed: int) -> Tens
     ends = measure.transport(starts, seed=derive(seed, "states"))
     drawn = []
     for k, t in enumerate(times):
-        noise = torch.randn(starts.shape, generator=generator(derive(seed, "pinned", k)), dtype=starts.dtype)
+        noise = torch.randn(
+            starts.shape, generator=generator(derive(seed, "pinned", k)), dtype=starts.dtype, device="cpu"
+        )
         if 0.0 < float(check_time(t, bridge.horizon)) < bridge.horizon:
             drawn.append(process.pinned(t).sample(starts, ends, noise.to(starts)))
         else:

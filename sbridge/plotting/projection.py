@@ -83,7 +83,7 @@ def _array(x: Tensor) -> np.ndarray:
 
 
 def _spaced(x: Tensor, count: int) -> np.ndarray:
-    return _array(x[torch.linspace(0, len(x) - 1, count).round().long().to(x.device)])
+    return _array(x[torch.linspace(0, len(x) - 1, count, device="cpu").round().long().to(x.device)])
 
 
 def _components(rows: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:

@@ -51,11 +51,11 @@ class BrownianMotion(LinearProcess):
 
     def linear(self, t: Time) -> LinearMap:
         """Computes ``A = 0``."""
-        return LinearMap(torch.zeros(*clock(t).shape, 1, dtype=torch.float64))
+        return LinearMap(torch.zeros(*clock(t).shape, 1, dtype=torch.float64, device="cpu"))
 
     def offset(self, t: Time) -> Tensor:
         """Computes ``c = 0``."""
-        return torch.zeros(*clock(t).shape, 1, dtype=torch.float64)
+        return torch.zeros(*clock(t).shape, 1, dtype=torch.float64, device="cpu")
 
     def scale(self, t: Time) -> LinearMap:
         """Returns σ(t)."""
@@ -69,4 +69,6 @@ class BrownianMotion(LinearProcess):
             covariance = integrate(lambda r, _: self._diffusion.covariance_at(r), start, duration)
         else:
             covariance = constant * duration
-        return Transition(identity(duration.shape), torch.zeros(*duration.shape, 1, dtype=torch.float64), covariance)
+        return Transition(
+            identity(duration.shape), torch.zeros(*duration.shape, 1, dtype=torch.float64, device="cpu"), covariance
+        )

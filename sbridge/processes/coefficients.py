@@ -77,7 +77,7 @@ def as_scale(value: Scale, horizon: float) -> float | Tensor | ScaleFunction:
     if not callable(value):
         return as_invertible(value, "sigma")
     # Two numbers of times: a function that ignores its argument cannot fit both.
-    tried = [Diffusion(value).at(torch.linspace(0.0, horizon, n, dtype=torch.float64)) for n in (2, 5)]
+    tried = [Diffusion(value).at(torch.linspace(0.0, horizon, n, dtype=torch.float64, device="cpu")) for n in (2, 5)]
     for one in tried:
         _check_invertible(one, "sigma(t)")
     if tried[0].dim != tried[1].dim:
@@ -115,7 +115,7 @@ class Diffusion:
     @cached_property
     def probe(self) -> LinearMap:
         """The value σ(0)."""
-        return self.at(torch.zeros((), dtype=torch.float64))
+        return self.at(torch.zeros((), dtype=torch.float64, device="cpu"))
 
     @cached_property
     def covariance(self) -> LinearMap | None:
@@ -175,7 +175,7 @@ def over_times(one: LinearMap, shape: torch.Size) -> LinearMap:
 
 def identity(shape: torch.Size) -> LinearMap:
     """Returns the identity as a scalar map with leading dimensions ``shape``."""
-    return LinearMap(torch.ones(*shape, 1, dtype=torch.float64))
+    return LinearMap(torch.ones(*shape, 1, dtype=torch.float64, device="cpu"))
 
 
 def relative_expm1(z: Tensor) -> Tensor:

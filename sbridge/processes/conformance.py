@@ -59,10 +59,10 @@ class _Trial:
     times: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.times = torch.tensor(_FRACTIONS, dtype=torch.float64) * self.process.horizon
+        self.times = torch.tensor(_FRACTIONS, dtype=torch.float64, device="cpu") * self.process.horizon
 
     def states(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.randn(_ROWS, self.dim, generator=self.generator, dtype=torch.float64).to(dtype)
+        return torch.randn(_ROWS, self.dim, generator=self.generator, dtype=torch.float64, device="cpu").to(dtype)
 
     def require(self, *, rule: str, holds: bool, found: str) -> None:
         if not holds:
@@ -178,7 +178,7 @@ def _check_semigroup(trial: _Trial, process: LinearProcess) -> None:
     for name, left, right in zip(("map", "offset", "covariance"), (phi, offset, covariance), whole, strict=True):
         trial.equal(f"Chapman–Kolmogorov: transitions compose ({name})", left, right)
     nothing = _dense(process.transition(middle, middle), trial.dim)
-    still = torch.eye(trial.dim, dtype=torch.float64).expand_as(phi)
+    still = torch.eye(trial.dim, dtype=torch.float64, device="cpu").expand_as(phi)
     trial.equal("the transition over no time is the identity", nothing[0], still)
     for left, size in ((nothing[1], whole[1]), (nothing[2], whole[2])):
         trial.equal("the transition over no time is the identity", left + size, size)
@@ -191,7 +191,7 @@ def _check_small_times(trial: _Trial, process: LinearProcess) -> None:
     drift = process.offset(t).expand(len(t), trial.dim)
     sigma = process.scale(t)
     noise = (sigma @ sigma.T).expanded(trial.dim)
-    identity = torch.eye(trial.dim, dtype=torch.float64)
+    identity = torch.eye(trial.dim, dtype=torch.float64, device="cpu")
     left_over = []
     for step in (process.horizon * 2.0**-12, process.horizon * 2.0**-13):
         phi, offset, covariance = _dense(process.transition(t, t + step), trial.dim)

@@ -42,14 +42,14 @@ def log_snr_grid(process: Process, steps: int, resolution: float) -> TimeGrid:
     if steps < 2:
         raise InvalidInputError(f"log_snr_grid needs at least 2 steps, got {steps}.")
     horizon = process.horizon
-    span = torch.tensor([_SHORTEST * horizon, horizon], dtype=torch.float64)
+    span = torch.tensor([_SHORTEST * horizon, horizon], dtype=torch.float64, device="cpu")
     least, most = (float(value) for value in _noise_ahead(process, span))
     if not least < resolution < most:
         raise InvalidInputError(
             f"resolution must lie between {least:.3g} and {most:.3g}, the noise ahead at the last time that can be "
             f"resolved and at t = 0; got {resolution}."
         )
-    wanted = torch.linspace(math.log(most), math.log(resolution), steps, dtype=torch.float64)
+    wanted = torch.linspace(math.log(most), math.log(resolution), steps, dtype=torch.float64, device="cpu")
     low, high = span.log()[0].expand(steps).clone(), span.log()[1].expand(steps).clone()
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)

@@ -136,11 +136,11 @@ class NoiseCoordinates:
         """
         size = self.linear.shape[-1]
         unit = self.speed or 1.0 / self.horizon
-        rates = torch.zeros(len(self.linear), 2 * size + 1, 2 * size + 1, dtype=torch.float64)
+        rates = torch.zeros(len(self.linear), 2 * size + 1, 2 * size + 1, dtype=torch.float64, device="cpu")
         driven = torch.cat([self.offset, -self.slope / unit], -1)
         column = float(driven.abs().max()) / unit or 1.0
         rates[:, :size, :size], rates[:, size:-1, size:-1] = self.linear, -self.linear.mT
-        rates[:, :size, size:-1] = -unit * torch.eye(size, dtype=torch.float64)
+        rates[:, :size, size:-1] = -unit * torch.eye(size, dtype=torch.float64, device="cpu")
         rates[:, size:-1, :size] = -self.curvature / unit
         rates[:, :-1, -1] = driven / column
         flow = torch.linalg.matrix_exp(duration.reshape(-1, 1, 1, 1) * rates)
@@ -179,7 +179,7 @@ class NoiseCoordinates:
         """
         if self.linear.shape[-1] == 1:
             return self._stationary_scalars()
-        found = self._short(torch.full((1,), _STEP / self.speed, dtype=torch.float64))
+        found = self._short(torch.full((1,), _STEP / self.speed, dtype=torch.float64, device="cpu"))
         for _ in range(_MOST_DOUBLINGS):
             if not found.bounded:
                 return None
@@ -241,7 +241,7 @@ class NoiseCoordinates:
 
     def _solvable(self, duration: float) -> bool:
         steps = self.steps(duration)
-        found = self._short(torch.full((1,), duration / steps, dtype=torch.float64))
+        found = self._short(torch.full((1,), duration / steps, dtype=torch.float64, device="cpu"))
         while steps > 1:
             if not found.bounded:
                 return False

@@ -92,7 +92,7 @@ class TiltedLinearProcess(LinearProcess):
         tilt, slope = (part.reshape(-1, *part.shape[duration.ndim :]) for part in self._tilt(start + duration))
         covariance = torch.linalg.inv(kernel.end + tilt)
         covariance = 0.5 * (covariance + covariance.mT)
-        one = torch.eye(covariance.shape[-1], dtype=torch.float64)
+        one = torch.eye(covariance.shape[-1], dtype=torch.float64, device="cpu")
         matrices, vectors = still.reshape(-1, 1, 1, 1), still.reshape(-1, 1, 1)
         parts = (
             torch.where(matrices, one, covariance @ kernel.cross.mT),
@@ -129,10 +129,10 @@ class TiltedLinearProcess(LinearProcess):
     def _knots(self) -> tuple[Tensor, Tensor, Tensor]:
         """Times, and ``Π`` and ``π`` at each."""
         steps = self._coordinates.steps(self.horizon)
-        times = torch.linspace(0.0, self.horizon, steps + 1, dtype=torch.float64)
+        times = torch.linspace(0.0, self.horizon, steps + 1, dtype=torch.float64, device="cpu")
         tilts, slopes = [self._end], [torch.zeros_like(self._coordinates.slope)]
         for _ in range(steps):
-            step = torch.full((1,), -self.horizon / steps, dtype=torch.float64)
+            step = torch.full((1,), -self.horizon / steps, dtype=torch.float64, device="cpu")
             tilt, slope = self._moved(step, tilts[-1], slopes[-1])
             tilts.append(tilt[0])
             slopes.append(slope[0])
@@ -144,7 +144,7 @@ class TiltedLinearProcess(LinearProcess):
 
         At ``T/2`` these are ``F`` and ``−G``; a larger ``Π_T`` than that of a solution has a solution too.
         """
-        half = self._coordinates.kernel(torch.full((1,), 0.5 * self.horizon, dtype=torch.float64))
+        half = self._coordinates.kernel(torch.full((1,), 0.5 * self.horizon, dtype=torch.float64, device="cpu"))
         between = half.cross.mT @ torch.linalg.solve(0.5 * half.middle, half.cross) - half.end
         values, vectors = torch.linalg.eigh(0.5 * (between + between.mT)[0])
         size = float(torch.linalg.matrix_norm(half.end, 2).max())

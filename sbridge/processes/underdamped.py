@@ -202,7 +202,7 @@ class UnderdampedDrift(Process):
 
 def _checked_friction(friction: Coefficient) -> float | Tensor:
     found = as_vector(friction, "friction")
-    least = float(torch.as_tensor(found).min())
+    least = float(torch.as_tensor(found, device="cpu").min())
     if least < 0.0:
         raise InvalidInputError(f"friction must not be negative, got {least:g}: velocities would grow without bound.")
     return found

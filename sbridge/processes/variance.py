@@ -137,11 +137,11 @@ class VarianceExploding(LinearProcess):
 
     def linear(self, t: Time) -> LinearMap:
         """Computes ``A = 0``."""
-        return LinearMap(torch.zeros(*clock(t).shape, 1, dtype=torch.float64))
+        return LinearMap(torch.zeros(*clock(t).shape, 1, dtype=torch.float64, device="cpu"))
 
     def offset(self, t: Time) -> Tensor:
         """Computes ``c = 0``."""
-        return torch.zeros(*clock(t).shape, 1, dtype=torch.float64)
+        return torch.zeros(*clock(t).shape, 1, dtype=torch.float64, device="cpu")
 
     def scale(self, t: Time) -> LinearMap:
         """Computes ``σ(t) = s(t) √(2 log(σ_max/σ_min)/T)``."""
@@ -151,7 +151,7 @@ class VarianceExploding(LinearProcess):
         """Computes ``Φ = 1``, ``k = 0``, ``Q = s(t)² − s(s)²``."""
         start, duration = interval(s, t, self.horizon)
         gathered = self._level(start).square() * torch.expm1(2.0 * duration.unsqueeze(-1) * self._growth)
-        zero = torch.zeros(*duration.shape, 1, dtype=torch.float64)
+        zero = torch.zeros(*duration.shape, 1, dtype=torch.float64, device="cpu")
         return Transition(identity(duration.shape), zero, LinearMap(gathered))
 
     def _level(self, t: Tensor) -> Tensor:

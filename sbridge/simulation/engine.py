@@ -99,7 +99,7 @@ def reversible_heun_adjoint(
 
 def _ends(steps: int) -> Tensor:
     # The two ends only: torchsde interpolates and keeps a state for every time it is asked for.
-    return torch.tensor([0.0, float(steps)], dtype=torch.float64)
+    return torch.tensor([0.0, float(steps)], dtype=torch.float64, device="cpu")
 
 
 def noise_of_step(noise: Noise, steps: int, x: Tensor) -> Callable[[int], Tensor]:

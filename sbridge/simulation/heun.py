@@ -156,7 +156,7 @@ def _check_all_seen(equation: _NodeEquation, start: Tensor, parameters: tuple[Te
     """
     known = {id(tensor) for tensor in parameters}
     seen = {tensor.grad_fn for tensor in parameters}
-    pending = [equation.f(torch.tensor(k), start.detach()).grad_fn for k in (0, steps)]
+    pending = [equation.f(torch.tensor(k, device="cpu"), start.detach()).grad_fn for k in (0, steps)]
     while pending:
         node = pending.pop()
         if node is None or node in seen:

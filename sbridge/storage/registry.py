@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, shown, unknown_name
+from sbridge.modes import standard_modes
 from sbridge.storage.documents import Json
 
 _CLASSES: dict[str, type] = {}
@@ -137,6 +138,7 @@ def encode(value: object) -> tuple[Json, dict[str, Tensor]]:
     return _encode(value, "", tensors), tensors
 
 
+@standard_modes()
 def decode(tree: Json, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 - whatever was encoded
     """Decodes the object that :func:`encode` wrote.
 

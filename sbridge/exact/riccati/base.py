@@ -71,7 +71,7 @@ class LinearQuadratic(ABC):
         def scaled(factor: Tensor) -> tuple[Tensor, Tensor]:
             return self._solve(factor * self.running.homogeneous, factor * self.terminal.homogeneous)
 
-        one = torch.ones((), dtype=torch.float64)
+        one = torch.ones((), dtype=torch.float64, device="cpu")
         (f, k), (df, dk) = torch.autograd.functional.jvp(scaled, one, one)
         return Quadratic.of(2.0 * (f - df), 2.0 * (k - dk))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sbridge.exact.riccati.base import LinearQuadratic, unbounded
 from sbridge.problems import Quadratic
 from sbridge.processes import Direction, EulerMaruyama, StepRule
-from sbridge.processes.base import Time, check_time
+from sbridge.processes.base import Time, as_time, check_time
 from sbridge.storage.registry import register
 from sbridge.time import TimeGrid
 
@@ -40,7 +40,7 @@ class ChainRiccati(LinearQuadratic):
 
     def gain(self, t: Time) -> Tensor:
         """Returns the gain of the last knot at or before ``t``, to rounding of a float32."""
-        times = torch.as_tensor(check_time(t, self.process.horizon), dtype=torch.float64).cpu()
+        times = as_time(check_time(t, self.process.horizon))[..., 0]
         knots = self.grid.times(self.process.horizon)[:-1]
         index = torch.searchsorted(knots, times * (1.0 + 1e-6) + 1e-12, right=True) - 1
         return self._gains[index.clamp_min(0)]
@@ -63,15 +63,17 @@ class ChainRiccati(LinearQuadratic):
     def _steps(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Computes ``Δ_k``, ``M_k`` and ``L_k`` in homogeneous form."""
         dim, times = self.dim, self.grid.times(self.process.horizon)
-        basis = torch.cat([torch.eye(dim, dtype=torch.float64), torch.zeros(1, dim, dtype=torch.float64)])
+        basis = torch.cat(
+            [torch.eye(dim, dtype=torch.float64, device="cpu"), torch.zeros(1, dim, dtype=torch.float64, device="cpu")]
+        )
         steps = self.rule.steps(self.process, times, Direction.FORWARD, basis)
         maps, roots = [], []
         for k in range(self.grid.steps):
             moved = basis + steps.move(k, basis)
-            whole = torch.eye(dim + 1, dtype=torch.float64)
+            whole = torch.eye(dim + 1, dtype=torch.float64, device="cpu")
             whole[:-1, :-1], whole[:-1, -1] = (moved[:-1] - moved[-1]).mT, moved[-1]
             maps.append(whole)
-            root = torch.zeros(dim + 1, dim, dtype=torch.float64)
+            root = torch.zeros(dim + 1, dim, dtype=torch.float64, device="cpu")
             root[:-1] = steps.roots.at(k).expanded(dim)
             roots.append(root)
         return times.diff(), maps, roots
@@ -82,7 +84,7 @@ class ChainRiccati(LinearQuadratic):
         f, optimum, tilted, gains = terminal, terminal.new_zeros(()), terminal.new_zeros(()), []
         for span, m, root in zip(spans.flip(0), maps[::-1], roots[::-1], strict=True):
             inner = root.mT @ f @ root
-            precision = torch.eye(self.dim, dtype=torch.float64) + 2.0 * inner
+            precision = torch.eye(self.dim, dtype=torch.float64, device="cpu") + 2.0 * inner
             chol, failed = torch.linalg.cholesky_ex(0.5 * (precision + precision.mT))
             if bool(failed):
                 raise unbounded()

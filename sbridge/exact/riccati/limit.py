@@ -12,7 +12,7 @@ from torch import Tensor
 from sbridge.errors import NotConvergedError
 from sbridge.exact.riccati.base import LinearQuadratic, unbounded
 from sbridge.problems import Quadratic
-from sbridge.processes.base import Time, check_time
+from sbridge.processes.base import Time, as_time, check_time
 from sbridge.storage.registry import register
 
 _TOLERANCE = 1e-11  # relative, of the value function between two step sizes
@@ -40,7 +40,7 @@ class Riccati(LinearQuadratic):
 
     def gain(self, t: Time) -> Tensor:
         """Computes ``−2 σᵀ F(t)``."""
-        times = torch.as_tensor(check_time(t, self.process.horizon), dtype=torch.float64)
+        times = as_time(check_time(t, self.process.horizon))[..., 0]
         if times.ndim == 0:
             return self._gain_at(float(times))
         moments, index = times.unique(return_inverse=True)
@@ -60,7 +60,7 @@ class Riccati(LinearQuadratic):
         """Computes ``F`` and ``κ`` at any time: one step from the next knot."""
         knots, values, constants = self._table
         k = min(int(torch.searchsorted(knots, t, right=True)), len(knots) - 1)
-        here = torch.tensor([t, float(knots[k])], dtype=torch.float64)
+        here = torch.tensor([t, float(knots[k])], dtype=torch.float64, device="cpu")
         flow, trace = self._flow(here, self.running.homogeneous)
         value, gained = _pull_back(flow[0], trace[0], values[k])
         return value, constants[k] + gained
@@ -83,7 +83,7 @@ class Riccati(LinearQuadratic):
     @property
     def _first_steps(self) -> int:
         """Number of steps over which the flow grows by at most about ``e^4``: then ``U`` is well conditioned."""
-        times = torch.linspace(0.0, self.process.horizon, 33, dtype=torch.float64)
+        times = torch.linspace(0.0, self.process.horizon, 33, dtype=torch.float64, device="cpu")
         size = torch.linalg.matrix_norm(self._hamiltonian(times, self.running.homogeneous)).max()
         return 2 ** max(3, math.ceil(math.log2(1.0 + float(size) * self.process.horizon / _GROWTH)))
 
@@ -99,7 +99,7 @@ class Riccati(LinearQuadratic):
         return values[0], constants[0]
 
     def _integrate(self, steps: int, running: Tensor, terminal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        knots = torch.linspace(0.0, self.process.horizon, steps + 1, dtype=torch.float64)
+        knots = torch.linspace(0.0, self.process.horizon, steps + 1, dtype=torch.float64, device="cpu")
         flows, traces = self._flow(knots, running)
         values, constants = [terminal], [terminal.new_zeros(())]
         for flow, trace in zip(reversed(flows.unbind(0)), reversed(traces.unbind(0)), strict=True):
@@ -126,13 +126,18 @@ class Riccati(LinearQuadratic):
         size = self.dim + 1
         traces = [m[:, :size, :size].diagonal(dim1=1, dim2=2).sum(1) for m in (one, two, three)]
         flow = torch.linalg.matrix_exp(-exponent)
-        unit = torch.cat([torch.ones(size, dtype=torch.float64), torch.full((size,), self._unit, dtype=torch.float64)])
+        unit = torch.cat(
+            [
+                torch.ones(size, dtype=torch.float64, device="cpu"),
+                torch.full((size,), self._unit, dtype=torch.float64, device="cpu"),
+            ]
+        )
         return flow * unit.unsqueeze(1) / unit, span * (5.0 * traces[0] + 8.0 * traces[1] + 5.0 * traces[2]) / 18.0
 
     def _hamiltonian(self, times: Tensor, running: Tensor) -> Tensor:
         """Computes ``[[A, −2a], [−P, −Aᵀ]]`` with ``W`` in its unit, shape ``(n, 2 dim + 2, 2 dim + 2)``."""
         n, dim = len(times), self.dim
-        a = torch.zeros(n, dim + 1, dim + 1, dtype=torch.float64)
+        a = torch.zeros(n, dim + 1, dim + 1, dtype=torch.float64, device="cpu")
         a[:, :-1, :-1] = self.process.linear(times).expanded(dim)
         a[:, :-1, -1] = self.process.offset(times).expand(n, dim)
         sigma = self.process.scale(times).expanded(dim)

@@ -108,7 +108,7 @@ def hides_gradient(function: TerminalCost, x: Tensor) -> bool:
     It is tried at random states around ``x``, so that a step function is not mistaken for a constant.
     """
     rows = x.repeat(_SCATTER, 1)
-    rows = rows + (1.0 + rows.abs()) * torch.randn(rows.shape, generator=generator(0)).to(rows)
+    rows = rows + (1.0 + rows.abs()) * torch.randn(rows.shape, generator=generator(0), device="cpu").to(rows)
     with torch.enable_grad():
         value = function(rows.requires_grad_())
     known = value[torch.isfinite(value)]

@@ -51,7 +51,7 @@ class Quadratic:
     @classmethod
     def isotropic(cls, factor: float, dim: int) -> Quadratic:
         """Returns ``factor · |x|²``."""
-        return cls(factor * torch.eye(dim, dtype=torch.float64))
+        return cls(factor * torch.eye(dim, dtype=torch.float64, device="cpu"))
 
     @classmethod
     def linear(cls, vector: Tensor) -> Quadratic:
@@ -89,7 +89,7 @@ class Quadratic:
     @property
     def homogeneous(self) -> Tensor:
         """The matrix of ``q`` in ``z = (x, 1)``, float64, shape ``(dim + 1, dim + 1)``."""
-        whole = torch.zeros(self.dim + 1, self.dim + 1, dtype=torch.float64)
+        whole = torch.zeros(self.dim + 1, self.dim + 1, dtype=torch.float64, device="cpu")
         whole[:-1, :-1] = self.matrix.detach().double().cpu()
         if self.vector is not None:
             whole[:-1, -1] = whole[-1, :-1] = 0.5 * self.vector.detach().double().cpu()

@@ -1,0 +1,180 @@
+"""On another device everything stays there, and nothing depends on the default device. The device is simulated."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from simulated_device import DEVICE, DeviceMixError, simulated_device
+from small_fits import CONTROL_SOLVERS, FITS, X0, X1, given, solved
+from torch import Tensor
+
+import sbridge as sb
+from sbridge.solutions import Bridge
+
+PACKAGE = Path(sb.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[torch.device]:
+    with simulated_device() as made:
+        yield made
+
+
+def there(*tensors: Tensor) -> None:
+    for one in tensors:
+        assert one.device == DEVICE
+
+
+def alike(found: Tensor, wanted: Tensor) -> None:
+    """On the device, what a tensor on the CPU is: both draw the same numbers, and round alike but for gradients."""
+    there(found)
+    torch.testing.assert_close(found.cpu(), wanted)
+
+
+# --- the simulated device refuses what CUDA refuses
+
+
+def test_operations_on_two_devices_are_refused(device):
+    here, far = torch.ones(3), torch.ones(3, device=device)
+    for mixed in (
+        lambda: here + far,
+        lambda: far.mul_(here),
+        lambda: here.copy_(far) + far,
+        lambda: torch.cat([here, far]),
+        lambda: torch.stack([far[0], torch.ones(())]),
+        lambda: torch.where(here > 0, far, far),
+        lambda: far.gather(0, torch.arange(2)),
+        lambda: here[torch.arange(2, device=device)],
+        lambda: torch.add(here, 1.0, out=far),
+        lambda: torch.nn.Linear(3, 2)(far),
+    ):
+        with pytest.raises(DeviceMixError):
+            mixed()
+    there(
+        far + 1.0, far * torch.tensor(2.0), far[torch.tensor([0, 2])], here.to(far), torch.as_tensor([1.0]).to(device)
+    )
+    far[torch.tensor([True, False, False])] = 2.0
+    assert far.tolist() == [2.0, 1.0, 1.0]
+    assert f"{far[0]:.1f}" == "2.0"
+
+
+def test_generators_draw_on_their_own_device_alone(device):
+    here, far = torch.Generator(), torch.Generator(device)
+    assert (far.device, here.device) == (DEVICE, torch.device("cpu"))
+    for mixed in (
+        lambda: torch.randn(3, generator=far),
+        lambda: torch.randn(3, generator=here, device=device),
+        lambda: torch.empty(3, device=device).normal_(generator=here),
+        lambda: torch.multinomial(torch.ones(3, device=device), 2, generator=here),
+        lambda: torch.randperm(3, generator=far),
+    ):
+        with pytest.raises(DeviceMixError, match="generator"):
+            mixed()
+    alike(torch.randn(3, generator=far, device=device), torch.randn(3, generator=here))
+
+
+def test_numpy_cannot_read_the_device(device):
+    far = torch.ones(3, device=device)
+    for read in (far.numpy, lambda: np.asarray(far)):
+        with pytest.raises(DeviceMixError, match="copy it to the CPU first"):
+            read()
+    assert np.asarray(far.cpu()).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_networks_train_on_the_device_as_on_the_cpu(device):
+    weights = []
+    for place in ("cpu", device):
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randn(16, 3, generator=draw).to(place)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1))
+        for parameter in net.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=draw)
+        net = net.to(place)
+        adam = torch.optim.Adam(net.parameters(), fused=True)
+        for _ in range(3):
+            adam.zero_grad()
+            net(x).square().mean().backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+            adam.step()
+        weights.append([parameter.detach() for parameter in net.parameters()])
+    for found, wanted in zip(*reversed(weights), strict=True):
+        alike(found, wanted)
+
+
+# --- every solver stays on the device of the data
+
+
+def states(bridge: Bridge, rows: Tensor) -> list[Tensor]:
+    """States and functions in both directions."""
+    times = torch.full((len(rows),), 0.3, dtype=torch.float64, device=rows.device)
+    return [
+        bridge.transport(rows, seed=1),
+        bridge.interpolate(rows, [0.25, 0.6], seed=2),
+        bridge.reversed().transport(rows, seed=3),
+        replace(bridge.forward, grid=sb.TimeGrid.uniform(3)).simulate(rows, seed=4).x,
+        bridge.current_velocity(0.4, rows),
+        bridge.osmotic_velocity(times, rows),
+        bridge.score(times, rows),
+    ]
+
+
+def rows_of(bridge: Bridge, place: torch.device | str) -> Tensor:
+    law = bridge.backward.start if isinstance(bridge.forward.start, sb.Density) else bridge.forward.start
+    return given(X0[:6], place).to(law.sample(1, torch.Generator(place)).dtype)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_fits_stay_on_the_device_of_the_data(name, device):
+    bridge, wanted = FITS[name](device), FITS[name]("cpu")
+    pairs = zip(states(bridge, rows_of(bridge, device)), states(wanted, rows_of(wanted, "cpu")), strict=True)
+    for found, expected in pairs:
+        alike(found, expected)
+
+
+@pytest.mark.parametrize("name", CONTROL_SOLVERS)
+def test_controls_stay_on_the_device_of_the_start(name, device):
+    solution, wanted = solved(device, name), solved("cpu", name)
+    found = sb.evaluate_control(solution, n=64, seed=1)
+    assert str(found) == str(sb.evaluate_control(wanted, n=64, seed=1))
+    alike(solution.sample(5, seed=1).x, wanted.sample(5, seed=1).x)
+
+
+def scored(place: torch.device | str) -> tuple[str, str]:
+    draw = np.random.default_rng(1)
+    held_out = [given(draw.standard_normal((70, 2)).astype(np.float32) + shift, place) for shift in (0.0, 1.5)]
+    bridge = sb.fit(
+        given(X0, place),
+        given(X1, place),
+        reference=sb.BrownianMotion(1.0),
+        solver=sb.MixtureBridge((2,), iterations=3, grid=sb.TimeGrid.uniform(10)),
+        seed=0,
+    )
+    return sb.evaluate(bridge, *held_out, seed=1).text(), sb.certify(bridge, *held_out, seed=1).text()
+
+
+def test_scores_and_certificates_are_those_of_the_cpu(device):
+    assert scored(device) == scored("cpu")
+
+
+# --- nothing depends on the default device
+
+
+def test_no_module_leaves_a_device_to_the_caller():
+    """Below the functions that set the modes of torch, every tensor that is made names its device."""
+    made = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"}
+    made |= {"tensor", "zeros", "logspace", "tril_indices", "triu_indices"}
+    behind = ("solvers", "identities", "benchmarks", "training")  # run with the modes at their defaults
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in behind:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr=name)) if name in made:
+                    if all(word.arg != "device" for word in node.keywords):
+                        found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: torch.{name}")
+    assert not found

@@ -38,7 +38,7 @@ _POINTS = 48
 _ROWS = 600
 _MANY_ROWS = 2600  # for a standard error of .01 of a fraction
 _CHUNK = 4000
-_PER_SAMPLE = 5  # paths from one end for each sample of a setting, for a standard error of 1 % of a variance
+_PER_SAMPLE = 5  # coordinates of paths for each sample of a setting, for a standard error of 1 % of a variance
 _UPDATES = 150
 _EXACT = "donot_use_mm_for_euclid_dist"  # matrix products lose half of the digits of a small distance
 
@@ -216,7 +216,8 @@ def _back_to(setting: Setting, point: Tensor, end: Tensor, t: float) -> tuple[Te
     A long step uses the noise of its two short steps. The bias of a chain is of first order in the step, so the bias
     of the short steps is as large as the change from the long ones. Common noise makes that change precise.
     """
-    process, law, count = setting.process, Samples(torch.cat([point, point])), _PER_SAMPLE * setting.samples
+    process, law = setting.process, Samples(torch.cat([point, point]))
+    count = max(setting.samples, _PER_SAMPLE * setting.samples // setting.dim)
     bridge = reverse_diffusion(
         process,
         law,

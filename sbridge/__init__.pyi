@@ -50,6 +50,7 @@ from sbridge.laws import (
     GaussianMixture as GaussianMixture,
     Point as Point,
     Samples as Samples,
+    StoredRows as StoredRows,
 )
 from sbridge.laws.scaling import CommonScale as CommonScale, NoScaling as NoScaling, PerCoordinate as PerCoordinate
 from sbridge.measures import PathMeasure as PathMeasure, Paths as Paths, log_ratio as log_ratio, path_kl as path_kl

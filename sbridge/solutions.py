@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sbridge.controls.base import Control, ScaledControl, Time, ZeroControl
 from sbridge.display import short_repr
-from sbridge.errors import FileFormatError, InvalidInputError, UnverifiedFileWarning, shown
+from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, UnverifiedFileWarning, shown
 from sbridge.laws import Law, as_rows
 from sbridge.laws.frames import F, Frame, check_columns, columns_of, framed
 from sbridge.laws.scaling import AffineScaling
+from sbridge.laws.stored import UnkeptRows, row_count
 from sbridge.measures import Direction, PathMeasure, Paths, Times
 from sbridge.measures.measure import ScaledKernel
 from sbridge.modes import standard_modes
@@ -175,7 +176,7 @@ class Bridge:
             balance=balance if isinstance(balance, Reweighting) else None,
         )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, keep_rows: bool = True) -> None:
         """Writes ``PATH.json`` (structure) and ``PATH.safetensors`` (numbers), each atomically.
 
         The JSON contains the SHA-256 of both files. Its field ``contains_training_rows`` says whether they contain
@@ -183,11 +184,14 @@ class Bridge:
 
         Args:
             path: with or without one of the two endings.
+            keep_rows: whether samples at the ends are saved. Without them the bridge transports given rows, and its
+                ends cannot be drawn from.
 
         Raises:
-            UnsupportedError: if a part is a plain function or an unregistered class.
+            UnsupportedError: if a part is a plain function or an unregistered class; without rows, if a control is made
+                of rows of the data, as those of SinkhornBridge and the backward one of MixtureBridge are.
         """
-        save_bridge(self, path)
+        save_bridge(self if keep_rows else _without_rows(self), path)
 
     def rescaled(self, scaling: AffineScaling, problem: BridgeProblem) -> Bridge:
         """Converts this bridge of scaled data to data units, those of ``problem``."""
@@ -294,6 +298,21 @@ def save_bridge(bridge: Bridge, path: str | Path, run: str | None = None) -> Non
     tree, tensors = encode(bridge)
     document = {"format": FORMAT, "contains_training_rows": contains_training_rows(tree), "run": run, "bridge": tree}
     _write(path, document, tensors)
+
+
+def _without_rows(bridge: Bridge) -> Bridge:
+    """Returns the bridge without samples at its ends; raises UnsupportedError if there are rows elsewhere in it."""
+    forward, backward = (
+        measure if row_count(measure.start) is None else replace(measure, start=UnkeptRows(measure.start.dim))
+        for measure in (bridge.forward, bridge.backward)
+    )
+    found = replace(bridge, forward=forward, backward=backward)
+    if contains_training_rows(encode(found)[0]):
+        raise UnsupportedError(
+            "a control of this bridge is made of rows of the data, so it cannot be saved without them: keep_rows=True; "
+            "or fit a solver whose controls are networks or closed forms, such as IMF() or GaussianBridge()."
+        )
+    return found
 
 
 def load(path: str | Path) -> Bridge:

@@ -295,7 +295,9 @@ def test_an_iteration_that_does_not_converge_says_so():
 
 def test_what_it_refuses():
     normal = Gaussian(torch.zeros(3), torch.eye(3))
-    with pytest.raises(UnsupportedError, match="needs samples at both ends, got Gaussian: draw samples from it first"):
+    with pytest.raises(
+        UnsupportedError, match="needs samples in memory at both ends, got Gaussian: draw samples from it first"
+    ):
         solve(BridgeProblem(Samples(X0), normal, BrownianMotion(1.0)), EXACT, seed=0)
     with pytest.raises(
         UnsupportedError, match="SinkhornBridge needs transitions in closed form, which DriftProcess does not have"

@@ -56,6 +56,8 @@ class Reading:
     every column, else float64); float64 is slower."""
     header: Literal["auto", "yes", "no"] = "auto"
     """Whether the first line of a .csv file names the columns. auto: yes if a cell in it is not a number."""
+    on_disk: Flag = False
+    """Leave rows in .npy files and read them as they are drawn: for files larger than memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from sbridge.evaluation.certificate import certificate_or_reason
 from sbridge.evaluation.progress import watched
 from sbridge.evaluation.scores import evaluate
 from sbridge.fitting.courses import Course
+from sbridge.laws.stored import in_memory
 from sbridge.random import derive
 from sbridge.runs.checkpoints import Stopped
 from sbridge.runs.fitting import train
@@ -121,7 +122,7 @@ def _complete(command: Training, plan: Plan, folder: ClaimedFolder, console: Con
     if command.figures:
         console.remark("drawing figures …")
         with clock.measured("drawing"):
-            ends = [rows[:_FIGURE_ROWS] for rows in plan.kept]
+            ends = [in_memory(rows, _FIGURE_ROWS, command.seed)[:_FIGURE_ROWS] for rows in plan.kept]
             certificates = [leg.certificate for leg in legs]
             seed = derive(command.seed, "figures")
             draw(course, ends, histories, folder.figures, seed=seed, certificates=certificates)
@@ -177,8 +178,8 @@ class _Watchers:
 
 
 def _introduce(plan: Plan, console: Console) -> None:
-    for moment, table, kept, held in zip(plan.times, plan.inputs.tables, plan.kept, plan.held_out, strict=False):
-        shape = f"{len(table.rows)} × {table.dim} {str(kept.dtype)[6:]}"
+    for moment, table, held in zip(plan.times, plan.inputs.tables, plan.held_out, strict=False):
+        shape = f"{len(table.rows)} × {table.dim} {str(table.dtype)[6:]}"
         console.tell(f"t = {moment:g}: {table.name}, {shape}, {len(held)} rows held out")
     for note in plan.notes:
         console.tell(note)

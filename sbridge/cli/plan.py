@@ -16,13 +16,14 @@ from sbridge.cli.commands import Diffuse, Fit, Reading, Training
 from sbridge.cli.options import Automatic, Noise
 from sbridge.cli.python_files import named
 from sbridge.data.sources import ReadOptions
-from sbridge.data.tables import Inputs, read_inputs, read_table, split
+from sbridge.data.tables import Inputs, TableRows, read_inputs, read_table, split
 from sbridge.diffusion import end_distribution
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, listed, number, shown
 from sbridge.exact.ends import describe
 from sbridge.fitting import Course, Preparation, choose_sigma, prepare, prepare_course
-from sbridge.laws import Density, Samples
-from sbridge.laws.scaling import CommonScale, NoScaling, PerCoordinate, ScalingRecipe
+from sbridge.laws import Density, as_law
+from sbridge.laws.scaling import AffineScaling, CommonScale, NoScaling, PerCoordinate, ScalingRecipe
+from sbridge.laws.stored import MOST_KNOWN, in_memory
 from sbridge.problems import Quadratic, SoftEnds
 from sbridge.processes import Process
 from sbridge.random import derive, generator
@@ -57,8 +58,8 @@ class Plan:
     """
 
     inputs: Inputs
-    kept: tuple[Tensor, ...]
-    held_out: tuple[Tensor, ...]
+    kept: tuple[TableRows, ...]
+    held_out: tuple[TableRows, ...]
     times: tuple[float, ...]
     legs: tuple[Preparation, ...]
     notes: tuple[str, ...]
@@ -93,7 +94,7 @@ class Plan:
             **_soft_ends(command),
             "seed": command.seed,
             "held_out": command.held_out,
-            "dtype": str(self.kept[0].dtype).removeprefix("torch."),
+            "dtype": str(self.inputs.tables[0].dtype).removeprefix("torch."),
             "device": command.device,
             "threads": torch.get_num_threads(),
             "versions": {"sbridge": sys.modules["sbridge"].__version__, "torch": version("torch")},
@@ -121,7 +122,7 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     times = inputs.times or (0.0, command.horizon or 1.0)
     told: list[str] = []
 
-    def reference(x0: Tensor, x1: Tensor, horizon: float) -> Process:
+    def reference(x0: TableRows, x1: TableRows, horizon: float) -> Process:
         noise, chosen = _noise(command, x0, x1, horizon)
         process, about = command.reference_options.build(noise)
         told.append(f"reference: {command.reference}" + "".join(f", {text}" for text in (about, chosen) if text))
@@ -136,7 +137,11 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
         legs = (prepare(*kept, reference=reference(kept[0], kept[1], times[1]), **options),)
     else:
         _, legs = prepare_course(kept, times, reference=reference, **options)
-    notes = ["numbers: float64; --dtype float32 is faster, with 7 digits"] if kept[0].dtype == torch.float64 else []
+    notes = (
+        ["numbers: float64; --dtype float32 is faster, with 7 digits"]
+        if inputs.tables[0].dtype == torch.float64
+        else []
+    )
     for leg, (about, start, stop) in enumerate(zip(told, times, times[1:], strict=False)):
         label, choice = "" if len(legs) == 1 else f"{start:g} → {stop:g}: ", legs[leg].choice
         notes.append(label + about)
@@ -160,9 +165,9 @@ def make_diffusion_plan(command: Diffuse[Any, Any]) -> Plan:
     device = check_device(command.device)
     table = read_table(command.input, read_options(command.reading, command.seed))
     kept, held = (side.to(device) for side in split(table.rows, command.held_out, command.seed, table.name))
-    noise = Noise(None, command.horizon, lambda: CommonScale()(kept, kept))
+    noise = Noise(None, command.horizon, lambda: _scale(kept, kept, command.seed))
     process, about = command.reference_options.build(noise)
-    source = Samples(kept)
+    source = as_law(kept, "x0")
     prior = end_distribution(process, source)
     leg = prepare(source, prior, reference=process, solver=command.solver_options, seed=command.seed)
     draws = prior.sample(max(len(held), _PRIOR_ROWS), generator(derive(command.seed, "prior"), device))
@@ -185,6 +190,7 @@ def read_options(reading: Reading, seed: int, run: RunFolder | None = None) -> R
         seed=seed,
         dtype=reading.dtype,
         header=reading.header,
+        on_disk=reading.on_disk,
     )
 
 
@@ -262,14 +268,18 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def _noise(command: Fit[Any, Any], x0: Tensor, x1: Tensor, horizon: float) -> tuple[Noise, str]:
+def _noise(command: Fit[Any, Any], x0: TableRows, x1: TableRows, horizon: float) -> tuple[Noise, str]:
     """Returns the noise options of the reference, and the reason for σ if it was chosen here and is used."""
-    pooled = CommonScale()
     sigma = command.sigma if command.epsilon is None else (command.epsilon / horizon) ** 0.5
     if sigma is not None or command.reference not in ("brownian", "ornstein-uhlenbeck"):
-        return Noise(sigma, horizon, lambda: pooled(x0, x1)), ""
+        return Noise(sigma, horizon, lambda: _scale(x0, x1, command.seed)), ""
     choice = choose_sigma(x0, x1, horizon=horizon, seed=command.seed)
-    return Noise(choice.sigma, horizon, lambda: pooled(x0, x1)), str(choice)
+    return Noise(choice.sigma, horizon, lambda: _scale(x0, x1, command.seed)), str(choice)
+
+
+def _scale(x0: TableRows, x1: TableRows, seed: int) -> AffineScaling:
+    """Returns the scaling by the pooled rows of both ends."""
+    return CommonScale()(in_memory(x0, MOST_KNOWN, seed), in_memory(x1, MOST_KNOWN, seed))
 
 
 def _quadratic(place: str) -> Quadratic:

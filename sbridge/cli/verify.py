@@ -24,6 +24,7 @@ from sbridge.identities.base import chosen
 from sbridge.identities.own import Network, PlainScore, Predicts, thinned
 from sbridge.laws import Gaussian, GaussianMixture, Law, Samples
 from sbridge.laws.scaling import AffineScaling
+from sbridge.laws.stored import in_memory
 from sbridge.processes import LinearProcess, Process
 from sbridge.random import derive, generator
 from sbridge.runs.folder import RunFolder
@@ -78,6 +79,7 @@ def make_settings(command: Verify[Any], console: Console) -> list[Setting]:
     bridge = None if command.model is None else _diffusion(command.model)
     if command.data is not None:
         rows = read_table(command.data, read_options(command.reading, command.seed)).rows
+        rows = in_memory(rows, command.max_rows, command.seed)
         law, name = _at_most(Samples(rows.double()), command, console), command.data
     else:
         law, name = _at_most(_law_of(bridge), command, console), f"data of {command.model}"  # type: ignore[arg-type]

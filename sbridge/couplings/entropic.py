@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sbridge.couplings.simple import IndependentCoupling, Pairs, PairSampler
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Law, Point, Samples
+from sbridge.laws import Law, Point
+from sbridge.laws.stored import known_rows, row_count
 from sbridge.problems import BridgeProblem, unknown_transition
 from sbridge.processes import LinearProcess
 from sbridge.storage.registry import register
@@ -107,12 +108,14 @@ def _plan(problem: BridgeProblem, name: str, rows: int, options: Sinkhorn, gener
 
 
 def _points(end: Law, rows: int, generator: torch.Generator) -> Tensor:
-    return end.rows if isinstance(end, Samples) and _takes_all(end, rows) else end.sample(rows, generator)
+    known = known_rows(end, rows, 0) if _takes_all(end, rows) else None
+    return end.sample(rows, generator) if known is None else known
 
 
 def _takes_all(end: Law, rows: int) -> bool:
     """Returns whether all rows of ``end`` fit into one plan."""
-    return isinstance(end, Samples) and end.weights is None and len(end.rows) <= rows
+    count = row_count(end)
+    return count is not None and count <= rows and getattr(end, "weights", None) is None
 
 
 def _linear(problem: BridgeProblem, name: str) -> LinearProcess:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from io import BytesIO, StringIO
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO, Protocol, runtime_checkable
@@ -18,6 +19,8 @@ from sbridge.data.annotated import anndata_for
 from sbridge.data.sources import ArrayRows, RowSource
 from sbridge.data.specs import WRITTEN
 from sbridge.errors import FileFormatError, InvalidInputError
+from sbridge.laws import as_rows
+from sbridge.laws.arrays import Array
 from sbridge.storage import documents
 
 
@@ -77,6 +80,44 @@ def writer_for(path: Path, *, overwrite: bool) -> Opener:
             writer.finish()
 
     return opened
+
+
+def write_rows(blocks: Iterable[Array], path: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes rows to a ``.npy`` file, block by block; the file appears when it is complete.
+
+    Use it to make a file for :class:`~sbridge.StoredRows` of rows that come one after another, for example from an
+    iterable data set.
+
+    Args:
+        blocks: arrays or tensors ``(n, dim)`` of one dtype; each may have any number of rows.
+        path: of the file, ending in ``.npy``.
+        overwrite: whether to replace a file that exists.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidInputError: if there are no rows, or blocks differ in their columns or dtype, or have NaN.
+        FileFormatError: for another ending.
+    """
+    path, rest = Path(path), iter(blocks)
+    if path.suffix.lower() != ".npy":
+        raise FileFormatError(f"{path} must end in .npy.")
+    first = next(rest, None)
+    if first is None:
+        raise InvalidInputError(f"there are no rows to write to {path}: the iterable gave no block.")
+    kind = as_rows(first, "block 0", least=1)
+    columns = tuple(str(j) for j in range(kind.shape[1]))
+    with writer_for(path, overwrite=overwrite)(columns, Origin(0.0, 0.0, "", None)) as writer:
+        for number, block in enumerate(chain([first], rest)):
+            rows = as_rows(block, f"block {number}", least=1)
+            if rows.shape[1] != kind.shape[1] or rows.dtype != kind.dtype:
+                raise InvalidInputError(
+                    f"block {number} has {rows.shape[1]} columns of {rows.dtype}, block 0 has {kind.shape[1]} of "
+                    f"{kind.dtype}."
+                )
+            writer.write(rows.cpu().numpy())
+    return path
 
 
 class _NpyWriter:

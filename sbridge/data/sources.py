@@ -40,6 +40,7 @@ class ReadOptions:
         inexact: of integers and text: ``"float32"``, ``"float64"``, or ``"auto"``: float64 if some column varies by too
             few steps of float32, else float32.
         header: whether the first line of a text table names the columns: ``"yes"``, ``"no"``, or ``"auto"``.
+        on_disk: whether rows stay in a ``.npy`` file and are read as they are drawn.
     """
 
     representation: str = "X_pca"
@@ -50,6 +51,7 @@ class ReadOptions:
     dtype: str = "keep"
     inexact: str = "auto"
     header: str = "auto"
+    on_disk: bool = False
 
     def of_inexact(self) -> np.dtype | None:
         """The dtype for integers and text; ``None`` if it depends on the numbers."""

@@ -1,4 +1,4 @@
-"""Reads whole tables into memory, checked, with the digest of their files."""
+"""Reads whole tables into memory, or opens large ones; checked, with the digest of their files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from sbridge.data.sources import ArrayRows, ReadOptions, RowSource, array_rows, 
 from sbridge.data.specs import existing_file
 from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, listed, shown
+from sbridge.laws import StoredRows
 from sbridge.random import derive, generator
 from sbridge.time import same_times, snapped
+
+TableRows = Tensor | StoredRows
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows read into memory.
+    """Rows read into memory, or left on disk.
 
     Attributes:
         name: what the user called it.
@@ -36,7 +39,7 @@ class Table:
     """
 
     name: str
-    rows: Tensor
+    rows: TableRows
     columns: tuple[str, ...]
     sha256: str
     time: float | None = None
@@ -46,7 +49,12 @@ class Table:
     @property
     def dim(self) -> int:
         """The number of columns."""
-        return self.rows.shape[1]
+        return self.rows.dim if isinstance(self.rows, StoredRows) else self.rows.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the rows."""
+        return (self.rows.like if isinstance(self.rows, StoredRows) else self.rows).dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +70,7 @@ def read_table(spec: str, options: ReadOptions = ReadOptions()) -> Table:
 
     Integers and text are float32 if every column varies by 1024 steps of float32 or more, else float64, with a warning.
     """
-    (table,) = _tables([open_rows(spec, options)], [_digest(spec)])
-    return table
+    return _tables_of([spec], [options])[0]
 
 
 def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptions = ReadOptions()) -> Inputs:
@@ -82,8 +89,7 @@ def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptio
         _check_counts(specs, times)
         # A built-in set named twice is drawn twice.
         own = [replace(options, seed=derive(options.seed, "data set", place)) for place in range(len(specs))]
-        sources = [open_rows(spec, mine) for spec, mine in zip(specs, own, strict=True)]
-        tables = _tables(sources, [_digest(spec) for spec in specs])
+        tables = _tables_of(specs, own)
         said = [table.time for table in tables if table.time is not None]
         found = tuple(float(t) for t in times or (said if len(said) == len(tables) else ())) or None
         if found is None and len(specs) > 2:
@@ -93,7 +99,7 @@ def read_inputs(specs: Sequence[str], times: Sequence[float], options: ReadOptio
     return Inputs(tuple(tables), found)
 
 
-def split(rows: Tensor, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+def split(rows: TableRows, fraction: float, seed: int, name: str) -> tuple[TableRows, TableRows]:
     """Splits ``rows`` at random into those to fit and those held out, each in their old order.
 
     Raises:
@@ -108,18 +114,47 @@ def split(rows: Tensor, fraction: float, seed: int, name: str) -> tuple[Tensor, 
             f"{len(rows) - count} to fit; each needs at least 2. Choose another fraction, or 0 to score nothing."
         )
     order = torch.randperm(len(rows), generator=generator(derive(seed, "held out")), device="cpu")
-    return rows[order[count:].sort().values], rows[order[:count].sort().values]
+    kept, held = order[count:].sort().values, order[:count].sort().values
+    if isinstance(rows, StoredRows):
+        return (rows.selected(kept), rows.selected(held)) if count else (rows, rows.take(held))
+    return rows[kept], rows[held]
+
+
+def _tables_of(specs: Sequence[str], options: Sequence[ReadOptions]) -> list[Table]:
+    """Reads one table for each spec, or opens it."""
+    digests = [_digest(spec) for spec in specs]
+    if options[0].on_disk:
+        return [_opened(*one) for one in zip(specs, options, digests, strict=True)]
+    return _tables([open_rows(spec, mine) for spec, mine in zip(specs, options, strict=True)], digests)
+
+
+def _opened(spec: str, options: ReadOptions, digest: str | None) -> Table:
+    """Opens a table that stays on disk; raises InvalidInputError unless it is a ``.npy`` file."""
+    path = Path(spec)
+    if path.suffix.lower() != ".npy" or digest is None:
+        raise InvalidInputError(
+            f"rows are read from .npy files as they are drawn, got {spec}: leave out --on-disk, or make such a file, "
+            "numpy.save(path, rows). In Python, StoredRows reads .h5ad and .zarr files too."
+        )
+    return Table(spec, StoredRows(existing_file(path), dtype=options.dtype), (), digest)
 
 
 def _tables(sources: Sequence[RowSource], digests: Sequence[str | None]) -> list[Table]:
     tables = []
-    for source, digest, rows in zip(sources, digests, gathered(sources), strict=True):
-        if len(rows) < 2:
-            raise InvalidInputError(f"{source.name} has {len(rows)} row; at least 2 are needed.")
-        warn_of_row_numbers(source, rows)
+    for source, digest, rows in zip(sources, digests, _arrays(sources), strict=True):
         digest = digest or hashlib.sha256(rows.tobytes()).hexdigest()
         tables.append(Table(source.name, torch.from_numpy(rows), source.columns, digest, source.time))
     return tables
+
+
+def _arrays(sources: Sequence[RowSource]) -> list[np.ndarray]:
+    """Reads all rows of all sources; at least two of each."""
+    arrays = gathered(sources)
+    for source, rows in zip(sources, arrays, strict=True):
+        if len(rows) < 2:
+            raise InvalidInputError(f"{source.name} has {len(rows)} row; at least 2 are needed.")
+        warn_of_row_numbers(source, rows)
+    return arrays
 
 
 def _digest(spec: str) -> str | None:
@@ -153,7 +188,7 @@ def snapshots_of(
     wanted = as_times(times, "times").tolist() if np.size(times) else ()
     parts, found = _at_times("adata", _cells(data, time_key, rep), wanted, ReadOptions(rep, time_key))
     _check_increasing(found)
-    return [table.rows for table in _tables(parts, [None] * len(parts))], found
+    return [torch.from_numpy(rows) for rows in _arrays(parts)], found
 
 
 def timed_rows(data: AnnotatedCells, *, time_key: str, rep: str = "X_pca") -> tuple[Tensor, np.ndarray]:
@@ -233,8 +268,8 @@ def _check_alike(tables: Sequence[Table]) -> None:
                     f"columns differ: {shown(left)} in {first.name}, {shown(right)} in {other.name} at the same "
                     "position. Put them in the same order, or choose them by name (--columns)."
                 )
-        if other.rows.dtype != first.rows.dtype:
+        if other.dtype != first.dtype:
             raise InvalidInputError(
-                f"{first.name} is {str(first.rows.dtype)[6:]}, {other.name} {str(other.rows.dtype)[6:]}. "
+                f"{first.name} is {str(first.dtype)[6:]}, {other.name} {str(other.dtype)[6:]}. "
                 "Bring them to one type (--dtype float32)."
             )

@@ -25,6 +25,7 @@ from sbridge.exact import MixtureControl, MixturePotential
 from sbridge.fitting import solve
 from sbridge.laws import Samples
 from sbridge.laws.moments import span_fewer
+from sbridge.laws.stored import MOST_KNOWN
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, martingale
 from sbridge.metrics import EnergyDistance
 from sbridge.problems import AbsorbedCost, BridgeProblem
@@ -257,7 +258,7 @@ def certify(
     if not isinstance(solver, MixtureBridge):
         raise InvalidInputError(f"the judging potential is fitted by a MixtureBridge, got a {type(solver).__name__}.")
     _check_reference(bridge, potential)
-    bridge, rows = _judged(bridge, x0, x1)
+    bridge, rows = _judged(bridge, x0, x1, seed)
     near, far = (shuffled(side, len(side), derive(seed, i)) for i, side in enumerate(rows))
     forward, backward = (replace(measure, end_kernel=None) for measure in (bridge.forward, bridge.backward))
     if potential is None:
@@ -277,9 +278,9 @@ def certify(
     return Certificate(bound, spent, gap, report, potential, potential.components, added)
 
 
-def _judged(bridge: Bridge, x0: Rows, x1: Rows) -> tuple[Bridge, list[Tensor]]:
+def _judged(bridge: Bridge, x0: Rows, x1: Rows, seed: int) -> tuple[Bridge, list[Tensor]]:
     """Returns the bridge with its forward process in front, and its checked rows in that order."""
-    rows = checked_rows(bridge, {"x0": x0, "x1": x1})
+    rows = checked_rows(bridge, {"x0": x0, "x1": x1}, MOST_KNOWN, seed)
     if min(len(side) for side in rows) < _LEAST_ROWS:
         raise InvalidInputError(
             f"a certificate needs at least {_LEAST_ROWS} held-out rows of either end, got "

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
-from sbridge.laws import Density, Law, Samples, as_rows
+from sbridge.laws import Density, Law, Samples, StoredRows, as_rows
+from sbridge.laws.stored import UnkeptRows, known_rows
 from sbridge.measures import Direction, PathMeasure
 from sbridge.random import derive, generator
 from sbridge.solutions import Bridge
@@ -44,12 +45,16 @@ class End:
         return self.fit[torch.tensor([mark not in known for mark in _marks(self.fit)], device=self.fit.device)]
 
 
-def end_of(held_out: Tensor, fit: Tensor | np.ndarray | None, law: Law, *, name: str, most: int, seed: int) -> End:
+def end_of(
+    held_out: Tensor, fit: Tensor | np.ndarray | StoredRows | None, law: Law, *, name: str, most: int, seed: int
+) -> End:
     """Returns the samples of an end: ``fit`` if it is given, otherwise those of its ``law``.
 
     Raises:
         InvalidInputError: if fit and held-out samples have different numbers of columns.
     """
+    if isinstance(fit, StoredRows):
+        fit = fit.part(most, derive(seed, name, "law"))
     other = _rows_of(law, most, derive(seed, name, "law")) if fit is None else as_rows(fit, f"{name}_fit")
     if other is not None:
         if other.shape[1] != held_out.shape[1]:
@@ -99,10 +104,11 @@ def pooled(first: Tensor, last: Tensor, share: float, seed: int) -> Tensor:
 
 
 def _rows_of(law: Law, count: int, seed: int) -> Tensor | None:
-    if isinstance(law, Density):
+    if isinstance(law, (Density, UnkeptRows)):
         return None
-    if isinstance(law, Samples) and law.weights is None:
-        return law.rows
+    rows = None if isinstance(law, Samples) and law.weights is not None else known_rows(law, count, seed)
+    if rows is not None:
+        return rows
     return law.sample(count, generator(seed))
 
 

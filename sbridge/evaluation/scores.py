@@ -32,7 +32,7 @@ from sbridge.evaluation.rows import End, end_of, pooled, reweighted, shuffled
 from sbridge.evaluation.scorer import EvaluationBudget, Scorer, transport_cost
 from sbridge.evaluation.wording import COST, COST_COLUMN, columns_of, limit_notes
 from sbridge.exact.plug_in import PlugInControl
-from sbridge.laws import Samples, as_rows
+from sbridge.laws import Samples, StoredRows, as_rows
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, jeffreys, path_kl
 from sbridge.metrics import STANDARD_METRICS, Metric
 from sbridge.problems import AbsorbedCost
@@ -41,7 +41,7 @@ from sbridge.processes.base import check_time
 from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
 
-Rows = Tensor | np.ndarray
+Rows = Tensor | np.ndarray | StoredRows
 _SOFT_ENDS = (
     "The ends of this bridge are soft: held-out rows are drawn with the weights of its own ends, growth at the "
     "source and the explained part at the target, so scores are about the bridge between these."
@@ -80,7 +80,7 @@ def evaluate(
 
     Args:
         bridge: the solution.
-        x0: held-out source samples, ``(n, dim)``.
+        x0: held-out source samples, ``(n, dim)``; of :class:`~sbridge.StoredRows` only as many are read as are scored.
         x1: held-out target samples, ``(m, dim)``.
         seed: of every draw; equal seeds give equal reports.
         x0_fit: source samples for baselines and floors; ``None``: those of the source distribution of the bridge.
@@ -96,7 +96,9 @@ def evaluate(
         InvalidInputError: for samples of another dimension, fewer than two, or with NaN.
     """
     seed, limits = as_seed(seed), limits or EvaluationBudget()
-    rows0, rows1 = reweighted_rows(bridge, checked_rows(bridge, {"x0": x0, "x1": x1}), derive(seed, "ends"))
+    rows0, rows1 = reweighted_rows(
+        bridge, checked_rows(bridge, {"x0": x0, "x1": x1}, limits.rows, seed), derive(seed, "ends")
+    )
     if bridge.balance is not None:  # the rows of the fit too have other weights, those of the bridge
         x0_fit = x1_fit = None
     baselines = [Shared(one) if isinstance(one, TwoWayBaseline) else one for one in baselines]
@@ -151,7 +153,7 @@ def score_at(
         InvalidInputError: for samples of another dimension, or a time outside ``[0, T]``.
     """
     seed, limits = as_seed(seed), limits or EvaluationBudget()
-    rows, seen = checked_rows(bridge, {"x0": x0, "held_out": held_out})
+    rows, seen = checked_rows(bridge, {"x0": x0, "held_out": held_out}, limits.rows, seed)
     rows = reweighted(bridge, rows, bridge.forward, derive(seed, "ends"))
     t = float(check_time(t, bridge.horizon))
     if len(seen) < 4:
@@ -311,9 +313,10 @@ def _then(found: _S | str, use: Callable[[_S], _T]) -> _T | str:
     return found if isinstance(found, str) else _attempt(lambda: use(found))
 
 
-def checked_rows(bridge: Bridge, given: dict[str, Rows]) -> list[Tensor]:
-    """Checks all rows and returns them as tensors of one dtype, the widest of theirs."""
-    checked = {name: bridge.rows(x, name) for name, x in given.items()}
+def checked_rows(bridge: Bridge, given: dict[str, Rows], most: int, seed: int) -> list[Tensor]:
+    """Checks all rows, of stored ones at most ``most``; returns them as tensors of one dtype, the widest of theirs."""
+    read = {name: x.part(most, derive(seed, name)) if isinstance(x, StoredRows) else x for name, x in given.items()}
+    checked = {name: bridge.rows(x, name) for name, x in read.items()}
     for name, rows in checked.items():
         as_rows(rows, name)  # at least two
     double = any(rows.dtype == torch.float64 for rows in checked.values())

@@ -9,6 +9,7 @@ from sbridge.exact import balanced
 from sbridge.fitting.samples import unlike_mixtures
 from sbridge.laws import Density, Gaussian, Point, Samples
 from sbridge.laws.moments import span_fewer
+from sbridge.laws.stored import MOST_KNOWN, known_rows, row_count
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.solvers.adjoint_bridge import AdjointBridge
@@ -116,14 +117,16 @@ def _without_samples(problem: BridgeProblem) -> SolverChoice | None:
 def _from_samples(problem: BridgeProblem) -> SolverChoice:
     """Chooses between solvers for ends that can be sampled, under a linear reference."""
     ends = (problem.source, problem.target)
-    counts = [len(end.rows) for end in ends if isinstance(end, Samples)]
+    counts = [count for count in map(row_count, ends) if count is not None]
     rows = min(counts, default=None)
-    sampled = len(counts) == len(ends)
+    sampled = all(isinstance(end, Samples) for end in ends)
     scarce = sampled and min(counts) < FEW_TO_COMPARE
-    if sampled and not scarce and problem.dim <= MANY_COLUMNS:
+    if len(counts) == len(ends) and not scarce and problem.dim <= MANY_COLUMNS:
         unlike = _unlike_mixtures(problem)
-        if unlike is not None:
+        if unlike is not None and sampled:
             return SolverChoice(SinkhornBridge(), f"since {unlike}: it reproduces the samples exactly")
+        if unlike is not None:
+            return SolverChoice(IMF(), f"since {unlike}, and rows are not in memory, which SinkhornBridge needs")
     few = rows is not None and rows < FEW_ROWS
     thin = rows is not None and rows < 2 * (problem.dim + 1)
     seen = f"{'ends that can be sampled without limit' if rows is None else f'{rows} rows'} in {problem.dim} columns"
@@ -160,8 +163,9 @@ def _from_samples(problem: BridgeProblem) -> SolverChoice:
 def _unlike_mixtures(problem: BridgeProblem) -> str | None:
     """Explains why Gaussian components do not represent the samples of an end; ``None`` if they may."""
     for name, end in (("source", problem.source), ("target", problem.target)):
-        if isinstance(end, Samples):
-            reason = unlike_mixtures(end.rows)
+        rows = known_rows(end, MOST_KNOWN, 0)
+        if rows is not None:
+            reason = unlike_mixtures(rows)
             if reason is not None:
                 return f"the {name} {reason}, which Gaussian components do not represent"
     return None
@@ -170,6 +174,7 @@ def _unlike_mixtures(problem: BridgeProblem) -> str | None:
 def _without_density(problem: BridgeProblem) -> str | None:
     """Reports that the rows of an end span fewer dimensions than they have columns; ``None`` if they do not."""
     for name, end in (("source", problem.source), ("target", problem.target)):
-        if isinstance(end, Samples) and span_fewer(end.rows):
+        rows = known_rows(end, MOST_KNOWN, 0)
+        if rows is not None and span_fewer(rows):
             return f"since columns of the {name} are constant or follow from others, so Gaussian components do not fit"
     return None

@@ -20,10 +20,11 @@ from sbridge.fitting.arrivals import warn_if_missed
 from sbridge.fitting.choice import SolverChoice, choose_solver
 from sbridge.fitting.data_checks import warn_if_hard
 from sbridge.fitting.selection import End, Selection, ends_of
-from sbridge.laws import Density, Law, Samples, as_law, check_same_kind, check_same_space
+from sbridge.laws import Density, Law, as_law, check_same_kind, check_same_space
 from sbridge.laws.arrays import check_precision
 from sbridge.laws.frames import common_columns
 from sbridge.laws.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
+from sbridge.laws.stored import MOST_KNOWN, known_rows
 from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem, Growth, SoftEnds, StateCost
 from sbridge.processes import BrownianMotion, LinearProcess, Process, VariancePreserving
@@ -319,7 +320,8 @@ def choose_noise_schedule(x0: End) -> VariancePreserving:
     law = as_law(x0, "x0")
     mean, covariance = moments(law)
     spread = float(covariance.diagonal().double().mean().sqrt())
-    constant = isinstance(law, Samples) and bool((law.rows == law.rows[:1]).all())  # the covariance is then rounding
+    rows = known_rows(law, MOST_KNOWN, 0)
+    constant = rows is not None and bool((rows == rows[:1]).all())  # the covariance is then rounding
     if constant or not spread > 0:
         raise InvalidInputError(
             "all rows of x0 are equal, so the noise level, their standard deviation, would be zero."
@@ -331,7 +333,8 @@ def _rows_of(law: Law, seed: Seed) -> Tensor | None:
     """Returns rows of a distribution; ``None`` for a density, which cannot be sampled."""
     if isinstance(law, Density):
         return None
-    return law.rows if isinstance(law, Samples) else law.sample(_PROBE_ROWS, generator(seed))
+    rows = known_rows(law, MOST_KNOWN, as_seed(seed))
+    return law.sample(_PROBE_ROWS, generator(seed)) if rows is None else rows
 
 
 def _probes(source: Law, target: Law, seed: int) -> tuple[Tensor, Tensor]:

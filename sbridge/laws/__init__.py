@@ -14,6 +14,7 @@ from sbridge.laws.base import (
     check_same_space,
 )
 from sbridge.laws.moments import moments
+from sbridge.laws.stored import StoredRows
 
 __all__ = [
     "Density",
@@ -23,6 +24,7 @@ __all__ = [
     "Law",
     "Point",
     "Samples",
+    "StoredRows",
     "as_law",
     "as_rows",
     "check_same_kind",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sbridge.errors import UnsupportedError
 from sbridge.laws.base import Gaussian, GaussianMixture, Law, Point, Samples
+from sbridge.laws.stored import StoredRows
 
 _LEAST_CORRELATION = 2e-12
 
@@ -15,6 +16,9 @@ def moments(data: Law) -> tuple[Tensor, Tensor]:
     """Returns mean ``(dim,)`` and covariance ``(dim, dim)`` of a distribution given by points or Gaussians."""
     if isinstance(data, Gaussian):
         return data.mean, data.covariance
+    if isinstance(data, StoredRows):
+        mean, covariance = data.moments
+        return mean.to(data.like), covariance.to(data.like)
     if isinstance(data, Point):
         return data.position, data.position.new_zeros(data.dim, data.dim)
     if isinstance(data, Samples):

@@ -11,7 +11,7 @@ from torch import Tensor
 from sbridge.controls.base import Time
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError, shown
 from sbridge.exact.gaussian import GaussianCoupling
-from sbridge.laws import Gaussian, GaussianMixture, Law, Samples, moments
+from sbridge.laws import Gaussian, GaussianMixture, Law, Samples, StoredRows, moments
 from sbridge.laws.moments import is_singular, sample_moments
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
 from sbridge.linear import LinearMap
@@ -104,7 +104,7 @@ class GaussianBridge(Solver[State]):
         if unknown is not None:
             return unknown
         for law in (problem.source, problem.target):
-            if not isinstance(law, (Gaussian, Samples)):
+            if not isinstance(law, (Gaussian, Samples, StoredRows)):
                 return (
                     f"GaussianBridge needs Gaussians or samples, got {type(law).__name__}: draw samples from it first."
                 )
@@ -156,14 +156,19 @@ def _moments(law: Law, name: str) -> tuple[Tensor, Tensor]:
     if isinstance(law, (Gaussian, GaussianMixture)):
         mean, covariance = moments(law)
         return mean.double(), covariance.double()
-    if not isinstance(law, Samples):
+    if not isinstance(law, (Samples, StoredRows)):
         raise UnsupportedError(
             f"the mean and covariance of the {name}, a {type(law).__name__}, are not known; draw rows from it first."
         )
-    mean, covariance = sample_moments(law.rows, law.weights)
+    if isinstance(law, StoredRows):
+        count = len(law)
+        mean, covariance = law.moments[0], law.moments[1] * (count / (count - 1))
+    else:
+        count = len(law.rows)
+        mean, covariance = sample_moments(law.rows, law.weights)
     if is_singular(mean, covariance):
         raise InvalidInputError(
-            f"the {len(law.rows)} rows of the {name} span fewer than their {law.dim} dimensions, so they have no "
+            f"the {count} rows of the {name} span fewer than their {law.dim} dimensions, so they have no "
             "Gaussian density; reduce the dimension (PCA), add rows, or use SinkhornBridge()."
         )
     return mean, covariance

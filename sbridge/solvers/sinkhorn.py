@@ -85,7 +85,8 @@ class SinkhornBridge(Solver[SinkhornBridgeState]):
         for law in (problem.source, problem.target):
             if not isinstance(law, Samples):
                 return (
-                    f"SinkhornBridge needs samples at both ends, got {type(law).__name__}: draw samples from it first."
+                    f"SinkhornBridge needs samples in memory at both ends, got {type(law).__name__}: draw samples from "
+                    "it first (StoredRows.part reads some)."
                 )
         return None
 

@@ -13,8 +13,9 @@ from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, UnsupportedError
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.exact.riccati import ChainRiccati
-from sbridge.laws import Gaussian, GaussianMixture, Law, Point, Samples, moments
+from sbridge.laws import Gaussian, GaussianMixture, Law, Point, Samples, StoredRows, moments
 from sbridge.laws.moments import is_singular
+from sbridge.laws.stored import row_count
 from sbridge.problems import BridgeProblem, ControlProblem, Quadratic
 from sbridge.problems.costs import Costs, TerminalCost
 from sbridge.processes import Direction, LinearProcess, StepRule
@@ -255,9 +256,9 @@ def usual_start(problem: BridgeProblem) -> WarmStart:
     if not isinstance(problem.reference, LinearProcess) or problem.dim > _MOST_COLUMNS:
         return ZeroStart()
     for end in (problem.source, problem.target):
-        if isinstance(end, Samples):
-            few = len(end.rows) < _SAMPLES_A_COLUMN * problem.dim
-            if few or is_singular(*moments(end)):
+        count = row_count(end)
+        if count is not None:
+            if count < _SAMPLES_A_COLUMN * problem.dim or is_singular(*moments(end)):
                 return ZeroStart()
         elif not isinstance(end, (Gaussian, GaussianMixture)):
             return ZeroStart()
@@ -272,7 +273,7 @@ def known_controls(start: WarmStart | None, problem: BridgeProblem) -> dict[Dire
 
 def start_moments(start: Law) -> tuple[Tensor, Tensor]:
     """Mean and covariance in float64, the latter with enough added to be positive definite."""
-    known = isinstance(start, (Point, Gaussian, GaussianMixture, Samples))
+    known = isinstance(start, (Point, Gaussian, GaussianMixture, Samples, StoredRows))
     law = start if known else Samples(start.sample(_START_ROWS, generator(0)))
     mean, covariance = (value.double().cpu() for value in moments(law))
     size = 1.0 + float(mean.square().max()) + float(covariance.diagonal().max())

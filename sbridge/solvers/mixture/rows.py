@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sbridge.errors import InvalidInputError
-from sbridge.laws import Law, Samples
+from sbridge.laws import Law, Samples, StoredRows
 from sbridge.laws.moments import span_fewer
 from sbridge.random import derive, generator as generator_of
 from sbridge.solvers.mixture.components import Coordinates
@@ -17,9 +17,11 @@ _RESOLUTION = 1e-2  # largest allowed error of a log weight from the rounding of
 
 
 def drawn(law: Law, name: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Returns the rows of samples with their weights, or draws of another distribution."""
+    """Returns the rows of samples with their weights, ``count`` stored rows, or draws of another distribution."""
     if isinstance(law, Samples):
         return law.rows, None if law.weights is None else law.weights.double()
+    if isinstance(law, StoredRows):
+        return law.part(count, derive(seed, name)), None
     return law.sample(count, generator_of(derive(seed, name))), None
 
 

@@ -1,0 +1,372 @@
+"""Samples that stay where they are stored: in a file larger than memory, or in a data set that makes rows on demand.
+
+Rows are read by index, as a fit draws them. A law that is no :class:`~sbridge.laws.Samples` is drawn from by every
+solver, so nothing else in the package depends on where rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbridge.display import short_repr
+from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, check_known, listed, shown
+from sbridge.laws.base import Law, Samples
+from sbridge.laws.scaling import AffineScaling
+from sbridge.random import generator
+from sbridge.storage.registry import register
+
+MOST_KNOWN = 2**17
+"""Number of stored rows on which scales and default choices are based."""
+_BLOCK_ROWS = 2**16
+_KINDS = ".npy, .zarr, .h5ad or .h5"
+
+
+@runtime_checkable
+class RowAccess(Protocol):
+    """Rows that can be counted and read by their number: an array on disk, or a map-style ``torch`` data set."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:  # noqa: ANN401
+        """One row of a data set; a selection of an array."""
+        ...
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class StoredRows(Law):
+    """The empirical distribution of rows that are read when they are drawn, so that they need not fit into memory.
+
+    All rows of an array are read once, in blocks, to check that they are finite; those of a data set are checked when
+    they are drawn. Moments are those of all rows. Other choices of a fit (scales, the default σ, the solver) use
+    131,072 rows. A saved bridge holds the path and not the rows.
+
+    Args:
+        source: the path of a ``.npy`` file (mapped into memory), of a ``.zarr`` array, or of an ``.h5ad`` or ``.h5``
+            file; or an object with rows: a memory map, an array of zarr or h5py, or a map-style ``Dataset`` of torch,
+            whose items are rows, or tuples that begin with a row.
+        key: the place of the array in a file of several, such as ``"obsm/X_pca"``.
+        dtype: ``"keep"``, or the type to convert to, ``"float32"`` or ``"float64"``; needed for integers.
+        index: the numbers of the rows to use; ``None``: all.
+        scaling: applied to rows when they are read; ``None``: none.
+        shape: of the stored array; ``None``: found and checked now. A bridge that is loaded from a file gives it, and
+            the array is looked at when rows are drawn.
+        device: where rows are moved when they are read.
+
+    Raises:
+        FileFormatError: for a path that holds no such array.
+        InvalidInputError: for another shape or dtype, fewer than two rows, NaN or infinities; when rows are drawn, if
+            the array has changed its shape.
+    """
+
+    source: str | Path | RowAccess
+    key: str | None = None
+    dtype: str = "keep"
+    index: Tensor | None = None
+    scaling: AffineScaling | None = None
+    shape: tuple[int, ...] | None = None
+    device: str = "cpu"
+    _unscaled: StoredRows | None = field(default=None, init=False, repr=False)
+
+    __repr__ = short_repr
+
+    def __post_init__(self) -> None:
+        check_known("dtype", [self.dtype], ("keep", "float32", "float64"))
+        if isinstance(self.source, (str, Path)):
+            object.__setattr__(self, "source", str(Path(self.source).absolute()))
+        if self.shape is not None:
+            return
+        object.__setattr__(self, "shape", self._access.shape)
+        for places, block in self._access.blocks():
+            self._checked(block, places)
+        if len(self) < 2:
+            raise InvalidInputError(f"{self._name} has {len(self)} row(s); at least 2 are needed.")
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self._shape[0] if self.index is None else len(self.index)
+
+    @property
+    def dim(self) -> int:
+        """The number of columns."""
+        return self._shape[1]
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draws ``n`` rows with replacement."""
+        return self.take(torch.randint(len(self), (n,), generator=generator, device=generator.device))
+
+    def rescaled(self, scaling: AffineScaling) -> StoredRows:
+        """Returns the same rows, to be scaled when they are read."""
+        if self.scaling is not None:
+            raise UnsupportedError("stored rows are scaled once; scale those of the file.")
+        found = replace(self, scaling=scaling)
+        object.__setattr__(found, "_unscaled", self)
+        return found
+
+    def take(self, index: Tensor) -> Tensor:
+        """Reads the rows with numbers ``index`` ``(n,)``, in that order; each is read once."""
+        places = index.cpu() if self.index is None else self.index[index.cpu()]
+        distinct, order = np.unique(places.numpy(), return_inverse=True)
+        return self._checked(self._access.take(distinct), distinct)[torch.from_numpy(order).to(self.device)]
+
+    def part(self, most: int, seed: int) -> Tensor:
+        """Reads at most ``most`` different rows: all in their order, or as many in random order."""
+        return self.take(torch.arange(len(self), device="cpu") if len(self) <= most else self._order(seed)[:most])
+
+    def to(self, device: str | torch.device) -> StoredRows:
+        """Returns the same rows, to be moved to ``device`` when they are read."""
+        return replace(self, device=str(device))
+
+    @property
+    def like(self) -> Tensor:
+        """One row, ``(1, dim)``, which has the dtype and the device of all."""
+        return self.take(torch.zeros(1, dtype=torch.long, device="cpu"))
+
+    def split(self, share: float, *, seed: int) -> tuple[StoredRows, StoredRows]:
+        """Returns two distributions of different rows, drawn at random; the second has the share ``share`` of them.
+
+        Raises:
+            InvalidInputError: unless both have two rows.
+        """
+        last = round(share * len(self))
+        if not 2 <= last <= len(self) - 2:
+            raise InvalidInputError(f"a share of {share:g} of {len(self)} rows leaves fewer than two rows on one side.")
+        return tuple(self.selected(part.sort().values) for part in self._order(seed).split([len(self) - last, last]))  # type: ignore[return-value]
+
+    def selected(self, index: Tensor | np.ndarray | Sequence[int]) -> StoredRows:
+        """Returns the distribution of some of the rows, by their numbers or by a mask ``(n,)``.
+
+        Raises:
+            InvalidInputError: for numbers that no row has, or fewer than two.
+        """
+        chosen = torch.as_tensor(index, device="cpu")
+        chosen = chosen.nonzero().flatten() if chosen.dtype == torch.bool and len(chosen) == len(self) else chosen
+        if chosen.dtype.is_floating_point or chosen.dtype == torch.bool or chosen.ndim != 1 or len(chosen) < 2:
+            raise InvalidInputError(
+                f"index must be at least two row numbers, or a mask of {len(self)} entries; got {shown(index)}."
+            )
+        if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
+            raise InvalidInputError(f"{self._name} has rows 0 to {len(self) - 1}; index asks for others.")
+        chosen = chosen.long() if self.index is None else self.index[chosen.long()]
+        return replace(self, index=chosen.int() if self._shape[0] < 2**31 else chosen)
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean ``(dim,)`` and covariance ``(dim, dim)`` of all rows (divided by their number), float64."""
+        if self._unscaled is not None and self.scaling is not None:
+            mean, covariance = self._unscaled.moments
+            scale = self.scaling.scale.expand(self.dim)
+            return (mean - self.scaling.shift) / scale, covariance / scale / scale[:, None]
+        zero = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
+        total = zero, torch.outer(zero, zero)
+        count = 0
+        for block in self._blocks():  # merged by the formula of Chan, Golub & LeVeque for two groups
+            rows = block.double().cpu()
+            mean, covariance = rows.mean(0), rows.mT.cov(correction=0).reshape(self.dim, self.dim)
+            share, away = len(block) / (count + len(block)), mean - total[0]
+            spread = torch.outer(away, away) * (share * (1.0 - share))
+            total = total[0] + share * away, total[1] + share * (covariance - total[1]) + spread
+            count += len(block)
+        return total
+
+    def _blocks(self) -> Iterator[Tensor]:
+        for first in range(0, len(self), _BLOCK_ROWS):
+            yield self.take(torch.arange(first, min(first + _BLOCK_ROWS, len(self)), device="cpu"))
+
+    def _order(self, seed: int) -> Tensor:
+        return torch.randperm(len(self), generator=generator(seed), device="cpu")
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self._access.shape if self.shape is None else self.shape
+
+    @property
+    def _name(self) -> str:
+        return self.source if isinstance(self.source, str) else f"the {type(self.source).__name__}"
+
+    @cached_property
+    def _access(self) -> _Access:
+        array = _opened(self.source, self.key) if isinstance(self.source, str) else self.source
+        found = _Access.of(array, self._name, self.dtype)
+        if self.shape is not None and found.shape != tuple(self.shape):
+            raise InvalidInputError(
+                f"{self._name} has shape {found.shape} now, and had {tuple(self.shape)} before: give it the rows that "
+                "it had, or fit again."
+            )
+        return found
+
+    def _checked(self, block: np.ndarray, places: np.ndarray) -> Tensor:
+        """Converts rows of the array, which stand at ``places``; raises InvalidInputError if one is not finite."""
+        rows = torch.from_numpy(np.require(block, self._access.dtype, ["C", "W"]))
+        good = torch.isfinite(rows).all(1)
+        if not bool(good.all()):
+            raise InvalidInputError(
+                f"{self._name}: row {int(places[int((~good).nonzero()[0])])} (counted from 0) has NaN or infinite "
+                "entries; remove or impute them."
+            )
+        rows = rows.to(self.device)
+        return rows if self.scaling is None else self.scaling.to_model(rows)
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class UnkeptRows(Law):
+    """Stands for samples that were not saved with a bridge: they have a dimension and cannot be drawn from.
+
+    Args:
+        columns: their dimension.
+    """
+
+    columns: int
+
+    @property
+    def dim(self) -> int:
+        """The dimension."""
+        return self.columns
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Raises UnsupportedError."""
+        raise UnsupportedError(
+            "the bridge was saved without its rows (keep_rows=False), so this end cannot be drawn from. Give rows: "
+            "bridge.transport(rows, seed=…)."
+        )
+
+    def rescaled(self, scaling: AffineScaling) -> UnkeptRows:
+        """Returns itself."""
+        return self
+
+
+def in_memory(rows: Tensor | StoredRows, most: int, seed: int) -> Tensor:
+    """Returns rows in memory as they are, and at most ``most`` of stored ones."""
+    return rows.part(most, seed) if isinstance(rows, StoredRows) else rows
+
+
+def known_rows(law: Law, most: int, seed: int) -> Tensor | None:
+    """Returns all rows of samples, at most ``most`` of stored ones, and ``None`` for another distribution."""
+    if isinstance(law, StoredRows):
+        return law.part(most, seed)
+    return law.rows if isinstance(law, Samples) else None
+
+
+def row_count(law: Law) -> int | None:
+    """Returns the number of rows of a distribution that has rows, otherwise ``None``."""
+    if isinstance(law, StoredRows):
+        return len(law)
+    return len(law.rows) if isinstance(law, Samples) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Access:
+    """Rows of an array or of a data set.
+
+    Args:
+        array: where they are read.
+        shape: of all rows.
+        dtype: of the rows that are read.
+        ways: ``"items"`` for a data set, ``"oindex"`` for zarr, else ``"index"``.
+    """
+
+    array: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    ways: str
+
+    @classmethod
+    def of(cls, array: Any, name: str, dtype: str) -> _Access:  # noqa: ANN401
+        """Checks shape and dtype of the rows in ``array``."""
+        if hasattr(array, "shape") and hasattr(array, "dtype"):
+            shape, kept, ways = tuple(array.shape), np.dtype(array.dtype), "oindex" if hasattr(array, "oindex") else ""
+        elif isinstance(array, RowAccess):
+            first = _row_of(array[0])
+            shape, kept, ways = (len(array), *first.shape), first.dtype, "items"
+        else:
+            raise InvalidInputError(
+                f"{name} has no rows that can be read by their number: an array or a map-style Dataset is needed. "
+                "sbridge.data.write_rows(blocks, 'rows.npy') makes a file of any iterable."
+            )
+        if len(shape) != 2 or shape[1] < 1:
+            raise InvalidInputError(f"{name} has shape {shape}; (rows, columns) is needed.")
+        if dtype == "keep" and kept not in (np.float32, np.float64):
+            raise InvalidInputError(f"{name} has dtype {kept}; choose dtype='float32' or 'float64'.")
+        if kept.kind not in "iuf":
+            raise InvalidInputError(f"{name} holds values of type {kept}, and no real numbers.")
+        return cls(array, shape, kept if dtype == "keep" else np.dtype(dtype), ways or "index")
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Reads the rows at ``places``, which rise."""
+        if self.ways == "items":
+            return np.stack([_row_of(self.array[int(place)]) for place in places])
+        found = (self.array.oindex if self.ways == "oindex" else self.array)[places]
+        return found.toarray() if hasattr(found, "toarray") else np.asarray(found)
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields all rows of an array with their numbers; none of a data set, whose rows may take long to make."""
+        for first in range(0, 0 if self.ways == "items" else self.shape[0], _BLOCK_ROWS):
+            block = self.array[first : first + _BLOCK_ROWS]
+            block = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
+            yield np.arange(first, first + len(block)), block
+
+
+def _row_of(item: Any) -> np.ndarray:  # noqa: ANN401
+    """Returns the row of an item of a data set: the item, or the first part of a tuple."""
+    row = item[0] if isinstance(item, (tuple, list)) else item
+    return row.detach().cpu().numpy() if isinstance(row, Tensor) else np.asarray(row)
+
+
+def _opened(path: str, key: str | None) -> Any:  # noqa: ANN401
+    """Opens the array at ``path``; nothing of it is read."""
+    if not Path(path).exists():
+        raise FileFormatError(f"{path} does not exist. Rows are read from it when they are drawn: put it back.")
+    ending = Path(path).suffix.lower()
+    found: Any
+    with _reading(path, key):
+        if ending == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        if ending == ".zarr":
+            import zarr  # pyright: ignore[reportMissingImports]
+
+            found = zarr.open(path, mode="r")
+        elif ending in (".h5ad", ".h5", ".hdf5"):
+            import h5py  # pyright: ignore[reportMissingImports]
+
+            found = h5py.File(path, "r")
+        else:
+            raise InvalidInputError(
+                f"{path} is no {_KINDS} file. sbridge.data.write_rows(blocks, 'rows.npy') makes one."
+            )
+        found = found if key is None else found[key]
+        if dict(found.attrs).get("encoding-type") == "csr_matrix":
+            from anndata.io import sparse_dataset  # pyright: ignore[reportMissingImports]
+
+            return sparse_dataset(found)
+    if not hasattr(found, "shape"):
+        place = "" if key is None else f" at {shown(key)}"
+        raise InvalidInputError(f"{path}{place} is no array. It holds {listed(sorted(found))}: choose one with key=.")
+    return found
+
+
+@contextmanager
+def _reading(path: str, key: str | None) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise InvalidInputError(
+            f"{path} needs the package {error.name}: pip install -c constraints.txt '.[bio]'."
+        ) from error
+    except KeyError as error:
+        raise InvalidInputError(f"{path} holds nothing at {shown(key)}.") from error
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise FileFormatError(f"{path} is not readable ({error}). Is it truncated?") from error

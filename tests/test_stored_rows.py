@@ -139,7 +139,7 @@ def test_a_saved_bridge_finds_its_rows(path, other, tmp_path):
     path.unlink()
     gone = sb.load(tmp_path / "bridge")
     assert gone.transport(ROWS[:5], seed=0).shape == (5, 3)
-    with pytest.raises(FileFormatError, match="does not exist. Rows are read from it when they are drawn"):
+    with pytest.raises(FileFormatError, match=r"does not exist. Rows are read from it when they are drawn"):
         gone.forward.sample(20, seed=1)
 
 
@@ -193,7 +193,7 @@ def test_bad_rows_are_told(tmp_path, path):
     (tmp_path / "cut.npy").write_bytes(path.read_bytes()[:500])
     with pytest.raises(FileFormatError, match="not readable"):
         sb.StoredRows(tmp_path / "cut.npy")
-    with pytest.raises(InvalidInputError, match="no .npy, .zarr"):
+    with pytest.raises(InvalidInputError, match=r"no \.npy, \.zarr"):
         sb.StoredRows(__file__)
     with pytest.raises(InvalidInputError, match="write_rows"):
         sb.StoredRows(iter([ROWS]))  # type: ignore[arg-type]
@@ -201,7 +201,7 @@ def test_bad_rows_are_told(tmp_path, path):
         sb.StoredRows(path).selected([0, 900])
     with pytest.raises(InvalidInputError, match="fewer than two rows"):
         sb.StoredRows(path).split(0.0, seed=0)
-    with pytest.raises(UnsupportedError, match="StoredRows.part"):
+    with pytest.raises(UnsupportedError, match=r"StoredRows\.part"):
         sb.fit(sb.StoredRows(path), sb.StoredRows(path), solver=sb.SinkhornBridge(), seed=0)
 
 

@@ -293,7 +293,7 @@ class _Access:
         else:
             raise InvalidInputError(
                 f"{name} has no rows that can be read by their number: an array or a map-style Dataset is needed. "
-                "sbridge.data.write_rows(blocks, 'rows.npy') makes a file of any iterable."
+                "sbridge.data.outputs.write_rows(blocks, 'rows.npy') makes a file of any iterable."
             )
         if len(shape) != 2 or shape[1] < 1:
             raise InvalidInputError(f"{name} has shape {shape}; (rows, columns) is needed.")
@@ -343,7 +343,7 @@ def _opened(path: str, key: str | None) -> Any:  # noqa: ANN401
             found = h5py.File(path, "r")
         else:
             raise InvalidInputError(
-                f"{path} is no {_KINDS} file. sbridge.data.write_rows(blocks, 'rows.npy') makes one."
+                f"{path} is no {_KINDS} file. sbridge.data.outputs.write_rows(blocks, 'rows.npy') makes one."
             )
         found = found if key is None else found[key]
         if dict(found.attrs).get("encoding-type") == "csr_matrix":

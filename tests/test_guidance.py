@@ -81,6 +81,22 @@ def test_observation_without_noise_conditions_gaussians():
         assert torch.allclose(x[:, 1:].T.cov(), covariance, atol=0.05 * float(covariance.trace()))
 
 
+def test_the_log_likelihood_is_that_of_the_noise():
+    x = states(5, 3)
+    exact = torch.distributions.Normal(x @ MIXED.matrix.mT, 0.3).log_prob(Y).sum(1)
+    torch.testing.assert_close(MIXED.log_likelihood(Y)(x), exact, rtol=1e-12, atol=1e-12)
+
+
+def test_a_covariance_that_rounds_to_zero_is_raised_to_the_rounding_of_the_prior():
+    process, rows = FEW["OU, matrix rate, matrix σ"], torch.zeros(4, 2, DIM).double()
+    law = process.transition(0.0, 0.4)
+    root = MIXED.matrix @ law.map.inverse().expanded(DIM)
+    prior = root @ law.covariance.expanded(DIM) @ root.mT  # of A X_0 for a flat one
+    least = 10.0 * torch.finfo(torch.float64).eps * float(prior.diagonal().mean())
+    found = TweedieCovariance()(process, 0.4, rows, MIXED.matrix)
+    torch.testing.assert_close(found, (least * torch.eye(2).double()).expand(4, 2, 2), rtol=1e-9, atol=0.0)
+
+
 def test_each_row_has_its_own_observation():
     process = VariancePreserving()
     y = torch.stack([Y, Y + 1.0, Y - 0.5])

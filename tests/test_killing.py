@@ -118,6 +118,12 @@ def test_it_is_not_the_bridge_with_the_state_cost(killed):
     assert 0.5 * GRID.integrate(np.abs(plain.density(0.5) - living)) > 0.02
 
 
+def test_it_ends_in_exactly_the_iterations_that_it_may_take(killed):
+    assert solved(options=FortetSinkhorn(max_iterations=killed.iterations)).iterations == killed.iterations
+    with pytest.raises(NotConvergedError, match=f"after {killed.iterations - 1} iterations"):
+        solved(options=FortetSinkhorn(max_iterations=killed.iterations - 1))
+
+
 def test_bad_input_is_refused():
     for share in (0.0, 1.0, -0.5, math.nan):
         with pytest.raises(InvalidInputError, match="survival must lie strictly between 0 and 1"):

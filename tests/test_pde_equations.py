@@ -89,6 +89,20 @@ def test_density_of_samples():
     np.testing.assert_allclose(rough * grid.volume * 500, counts, atol=1e-10)
 
 
+def test_the_default_bandwidth_is_scotts():
+    """``n^{−1/(dim+4)}`` standard deviations along each axis, with ``1/Σw²`` for ``n`` if the points are weighted."""
+    g = torch.Generator().manual_seed(1)
+    rows, weights = PLANE.sample(200, g) * tensor([1.0, 3.0]), torch.rand(200, generator=g, dtype=torch.float64)
+    weights = weights / weights.sum()
+    for law in (Samples(rows), Samples(rows, weights), Samples(rows[:, :1], weights)):
+        share = torch.full_like(weights, 1.0 / 200.0) if law.weights is None else weights
+        variances = share @ (law.rows - share @ law.rows).square()
+        widths = variances * share.square().sum() ** (2.0 / (law.dim + 4))
+        grid = grid_around(law, cells=60, deviations=30.0)
+        exact = GaussianMixture(share, law.rows, widths.diag().expand(200, -1, -1))
+        np.testing.assert_allclose(density_on(law, grid), density_on(exact, grid), rtol=1e-9, atol=1e-12)
+
+
 def test_the_grid_around_samples_moves_with_them():
     rows = MIXTURE.sample(100, torch.Generator().manual_seed(0))
     here, there = (grid_around(Samples(one), cells=10) for one in (rows, rows + 50.0))
@@ -111,6 +125,12 @@ def test_a_grid_that_misses_mass_is_refused_with_bounds_that_do(law):
     assert abs(Grid.of(low, high, 200).integrate(density_on(law, Grid.of(low - 0.01, high + 0.01, 200))) - 1) < 0.01
     assert -4.0 < low < -2.5
     assert 3.0 < high < 5.0
+
+
+def test_sufficient_bounds_are_the_edges_of_the_cells_with_mass():
+    block = Density(lambda x: torch.where((x[:, 0] > 1.0) & (x[:, 0] < 2.0), 0.0, -torch.inf).double(), 1)
+    with pytest.raises(InvalidInputError, match=r"low = \(1\), high = \(2\)"):
+        density_on(block, Grid.of(0.0, 1.5, 15))
 
 
 def test_bad_grids_and_densities_are_told():
@@ -177,6 +197,24 @@ def test_fokker_planck_conserves_mass_and_sign(process, scheme):
     found = fokker_planck(process, grid, block / grid.integrate(block), TimeGrid.uniform(20), scheme=scheme)
     assert np.abs(found.mass - 1.0).max() <= 1e-12
     assert found.density.min() >= 0.0
+
+
+def test_steps_are_as_few_as_keep_densities_positive():
+    """The rate rises with time, so that the last step of an interval says how many there must be."""
+    rising = DriftProcess(lambda t, x: -20.0 * t**4 * x, 0.9, horizon=2.0)
+    grid, knots = Grid.of(-4.0, 4.0, 40), np.array([1.0, 1.7, 2.0])
+    propagator = Propagator(rising, grid, knots)
+    for k, (start, end) in enumerate(pairwise(knots)):
+        steps = propagator._steps[k]
+
+        def fits(count, start=start, end=end):
+            span = (end - start) / count
+            return span <= L_STABLE.largest_step(propagator.generator(end - 0.5 * span).rate)
+
+        assert sum(step.span for step in steps) == pytest.approx(end - start)
+        assert len(steps) > 5
+        assert fits(len(steps))
+        assert not fits(len(steps) - 1)
 
 
 def test_fokker_planck_in_the_plane_conserves_mass_and_sign():

@@ -244,6 +244,16 @@ def test_the_chosen_noise_fits_the_data():
     assert torch.allclose(end.covariance.diagonal().mean(), rows.var(0, correction=0).mean(), rtol=1e-6)
 
 
+def test_there_is_one_drawn_time_in_each_interval_of_equal_probability():
+    process = VariancePreserving()
+    for times, knots in (
+        (UniformTimes(), torch.linspace(0.01, 1.0, 65).double()),
+        (NoiseTimes(), NoiseTimes().quantiles(process, 0.01, 64)),
+    ):
+        t, _ = times.draw(process, 0.01, 64, generator())
+        assert bool(((knots[:-1] <= t) & (t <= knots[1:])).all())
+
+
 def test_bad_input_is_told():
     rows = mixture().sample(50, generator())
     with pytest.raises(InvalidInputError, match="updates must be positive"):

@@ -1,13 +1,15 @@
 """Errors of one line, and whether identities and tests see them: ``python -m docs.benchmarks.mutants``.
 
 Every mutant changes one operator, constant or transpose in a line that computes. It is run in a copy of the package: by
-the identities of `sbridge verify` that execute the line, each in one setting with few samples, then by the test files
-that name the function around the line. About half an hour for 150 mutants; ``--only PATH`` takes some modules.
+the identities of `sbridge verify` that execute the line, each in one setting with few samples, then by the tests and
+the three files of tests that name best what is around the line or calls it. About an hour for 150 mutants;
+``--only PATH`` takes some modules.
 """
 
 from __future__ import annotations
 
 import ast
+import heapq
 import os
 import random
 import re
@@ -16,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +35,7 @@ ROOMS = ("functionals", "measures", "processes", "objectives", "diffusion", "pde
 _SAMPLES, _STEPS = 400, 30
 _SECONDS = 240
 _MOST_TESTS = 12
+_LEAST = 1e-4  # weight of a name that is followed
 _SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.MatMult: ast.Mult}
 _QUIET = (ast.Raise, ast.Assert, ast.AnnAssign, ast.JoinedStr, ast.Compare, ast.arguments)
 
@@ -193,26 +197,75 @@ def executed() -> dict[tuple[str, int], list[str]]:
 
 
 def tests_of(mutant: Mutant) -> tuple[list[str], list[str]]:
-    """Returns tests that name the public function or class around the line, and the three files that do so most.
+    """Returns the tests, and the three files of tests, that name best what is around the line and what calls it.
 
-    If there are none, the second list has the files of its room.
+    A name counts the less, the more files have it.
     """
-    room, stem = mutant.path.split("/")[1], Path(mutant.path).stem
-    texts = {one: one.read_text(encoding="utf-8") for one in sorted((ROOT / "tests").glob("test_*.py"))}
-    name = next((name for name in mutant.function if not name.startswith("_")), "")  # the class of a method
-    counts = {one: len(re.findall(rf"\b{name}\b", text)) if name else 0 for one, text in texts.items()}
-    order = sorted(texts, key=lambda one: (f"sbridge.{room}" not in texts[one], -counts[one]))
-    best = [one for one in order[:3] if counts[one]]
-    single = [
-        f"{one.relative_to(ROOT)}::{node.name}"
-        for one in order
-        if counts[one]
-        for node in ast.parse(texts[one]).body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-        if re.search(rf"\b{name}\b", ast.unparse(node))
-    ]
-    best = best or [one for one in texts if one.stem.startswith((f"test_{room}", f"test_{stem}"))]
-    return single[:_MOST_TESTS], [str(one.relative_to(ROOT)) for one in best]
+    files, tests = _test_words()
+    shares = {name: weight / max(sum(name in one for one in files.values()), 1) for name, weight in _near(mutant)}
+
+    def best(count: int, words: dict[str, set[str]]) -> list[str]:
+        return heapq.nlargest(count, words, lambda one: sum(shares[name] for name in words[one] & shares.keys()))
+
+    return best(_MOST_TESTS, tests), best(3, files)
+
+
+def _near(mutant: Mutant) -> Iterable[tuple[str, float]]:
+    """Returns names near the line, with weights: a name hands half of its own to all that use it, in equal shares."""
+    stem, users, total = Path(mutant.path).stem, _users(), defaultdict[str, float](float)
+    ring = {_key(name, stem): 1.0 for name in (*mutant.function, stem)}
+    while ring:
+        outer = defaultdict[str, float](float)
+        for name, weight in ring.items():
+            total[name.split(":")[-1]] += weight
+            for user in users[name]:
+                outer[user] += 0.5 * weight / len(users[name])
+        ring = {name: weight for name, weight in outer.items() if weight > _LEAST}
+    return total.items()
+
+
+@cache
+def _users() -> dict[str, set[str]]:
+    """Returns which definitions use a name, in the package and the helpers of the tests; those of a module use its."""
+    found: dict[str, set[str]] = defaultdict(set)
+
+    def visit(node: ast.AST, around: str, stem: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner, used = around, getattr(child, "id", None) or getattr(child, "attr", None)
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+                inner = used = _key(child.name, stem)
+            if used and around and not used.startswith("__"):
+                found[_key(used, stem)].add(around)
+            elif inner and not around:
+                found[stem].add(inner)
+            visit(child, inner, stem)
+
+    helpers = [one for one in (ROOT / "tests").glob("*.py") if not one.stem.startswith("test_")]
+    for path in [*(ROOT / "sbridge").rglob("*.py"), *helpers]:
+        visit(ast.parse(path.read_text(encoding="utf-8")), "", path.stem)
+    return found
+
+
+def _key(name: str, stem: str) -> str:
+    """Returns a name that is the module's own if it is private."""
+    return f"{stem}:{name}" if name.startswith("_") else name
+
+
+@cache
+def _test_words() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Returns the words of every file of tests and of its name, and those of every test."""
+    files, tests = dict[str, set[str]](), dict[str, set[str]]()
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        place, text = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+        files[place] = _words(text) | set(path.stem.split("_"))
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                tests[f"{place}::{node.name}"] = _words(ast.unparse(node))
+    return files, tests
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
 
 
 _CHECK = """
@@ -230,32 +283,36 @@ for one in identities():
 
 
 def killed(mutant: Mutant, home: Path, names: list[str]) -> str | None:
-    """Returns what sees the mutant in the copy at ``home``: an identity, a test file, or ``None``."""
+    """Returns what sees the mutant in the copy at ``home``: an identity, a test, or ``None``.
+
+    Running out of time says nothing, since a loaded machine does too.
+    """
     place = home / mutant.path
     kept = place.read_text(encoding="utf-8")
     place.write_text(mutant.source, encoding="utf-8")
     try:
         if names:
             found = _run([sys.executable, "-c", _CHECK, str(_SAMPLES), str(_STEPS), *names], home)
-            if found is None or found.returncode:
-                return "identity: " + ("timeout" if found is None else found.stderr.strip().splitlines()[-1][:80])
+            if found is not None and found.returncode:
+                return "identity: " + found.stderr.strip().splitlines()[-1][:80]
         single, files = tests_of(mutant)
         for chosen in ([single] if single else []) + [[one] for one in files]:
             found = _run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen], home)
-            if found is None or found.returncode:
+            if found is not None and found.returncode:
                 return f"test: {_failed(found) or chosen[0]}"
         return None
     finally:
         place.write_text(kept, encoding="utf-8")
 
 
-def _failed(found: subprocess.CompletedProcess[str] | None) -> str:
-    """Returns the test that failed; nothing after a timeout."""
-    lines = [] if found is None else found.stdout.splitlines()
+def _failed(found: subprocess.CompletedProcess[str]) -> str:
+    """Returns the test that failed; nothing if none ran."""
+    lines = found.stdout.splitlines()
     return next((line.split(" ")[1] for line in lines if line.startswith(("FAILED", "ERROR"))), "")
 
 
 def _run(command: list[str], home: Path) -> subprocess.CompletedProcess[str] | None:
+    """Returns ``None`` after a timeout."""
     try:
         return subprocess.run(
             command, cwd=home, env={**_environment(), "PYTHONPATH": str(home)}, capture_output=True, text=True,

@@ -236,13 +236,14 @@ class AncestralSampler(Sampler):
 
     def _descend(self, bridge: Bridge, x: Tensor, knots: Tensor, grid: TimeGrid, seed: int) -> Sampled:
         process, score = linear_reference(bridge, "ancestral sampling"), score_of(bridge)
-        noise, times = noise_for(x, len(knots) - 1, seed), knots.tolist()
-        for j, k in enumerate(range(len(times) - 1, 0, -1)):
+        steps, times = len(knots) - 1, knots.tolist()
+        noise = noise_for(x, steps, seed)
+        for j, k in enumerate(range(steps, 0, -1)):
             law = process.transition(times[k - 1], times[k])
             moved = x - law.offset.to(x) + law.covariance.to(x)(checked_score(score, times[k], x))
             x = law.map.inverse().to(x)(moved) + self._root(process, times[k - 1], times[k]).to(x)(noise.step(j))
             require_finite(x, "the state", j + 1, times[k - 1])
-        return Sampled(x, len(times) - 1)
+        return Sampled(x, steps)
 
     def _root(self, process: LinearProcess, s: float, t: float) -> LinearMap:
         if self.variance is StepVariance.FORWARD:

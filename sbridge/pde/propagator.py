@@ -189,7 +189,7 @@ class Propagator:
                 rate = max(g.rate for g in generators)
                 if span <= self.scheme.largest_step(rate) * (1 + 1e-12):
                     break
-                count = max(count + 1, math.ceil((end - start) / self.scheme.largest_step(rate)))
+                count = math.ceil((end - start) / self.scheme.largest_step(rate))  # more: the step was too long
             mine = []
             for generator in generators:
                 if known is None or abs(known.span - span) > _SAME * span or not known.generator.same(generator):
@@ -342,7 +342,7 @@ def _bernoulli(z: np.ndarray) -> np.ndarray:
     """Computes ``z/(e^z − 1)``, 1 at 0."""
     flat = np.abs(z) < 1e-10
     with np.errstate(over="ignore"):
-        return np.where(flat, 1.0 - 0.5 * z, z / np.where(flat, 1.0, np.expm1(z)))
+        return np.divide(z, np.expm1(z), out=1.0 - 0.5 * z, where=~flat)
 
 
 def _in_logs(move: Callable[[Field], Field], logs: Field) -> Field:

@@ -8,7 +8,7 @@ import torch
 from quadratic import Feedback, Quadratic, isotropic, small
 from torch import Tensor, nn
 
-from sbridge.controls import MLP, NetworkControl, seeded_control
+from sbridge.controls import MLP, Control, NetworkControl, seeded_control
 from sbridge.errors import InvalidInputError, NonFiniteError, UnsupportedError
 from sbridge.laws import Gaussian, Point
 from sbridge.measures import Estimate, PathMeasure, Paths, importance_weights
@@ -152,17 +152,20 @@ def test_the_lean_adjoint_is_the_full_one_in_expectation_at_the_optimum_and_only
         assert bool((score < 4).all()) is equal, score
 
 
-def test_the_lean_adjoint_is_the_gradient_of_the_costs_along_the_uncontrolled_step_map() -> None:
-    """With the noise and control values held fixed, the path is a function of its first state."""
+@pytest.mark.parametrize("base", [None, lambda t, x: (x + t).sin().flip(1)], ids=["none", "sine"])
+def test_the_lean_adjoint_is_the_gradient_of_the_costs_along_the_uncontrolled_step_map(base: Control | None) -> None:
+    """With the noise and control values held fixed, the path is a function of its first state; a base is a drift."""
     problem, control = wave(SIGMAS["matrix"]), network()
     paths = measure(problem, control, 12).sample(16, seed=1)
     x = first = paths.x[0].clone().requires_grad_()
     total, chain = torch.zeros(16, dtype=torch.float64), paths.chain
     for k, width in enumerate(chain.root_durations):
         total = total + width**2 * problem.costs.rate(chain.step_times[k], x)
-        x = chain.push(k, x, width * paths.v[k] + paths.noise[k])
+        kept = torch.zeros_like(x) if base is None else base(chain.step_times[k], x)
+        total = total + width**2 * (kept * paths.v[k]).sum(1)
+        x = chain.push(k, x, width * (paths.v[k] + kept - kept.detach()) + paths.noise[k])
     (expected,) = torch.autograd.grad((total + problem.costs.end(x)).sum(), first)
-    torch.testing.assert_close(lean_adjoint(paths, problem.costs)[0], expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(lean_adjoint(paths, problem.costs, base=base)[0], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_the_fixed_point_of_adjoint_matching_is_the_riccati_gain_of_the_chain() -> None:

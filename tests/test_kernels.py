@@ -21,6 +21,7 @@ from sbridge.time import TimeGrid
 
 F64 = torch.float64
 MATCHED = MatchedKernel(1e-6, 1e6)
+SHEAR, SPREAD = torch.tensor([[0.4, 1.5], [-0.3, 0.1]], dtype=F64), torch.tensor([[0.8, 0.0], [0.5, 1.1]], dtype=F64)
 
 
 def generator(seed):
@@ -193,16 +194,20 @@ def test_exact_controls_reach_their_ceiling(name, least):
     assert -4.0 * upper.standard_error < upper.value < 0.5
 
 
-@pytest.mark.parametrize("process", [stationary_noise(2.0, 3.0), BrownianMotion(0.7, 2.0), VariancePreserving()])
+@pytest.mark.parametrize(
+    "process",
+    [stationary_noise(2.0, 3.0), BrownianMotion(0.7, 2.0), VariancePreserving(), OrnsteinUhlenbeck(SHEAR, SPREAD)],
+)
 def test_knots_are_equidistant_in_the_log_signal_to_noise_ratio(process):
     grid = log_snr_grid(process, 20, 1e-2)
     t = grid.times(process.horizon)
     assert grid.steps == 20
     law = process.transition(t[:-1], torch.full_like(t[:-1], process.horizon))
-    ratio = (law.covariance.values / law.map.values.square()).squeeze(-1).log()
+    back = law.map.inverse().expanded(2)
+    ratio = (back @ law.covariance.expanded(2) @ back.mT).diagonal(dim1=1, dim2=2).mean(1).log()
     assert float(ratio[-1]) == pytest.approx(2.0 * math.log(1e-2), abs=1e-6)
     torch.testing.assert_close(ratio.diff(), ratio.diff().mean().expand(19), rtol=1e-6, atol=0.0)
-    if isinstance(process, OrnsteinUhlenbeck):
+    if process.dim is None and isinstance(process, OrnsteinUhlenbeck):
         torch.testing.assert_close(ratio, torch.log(4.0 * torch.expm1(2.0 * (3.0 - t[:-1]))), rtol=1e-6, atol=1e-6)
 
 

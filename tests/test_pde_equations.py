@@ -201,7 +201,7 @@ def test_fokker_planck_conserves_mass_and_sign(process, scheme):
 
 def test_steps_are_as_few_as_keep_densities_positive():
     """The rate rises with time, so that the last step of an interval says how many there must be."""
-    rising = DriftProcess(lambda t, x: -20.0 * t**4 * x, 0.9, horizon=2.0)
+    rising = DriftProcess(lambda t, x: -2.0 * t**4 * x, 0.9, horizon=2.0)
     grid, knots = Grid.of(-4.0, 4.0, 40), np.array([1.0, 1.7, 2.0])
     propagator = Propagator(rising, grid, knots)
     for k, (start, end) in enumerate(pairwise(knots)):
@@ -209,7 +209,7 @@ def test_steps_are_as_few_as_keep_densities_positive():
 
         def fits(count, start=start, end=end):
             span = (end - start) / count
-            return span <= L_STABLE.largest_step(propagator.generator(end - 0.5 * span).rate)
+            return L_STABLE.explicit * span * propagator.generator(end - 0.5 * span).rate <= 1.0  # 1 + explicit·ΔA ≥ 0
 
         assert sum(step.span for step in steps) == pytest.approx(end - start)
         assert len(steps) > 5

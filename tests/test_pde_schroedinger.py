@@ -10,6 +10,7 @@ from families import ON_A_LINE
 from sbridge.errors import InvalidInputError, NotConvergedError, UnsupportedError
 from sbridge.exact.gaussian import GaussianCoupling
 from sbridge.laws import Gaussian, GaussianMixture, Samples
+from sbridge.linear import LinearMap
 from sbridge.measures import PathMeasure
 from sbridge.pde import (
     FortetSinkhorn,
@@ -23,7 +24,8 @@ from sbridge.pde import (
     half_steps,
     solve_schroedinger,
 )
-from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck
+from sbridge.pde.kernels import resolved_in_end, resolved_in_start
+from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, Transition
 from sbridge.time import TimeGrid
 from sbridge.transport import EntropicProblem, Sinkhorn, entropic_plan, sinkhorn
 
@@ -240,6 +242,19 @@ def test_doobs_transition_is_markov_and_moves_the_marginals(process):
     table = bridge.plan()
     np.testing.assert_allclose(v * table.sum(1), np.exp(bridge.log_start), atol=1e-12)
     np.testing.assert_allclose(v * table.sum(0), np.exp(bridge.log_end), atol=1e-10)
+
+
+def test_a_shear_is_resolved_in_its_start_as_in_the_end_of_its_inverse():
+    """``Φ⁻¹QΦ⁻ᵀ`` of a transition is ``Q`` of the one that leads back."""
+    shear, spread = LinearMap.of(tensor([[1.0, 3.0], [0.0, 1.0]])), LinearMap.of(tensor([[0.9, 0.2], [0.2, 0.5]]))
+    there = Transition(shear, tensor([0.0, 0.0]), spread)
+    back = Transition(shear.inverse(), tensor([0.0, 0.0]), shear.inverse() @ spread @ shear.inverse().T)
+    least = float(torch.linalg.eigvalsh(back.covariance.expanded(2))[0]) ** 0.5 / 1.2
+    assert least < 0.5 * float(torch.linalg.eigvalsh(spread.expanded(2))[0]) ** 0.5 / 1.2
+    for factor, held in ((0.98, True), (1.02, False)):
+        grid = Grid.of(0.0, 20.0 * factor * least, 20)
+        assert resolved_in_end(back, grid) is resolved_in_start(there, grid) is held
+        assert resolved_in_end(there, grid)
 
 
 def test_samples_by_kernel_density_and_histogram():

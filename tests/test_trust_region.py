@@ -74,6 +74,25 @@ def test_mixed_targets_have_no_noise_where_coordinates_are_independent_gaussians
         assert float(noise.std()) < 0.05 * float(raw.std()), k
 
 
+def test_the_mixture_has_the_least_spread_of_all_that_are_quadratic_in_a_coordinate() -> None:
+    """At the last step, in the normal equations: ``Σ w gap (y − v) xʲ = 0`` for ``j ≤ 2``, and not beyond."""
+    problem = ControlProblem(
+        OrnsteinUhlenbeck(-1.0, 1.3),
+        Gaussian(WIDE.mean.double(), WIDE.covariance.double()),
+        None,
+        lambda x: (0.5 * x**2 + 0.05 * x**4).sum(1),
+    )
+    paths = PathMeasure(problem.process, lambda t, x: -0.5 * x, problem.start, grid=GRID).sample(2000, seed=1)
+    weights = log_weight(paths, problem.costs).softmax(0)
+    y = mixed_targets(paths, problem.costs, weights)[-1]
+    adjoint = adjoint_targets(paths.chain, lean_adjoint(paths, problem.costs))[-1]
+    gap = paths.v[-1] + paths.noise[-1] / paths.chain.root_durations[-1] - adjoint
+    terms = [weights[:, None] * gap * (y - paths.v[-1]) * paths.x[-2] ** j for j in range(4)]
+    sums = [float((one.sum(0).abs() / one.abs().sum(0)).max()) for one in terms]
+    assert max(sums[:3]) < 1e-4
+    assert sums[3] > 1e-2
+
+
 def bounded(make: type, **options: object) -> ControlSolver:
     settings = {"network": MLP(16, 2), "grid": GRID, "trust_region": TrustRegion()}
     return make(**(settings | options))

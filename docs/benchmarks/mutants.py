@@ -212,8 +212,9 @@ def tests_of(mutant: Mutant) -> tuple[list[str], list[str]]:
 
 def _near(mutant: Mutant) -> Iterable[tuple[str, float]]:
     """Returns names near the line, with weights: a name hands half of its own to all that use it, in equal shares."""
-    stem, users, total = Path(mutant.path).stem, _users(), defaultdict[str, float](float)
-    ring = {_key(name, stem): 1.0 for name in (*mutant.function, stem)}
+    _, room, stem = Path(mutant.path).with_suffix("").parts
+    users, total = _users(), defaultdict[str, float](float)
+    ring = {_key(name, stem): 1.0 for name in (*mutant.function, f"{room}.{stem}")}
     while ring:
         outer = defaultdict[str, float](float)
         for name, weight in ring.items():
@@ -229,20 +230,20 @@ def _users() -> dict[str, set[str]]:
     """Returns which definitions use a name, in the package and the helpers of the tests; those of a module use its."""
     found: dict[str, set[str]] = defaultdict(set)
 
-    def visit(node: ast.AST, around: str, stem: str) -> None:
+    def visit(node: ast.AST, around: str, path: Path) -> None:
         for child in ast.iter_child_nodes(node):
             inner, used = around, getattr(child, "id", None) or getattr(child, "attr", None)
             if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
-                inner = used = _key(child.name, stem)
+                inner = used = _key(child.name, path.stem)
             if used and around and not used.startswith("__"):
-                found[_key(used, stem)].add(around)
+                found[_key(used, path.stem)].add(around)
             elif inner and not around:
-                found[stem].add(inner)
-            visit(child, inner, stem)
+                found[f"{path.parent.name}.{path.stem}"].add(inner)
+            visit(child, inner, path)
 
     helpers = [one for one in (ROOT / "tests").glob("*.py") if not one.stem.startswith("test_")]
     for path in [*(ROOT / "sbridge").rglob("*.py"), *helpers]:
-        visit(ast.parse(path.read_text(encoding="utf-8")), "", path.stem)
+        visit(ast.parse(path.read_text(encoding="utf-8")), "", path)
     return found
 
 
@@ -253,11 +254,12 @@ def _key(name: str, stem: str) -> str:
 
 @cache
 def _test_words() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """Returns the words of every file of tests and of its name, and those of every test."""
+    """Returns the words of every file of tests, with modules that it imports or is called after, and of every test."""
     files, tests = dict[str, set[str]](), dict[str, set[str]]()
     for path in sorted((ROOT / "tests").glob("test_*.py")):
         place, text = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
-        files[place] = _words(text) | set(path.stem.split("_"))
+        modules = re.findall(r"sbridge\.(\w+\.\w+)", text) + [f"{room}.{path.stem[5:]}" for room in ROOMS]
+        files[place] = {*_words(text), *modules}
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 tests[f"{place}::{node.name}"] = _words(ast.unparse(node))

@@ -190,6 +190,17 @@ def test_steps_taken_back_land_where_they_began(name, direction):
             torch.testing.assert_close(taken.held[j], paths.v[j])
 
 
+@pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
+def test_a_known_part_is_added_when_and_where_steps_are_taken_back(direction):
+    paths = paths_of(REFERENCES["user drift, Euler"], direction, 5)
+    plain, taken = Transitions.of(paths), Transitions.of(paths, base=lambda t, x: (x + t).sin())
+    knots = GRID.times(1.3) if direction is FORWARD else GRID.times(1.3).flip(0)
+    t = knots[1:, None, None]
+    torch.testing.assert_close(taken.held - plain.held, (paths.x[1:] + t).sin())
+    kicks = torch.stack([paths.chain.root(j)(noise) for j, noise in enumerate(paths.noise)])
+    torch.testing.assert_close(taken.mirrored - plain.mirrored, (paths.x[1:] - 2.0 * kicks + t).sin())
+
+
 def test_the_loss_is_the_path_divergence():
     """Against the kernels' own log ratio, path by path; what is left over does not depend on the control."""
     paths = paths_of(REFERENCES["user drift, Euler"], FORWARD, 50)

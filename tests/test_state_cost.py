@@ -17,6 +17,7 @@ from sbridge.exact import GaussianCoupling
 from sbridge.laws.scaling import AffineScaling
 from sbridge.problems.costs import absorb
 from sbridge.processes import LinearProcess, TiltedLinearProcess, check_process, rescale
+from sbridge.processes.noise_coordinates import NoiseCoordinates
 from sbridge.storage.registry import decode, encode
 
 ONE = torch.eye(1, dtype=torch.float64)
@@ -155,6 +156,12 @@ def test_the_stationary_root_is_that_of_the_algebraic_equation():
     reference = sb.costs.quadratic_reference(TURNING, quadratic(SYMMETRIC @ SYMMETRIC))
     root = solve_continuous_are(-RATE.numpy(), SIGMA.numpy(), (SYMMETRIC @ SYMMETRIC).numpy(), np.eye(3))
     torch.testing.assert_close(reference.rate, SIGMA @ SIGMA.mT @ tensor(root) + RATE, rtol=1e-11, atol=1e-12)
+
+
+def test_forms_of_a_weighted_kernel_are_symmetric_to_the_last_bit():
+    kernel = NoiseCoordinates.of(TURNING, SYMMETRIC, PUSH).kernel(tensor([0.3, 1.3]))
+    for form in (kernel.start, kernel.end):
+        assert torch.equal(form, form.mT)
 
 
 def test_repulsion_ends_at_the_conjugate_time():

@@ -304,6 +304,8 @@ def _check(x: Tensor, y: Tensor, *, least: int = 1) -> None:
     check_rows(y, "y", least=least)
     if x.shape[1] != y.shape[1]:
         raise InvalidInputError(f"x has {x.shape[1]} columns and y has {y.shape[1]}: distances need one dimension.")
+    if x.device != y.device:
+        raise InvalidInputError(f"x is on {x.device} and y on {y.device}: move one of them, y.to(x.device).")
 
 
 def _thin(rows: Tensor, limit: int, generator: torch.Generator) -> Tensor:

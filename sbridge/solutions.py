@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -14,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sbridge.controls.base import Control, ScaledControl, Time, ZeroControl
+from sbridge.devices import Device, Movable, as_device, check_device
 from sbridge.display import short_repr
-from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, UnverifiedFileWarning, shown
+from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, shown
 from sbridge.laws import Law, as_rows
 from sbridge.laws.frames import F, Frame, check_columns, columns_of, framed
 from sbridge.laws.scaling import AffineScaling
@@ -23,22 +22,22 @@ from sbridge.laws.stored import UnkeptRows, row_count
 from sbridge.measures import Direction, PathMeasure, Paths, Times
 from sbridge.measures.measure import ScaledKernel
 from sbridge.modes import standard_modes
+from sbridge.parts import moved
 from sbridge.problems import AbsorbedCost, BridgeProblem, ControlProblem, Reweighting
 from sbridge.problems.costs import RunningCost
 from sbridge.processes.base import Process
 from sbridge.random import Seed
-from sbridge.storage import documents, files
 from sbridge.storage.documents import Json
+from sbridge.storage.pairs import read_pair, stem_of, write_pair
 from sbridge.storage.registry import NOT_MADE, decode, encode, register, registered
 
 FORMAT = "sbridge.bridge/2"
 CONTROL_FORMAT = "sbridge.control/2"
-_WITHOUT_CHECKSUMS = {FORMAT: "sbridge.bridge/1", CONTROL_FORMAT: "sbridge.control/1"}
 
 
 @register
 @dataclass(frozen=True, eq=False)
-class Bridge:
+class Bridge(Movable):
     """The path measure ``P`` with prescribed ends that is closest to a reference, as two processes.
 
     Attributes:
@@ -51,9 +50,11 @@ class Bridge:
         columns: names of the columns of the data frames that the bridge was fitted to; ``None`` for arrays.
         stopped: why and when training ended early (:class:`~sbridge.training.StopTraining`); ``None`` for a whole fit.
 
-    Methods take samples as arrays, tensors or data frames and return tensors, in the units of the data and with the
-    dtype and device of the input. :meth:`transport`, :meth:`interpolate` (one time) and :meth:`conditional_mean` of a
-    data frame give a data frame with its index and columns. Their results have no gradient history.
+    Methods take samples as arrays, tensors or data frames and return tensors, in the units of the data, with the dtype
+    of the input and on the device of the bridge; :meth:`to` copies it to another one. A tensor on another device is
+    refused; arrays and data frames, which have none, are copied. :meth:`transport`, :meth:`interpolate` (one time) and
+    :meth:`conditional_mean` of a data frame give a data frame with its index and columns. Their results have no
+    gradient history.
 
     Draws depend on the seed and on the number of samples of the call.
     """
@@ -81,6 +82,11 @@ class Bridge:
     def dim(self) -> int:
         """The dimension of the state."""
         return self.forward.start.dim
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of its ends and networks, and of its results; ``None`` if it has no tensors of either kind."""
+        return self.backward.device if self.forward.device is None else self.forward.device
 
     @overload
     def transport(self, x0: Tensor | np.ndarray, *, seed: Seed) -> Tensor: ...
@@ -202,11 +208,11 @@ class Bridge:
         ).of(problem)
 
     def rows(self, x: Tensor | np.ndarray | Frame, name: str) -> Tensor:
-        """Returns samples as a tensor ``(n, dim)``.
+        """Returns samples as a tensor ``(n, dim)``; arrays and data frames on the device of the bridge.
 
         Raises:
-            InvalidInputError: for another number of columns, a data frame with other columns than those of the fit, and
-                what :func:`~sbridge.laws.as_rows` refuses.
+            InvalidInputError: for another number of columns, a tensor on another device, a data frame with other
+                columns than those of the fit, and what :func:`~sbridge.laws.as_rows` refuses.
         """
         columns = columns_of(x)
         if columns is not None and self.columns is not None:
@@ -214,11 +220,14 @@ class Bridge:
         rows = as_rows(x, name, least=1)
         if rows.shape[1] != self.dim:
             raise InvalidInputError(f"{name} has {rows.shape[1]} columns, but the bridge has dimension {self.dim}.")
+        if not isinstance(x, Tensor):  # arrays have no device of their own
+            return rows if self.device is None else rows.to(self.device)
+        check_device(rows, self.device, name, "the bridge")
         return rows
 
 
 @dataclass(frozen=True, eq=False)
-class ControlSolution:
+class ControlSolution(Movable):
     """A control problem and the controlled process that a solver found for it.
 
     Attributes:
@@ -264,24 +273,31 @@ class ControlSolution:
         parts = {"control": measure.control, "grid": measure.grid, "rule": measure.rule}
         tree, tensors = encode(parts)
         early = {} if self.stopped is None else {"stopped": self.stopped}
-        _write(path, {"format": CONTROL_FORMAT, "dim": self.dim, "horizon": self.horizon, **early, **tree}, tensors)
+        write_pair(path, {"format": CONTROL_FORMAT, "dim": self.dim, "horizon": self.horizon, **early, **tree}, tensors)
 
 
-def load_control(path: str | Path, problem: ControlProblem) -> ControlSolution:
+def load_control(path: str | Path, problem: ControlProblem, *, device: Device | None = None) -> ControlSolution:
     """Loads the solution of ``problem`` that ``ControlSolution.save(path)`` wrote.
+
+    Args:
+        path: as given to ``save``.
+        problem: that was solved.
+        device: where to put the solution and its copy of the problem; ``None``: where the problem is.
 
     Raises:
         FileFormatError: if a file is missing, damaged, or not of this format.
-        InvalidInputError: if the problem has another dimension or horizon than the one that was solved.
+        InvalidInputError: if the problem has another dimension or horizon than the one that was solved, or if there is
+            no such device.
     """
-    document, tensors = _read(path, CONTROL_FORMAT, "mapping")
+    problem = problem if device is None else problem.to(device)
+    document, tensors = read_pair(path, CONTROL_FORMAT, "mapping")
     found = (document.get("dim"), document.get("horizon"))
     if found != (problem.dim, problem.process.horizon):
         raise InvalidInputError(
             f"{path} was saved for dimension {found[0]} and horizon {found[1]}, but the problem has {problem.dim} and "
             f"{problem.process.horizon:g}."
         )
-    parts = decode({"mapping": document["mapping"]}, tensors)
+    parts = moved(decode({"mapping": document["mapping"]}, tensors), problem.probe.device)
     try:
         grid, rule = parts["grid"], parts["rule"]
         measure = PathMeasure(problem.process, parts["control"], problem.start, grid=grid, rule=rule)
@@ -297,7 +313,7 @@ def save_bridge(bridge: Bridge, path: str | Path, run: str | None = None) -> Non
     """Saves ``bridge``; ``run`` is the checksum of the settings and data that the bridge was fitted with."""
     tree, tensors = encode(bridge)
     document = {"format": FORMAT, "contains_training_rows": contains_training_rows(tree), "run": run, "bridge": tree}
-    _write(path, document, tensors)
+    write_pair(path, document, tensors)
 
 
 def _without_rows(bridge: Bridge) -> Bridge:
@@ -315,7 +331,7 @@ def _without_rows(bridge: Bridge) -> Bridge:
     return found
 
 
-def load(path: str | Path) -> Bridge:
+def load(path: str | Path, *, device: Device = "cpu") -> Bridge:
     """Loads the bridge that ``Bridge.save(path)`` wrote. Only registered classes are created; no code is executed.
 
     Files of earlier versions carry no checksums: they load with an
@@ -323,20 +339,23 @@ def load(path: str | Path) -> Bridge:
 
     Args:
         path: as given to ``save``, with or without the ending of one of the two files; or the run folder of a fit.
+        device: where to put the bridge, wherever it was when it was saved.
 
     Raises:
         FileFormatError: if a file is missing, damaged, or not of this format, or if the two files are from different
             saves.
+        InvalidInputError: if there is no such device.
     """
-    return load_bridge(path)
+    place = as_device(device)
+    return moved(load_bridge(path), place)
 
 
 def load_bridge(path: str | Path, run: str | None = None) -> Bridge:
     """Loads a bridge as :func:`load`; raises FileFormatError unless it was saved with the same ``run``, if given."""
-    stem = _stem(path)
+    stem = stem_of(path)
     if os.path.isdir(stem):  # unlike Path.is_dir it is False for names that are too long
         stem = _bridge_in_folder(stem)
-    document, tensors = _read(stem, FORMAT, "bridge")
+    document, tensors = read_pair(stem, FORMAT, "bridge")
     if run is not None and document["format"] == FORMAT and document.get("run") != run:
         raise FileFormatError(f"{stem}.json was fitted with other settings or data than its run folder records.")
     bridge = decode(document["bridge"], tensors)
@@ -367,13 +386,10 @@ def _in_data_units(measure: PathMeasure, scaling: AffineScaling, reference: Proc
     return replace(measure, process=reference, control=control, start=start, end_kernel=kernel)
 
 
-_ENDINGS = (".json", ".safetensors")
-
-
 def _check_fit(measure: PathMeasure, tensors: dict[str, Tensor]) -> None:
     """Evaluates all parts of a measure at two rows; raises the errors of parts whose shapes or kinds do not fit."""
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
-    rows = torch.zeros(2, measure.start.dim, dtype=dtype, device="cpu")
+    rows = torch.zeros(2, measure.start.dim, dtype=dtype, device=measure.device or "cpu")
     process, t = measure.process, 0.5 * measure.process.horizon
     found = {"drift": process.drift(t, rows), "noise": process.scale(t).to(rows)(rows)}
     if measure.control is not None:
@@ -383,12 +399,6 @@ def _check_fit(measure: PathMeasure, tensors: dict[str, Tensor]) -> None:
     for name, value in found.items():
         if value.shape != rows.shape:
             raise InvalidInputError(f"the {name} has shape {tuple(value.shape)} for rows of shape {tuple(rows.shape)}")
-
-
-def _stem(path: str | Path) -> Path:
-    """Returns ``path`` without the ending of one of the two files."""
-    path = documents.as_path(path)
-    return path.with_suffix("") if path.suffix in _ENDINGS else path
 
 
 def _bridge_in_folder(folder: Path) -> Path:
@@ -402,32 +412,3 @@ def _bridge_in_folder(folder: Path) -> Path:
     if not (folder / "bridge.json").exists():
         raise FileFormatError(f"{folder} is a folder without a bridge.json: not the run folder of a finished fit.")
     return folder / "bridge"
-
-
-def _write(path: str | Path, document: dict[str, Json], tensors: dict[str, Tensor]) -> None:
-    stem = _stem(path)
-    if not stem.name:
-        raise InvalidInputError(f"{stem} is a folder; give the path of a file in it, such as '{stem / 'bridge'}'.")
-    sha256 = files.write_tensors(stem.with_name(stem.name + ".safetensors"), tensors)
-    text = json.dumps(documents.sealed({**document, "tensors": sha256}), indent=1, ensure_ascii=False)
-    documents.write_text(stem.with_name(stem.name + ".json"), text + "\n")
-
-
-def _read(path: str | Path, form: str, key: str) -> tuple[dict[str, Json], dict[str, Tensor]]:
-    stem = _stem(path)
-    json_file, tensor_file = (stem.with_name(stem.name + ending) for ending in _ENDINGS)
-    document = documents.read_json(json_file)
-    old = _WITHOUT_CHECKSUMS[form]
-    if not isinstance(document, dict) or document.get("format") not in (form, old) or key not in document:
-        kind = "bridge" if form == FORMAT else "control"
-        raise FileFormatError(f"{json_file} is not a saved {kind} (expected format {shown(form)}).")
-    if document["format"] == old:
-        warnings.warn(
-            f"{json_file} was saved by an earlier version and carries no checksums, so damage to it or to its "
-            ".safetensors file cannot be detected. Load it and save it again.",
-            UnverifiedFileWarning,
-            stacklevel=3,
-        )
-        return document, files.read_tensors(tensor_file)
-    documents.check_seal(document, json_file)
-    return document, files.read_tensors(tensor_file, document["tensors"])

@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from simulated_device import DEVICE, DeviceMixError, simulated_device
-from small_fits import CONTROL_SOLVERS, FITS, X0, X1, given, solved
+from small_fits import CONTROL_SOLVERS, FITS, X0, X1, far, gaussian, given, mixture, solved
 from torch import Tensor
 
 import sbridge as sb
+from sbridge.errors import InvalidInputError
+from sbridge.metrics import MMD, STANDARD_METRICS, BuresUVP, HalfEnergyDistance
 from sbridge.solutions import Bridge
 
 PACKAGE = Path(sb.__file__).parent
@@ -130,9 +133,22 @@ def rows_of(bridge: Bridge, place: torch.device | str) -> Tensor:
 @pytest.mark.parametrize("name", FITS)
 def test_fits_stay_on_the_device_of_the_data(name, device):
     bridge, wanted = FITS[name](device), FITS[name]("cpu")
-    pairs = zip(states(bridge, rows_of(bridge, device)), states(wanted, rows_of(wanted, "cpu")), strict=True)
-    for found, expected in pairs:
-        alike(found, expected)
+    assert (bridge.device, wanted.device) == (device, torch.device("cpu"))
+    expected = states(wanted, rows_of(wanted, "cpu"))
+    for one in (bridge, wanted.to(device)):
+        for found, here in zip(states(one, rows_of(wanted, device)), expected, strict=True):
+            alike(found, here)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_there_and_back_again(name, device):
+    bridge = FITS[name]("cpu")
+    moved, rows = bridge.to(device), rows_of(bridge, "cpu")
+    assert (moved.device, moved.forward.device, moved.backward.device, bridge.device) == (*[device] * 3, rows.device)
+    assert moved.reference is moved.backward.process
+    for back in (moved.to("cpu"), bridge.to("cpu")):
+        for found, wanted in zip(states(back, rows), states(bridge, rows), strict=True):
+            assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("name", CONTROL_SOLVERS)
@@ -158,6 +174,115 @@ def scored(place: torch.device | str) -> tuple[str, str]:
 
 def test_scores_and_certificates_are_those_of_the_cpu(device):
     assert scored(device) == scored("cpu")
+
+
+# --- saving and loading
+
+
+@pytest.mark.parametrize("name", ["default", "IMF", "GaussianMixture", "diffuse"])
+def test_files_do_not_know_devices(name, device, tmp_path):
+    bridge, rows = FITS[name]("cpu"), None
+    bridge.to(device).save(tmp_path / "there")
+    rows = rows_of(bridge, "cpu")
+    here, there = sb.load(tmp_path / "there"), sb.load(tmp_path / "there", device=device)
+    assert (here.device, there.device) == (rows.device, device)
+    assert torch.equal(here.transport(rows, seed=1), bridge.transport(rows, seed=1))
+    alike(there.transport(rows.to(device), seed=1), bridge.transport(rows, seed=1))
+
+
+def test_controls_load_where_the_problem_is(device, tmp_path):
+    solution = solved("cpu", "LogVariance")
+    solution.to(device).save(tmp_path / "control")
+    wanted, problem = solution.sample(5, seed=1).x, solution.problem
+    assert torch.equal(sb.load_control(tmp_path / "control", problem).sample(5, seed=1).x, wanted)
+    for there in (
+        sb.load_control(tmp_path / "control", problem.to(device)),
+        sb.load_control(tmp_path / "control", problem, device=device),
+        solution.to(device),
+    ):
+        alike(there.sample(5, seed=1).x, wanted)
+        assert there.problem.start.device == device
+
+
+def test_courses_move_and_load(device, tmp_path):
+    course = sb.fit_course([X0, X1, X0], [0.0, 1.0, 3.0], sigma=1.0)
+    course.to(device).save(tmp_path)
+    wanted = course.interpolate(X0[:5], 0.0, 2.0, seed=1)
+    for there in (course.to(device), sb.Course.load(tmp_path, device=device)):
+        alike(there.interpolate(X0[:5], 0.0, 2.0, seed=1), wanted)
+    assert torch.equal(sb.Course.load(tmp_path).interpolate(X0[:5], 0.0, 2.0, seed=1), wanted)
+
+
+def test_what_a_device_needs(tmp_path):
+    bridge = FITS["default"]("cpu")
+    for absent in ("cuda:99", "meta", "nonsense", 3, None):
+        with pytest.raises(InvalidInputError, match=r"device '.*' is not available; use cpu"):
+            bridge.to(absent)
+        with pytest.raises(InvalidInputError, match="is not available"):
+            sb.load(tmp_path / "nothing", device=absent)
+
+
+# --- rows on another device are refused
+
+
+def test_rows_on_another_device_are_refused(device):
+    bridge, here, far = FITS["default"](device), torch.from_numpy(X0), torch.from_numpy(X0).to(device)
+    told = r"x0 is on cpu, the bridge on simulated:0: move one of them, x0.to\('simulated:0'\) or bridge.to\('cpu'\)"
+    for refused in (
+        lambda: bridge.transport(here, seed=0),
+        lambda: bridge.interpolate(here, 0.5, seed=0),
+        lambda: bridge.conditional_mean(here, seed=0),
+        lambda: sb.evaluate(bridge, here, far, seed=0),
+        lambda: sb.certify(bridge, here, far, seed=0),
+    ):
+        with pytest.raises(InvalidInputError, match=told):
+            refused()
+    with pytest.raises(InvalidInputError, match=r"x is on cpu, the measure on simulated:0: .* or measure.to\('cpu'\)"):
+        bridge.forward.simulate(here, seed=0)
+    with pytest.raises(InvalidInputError, match="x is on cpu, the bridge on simulated:0"):
+        bridge.score(0.5, here)
+    for metric in (*STANDARD_METRICS, HalfEnergyDistance(), MMD(), BuresUVP()):
+        with pytest.raises(InvalidInputError, match=r"x is (torch.float32 )?on cpu(,| and) y .*on simulated"):
+            metric(here, far, torch.Generator())
+
+
+def test_ends_on_two_devices_are_refused(device):
+    here, far = torch.from_numpy(X0), torch.from_numpy(X1).to(device)
+    with pytest.raises(InvalidInputError, match="device cpu, x1 has device simulated:0"):
+        sb.fit(here, far)
+    with pytest.raises(InvalidInputError, match="the source is on cpu, the target on simulated:0"):
+        sb.BridgeProblem(sb.Point(here[0]), sb.Samples(far), sb.BrownianMotion(1.0))
+    bridge = FITS["IMF"]("cpu")
+    mixed = replace(bridge.forward, start=sb.Samples(far))
+    with pytest.raises(InvalidInputError, match=r"parts of one model are on cpu and simulated:0: .*\.to\(device\)"):
+        mixed.sample(5, seed=0)
+    alike(mixed.to(device).sample(5, seed=0).x, replace(bridge.forward, start=sb.Samples(X1)).sample(5, seed=0).x)
+
+
+def test_arrays_go_where_the_bridge_is(device):
+    bridge = FITS["default"](device)
+    wanted = bridge.transport(torch.from_numpy(X0).to(device), seed=1)
+    there(wanted)
+    assert torch.equal(bridge.transport(X0, seed=1), wanted)
+    frame = pandas.DataFrame(X0, columns=["a", "b"])
+    np.testing.assert_array_equal(bridge.transport(frame, seed=1).to_numpy(), wanted.cpu().numpy())
+
+
+@pytest.mark.parametrize("law", [sb.Samples(X0, np.full(40, 0.025)), sb.Point(X0[0]), gaussian("cpu"), mixture("cpu")])
+def test_distributions_move(law, device):
+    moved = law.to(device)
+    assert (moved.device, law.device) == (device, torch.device("cpu"))
+    alike(moved.sample(5, torch.Generator().manual_seed(0)), law.sample(5, torch.Generator().manual_seed(0)))
+    assert sb.Density(far, 2).to(device).device is None
+
+
+def test_rows_on_disk_are_read_onto_the_device(device, tmp_path):
+    np.save(tmp_path / "rows.npy", X0)
+    ends = sb.StoredRows(tmp_path / "rows.npy"), sb.Samples(X1)
+    bridge = sb.fit(*ends, reference=sb.BrownianMotion(1.0), solver=sb.GaussianBridge(), seed=0)
+    moved = bridge.to(device)
+    assert (bridge.device, moved.device, moved.to("cpu").device) == (torch.device("cpu"), device, torch.device("cpu"))
+    alike(moved.forward.starts(5, seed=0), bridge.forward.starts(5, seed=0))
 
 
 # --- nothing depends on the default device

@@ -69,7 +69,15 @@ class Spoken:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Spoken):
+class Computing(Spoken):
+    """Options shared by all commands that compute with samples or a model."""
+
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Computing):
     """Options shared by all commands that train a model in a run folder."""
 
     out: Annotated[Path, arg(metavar="RUN")]
@@ -77,9 +85,7 @@ class Training(Spoken):
     held_out: Annotated[float, arg(metavar="FRACTION")] = 0.1
     """Fraction of the rows of every data set to hold out for the report; 0: score nothing."""
     seed: int = 0
-    """Seed of all random numbers. Equal seeds and threads give equal models."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1."""
+    """Seed of all random numbers. Equal seeds, threads and devices give equal models."""
     evaluation: bool = True
     """Score the fit on the held-out rows. This may take longer than the fit; sbridge evaluate does it later."""
     figures: bool = True
@@ -92,7 +98,7 @@ class Training(Spoken):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(Spoken):
+class Demo(Computing):
     """Fit two moons to eight Gaussians, and write the report and figures."""
 
     out: Path = Path("sbridge-demo")
@@ -153,7 +159,7 @@ class Diffuse(Training, Generic[SolverOptions, ReferenceOptions]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Spoken):
+class Sample(Computing):
     """Transport samples through a fitted bridge, from file to file, in little memory."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -180,7 +186,7 @@ class Sample(Spoken):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Spoken):
+class Evaluate(Computing):
     """Score a fitted bridge on held-out samples."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -203,7 +209,7 @@ class Evaluate(Spoken):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossValidate(Spoken):
+class CrossValidate(Computing):
     """Leave every inner snapshot out, predict it from its neighbours, and compare with answers that need no fit."""
 
     inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...", help_behavior_hint="")]
@@ -222,7 +228,7 @@ class CrossValidate(Spoken):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot(Spoken):
+class Plot(Computing):
     """Draw the figures of a fitted bridge again."""
 
     folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -288,7 +294,7 @@ class Verify(Spoken, Generic[ReferenceOptions]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control(Spoken):
+class Control(Computing):
     """Solve a control problem given as a small Python file.
 
     The file defines `problem`, a ControlProblem. It may define `solver`, a control solver, and `known`, the optimal

@@ -9,9 +9,11 @@ from typing import Any
 from sbridge.cli.commands import Control
 from sbridge.cli.console import Console, Progress
 from sbridge.cli.python_files import names_in
+from sbridge.devices import as_device
 from sbridge.errors import InvalidInputError
 from sbridge.evaluation.control import evaluate_control
 from sbridge.fitting import solve
+from sbridge.parts import moved
 from sbridge.problems import ControlProblem
 from sbridge.runs.folder import dumps
 from sbridge.solvers import AdjointMatching, ControlSolver, LogVariance
@@ -34,8 +36,9 @@ def run_control(command: Control, console: Console) -> int:
 
 def _solve(command: Control, console: Console, out: Path | None = None) -> None:
     """Solves and evaluates the problem, and writes the results to ``out``, a claimed folder."""
+    device = as_device(command.device)
     names = read_file(command.file)
-    problem, solver = names["problem"], names.get("solver")
+    problem, solver, known = names["problem"].to(device), names.get("solver"), moved(names.get("known"), device)
     if solver is None:
         solver, why = choose(problem)
         console.tell(f"Solver: {type(solver).__name__}, {why}. To choose another, define `solver` in {command.file}.")
@@ -52,7 +55,7 @@ def _solve(command: Control, console: Console, out: Path | None = None) -> None:
 
     solution = solve(problem, solver, seed=command.seed, callbacks=[follow])
     bar.close()
-    report = evaluate_control(solution, n=command.paths, seed=command.seed, known=names.get("known"))
+    report = evaluate_control(solution, n=command.paths, seed=command.seed, known=known)
     console.say(str(report))
     if out is None:
         return

@@ -64,7 +64,7 @@ def run_plot(command: Plot, console: Console) -> int:
     It writes to the run folder only if no other process uses it.
     """
     folder = RunFolder(command.folder)
-    course = folder.course()
+    course = folder.course(command.device)
     starts = [bridge.forward.start for bridge in course.bridges] + [course.bridges[-1].backward.start]
     ends = [
         law.sample(command.rows, generator(derive(command.seed, "rows", place))) for place, law in enumerate(starts)

@@ -59,6 +59,7 @@ def run_demo(command: Demo, console: Console) -> int:
         solver_options=Automatic(),
         reference_options=Brownian(),
         seed=command.seed,
+        device=command.device,
         resume=command.resume,
     )
     return run_fit(fit, console)

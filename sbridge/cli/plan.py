@@ -17,6 +17,7 @@ from sbridge.cli.options import Automatic, Noise
 from sbridge.cli.python_files import named
 from sbridge.data.sources import ReadOptions
 from sbridge.data.tables import Inputs, TableRows, read_inputs, read_table, split
+from sbridge.devices import as_device
 from sbridge.diffusion import end_distribution
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, listed, number, shown
 from sbridge.exact.ends import describe
@@ -107,7 +108,7 @@ def make_plan(command: Fit[Any, Any]) -> Plan:
     Raises:
         InvalidInputError, UnsupportedError: for whatever cannot work, before a file is written.
     """
-    device = check_device(command.device)
+    device = as_device(command.device)
     inputs = read_inputs(command.inputs, command.times, read_options(command.reading, command.seed))
     if inputs.times is not None and command.horizon is not None:
         raise InvalidInputError(
@@ -162,7 +163,7 @@ def make_diffusion_plan(command: Diffuse[Any, Any]) -> Plan:
     Raises:
         InvalidInputError, UnsupportedError: for whatever cannot work, before a file is written.
     """
-    device = check_device(command.device)
+    device = as_device(command.device)
     table = read_table(command.input, read_options(command.reading, command.seed))
     kept, held = (side.to(device) for side in split(table.rows, command.held_out, command.seed, table.name))
     noise = Noise(None, command.horizon, lambda: _scale(kept, kept, command.seed))
@@ -251,21 +252,6 @@ def dtype_of(course: Course) -> str:
     bridge = course.bridges[0]
     end = bridge.backward.start if isinstance(bridge.forward.start, Density) else bridge.forward.start
     return str(end.sample(1, generator(0)).dtype).removeprefix("torch.")
-
-
-def check_device(name: str) -> torch.device:
-    """Returns the device called ``name``; raises InvalidInputError if it does not exist or has no float64."""
-    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device, dtype=torch.float64)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise InvalidInputError(f"device {shown(name)} is not available; use {' or '.join(found)}.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidInputError(
-            f"device {shown(name)} is not supported because it has no float64; use {' or '.join(found)}."
-        )
-    return device
 
 
 def _noise(command: Fit[Any, Any], x0: TableRows, x1: TableRows, horizon: float) -> tuple[Noise, str]:

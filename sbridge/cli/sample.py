@@ -86,7 +86,7 @@ def run_sample(command: Sample, console: Console) -> int:
     """Runs the command; the output file gets its name when it is complete."""
     writer = writer_for(command.out, overwrite=command.overwrite)
     folder = RunFolder(command.folder)
-    course, start = folder.course(), command.start
+    course, start = folder.course(command.device), command.start
     dim, source, rep = course.bridges[0].dim, None, "X"
     if command.input is not None:
         options = read_options(command.reading, derive(command.seed, "input"), folder)
@@ -98,7 +98,8 @@ def run_sample(command: Sample, console: Console) -> int:
         start = time_given("--start", command.start, source.time, course.times)
     journey = Journey.of(course, command.direction, start, command.time)
     columns = () if source is None else source.columns
-    drawn = journey.starts(command.n or 0, command.seed) if source is None else map(torch.from_numpy, source.blocks())
+    read = () if source is None else (torch.from_numpy(rows).to(command.device) for rows in source.blocks())
+    drawn = journey.starts(command.n or 0, command.seed) if source is None else read
     count = 0
     origin = Origin(journey.start, journey.stop, rep, source)
     with writer(columns or tuple(f"x{i}" for i in range(dim)), origin) as out:

@@ -12,7 +12,8 @@ from sbridge.cli.console import Console, ScoringBar
 from sbridge.cli.names import SOLVERS
 from sbridge.cli.options import load_class
 from sbridge.cli.plan import check_columns, dtype_of, read_options, time_given
-from sbridge.data.tables import Table, read_inputs
+from sbridge.data.tables import TableRows, read_inputs
+from sbridge.devices import as_device
 from sbridge.diffusion import is_reverse_diffusion
 from sbridge.errors import InvalidInputError, listed, number
 from sbridge.evaluation.certificate import Certificate, certificate_json, certificate_or_reason, certificate_text
@@ -33,9 +34,10 @@ from sbridge.time import snapped
 def run_evaluate(command: Evaluate, console: Console) -> int:
     """Runs the command; returns the exit code."""
     folder = RunFolder(command.folder)
-    course = folder.course()
+    course = folder.course(command.device)
     options = read_options(command.reading, derive(command.seed, "evaluate"), folder)
     source, target = read_inputs(command.inputs, (), replace(options, inexact=dtype_of(course))).tables
+    rows = source.rows.to(command.device), target.rows.to(command.device)
     for table in (source, target):
         check_columns(table.name, table.columns, folder)
     start = time_given("--start", command.start, source.time, course.times)
@@ -44,7 +46,7 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
     stop = course.times[-1] if stop is None else snapped(stop, course.times)
     bar = ScoringBar(console)
     with watched(bar), closing(bar):
-        report, certificate = _score(course, source, target, (start, stop), command)
+        report, certificate = _score(course, rows, (start, stop), command)
     if command.out is not None:
         document = {**report.to_json(), "certificate": certificate_json(certificate)}
         documents.write_text(command.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
@@ -63,31 +65,31 @@ def run_evaluate(command: Evaluate, console: Console) -> int:
 
 def run_cross_validate(command: CrossValidate, console: Console) -> int:
     """Runs the command; returns the exit code."""
+    device = as_device(command.device)
     inputs = read_inputs(command.inputs, command.times, read_options(command.reading, 0))
     console.remark("fitting …")
     solvers = {name: None if name == "auto" else load_class(SOLVERS[name])() for name in command.solvers}
-    rows = [table.rows for table in inputs.tables]
+    rows = [table.rows.to(device) for table in inputs.tables]
     options = {"sigma": command.sigma, "seeds": command.seeds, "max_rows": command.max_rows}
     console.say(cross_validate(rows, inputs.times or (0.0, 1.0), solvers=solvers, **options).text())
     return 0
 
 
 def _score(
-    course: Course, source: Table, target: Table, span: tuple[float, float], command: Evaluate
+    course: Course, rows: tuple[TableRows, TableRows], span: tuple[float, float], command: Evaluate
 ) -> tuple[Report, Certificate | str]:
     leg = _leg(course, *span)
     bridge, limits = course.bridges[leg], EvaluationBudget(rows=command.max_rows)
     if span[1] == course.times[leg + 1]:
-        report = evaluate(bridge, source.rows, target.rows, seed=command.seed, limits=limits)
+        report = evaluate(bridge, *rows, seed=command.seed, limits=limits)
         if is_reverse_diffusion(bridge):
             return report, (
                 "the forward process of a reverse diffusion is its reference, so there is no bound to compute."
             )
-        rows = source.rows, target.rows
         return report, certificate_or_reason(bridge, *rows, seed=command.seed, limits=limits)
     metrics = (HalfEnergyDistance(), *STANDARD_METRICS)
     t = span[1] - course.times[leg]
-    report = score_at(bridge, source.rows, target.rows, t, seed=command.seed, metrics=metrics, limits=limits)
+    report = score_at(bridge, *rows, t, seed=command.seed, metrics=metrics, limits=limits)
     return report, "bounds apply to a whole bridge, not to a time in between."
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sbridge.controls.divergence import Divergence, ExactTrace
 from sbridge.diffusion.accessors import backward_measure, knots_from
 from sbridge.errors import InvalidInputError, UnsupportedError
-from sbridge.laws import Gaussian, GaussianMixture, Law, as_rows
+from sbridge.laws import Gaussian, GaussianMixture, Law
 from sbridge.random import Seed, as_seed, derive
 from sbridge.simulation.ode import DormandPrince, ODEMethod, flow_with_rate
 from sbridge.solutions import Bridge
@@ -72,7 +72,7 @@ def log_likelihood(
         )
     if not 0.0 <= s_min < bridge.horizon:
         raise InvalidInputError(f"s_min must be in [0, {bridge.horizon:g}), got {s_min:g}.")
-    x = as_rows(x, "x", least=1)
+    x = bridge.rows(x, "x")
     _check_differentiable(bridge, x)
     probes = divergence.probes(x, derive(as_seed(seed), "probes"))
     times = knots_from(bridge, s_min)

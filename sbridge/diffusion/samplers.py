@@ -21,7 +21,6 @@ from sbridge.diffusion.conversions import Score, checked_score, noise_from_score
 from sbridge.diffusion.ddpm import StepVariance
 from sbridge.diffusion.pinned import pinned_kernel
 from sbridge.errors import InvalidInputError, UnsupportedError, shown
-from sbridge.laws import as_rows
 from sbridge.linear import LinearMap
 from sbridge.measures.measure import noise_for, pieces
 from sbridge.processes import LinearProcess, StepRule
@@ -138,9 +137,7 @@ class Sampler(ABC):
             NonFiniteError: if the states stop being finite.
         """
         measure, seed = backward_measure(bridge), as_seed(seed)
-        x = measure.starts(start, seed=seed) if isinstance(start, int) else as_rows(start, "start", least=1)
-        if x.shape[1] != bridge.dim:
-            raise InvalidInputError(f"start has {x.shape[1]} columns, but the bridge has dimension {bridge.dim}.")
+        x = measure.starts(start, seed=seed) if isinstance(start, int) else bridge.rows(start, "start")
         grid = self.grid or measure.grid
         knots = self.last.knots(grid.times(bridge.horizon))
         if len(knots) < 2:

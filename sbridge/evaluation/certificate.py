@@ -18,7 +18,7 @@ from sbridge.errors import FileFormatError, InvalidInputError, SbridgeError, Uns
 from sbridge.evaluation.report import COPY, MODEL, PERFECT, Quantity, Report
 from sbridge.evaluation.rows import shuffled
 from sbridge.evaluation.scorer import EvaluationBudget
-from sbridge.evaluation.scores import Rows, checked_rows, evaluate, parts_of, plug_in_directions, reweighted_rows
+from sbridge.evaluation.scores import Rows, checked_rows, evaluate, plug_in_directions, reweighted_rows
 from sbridge.evaluation.verdict import SCHEMA, Verdict
 from sbridge.evaluation.wording import COST, GENERAL_NOTES
 from sbridge.exact import MixtureControl, MixturePotential
@@ -28,6 +28,7 @@ from sbridge.laws.moments import span_fewer
 from sbridge.laws.stored import MOST_KNOWN
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, martingale
 from sbridge.metrics import EnergyDistance
+from sbridge.parts import parts_of
 from sbridge.problems import AbsorbedCost, BridgeProblem
 from sbridge.processes import LinearProcess
 from sbridge.random import ROW_BLOCK, Seed, as_seed, derive

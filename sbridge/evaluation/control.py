@@ -14,11 +14,11 @@ from sbridge.errors import InvalidInputError
 from sbridge.measures import Direction, Estimate, Paths, importance_weights
 from sbridge.objectives.adjoint import adjoint_targets, lean_adjoint
 from sbridge.objectives.control import control_values, log_variance, log_weight
+from sbridge.parts import visible_tensors
 from sbridge.problems import ControlProblem
 from sbridge.processes import Chain, default_rule
 from sbridge.random import NormalNoise, Seed, as_seed, derive
 from sbridge.simulation import simulate
-from sbridge.simulation.heun import visible_tensors
 from sbridge.solutions import ControlSolution
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -35,6 +34,7 @@ from sbridge.exact.plug_in import PlugInControl
 from sbridge.laws import Samples, StoredRows, as_rows
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, jeffreys, path_kl
 from sbridge.metrics import STANDARD_METRICS, Metric
+from sbridge.parts import parts_of
 from sbridge.problems import AbsorbedCost
 from sbridge.problems.costs import Costs, RunningCost
 from sbridge.processes.base import check_time
@@ -327,18 +327,6 @@ def reweighted_rows(bridge: Bridge, rows: list[Tensor], seed: int) -> list[Tenso
     """Returns rows of both ends, drawn anew where the bridge has soft ends: with the weights of its own ends."""
     pairs = zip(rows, (bridge.forward, bridge.backward), strict=True)
     return [reweighted(bridge, side, measure, derive(seed, i)) for i, (side, measure) in enumerate(pairs)]
-
-
-def parts_of(tree: object, kind: type[_T]) -> Iterator[_T]:
-    """Yields all objects of a kind in a tree of dataclasses, lists and tuples."""
-    if isinstance(tree, kind):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from parts_of(item, kind)
-    elif dataclasses.is_dataclass(tree):
-        for item in dataclasses.fields(tree):
-            yield from parts_of(getattr(tree, item.name), kind)
 
 
 def plug_in_directions(bridge: Bridge) -> tuple[str, ...]:

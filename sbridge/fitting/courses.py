@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sbridge.data.annotated import AnnotatedCells
 from sbridge.data.snapshots import Times, as_times, snapshots
+from sbridge.devices import Device, Movable, as_device
 from sbridge.display import short_repr
 from sbridge.errors import FileFormatError, InvalidInputError, listed, number, shown
 from sbridge.fitting.fit import Preparation, choose_sigma, prepare
@@ -22,6 +23,7 @@ from sbridge.fitting.selection import Cells, End, check_selection, selected
 from sbridge.laws.frames import F, Frame, common_columns, framed, is_frame
 from sbridge.laws.scaling import ScalingRecipe
 from sbridge.modes import standard_modes
+from sbridge.parts import moved
 from sbridge.problems import Growth, Quadratic, SoftEnds
 from sbridge.processes import BrownianMotion, Process
 from sbridge.random import Seed, as_seed, derive
@@ -34,7 +36,7 @@ _FORMAT, _FILE = "sbridge course/1", "course.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class Course(Movable):
     """Bridges chained over several time points, on the user's time axis.
 
     Attributes:
@@ -88,19 +90,22 @@ class Course:
         )
 
     @classmethod
-    def load(cls, folder: str | Path) -> Course:
-        """Loads the course that :meth:`save` wrote.
+    def load(cls, folder: str | Path, *, device: Device = "cpu") -> Course:
+        """Loads the course that :meth:`save` wrote, onto ``device``.
 
         Raises:
             FileFormatError: if a file is missing, damaged, or not of this format.
+            InvalidInputError: if there is no such device.
         """
+        place = as_device(device)
         path = documents.as_path(folder) / _FILE
         document = documents.read_json(path)
         times = document.get("times") if isinstance(document, dict) and document.get("format") == _FORMAT else None
         if not isinstance(times, list) or len(times) < 2 or not all(isinstance(t, float) for t in times):
             raise FileFormatError(f"{path} is not that of a time course (expected format {_FORMAT!r}).")
         documents.check_seal(document, path)
-        return cls(tuple(times), tuple(load_bridge(path.with_name(f"bridge-{leg}")) for leg in range(1, len(times))))
+        legs = tuple(load_bridge(path.with_name(f"bridge-{leg}")) for leg in range(1, len(times)))
+        return moved(cls(tuple(times), legs), place)
 
     def _within(self, leg: int, rows: Tensor, start: float, stop: float, seed: int) -> Tensor:
         bridge, origin = self.bridges[leg], self.times[leg]

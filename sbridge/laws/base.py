@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from sbridge.devices import Movable, device_of
 from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError, listed, shown
 from sbridge.laws.arrays import Array, as_numbers, check_rows
@@ -18,7 +19,7 @@ from sbridge.laws.scaling import AffineScaling
 from sbridge.storage.registry import register
 
 
-class Law(ABC):
+class Law(ABC, Movable):
     """A probability distribution on ``R^dim``, such as the start or end of a process.
 
     A distribution of your own needs ``dim``, ``sample`` and ``rescaled`` (the distribution of ``(X − shift)/scale``),
@@ -32,6 +33,11 @@ class Law(ABC):
     @abstractmethod
     def dim(self) -> int:
         """The dimension of its space."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of its samples, that of its tensors; ``None`` if it has none."""
+        return device_of(self)
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -298,6 +304,10 @@ class Density(Law):
     def dim(self) -> int:
         """The declared dimension."""
         return self.dimension
+
+    @property
+    def device(self) -> None:
+        """``None``: the log density takes states of any device."""
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Raises UnsupportedError: sampling a density is the task of a solver."""

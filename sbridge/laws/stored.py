@@ -62,7 +62,7 @@ class StoredRows(Law):
         scaling: applied to rows when they are read; ``None``: none.
         shape: of the stored array; ``None``: found and checked now. A bridge that is loaded from a file gives it, and
             the array is looked at when rows are drawn.
-        device: where rows are moved when they are read.
+        place: the name of the device to which rows are moved when they are read; see :meth:`to`.
 
     Raises:
         FileFormatError: for a path that holds no such array.
@@ -76,7 +76,7 @@ class StoredRows(Law):
     index: Tensor | None = None
     scaling: AffineScaling | None = None
     shape: tuple[int, ...] | None = None
-    device: str = "cpu"
+    place: str = "cpu"
     _unscaled: StoredRows | None = field(default=None, init=False, repr=False)
 
     __repr__ = short_repr
@@ -118,15 +118,20 @@ class StoredRows(Law):
         """Reads the rows with numbers ``index`` ``(n,)``, in that order; each is read once."""
         places = index.cpu() if self.index is None else self.index[index.cpu()]
         distinct, order = np.unique(places.numpy(), return_inverse=True)
-        return self._checked(self._access.take(distinct), distinct)[torch.from_numpy(order).to(self.device)]
+        return self._checked(self._access.take(distinct), distinct)[torch.from_numpy(order).to(self.place)]
 
     def part(self, most: int, seed: int) -> Tensor:
         """Reads at most ``most`` different rows: all in their order, or as many in random order."""
         return self.take(torch.arange(len(self), device="cpu") if len(self) <= most else self._order(seed)[:most])
 
-    def to(self, device: str | torch.device) -> StoredRows:
-        """Returns the same rows, to be moved to ``device`` when they are read."""
-        return replace(self, device=str(device))
+    @property
+    def device(self) -> torch.device:
+        """The device of its samples."""
+        return torch.device(self.place)
+
+    def moved_to(self, device: torch.device) -> StoredRows:
+        """Returns the same rows, to be moved to ``device`` when they are read: what :meth:`to` does."""
+        return replace(self, place=str(device))
 
     @property
     def like(self) -> Tensor:
@@ -215,7 +220,7 @@ class StoredRows(Law):
                 f"{self._name}: row {int(places[int((~good).nonzero()[0])])} (counted from 0) has NaN or infinite "
                 "entries; remove or impute them."
             )
-        rows = rows.to(self.device)
+        rows = rows.to(self.place)
         return rows if self.scaling is None else self.scaling.to_model(rows)
 
 

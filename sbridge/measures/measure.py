@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbridge.controls import Control
+from sbridge.devices import Movable, check_device, common_device
 from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, shown
 from sbridge.laws import Law, as_rows
 from sbridge.laws.scaling import AffineScaling
 from sbridge.modes import standard_modes
+from sbridge.parts import parts_of
 from sbridge.processes.base import LinearProcess, Process, check_time
 from sbridge.processes.chain import Chain, Direction, ExactTransition, StepRule, check_growth, default_rule
 from sbridge.random import ROW_BLOCK, NormalNoise, Seed, as_seed, derive, generator
@@ -89,7 +92,7 @@ class Paths:
 
 @register
 @dataclass(frozen=True, eq=False)
-class PathMeasure:
+class PathMeasure(Movable):
     """The distribution of ``dX = (b + σu) dt + σ dW``, forward from ``t = 0`` or backward from ``t = T``.
 
     A backward measure follows ``dY = (−b + σû) ds + σ dB`` in ``s = T − t``; its control is also called with bridge
@@ -132,6 +135,16 @@ class PathMeasure:
                 f"the process has dimension {self.process.dim}, its start distribution has {self.start.dim}; they must "
                 "agree."
             )
+
+    @cached_property
+    def device(self) -> torch.device | None:
+        """The device of its start and of the networks in its control; ``None`` if neither has tensors.
+
+        Raises:
+            InvalidInputError: if they are on several.
+        """
+        networks = (weight.device for network in parts_of(self.control, nn.Module) for weight in network.parameters())
+        return common_device((self.start.device, *networks))
 
     def chain(self, like: Tensor, grid: TimeGrid | None = None) -> Chain:
         """Returns its steps on ``grid`` (by default its own), in the dtype and on the device of ``like``.
@@ -251,6 +264,7 @@ class PathMeasure:
         x = as_rows(x, "x", least=1)
         if x.shape[1] != self.start.dim:
             raise InvalidInputError(f"x has {x.shape[1]} columns; the measure has dimension {self.start.dim}.")
+        check_device(x, self.device, "x", "the measure")
         return x
 
     def _fractions(self, times: float | Times) -> list[float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sbridge.devices import Movable
 from sbridge.display import short_repr
 from sbridge.errors import InvalidInputError, UnsupportedError, shown
 from sbridge.laws import Density, Law, Samples, check_same_kind, check_same_space
@@ -35,7 +36,7 @@ Balance = SoftEnds | Growth | Reweighting
 
 
 @dataclass(frozen=True, eq=False)
-class BridgeProblem:
+class BridgeProblem(Movable):
     """The Schrödinger bridge problem: ``min KL(P ‖ R) + E_P∫V dt`` between ``P_0 = source`` and ``P_T = target``.
 
     With :class:`~sbridge.problems.SoftEnds` the ends may change: ``P_0`` and ``P_T`` are near them at a price.
@@ -72,6 +73,10 @@ class BridgeProblem:
         check_same_space(self.source, self.target, names)
         if isinstance(self.source, Samples) and isinstance(self.target, Samples):
             check_same_kind(self.source.rows, self.target.rows, names)
+        if None not in (places := (self.source.device, self.target.device)) and places[0] != places[1]:
+            raise InvalidInputError(
+                f"the source is on {places[0]}, the target on {places[1]}: move one of them, target.to(source.device)."
+            )
         if self.reference.dim not in (None, self.source.dim):
             raise InvalidInputError(
                 f"the reference process has dimension {self.reference.dim}, the data have {self.source.dim}."
@@ -269,7 +274,7 @@ def _unabsorbed_cost(who: str, problem: BridgeProblem) -> str | None:
 
 
 @dataclass(frozen=True, eq=False)
-class ControlProblem:
+class ControlProblem(Movable):
     """Stochastic optimal control: ``min_u E[∫ f(t, X) + ½|u|² dt + g(X_T)]``, ``dX = (b + σu) dt + σ dW``.
 
     Equivalently ``min KL(P ‖ P*)`` over controlled path measures with this start, ``dP*/dR ∝ exp(−∫ f dt − g)`` given

@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from sbridge.devices import Device, as_device
 from sbridge.errors import FileFormatError, InvalidInputError
 from sbridge.fitting.courses import Course
+from sbridge.parts import moved
 from sbridge.runs.files import RunFiles
 from sbridge.solutions import load_bridge
 from sbridge.storage import documents
@@ -56,13 +58,19 @@ class RunFolder(RunFiles):
         """Returns the SHA-256 of settings and data: of ``config.json`` without what may differ when it is resumed."""
         return documents.checksum(_binding(self.config()))
 
-    def course(self) -> Course:
-        """Loads the fitted bridges on their time axis; raises FileFormatError if the run is not finished."""
+    def course(self, device: Device = "cpu") -> Course:
+        """Loads the fitted bridges on their time axis, onto ``device``.
+
+        Raises:
+            FileFormatError: if the run is not finished.
+            InvalidInputError: if there is no such device.
+        """
+        place = as_device(device)
         times = _times(self.config(), self.config_file)
         legs, run = len(times) - 1, self.checksum()
         if self.legs_done(legs) < legs:
             raise FileFormatError(f"{self.path} has no finished model; repeat its command with --resume.")
-        return Course(times, tuple(load_bridge(self.bridge(leg, legs), run) for leg in range(legs)))
+        return moved(Course(times, tuple(load_bridge(self.bridge(leg, legs), run) for leg in range(legs))), place)
 
     def histories(self) -> list[list[Numbers]]:
         """Reads, for each leg, what its steps reported."""

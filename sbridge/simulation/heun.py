@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sbridge.controls import Control
 from sbridge.errors import InvalidInputError, NonFiniteError
+from sbridge.parts import visible_tensors
 from sbridge.processes.base import Process, Time
 from sbridge.simulation.engine import (
     Noise,
@@ -133,20 +134,6 @@ def _parameters(value: object) -> tuple[Tensor, ...]:
     """Returns the visible tensors in ``value`` that require a gradient, each once."""
     found = {id(tensor): tensor for tensor in visible_tensors(value) if tensor.requires_grad}
     return tuple(found.values())
-
-
-def visible_tensors(value: object) -> Iterator[Tensor]:
-    """Yields the tensors visible in ``value``: itself, a module's parameters, those in tuples and dataclasses."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, nn.Module):
-        yield from value.parameters()
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from visible_tensors(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from visible_tensors(getattr(value, field.name))
 
 
 def _check_all_seen(equation: _NodeEquation, start: Tensor, parameters: tuple[Tensor, ...], steps: int) -> None:

@@ -16,8 +16,9 @@ from sbridge.devices import Device, Movable, as_device, check_device
 from sbridge.display import short_repr
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, shown
 from sbridge.laws import Law, as_rows
-from sbridge.laws.frames import F, Frame, check_columns, columns_of, framed
+from sbridge.laws.frames import F, Frame, check_columns, columns_of
 from sbridge.laws.scaling import AffineScaling
+from sbridge.laws.shapes import as_given, shape_of
 from sbridge.laws.stored import UnkeptRows, row_count
 from sbridge.measures import Direction, PathMeasure, Paths, Times
 from sbridge.measures.measure import ScaledKernel
@@ -48,13 +49,15 @@ class Bridge(Movable):
             reference, and a bridge with it cannot be saved. ``None`` for a plain bridge.
         balance: of a bridge with soft ends: growth of source rows, and the part of the target that is explained.
         columns: names of the columns of the data frames that the bridge was fitted to; ``None`` for arrays.
+        shape: of one sample, if the bridge was fitted to arrays of more than two dimensions, such as images; paths and
+            controls have flat rows all the same.
         stopped: why and when training ended early (:class:`~sbridge.training.StopTraining`); ``None`` for a whole fit.
 
     Methods take samples as arrays, tensors or data frames and return tensors, in the units of the data, with the dtype
     of the input and on the device of the bridge; :meth:`to` copies it to another one. A tensor on another device is
     refused; arrays and data frames, which have none, are copied. :meth:`transport`, :meth:`interpolate` (one time) and
-    :meth:`conditional_mean` of a data frame give a data frame with its index and columns. Their results have no
-    gradient history.
+    :meth:`conditional_mean` of a data frame give a data frame with its index and columns; of samples in another shape,
+    samples in that shape. Their results have no gradient history.
 
     Draws depend on the seed and on the number of samples of the call.
     """
@@ -64,6 +67,7 @@ class Bridge(Movable):
     state_cost: AbsorbedCost | RunningCost | None = field(default=None, kw_only=True)
     balance: Reweighting | None = field(default=None, kw_only=True)
     columns: tuple[str, ...] | None = field(default=None, kw_only=True)
+    shape: tuple[int, ...] | None = field(default=None, kw_only=True)
     stopped: str | None = field(default=None, kw_only=True)
 
     __repr__ = short_repr
@@ -94,7 +98,7 @@ class Bridge(Movable):
     def transport(self, x0: F, *, seed: Seed) -> F: ...
     def transport(self, x0: Any, *, seed: Seed) -> Any:
         """Draws ``X_T`` given ``X_0 = x0`` once per row."""
-        return framed(self.forward.transport(self.rows(x0, "x0"), seed=seed), x0)
+        return as_given(self.forward.transport(self.rows(x0, "x0"), seed=seed), x0)
 
     @overload
     def conditional_mean(self, x0: Tensor | np.ndarray, *, seed: Seed) -> Tensor: ...
@@ -102,7 +106,7 @@ class Bridge(Movable):
     def conditional_mean(self, x0: F, *, seed: Seed) -> F: ...
     def conditional_mean(self, x0: Any, *, seed: Seed) -> Any:
         """Computes ``E[X_T | X_0 = x0]`` per row; exact where the solver knows the plan, else a mean of 64 draws."""
-        return framed(self.forward.conditional_mean(self.rows(x0, "x0"), seed=seed), x0)
+        return as_given(self.forward.conditional_mean(self.rows(x0, "x0"), seed=seed), x0)
 
     @overload
     def interpolate(self, x0: Tensor | np.ndarray, t: float | Times, *, seed: Seed) -> Tensor: ...
@@ -113,7 +117,7 @@ class Bridge(Movable):
 
         Several times give shape ``(len(t), n, dim)``: states of one path per row, drawn jointly.
         """
-        return framed(self.forward.interpolate(self.rows(x0, "x0"), t, seed=seed), x0)
+        return as_given(self.forward.interpolate(self.rows(x0, "x0"), t, seed=seed), x0)
 
     @standard_modes()
     def current_velocity(self, t: Time, x: Tensor | np.ndarray) -> Tensor:
@@ -217,6 +221,10 @@ class Bridge(Movable):
         columns = columns_of(x)
         if columns is not None and self.columns is not None:
             check_columns(columns, self.columns, name, "the bridge was fitted on")
+        shape = shape_of(x)
+        if shape is not None and shape != self.shape:
+            fitted = f"rows of {self.dim} numbers" if self.shape is None else f"samples of shape {self.shape}"
+            raise InvalidInputError(f"{name} has samples of shape {shape}, but the bridge was fitted on {fitted}.")
         rows = as_rows(x, name, least=1)
         if rows.shape[1] != self.dim:
             raise InvalidInputError(f"{name} has {rows.shape[1]} columns, but the bridge has dimension {self.dim}.")

@@ -9,6 +9,7 @@ from sbridge.controls.networks import (
     NetworkControl,
     NetworkRecipe,
     ScaledMLP,
+    UNet,
     seeded_control,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "ScaledControl",
     "ScaledMLP",
     "SumControl",
+    "UNet",
     "ZeroControl",
     "on_top",
     "seeded_control",

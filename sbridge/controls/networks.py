@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from itertools import pairwise
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from sbridge.storage.registry import register
 _HARMONICS = 4
 _MOST_LAYERS = 1000  # far beyond use; a damaged file may ask for any number
 _END_RESOLUTION = 1e-3
+_GROUPS = 8
 TIME_FEATURES = 3 + 2 * _HARMONICS
 
 
@@ -203,6 +205,104 @@ def _waves(x: Tensor, frequencies: list[float]) -> list[Tensor]:
     """Computes sine and cosine of each multiple of ``x``."""
     angles = [frequency * x for frequency in frequencies]
     return [wave for angle in angles for wave in (angle.sin(), angle.cos())]
+
+
+@register
+@dataclass(frozen=True)
+class UNet:
+    """Recipe: a small convolutional network with skip connections (Ronneberger et al. 2015, arXiv:1505.04597).
+
+    ``levels`` resolutions, each half of the one before, with ``depth`` residual blocks of two 3 × 3 convolutions on the
+    way down and up. Level ``k`` has ``2ᵏ·width`` channels. Time is added to the channels of each block. The last layer
+    starts at zero.
+
+    Args:
+        shape: of one sample, ``(channels, height, width)``; samples are flat inside a bridge.
+        width: channels of the finest level, a multiple of 8.
+        levels: number of resolutions; height and width must be divisible by ``2^(levels − 1)``.
+        depth: residual blocks of a level and direction.
+
+    Raises:
+        InvalidInputError: for another kind of shape, one that cannot be halved so often, or data of another size.
+    """
+
+    shape: tuple[int, int, int]
+    width: int = 32
+    levels: int = 2
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "width", "levels", "depth")
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise InvalidInputError(f"shape must be (channels, height, width), got {tuple(self.shape)}.")
+        if self.width % _GROUPS:
+            raise InvalidInputError(f"width must be a multiple of {_GROUPS}, got {self.width}.")
+        factor = 2 ** (self.levels - 1)
+        if any(side % factor for side in self.shape[1:]):
+            raise InvalidInputError(
+                f"height and width must be divisible by {factor} for {self.levels} levels, got {self.shape[1:]}: use "
+                "fewer levels, or pad the images."
+            )
+
+    def __call__(self, dim: int) -> nn.Module:
+        """Makes the network; raises InvalidInputError unless a sample has ``dim`` numbers."""
+        if math.prod(self.shape) != dim:
+            raise InvalidInputError(
+                f"UNet(shape={tuple(self.shape)}) is for samples of {math.prod(self.shape)} numbers, and the data have "
+                f"{dim}."
+            )
+        return _UNet(self)
+
+
+class _UNet(nn.Module):
+    """The network of :class:`UNet`."""
+
+    def __init__(self, recipe: UNet) -> None:
+        super().__init__()
+        self.shape, widths = recipe.shape, [recipe.width * 2**level for level in range(recipe.levels)]
+        pairs = list(pairwise(widths))
+        self.first = nn.Conv2d(recipe.shape[0], widths[0], 3, padding=1)
+        self.down = nn.ModuleList(_blocks(width, recipe.depth) for width in widths)
+        self.coarser = nn.ModuleList(nn.Conv2d(low, high, 2, stride=2) for low, high in pairs)
+        self.finer = nn.ModuleList(nn.ConvTranspose2d(high, low, 2, stride=2) for low, high in pairs)
+        self.up = nn.ModuleList(_blocks(width, recipe.depth) for width in widths[:-1])
+        self.norm = nn.GroupNorm(_GROUPS, widths[0])
+        self.last = nn.Conv2d(widths[0], recipe.shape[0], 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(cast("Tensor", self.last.bias))
+
+    def forward(self, features: Tensor, x: Tensor) -> Tensor:
+        """Computes the output for features of time ``(1 | batch, TIME_FEATURES)`` and inputs ``(batch, dim)``."""
+        h, kept = self.first(x.unflatten(-1, self.shape)), list[Tensor]()
+        for level, blocks in enumerate(self.down):
+            if level:
+                kept.append(h)
+                h = self.coarser[level - 1](h)
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(features, h)
+        for level in reversed(range(len(kept))):
+            h = self.finer[level](h) + kept[level]
+            for block in self.up[level]:  # type: ignore[attr-defined]
+                h = block(features, h)
+        return self.last(nn.functional.silu(self.norm(h))).flatten(1)
+
+
+def _blocks(width: int, depth: int) -> nn.ModuleList:
+    return nn.ModuleList(_Residual(width) for _ in range(depth))
+
+
+class _Residual(nn.Module):
+    """``h + C₂ s(n(C₁ s(n(h)) + A features))`` with the SiLU ``s`` and group normalisation ``n``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(_GROUPS, width) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.time = nn.Linear(TIME_FEATURES, width)
+
+    def forward(self, features: Tensor, h: Tensor) -> Tensor:
+        inner = self.layers[0](nn.functional.silu(self.norms[0](h))) + self.time(features)[..., None, None]
+        return h + self.layers[1](nn.functional.silu(self.norms[1](inner)))
 
 
 @register

@@ -179,6 +179,8 @@ class StochasticSampler(Sampler):
 def generate(bridge: Bridge, start: int | Tensor, *, seed: Seed, sampler: Sampler = StochasticSampler()) -> Tensor:
     """Generates new samples from reverse diffusion, shape ``(n, dim)``: ``sampler(bridge, start, seed=seed)``.
 
+    If the bridge was fitted to samples of another shape, such as images, they have that shape.
+
     By default the reverse chain down to the first knot ``s`` of its grid, then ``E[X_0 | X_s]``, so that no noise of a
     last step is left on the rows (``bridge.backward.transport`` takes an ordinary last step instead).
 
@@ -191,7 +193,8 @@ def generate(bridge: Bridge, start: int | Tensor, *, seed: Seed, sampler: Sample
     Raises:
         InvalidInputError, UnsupportedError, NonFiniteError: as :meth:`Sampler.run`.
     """
-    return sampler(bridge, start, seed=seed)
+    rows = sampler(bridge, start, seed=seed)
+    return rows if bridge.shape is None else rows.unflatten(-1, bridge.shape)
 
 
 @register

@@ -20,8 +20,9 @@ from sbridge.display import short_repr
 from sbridge.errors import FileFormatError, InvalidInputError, listed, number, shown
 from sbridge.fitting.fit import Preparation, choose_sigma, prepare
 from sbridge.fitting.selection import Cells, End, check_selection, selected
-from sbridge.laws.frames import F, Frame, common_columns, framed, is_frame
+from sbridge.laws.frames import F, Frame, common_columns, is_frame
 from sbridge.laws.scaling import ScalingRecipe
+from sbridge.laws.shapes import as_given
 from sbridge.modes import standard_modes
 from sbridge.parts import moved
 from sbridge.problems import Growth, Quadratic, SoftEnds
@@ -73,7 +74,7 @@ class Course(Movable):
             stop = min(t, self.times[leg + 1])
             rows = self._within(leg, rows, start, stop, derive(seed, leg))
             start, leg = stop, leg + 1
-        return framed(rows, x)
+        return as_given(rows, x)
 
     def save(self, folder: str | Path) -> None:
         """Writes ``course.json`` and one pair of files for each bridge, ``bridge-1`` and so on, into ``folder``.

@@ -24,6 +24,7 @@ from sbridge.laws import Density, Law, as_law, check_same_kind, check_same_space
 from sbridge.laws.arrays import check_precision
 from sbridge.laws.frames import common_columns
 from sbridge.laws.scaling import AffineScaling, CommonScale, ScalingRecipe, check_units
+from sbridge.laws.shapes import common_shape, shape_of
 from sbridge.laws.stored import MOST_KNOWN, known_rows
 from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem, Growth, SoftEnds, StateCost
@@ -138,6 +139,7 @@ class Preparation:
         notes: one sentence for each choice that the user did not make.
         choice: the solver with the reason for it, if the user gave none.
         columns: names of the columns, if an end is a data frame.
+        shape: of one sample, if an end is an array of more than two dimensions.
     """
 
     problem: BridgeProblem
@@ -147,6 +149,7 @@ class Preparation:
     notes: tuple[str, ...] = ()
     choice: SolverChoice | None = None
     columns: tuple[str, ...] | None = None
+    shape: tuple[int, ...] | None = None
 
     __repr__ = short_repr
 
@@ -166,7 +169,7 @@ class Preparation:
         solved = solve(self.model, self.solver, seed=self.seed, callbacks=callbacks, resume_from=resume_from)
         bridge = solved if self.scaling.changes_nothing else solved.rescaled(self.scaling, self.problem)
         warn_if_missed(bridge, self.problem, self.seed)
-        return replace(bridge, columns=self.columns)
+        return replace(bridge, columns=self.columns, shape=self.shape)
 
 
 @standard_modes(gradients=True)
@@ -187,6 +190,7 @@ def prepare(
     """
     _check_options(reference, solver, scaling)
     seed, columns = as_seed(seed), common_columns((x0, x1), ("x0", "x1"))
+    shape = common_shape((x0, x1), ("x0", "x1"))
     source, target = as_law(x0, "x0"), as_law(x1, "x1")
     probes = _probes(source, target, seed)
     notes = []
@@ -209,7 +213,7 @@ def prepare(
     )
     warn_if_hard(known0, known1, problem.reference)
     scaling = type(solver).scaling if scaling is None else scaling
-    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice, columns)
+    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice, columns, shape)
 
 
 @standard_modes(gradients=True)
@@ -300,9 +304,10 @@ def diffuse(
     source = as_law(x0, "x0")
     process = choose_noise_schedule(source) if process is None else process
     solver = ScoreMatching() if solver is None else solver
-    return fit(
+    bridge = fit(
         source, end_distribution(process, source), reference=process, solver=solver, seed=seed, callbacks=callbacks
     )
+    return replace(bridge, shape=shape_of(x0))
 
 
 @standard_modes(gradients=False)

@@ -347,15 +347,18 @@ def _hold(law: Law, **fields: Array) -> None:
 def as_law(value: object, name: str) -> Law:
     """Converts ``value`` to a :class:`Law`: an array or tensor of rows becomes :class:`Samples`, with its own copy.
 
+    Samples of another shape, ``(n, …)``, are flattened to rows.
+
     Raises:
-        InvalidInputError: if it is neither a distribution nor a two-dimensional float32 or float64 array of finite
-            rows.
+        InvalidInputError: if it is neither a distribution nor a float32 or float64 array of finite rows.
     """
     return value if isinstance(value, Law) else Samples.sharing(_checked(value, name, least=2, copy=True).detach())
 
 
 def as_rows(value: object, name: str, *, least: int = 2) -> Tensor:
     """Checks a float32 or float64 array or tensor ``(n, dim)`` and returns a tensor, which may share its memory.
+
+    Samples of another shape, ``(n, …)``, are flattened to rows.
 
     Raises:
         InvalidInputError: for another shape or kind (see :func:`~sbridge.laws.arrays.as_numbers`), fewer than ``least``
@@ -366,6 +369,7 @@ def as_rows(value: object, name: str, *, least: int = 2) -> Tensor:
 
 def _checked(value: object, name: str, *, least: int, copy: bool) -> Tensor:
     rows = as_numbers(value, name, copy=copy)
+    rows = rows.flatten(1) if rows.ndim > 2 else rows
     check_rows(rows, name, least=least)
     return rows
 

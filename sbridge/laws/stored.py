@@ -6,6 +6,7 @@ solver, so nothing else in the package depends on where rows are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,8 @@ class StoredRows(Law):
     All rows of an array are read once, in blocks, to check that they are finite; those of a data set are checked when
     they are drawn. Moments are those of all rows. Other choices of a fit (scales, the default σ, the solver) use
     131,072 rows. A saved bridge holds the path and not the rows.
+
+    Samples of another shape, such as images, are flattened to rows when they are read.
 
     Args:
         source: the path of a ``.npy`` file (mapped into memory), of a ``.zarr`` array, or of an ``.h5ad`` or ``.h5``
@@ -99,8 +102,13 @@ class StoredRows(Law):
 
     @property
     def dim(self) -> int:
-        """The number of columns."""
-        return self._shape[1]
+        """The number of columns: of numbers in one sample."""
+        return math.prod(self._shape[1:])
+
+    @property
+    def sample_shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample of an array with more than two dimensions; ``None`` for rows."""
+        return self._shape[1:] if len(self._shape) > 2 else None
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws ``n`` rows with replacement."""
@@ -213,7 +221,7 @@ class StoredRows(Law):
 
     def _checked(self, block: np.ndarray, places: np.ndarray) -> Tensor:
         """Converts rows of the array, which stand at ``places``; raises InvalidInputError if one is not finite."""
-        rows = torch.from_numpy(np.require(block, self._access.dtype, ["C", "W"]))
+        rows = torch.from_numpy(np.require(block, self._access.dtype, ["C", "W"])).flatten(1)
         good = torch.isfinite(rows).all(1)
         if not bool(good.all()):
             raise InvalidInputError(
@@ -300,8 +308,8 @@ class _Access:
                 f"{name} has no rows that can be read by their number: an array or a map-style Dataset is needed. "
                 "sbridge.data.outputs.write_rows(blocks, 'rows.npy') makes a file of any iterable."
             )
-        if len(shape) != 2 or shape[1] < 1:
-            raise InvalidInputError(f"{name} has shape {shape}; (rows, columns) is needed.")
+        if len(shape) < 2 or math.prod(shape[1:]) < 1:
+            raise InvalidInputError(f"{name} has shape {shape}; (rows, columns) or (samples, …) is needed.")
         if dtype == "keep" and kept not in (np.float32, np.float64):
             raise InvalidInputError(f"{name} has dtype {kept}; choose dtype='float32' or 'float64'.")
         if kept.kind not in "iuf":

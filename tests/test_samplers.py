@@ -341,3 +341,12 @@ def test_refusals():
     late = reverse_diffusion(vp, points, lambda t, x: x if t > GRID.fractions[1] else x * math.nan, grid=GRID)
     with pytest.raises(NonFiniteError, match="denoised state"):
         DDIMSampler()(late, 3, seed=0)
+
+
+@pytest.mark.parametrize("sampler", [AncestralSampler(), DDIMSampler()])
+def test_the_step_is_told_after_which_a_state_is_not_finite(sampler):
+    bad = reverse_diffusion(PROCESSES["vp"], DATA, lambda t, x: x if t > 0.5 else x * math.nan, grid=GRID)
+    times = GRID.times(1.0).flip(0)
+    step = int((times > 0.5).sum()) + 1
+    with pytest.raises(NonFiniteError, match=rf"at step {step} \(t = {float(times[step]):g}\) in 3 of 3 rows"):
+        sampler(bad, 3, seed=0)

@@ -135,7 +135,7 @@ class ExactScore:
         if not isinstance(self.data, Samples):
             return None
         rows, weights = self.data.rows, self.data.weights
-        logits = -math.log(len(rows)) * torch.ones(len(rows), dtype=torch.float64, device="cpu")
+        logits = torch.full((len(rows),), -math.log(len(rows)), dtype=torch.float64, device="cpu")
         logits = logits.to(rows.device) if weights is None else weights.double().log()
         return FarEnd(self.process, Cloud(rows, logits), Direction.BACKWARD)
 

@@ -46,6 +46,13 @@ def test_keeps_the_laws_of_linear_processes(name):
     check_process(LINEAR[name], DIM, seed=0)
 
 
+@pytest.mark.parametrize("name", [name for name in LINEAR if "matrix rate" in name])
+def test_covariances_under_a_matrix_rate_are_symmetric_to_the_last_bit(name):
+    times = torch.linspace(0.1, 1.0, 7, dtype=torch.float64) * LINEAR[name].horizon
+    found = LINEAR[name].transition(0.0 * times, times).covariance.values
+    assert torch.equal(found, found.mT)
+
+
 def moment_equations(process: LinearProcess, s: float, t: float) -> tuple[Tensor, Tensor, Tensor]:
     """Φ, k, Q from ``Φ' = AΦ, k' = Ak + c, Q' = AQ + QAᵀ + σσᵀ``: knows nothing of ``transition``."""
 

@@ -214,7 +214,8 @@ def _near(mutant: Mutant) -> Iterable[tuple[str, float]]:
     """Returns names near the line, with weights: a name hands half of its own to all that use it, in equal shares."""
     _, room, stem = Path(mutant.path).with_suffix("").parts
     users, total = _users(), defaultdict[str, float](float)
-    ring = {_key(name, stem): 1.0 for name in (*mutant.function, f"{room}.{stem}")}
+    levels = 2 if mutant.function[0].lstrip("_")[0].isupper() else 1  # a class and its method, or a function
+    ring = {_key(name, stem): 1.0 for name in (*mutant.function[:levels], f"{room}.{stem}")}
     while ring:
         outer = defaultdict[str, float](float)
         for name, weight in ring.items():

@@ -211,7 +211,10 @@ def tests_of(mutant: Mutant) -> tuple[list[str], list[str]]:
 
 
 def _near(mutant: Mutant) -> Iterable[tuple[str, float]]:
-    """Returns names near the line, with weights: a name hands half of its own to all that use it, in equal shares."""
+    """Returns names near the line, with weights, and the attributes in it.
+
+    The names around the line hand half of their weight to all that use them, in equal shares, and so on outwards.
+    """
     _, room, stem = Path(mutant.path).with_suffix("").parts
     users, total = _users(), defaultdict[str, float](float)
     levels = 2 if mutant.function[0].lstrip("_")[0].isupper() else 1  # a class and its method, or a function
@@ -223,6 +226,8 @@ def _near(mutant: Mutant) -> Iterable[tuple[str, float]]:
             for user in users[name]:
                 outer[user] += 0.5 * weight / len(users[name])
         ring = {name: weight for name, weight in outer.items() if weight > _LEAST}
+    for name in re.findall(r"\.(\w+)", mutant.before):
+        total[name] += 0.5
     return total.items()
 
 
@@ -259,8 +264,9 @@ def _test_words() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     files, tests = dict[str, set[str]](), dict[str, set[str]]()
     for path in sorted((ROOT / "tests").glob("test_*.py")):
         place, text = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
-        modules = re.findall(r"sbridge\.(\w+\.\w+)", text) + [f"{room}.{path.stem[5:]}" for room in ROOMS]
-        files[place] = {*_words(text), *modules}
+        title = path.stem.removeprefix("test_")
+        modules = re.findall(r"sbridge\.(\w+\.\w+)", text) + [f"{room}.{title}" for room in ROOMS]
+        files[place] = {*_words(text), *modules, title.replace("_", ".", 1)}
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 tests[f"{place}::{node.name}"] = _words(ast.unparse(node))

@@ -12,7 +12,6 @@ from sbridge.controls import MLP, NetworkRecipe
 from sbridge.diffusion.networks import NetworkScore
 from sbridge.diffusion.objectives import Denoising, ScoreObjective
 from sbridge.diffusion.reverse import REVERSE_GRID, START_TIME, reverse_diffusion
-from sbridge.diffusion.times import check_start
 from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.laws import Density
 from sbridge.laws.scaling import NoScaling, ScalingRecipe
@@ -99,7 +98,6 @@ class ScoreMatching(Solver["ScoreMatchingState"]):
     def step(self, problem: BridgeProblem, state: ScoreMatchingState) -> tuple[ScoreMatchingState, Info]:
         """One update on fresh noise."""
         process, batch = problem.linear_reference, self.optimisation.batch
-        check_start(process, self.start_time * process.horizon)
         start = problem.source.sample(batch, state.generator)
         loss = self.objective(process, state.score, start, self.start_time * process.horizon, state.generator)
         state.step += 1

@@ -4,6 +4,7 @@ from sbridge import (
     cells as cells,
     couplings as couplings,
     diffusion as diffusion,
+    distributed as distributed,
     evaluation as evaluation,
     exact as exact,
     fitting as fitting,

@@ -36,6 +36,10 @@ class NotConvergedError(SbridgeError, RuntimeError):
     """Raised when an iteration reaches its limit before its tolerance."""
 
 
+class DistributedError(SbridgeError, RuntimeError):
+    """Raised when another process of a fit has ended or cannot be reached."""
+
+
 class NonFiniteError(SbridgeError, ArithmeticError):
     """Raised when a computation produces NaN or an infinity."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
+from sbridge import distributed
 from sbridge.cli.commands import Control
 from sbridge.cli.console import Console, Progress
 from sbridge.cli.python_files import names_in
@@ -36,14 +38,9 @@ def run_control(command: Control, console: Console) -> int:
 
 def _solve(command: Control, console: Console, out: Path | None = None) -> None:
     """Solves and evaluates the problem, and writes the results to ``out``, a claimed folder."""
-    device = as_device(command.device)
-    names = read_file(command.file)
-    problem, solver, known = names["problem"].to(device), names.get("solver"), moved(names.get("known"), device)
-    if solver is None:
-        solver, why = choose(problem)
+    problem, solver, why, names = _chosen(command)
+    if why is not None:
         console.tell(f"Solver: {type(solver).__name__}, {why}. To choose another, define `solver` in {command.file}.")
-    if command.updates is not None:
-        solver = dataclasses.replace(solver, updates=command.updates)
     history: list[dict[str, float]] = []
     bar = Progress(
         console, type(solver).__name__, solver.updates, open_ended=False, advice="Fewer --updates take less time."
@@ -55,6 +52,8 @@ def _solve(command: Control, console: Console, out: Path | None = None) -> None:
 
     solution = solve(problem, solver, seed=command.seed, callbacks=[follow])
     bar.close()
+    distributed.leave()
+    known = moved(names.get("known"), as_device(command.device))
     report = evaluate_control(solution, n=command.paths, seed=command.seed, known=known)
     console.say(str(report))
     if out is None:
@@ -64,6 +63,27 @@ def _solve(command: Control, console: Console, out: Path | None = None) -> None:
     documents.write_text(out / "report.json", dumps(_document(report)))
     documents.write_text(out / "history.json", dumps(history))
     console.tell(f"Written: {out}. Load it with sbridge.load_control({str(out / 'control')!r}, problem).")
+
+
+def follow(command: Control) -> int:
+    """Takes part in the solution by process 0, which writes it; returns the exit code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # process 0 gives them
+        problem, solver = _chosen(command)[:2]
+        solve(problem, solver, seed=command.seed, callbacks=[lambda state, info: None])
+    distributed.leave()
+    return 0
+
+
+def _chosen(command: Control) -> tuple[ControlProblem, ControlSolver, str | None, dict[str, Any]]:
+    """The problem and the solver of the file, the reason if the solver was chosen here, and all names of the file."""
+    names = read_file(command.file)
+    problem, solver, why = names["problem"].to(as_device(command.device)), names.get("solver"), None
+    if solver is None:
+        solver, why = choose(problem)
+    if command.updates is not None:
+        solver = dataclasses.replace(solver, updates=command.updates)
+    return problem, solver, why, names
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from sbridge.fitting.courses import Course
 from sbridge.laws.stored import in_memory
 from sbridge.random import derive
 from sbridge.runs.checkpoints import Stopped
-from sbridge.runs.fitting import train
+from sbridge.runs.fitting import return_others, take_part, train
 from sbridge.runs.folder import ClaimedFolder, RunFolder
 from sbridge.runs.report import LegReport, RunReport, describe
 from sbridge.solvers.base import Solver
@@ -53,7 +54,11 @@ class Clock:
 
 def run_demo(command: Demo, console: Console) -> int:
     """Runs :func:`run_fit` on the built-in data sets with default options."""
-    fit = Fit(
+    return run_fit(_of_demo(command), console)
+
+
+def _of_demo(command: Demo) -> Fit[Any, Any]:
+    return Fit(
         inputs=("two_moons", "eight_gaussians"),
         out=command.out,
         solver_options=Automatic(),
@@ -62,7 +67,6 @@ def run_demo(command: Demo, console: Console) -> int:
         device=command.device,
         resume=command.resume,
     )
-    return run_fit(fit, console)
 
 
 def run_fit(command: Fit[Any, Any], console: Console) -> int:
@@ -75,6 +79,19 @@ def run_diffuse(command: Diffuse[Any, Any], console: Console) -> int:
     return _run(command, lambda: make_diffusion_plan(command), console)
 
 
+def follow(command: Demo | Fit[Any, Any] | Diffuse[Any, Any]) -> int:
+    """Takes part in the fit of process 0, which reads and writes the run folder; returns the exit code."""
+    command = _of_demo(command) if isinstance(command, Demo) else command
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # process 0 gives them
+        plan = make_diffusion_plan(command) if isinstance(command, Diffuse) else make_plan(command)
+        try:
+            take_part(plan.legs)
+        except Stopped as stop:
+            return 128 + stop.signal
+    return 0
+
+
 def _run(command: Training, planned: Callable[[], Plan], console: Console) -> int:
     """Claims the run folder before any work, so that only one of two processes fits."""
     clock = Clock()
@@ -82,6 +99,7 @@ def _run(command: Training, planned: Callable[[], Plan], console: Console) -> in
         resumed = command.resume and folder.config_file.exists()
         if resumed and folder.finished:
             console.say(f"{folder.path} is already finished: {folder.report_file}")
+            return_others()
             return 0
         if not resumed:
             check_vacant(command.out)

@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from sbridge.cli.console import Console
-from sbridge.errors import NonFiniteError, NotConvergedError, SbridgeError, SbridgeWarning, cut
+from sbridge.errors import DistributedError, NonFiniteError, NotConvergedError, SbridgeError, SbridgeWarning, cut
+from sbridge.launched import launched
 
 BAD_INPUT = 2
 FAILED = 3
@@ -32,6 +33,8 @@ _RUNNERS = {
     "Benchmark": "benchmark.run_benchmark",
 }
 """For each command class, the module and function that run it, imported only when needed."""
+_FOLLOWERS = {"Demo": "fit.follow", "Fit": "fit.follow", "Diffuse": "fit.follow", "Control": "control.follow"}
+"""The same for the processes of torchrun that share the work of the first one."""
 
 
 def main() -> None:
@@ -51,12 +54,14 @@ def run(arguments: Sequence[str]) -> int:
 
         with _warnings_told(console):
             command = parse(list(arguments))
+            if launched()[0] > 0:
+                return _follow(command)
             console = replace(console, quiet=command.quiet)
             check(command)
             return _runner(command)(command, console)
     except SystemExit as request:  # tyro's, after --help or a typing error
         return int(request.code or 0)
-    except (NonFiniteError, NotConvergedError) as error:
+    except (DistributedError, NonFiniteError, NotConvergedError) as error:
         console.complain(str(error))
         return FAILED
     except SbridgeError as error:
@@ -76,6 +81,18 @@ def run(arguments: Sequence[str]) -> int:
         number = getattr(stop, "signal", signal.SIGINT)
         console.complain(getattr(stop, "advice", "Stopped."))
         return 128 + int(number)
+
+
+def _follow(command: object) -> int:
+    """Takes part in the fit of process 0, as another process of torchrun; leaves every other command to it."""
+    place = _FOLLOWERS.get(type(command).__name__)
+    if place is None:
+        return 0
+    module, _, function = place.partition(".")
+    try:
+        return getattr(importlib.import_module(f"sbridge.cli.{module}"), function)(command)
+    except SbridgeError as error:
+        raise type(error)(f"process {launched()[0]}: {error}") from error
 
 
 def _runner(command: object) -> Callable[[Any, Console], int]:

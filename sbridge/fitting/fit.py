@@ -9,6 +9,7 @@ from typing import Unpack, cast
 import torch
 from torch import Tensor
 
+from sbridge import distributed
 from sbridge.data.annotated import AnnotatedCells
 from sbridge.diffusion.reverse import end_distribution, moments
 from sbridge.diffusion.training import ScoreMatching
@@ -115,11 +116,16 @@ def solve(
         UnsupportedError: if the solver cannot treat the problem.
         NonFiniteError: if training diverges.
         NotConvergedError: if an iteration does not reach its tolerance.
+        InvalidInputError: if several processes (``sbridge.distributed``) solve different problems.
+        DistributedError: if another of them has ended.
     """
     problem = _plain(problem, as_seed(seed))
     _check_treatable(problem, solver)
-    state = solver.init(problem, as_seed(seed)) if resume_from is None else solver.resume(problem, resume_from)
-    state = run_loop(lambda s: solver.step(problem, s), state, lambda s: solver.finished(problem, s), callbacks)
+    told = {"problem": problem, "solver": solver, "seed": seed, "resumed": resume_from, "callbacks": bool(callbacks)}
+    distributed.check_equal(lambda: distributed.describe(told, "fit"))
+    with distributed.together():
+        state = solver.init(problem, as_seed(seed)) if resume_from is None else solver.resume(problem, resume_from)
+        state = run_loop(lambda s: solver.step(problem, s), state, lambda s: solver.finished(problem, s), callbacks)
     solution = _of(solver.finish(problem, state), problem)
     if state.stopped is None or not isinstance(solution, (Bridge, ControlSolution)):
         return solution
@@ -168,7 +174,8 @@ class Preparation:
         """
         solved = solve(self.model, self.solver, seed=self.seed, callbacks=callbacks, resume_from=resume_from)
         bridge = solved if self.scaling.changes_nothing else solved.rescaled(self.scaling, self.problem)
-        warn_if_missed(bridge, self.problem, self.seed)
+        with distributed.together():
+            warn_if_missed(bridge, self.problem, self.seed)
         return replace(bridge, columns=self.columns, shape=self.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sbridge import distributed
 from sbridge.controls import Control
 from sbridge.devices import Movable, check_device, common_device
 from sbridge.display import short_repr
@@ -295,10 +297,11 @@ class PathMeasure(Movable):
         return found
 
     def _run(self, x: Tensor, grid: TimeGrid, steps: int, seed: int, chunk: int | None) -> Tensor:
-        chain, end = self.chain(x, grid), torch.empty_like(x)
-        for rows, noise in pieces(x, grid.steps, seed, chunk):
-            end[rows] = propagate(chain, self.control, x[rows], noise, stop=steps)
-        return end
+        chain, end, own = self.chain(x, grid), torch.empty_like(x), distributed.share_of(len(x), ROW_BLOCK)
+        with distributed.own_rows() if own != slice(0, len(x)) else nullcontext():
+            for rows, noise in pieces(x, grid.steps, seed, chunk, own):
+                end[rows] = propagate(chain, self.control, x[rows], noise, stop=steps)
+        return distributed.whole(end[own], len(x), ROW_BLOCK)
 
 
 def _pinned_states(
@@ -332,15 +335,18 @@ def noise_for(x: Tensor, steps: int, seed: int) -> NormalNoise:
     return NormalNoise(derive(seed, "noise"), steps, *x.shape, dtype=x.dtype, device=x.device)
 
 
-def pieces(x: Tensor, steps: int, seed: int, chunk: int | None) -> Iterator[tuple[slice, NormalNoise]]:
-    """Yields chunks of the rows of ``x``, each with its part of the noise."""
+def pieces(
+    x: Tensor, steps: int, seed: int, chunk: int | None, own: slice = slice(None)
+) -> Iterator[tuple[slice, NormalNoise]]:
+    """Yields chunks of the rows ``own`` of ``x``, by default of all, each with its part of the noise."""
     if chunk is None:
         chunk = min(_CHUNK_ROWS, max(_CHUNK_NUMBERS // x.shape[1], 1))
     check_count(chunk, "chunk")
     size = -(-chunk // ROW_BLOCK) * ROW_BLOCK
     noise = noise_for(x, steps, seed)
-    for first in range(0, len(x), size):
-        last = min(first + size, len(x))
+    start, stop, _ = own.indices(len(x))
+    for first in range(start, stop, size):
+        last = min(first + size, stop)
         yield slice(first, last), noise.rows(first, last)
 
 

@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sbridge import distributed
 from sbridge.errors import FileFormatError, NonFiniteError, shown
 from sbridge.storage import documents, files
 from sbridge.training import Numbers, State, StateDict
@@ -23,6 +24,7 @@ _ANY_FORMAT = "sbridge.checkpoint/"
 CHECKPOINT_FORMAT = f"{_ANY_FORMAT}4"
 _READ = (CHECKPOINT_FORMAT, f"{_ANY_FORMAT}3")
 HISTORY_ROWS = 2000
+_ASKED_EVERY = 10
 _DOCUMENT = "document"  # name of the tensor that holds the JSON part of a checkpoint
 
 
@@ -125,6 +127,24 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._before.clear()
 
+    def agreed(self, state: State) -> int | None:
+        """The signal that one of the processes of this fit got; several processes ask each other every ten steps."""
+        if distributed.size() == 1:
+            return self.signal
+        return (distributed.largest(self.signal or 0) or None) if state.step % _ASKED_EVERY == 0 else None
+
+    def follow(self, state: State, info: Numbers) -> None:
+        """Callback of the processes that write nothing: raises Stopped when process 0 does."""
+        number = self.agreed(state)
+        if number is not None:
+            raise Stopped(number, state.step)
+
+    def raise_between_legs(self, step: int) -> None:
+        """Raises Stopped if one of the processes got a signal, after ``step`` steps of a leg that is finished."""
+        number = distributed.largest(self.signal or 0)
+        if number:
+            raise Stopped(number, step)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt
@@ -171,7 +191,7 @@ class Keeper:
 
     def __call__(self, state: State, info: Numbers) -> None:
         """Writes a checkpoint if one is due; raises Stopped after a signal."""
-        number = self.stop.signal
+        number = self.stop.agreed(state)
         if number is not None or time.monotonic() >= self._due:
             self._write(state)
         if number is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from sbridge import distributed
 from sbridge.errors import NonFiniteError, NotConvergedError
 from sbridge.fitting import Preparation
 from sbridge.fitting.courses import Course
-from sbridge.runs.checkpoints import Checkpoint, History, Keeper, Stopped, StopRequest
+from sbridge.runs.checkpoints import Checkpoint, History, Keeper, StopRequest
 from sbridge.runs.folder import RunFolder
 from sbridge.solutions import Bridge, load_bridge, save_bridge
 from sbridge.training import Callback
@@ -34,6 +35,7 @@ def train(
     """
     done, run = folder.legs_done(len(legs)), folder.checksum()
     found = Checkpoint.read(folder.checkpoint_file, run) if folder.checkpoint_file.exists() else None
+    distributed.from_first(lambda: (done, found))
     histories = folder.histories()[:done] if done else []
     bridges: list[Bridge] = [load_bridge(folder.bridge(leg, len(legs)), run) for leg in range(done)]
     with StopRequest() as stop:
@@ -47,10 +49,35 @@ def train(
             folder.write_histories(histories)
             save_bridge(bridges[-1], folder.bridge(leg, len(legs)), run)
             folder.checkpoint_file.unlink(missing_ok=True)
-            if stop.signal is not None:
-                raise Stopped(stop.signal, length)
+            stop.raise_between_legs(length)
+    distributed.leave()
     folder.checkpoint_file.unlink(missing_ok=True)  # of a process that was killed after the last bridge was saved
     return Course(tuple(times), tuple(bridges))
+
+
+def take_part(legs: Sequence[Preparation]) -> None:
+    """Shares the fits of process 0 in another process: :func:`train` there reads and writes all files.
+
+    Raises:
+        Stopped, NonFiniteError, NotConvergedError: as there.
+        DistributedError: if process 0 has ended.
+    """
+    begun: tuple[int, Checkpoint | None] | None = distributed.from_first(lambda: None)
+    if begun is None:
+        return
+    done, found = begun
+    with StopRequest() as stop:
+        for leg in range(done, len(legs)):
+            resumed = found if found is not None and found.leg == leg else None
+            legs[leg].run(callbacks=[stop.follow], resume_from=resumed.state if resumed else None)
+            stop.raise_between_legs(legs[leg].solver.max_steps(legs[leg].model))
+    distributed.leave()
+
+
+def return_others() -> None:
+    """Lets the other processes return from :func:`take_part`, because there is nothing to fit."""
+    distributed.from_first(lambda: None)
+    distributed.leave()
 
 
 def _fit(prepared: Preparation, keeper: Keeper, watchers: Sequence[Callback], resumed: Checkpoint | None) -> Bridge:

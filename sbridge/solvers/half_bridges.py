@@ -27,7 +27,7 @@ from sbridge.random import generator as generator_of
 from sbridge.solvers.learners import sampled_end
 from sbridge.solvers.matching import Regression
 from sbridge.storage.registry import register
-from sbridge.training import Learner
+from sbridge.training import Learner, shared
 
 _PROBE_ROWS = 8
 _LEFT = 0.1  # a larger remaining share of the error along the widest direction gives a warning
@@ -82,7 +82,7 @@ class HalfStepContext:
     @property
     def control(self) -> Control:
         """The control under training."""
-        return on_top(self.base, self.network)
+        return shared(on_top(self.base, self.network))
 
 
 class HalfBridge(ABC):

@@ -34,7 +34,7 @@ from sbridge.solvers.base import Solver
 from sbridge.solvers.control.starts import WarmStart, known_controls
 from sbridge.solvers.learners import DIRECTIONS, control_learner
 from sbridge.time import TimeGrid
-from sbridge.training import Derived, Learner, Optimisation, State
+from sbridge.training import Derived, Learner, Optimisation, State, shared
 
 MATCHING = Optimisation(learning_rate=3e-3, batch=512, ema_decay=0.998)
 """Targets are noisy, but their mean is smooth: large steps first, averaged over batches, weights and the decay."""
@@ -222,7 +222,7 @@ class MatchingState(State):
     def learn(self, direction: Direction) -> Tensor:
         """One update of a network on the current pairs; returns the loss."""
         learner = self.learners[direction]
-        control = self.on_top(direction, learner.module)
+        control = shared(self.on_top(direction, learner.module))
         return learner.update(
             self.regression.loss(control, self.pairs, direction, learner.options.batch, self.generator)
         )

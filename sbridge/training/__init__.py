@@ -5,6 +5,7 @@ that a run needs to continue. One function writes them as tensors and JSON scala
 therefore plain data, and a resumed run ends in the same bits as an uninterrupted one.
 """
 
+from sbridge.training.calls import shared
 from sbridge.training.entries import StateDict
 from sbridge.training.learner import Learner, frozen_copy
 from sbridge.training.loop import Callback, Info, Numbers, Patience, StopTraining, run_loop
@@ -24,4 +25,5 @@ __all__ = [
     "StopTraining",
     "frozen_copy",
     "run_loop",
+    "shared",
 ]

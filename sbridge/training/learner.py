@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sbridge import distributed
 from sbridge.errors import FileFormatError, InvalidInputError, UnsupportedError, shown
-from sbridge.training.calls import compute_in_bfloat16
+from sbridge.training.calls import compute_in_bfloat16, share_rows
 from sbridge.training.entries import StateDict, below, copied, take
 from sbridge.training.optimisation import Optimisation
 
@@ -44,6 +45,8 @@ class Learner:
         self._made = [{key: copied(value) for key, value in group.items() if key != "params"} for group in groups]
         if options.autocast:
             compute_in_bfloat16(module)
+        for one in (module, self.averaged):
+            share_rows(one)
 
     def update(self, loss: Tensor) -> Tensor:
         """One step down the gradient of ``loss``, or a part of it if gradients are accumulated; returns the loss.
@@ -54,6 +57,8 @@ class Learner:
         if self.updates % parts == 0:
             self.optimiser.zero_grad(set_to_none=True)
         (loss if parts == 1 else loss / parts).backward()
+        if distributed.size() > 1:
+            distributed.average([one.grad for one in self.parameters if one.grad is not None])
         if (self.updates + 1) % parts == 0:
             rate = _checked_rate(self.options.rate(self.updates, self.length), self.updates)
             for group, share in zip(self.optimiser.param_groups, self._shares, strict=True):

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from sbridge import distributed
 from sbridge.errors import InvalidInputError, NonFiniteError, check_at_least, listed, shown
 from sbridge.training.states import State
 
@@ -84,7 +85,8 @@ def run_loop(
     """``state ← step(state)`` until ``finished(state)`` or a callback raises StopTraining; returns the last state.
 
     Numbers on the CPU are checked at every step. Those on another device are checked when a callback reads them, at
-    every hundredth step and at the last one, so that no step waits for the device.
+    every hundredth step and at the last one, so that no step waits for the device. Of several processes
+    (``sbridge.distributed``), all stop with the first whose callback stops; all need callbacks then, or none.
 
     Raises:
         NonFiniteError: when a number that a step reports is NaN or infinite: with the step and the likely cause.
@@ -95,11 +97,13 @@ def run_loop(
         info, done = _Report(state.step, values), finished(state)
         if done or info.at_hand or state.step % _CHECK_EVERY == 0:
             dict(info)
-        for callback in callbacks:
-            try:
-                callback(state, info)
-            except StopTraining as stop:
-                state.stopped = state.stopped or str(stop)
+        with distributed.apart():  # a callback may look at the networks in one process alone
+            for callback in callbacks:
+                try:
+                    callback(state, info)
+                except StopTraining as stop:
+                    state.stopped = state.stopped or str(stop)
+        state.stopped = distributed.first_reason(state.stopped) if callbacks else None
         if state.stopped is not None and not done:
             return state
     state.stopped = None

@@ -25,7 +25,7 @@ from sbridge.solvers.control.stability import check_steps
 from sbridge.solvers.control.starts import Annealing, WarmStart, ZeroStart
 from sbridge.solvers.control.trust_region import warn_if_short
 from sbridge.time import TimeGrid
-from sbridge.training import Derived, Info, Learner, Optimisation, State, frozen_copy
+from sbridge.training import Derived, Info, Learner, Optimisation, State, frozen_copy, shared
 
 PATHS_OPTIMISATION = Optimisation(learning_rate=5e-3, batch=128, ema_decay=0.99)
 """For losses on whole paths: an update sees the control at every step of every path, so it may go far."""
@@ -207,4 +207,4 @@ class ControlState(State):
     @property
     def control(self) -> Control:
         """The control under training."""
-        return self.on_top(self.network(averaged=False))
+        return shared(self.on_top(self.network(averaged=False)))

@@ -10,13 +10,16 @@ import pandas
 import pytest
 import torch
 from simulated_device import DEVICE, DeviceMixError, simulated_device
-from small_fits import CONTROL_SOLVERS, FITS, X0, X1, far, gaussian, given, mixture, solved
+from small_fits import CONTROL_SOLVERS, FITS, TINY, X0, X1, far, gaussian, given, mixture, solved
 from torch import Tensor
 
 import sbridge as sb
 from sbridge.errors import InvalidInputError
 from sbridge.metrics import MMD, STANDARD_METRICS, BuresUVP, HalfEnergyDistance
+from sbridge.parts import visible_tensors
 from sbridge.solutions import Bridge
+from sbridge.solvers import check_solver
+from sbridge.storage.registry import decode, encode
 
 PACKAGE = Path(sb.__file__).parent
 
@@ -159,6 +162,25 @@ def test_controls_stay_on_the_device_of_the_start(name, device):
     alike(solution.sample(5, seed=1).x, wanted.sample(5, seed=1).x)
 
 
+CHECKED = {
+    "LogVariance": sb.LogVariance(updates=3, grid=sb.TimeGrid.uniform(3), network=sb.networks.MLP(8, 1)),
+    "SinkhornBridge": sb.SinkhornBridge(),
+    "IMF": sb.IMF(pretraining=2, stages=1, updates=2, refresh=2, pairs=32, **TINY),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["SinkhornBridge", *(pytest.param(name, marks=pytest.mark.slow) for name in ("LogVariance", "IMF"))]
+)
+def test_solvers_keep_their_rules_on_any_device(name, device):
+    """Saved, resumed and loaded states are there too."""
+    ends = sb.Samples(X0), sb.Samples(X1)
+    problem = sb.BridgeProblem(*ends, sb.BrownianMotion(1.0)) if name != "LogVariance" else solved("cpu", name).problem
+    check_solver(CHECKED[name], problem.to(device), seed=0)
+    with torch.device(device):
+        check_solver(CHECKED[name], problem, seed=0)
+
+
 def scored(place: torch.device | str) -> tuple[str, str]:
     draw = np.random.default_rng(1)
     held_out = [given(draw.standard_normal((70, 2)).astype(np.float32) + shift, place) for shift in (0.0, 1.5)]
@@ -202,6 +224,12 @@ def test_controls_load_where_the_problem_is(device, tmp_path):
     ):
         alike(there.sample(5, seed=1).x, wanted)
         assert there.problem.start.device == device
+
+
+def test_networks_are_decoded_where_their_weights_are(device):
+    control = solved(device, "LogVariance").control
+    for found, wanted in zip(visible_tensors(decode(*encode(control))), visible_tensors(control), strict=True):
+        alike(found.detach(), wanted.detach().cpu())
 
 
 def test_courses_move_and_load(device, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from sbridge.errors import InvalidInputError, NonFiniteError, SbridgeError, check_known, shown
 from sbridge.identities.settings import Setting
 from sbridge.measures import Estimate
+from sbridge.modes import standard_modes
 from sbridge.storage.documents import Json
 
 SIGMAS = 3.0
@@ -181,6 +182,7 @@ class Identity:
         """Pickles the name: an identity is a global object, and a copy in another process is the one there."""
         return named, (self.name,)
 
+    @standard_modes()
     def __call__(self, setting: Setting) -> list[Check]:
         """Computes the checks in ``setting``, one per outcome."""
         try:

@@ -22,6 +22,7 @@ from sbridge.errors import InvalidInputError, check_at_least
 from sbridge.fitting import solve
 from sbridge.laws import GaussianMixture, Law, Samples
 from sbridge.measures import PathMeasure, Paths
+from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem
 from sbridge.processes import LinearProcess, OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
 from sbridge.random import derive, generator
@@ -237,6 +238,7 @@ PROCESSES: dict[str, LinearProcess] = {
 }
 
 
+@standard_modes()
 def standard_settings(*, seed: int = 0, samples: int = 4000) -> list[Setting]:
     """Makes Gaussian mixtures in d = 1, 2, 8 under Ornstein–Uhlenbeck, variance-preserving and -exploding noise.
 

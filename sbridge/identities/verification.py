@@ -18,6 +18,7 @@ from sbridge.errors import InvalidInputError, shown
 from sbridge.identities.base import SIGMAS, Check, Identity, Kind, confirmed, identities, planned
 from sbridge.identities.own import Network, Predicts, own_setting
 from sbridge.identities.settings import Setting, standard_settings
+from sbridge.modes import standard_modes
 from sbridge.processes import LinearProcess
 from sbridge.random import Seed, as_seed
 from sbridge.storage.documents import Json
@@ -98,6 +99,7 @@ class Verification:
         return "\n".join(lines)
 
 
+@standard_modes()
 def verify(
     settings: Iterable[Setting] | None = None,
     only: Iterable[str] = (),

@@ -15,6 +15,7 @@ from sbridge.controls import Control
 from sbridge.errors import InvalidInputError
 from sbridge.laws import Density, Gaussian, Law, Samples
 from sbridge.measures import Direction, PathMeasure
+from sbridge.modes import standard_modes
 from sbridge.problems import BridgeProblem, ControlProblem, StoppingSet
 from sbridge.processes import BrownianMotion, DriftProcess
 from sbridge.random import Seed, as_seed, derive, generator as generator_of
@@ -28,6 +29,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+@standard_modes(gradients=True)
 def check_solver(solver: Method[Any, Any, Any], problem: BridgeProblem | ControlProblem, *, seed: Seed = 0) -> None:
     """Checks that ``solver`` follows the rules of :class:`~sbridge.solvers.base.Method` on ``problem``.
 

@@ -258,8 +258,8 @@ def _decode_object(tree: dict[str, Json], tensors: dict[str, Tensor]) -> Any:  #
         state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
         try:
             made = cast("nn.Module", made)
-            for dtype in {value.dtype for value in state.values() if value.is_floating_point()}:
-                made.to(dtype)
+            for place, dtype in {(one.device, one.dtype) for one in state.values() if one.is_floating_point()}:
+                made.to(place, dtype)
             made.load_state_dict(state)
         except RuntimeError as error:
             raise FileFormatError(f"the weights of {tree['class']} do not fit: {error}.") from error

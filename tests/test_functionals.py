@@ -32,7 +32,7 @@ from sbridge.functionals import (
     row_elbo,
 )
 from sbridge.laws import Density, Gaussian, GaussianMixture, Samples
-from sbridge.measures import Direction, PathMeasure, energy, log_ratio, path_kl
+from sbridge.measures import Direction, PathMeasure, energies, energy, log_ratio, martingale, path_kl
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
 from sbridge.time import TimeGrid
 
@@ -173,6 +173,14 @@ def test_with_the_left_point_the_gap_is_the_kl_of_the_chains():
     expected = path_kl(measure, other, 500, seed=4)
     assert math.isclose(found.value, expected.value, rel_tol=1e-9)
     assert math.isclose(energy(paths).value, expected.value, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_the_log_ratio_to_the_reference_is_energy_and_martingale(direction):
+    measure = PathMeasure(PROCESSES["dense"], lambda t, x: (x + t).sin(), START, direction, TimeGrid.uniform(12))
+    paths = measure.sample(50, seed=4)
+    found = martingale(paths, measure.control) + energies(paths)
+    torch.testing.assert_close(found, log_ratio(paths, measure.control, None), rtol=1e-10, atol=1e-10)
 
 
 def test_killing_adds_its_integral_to_the_log_ratio():

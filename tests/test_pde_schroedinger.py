@@ -24,7 +24,7 @@ from sbridge.pde import (
     half_steps,
     solve_schroedinger,
 )
-from sbridge.pde.kernels import resolved_in_end, resolved_in_start
+from sbridge.pde.kernels import gaussian_kernel, resolved_in_end, resolved_in_start
 from sbridge.processes import BrownianMotion, DriftProcess, OrnsteinUhlenbeck, Transition
 from sbridge.time import TimeGrid
 from sbridge.transport import EntropicProblem, Sinkhorn, entropic_plan, sinkhorn
@@ -242,6 +242,17 @@ def test_doobs_transition_is_markov_and_moves_the_marginals(process):
     table = bridge.plan()
     np.testing.assert_allclose(v * table.sum(1), np.exp(bridge.log_start), atol=1e-12)
     np.testing.assert_allclose(v * table.sum(0), np.exp(bridge.log_end), atol=1e-10)
+
+
+@pytest.mark.parametrize("rate", [tensor([0.5, 1.0]), tensor([[0.5, 0.3], [-0.2, 1.0]])], ids=["diagonal", "dense"])
+def test_the_table_of_a_kernel_is_the_transition_density_of_all_pairs_of_cells(rate):
+    process, grid = (
+        OrnsteinUhlenbeck(rate, tensor([0.8, 1.1]), tensor([0.3, -0.1])),
+        Grid.of((-2.0, -3.0), (2.0, 3.0), (10, 12)),
+    )
+    law, x = process.transition(0.0, 0.7), grid.points
+    exact = torch.distributions.MultivariateNormal(law.mean(x)[:, None], law.covariance.expanded(2)).log_prob(x[None])
+    np.testing.assert_allclose(gaussian_kernel(law, grid).table(), exact.numpy(), atol=1e-10)
 
 
 def test_a_shear_is_resolved_in_its_start_as_in_the_end_of_its_inverse():

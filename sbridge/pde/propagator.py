@@ -340,9 +340,8 @@ def _padded(inner: np.ndarray) -> np.ndarray:
 
 def _bernoulli(z: np.ndarray) -> np.ndarray:
     """Computes ``z/(e^z − 1)``, 1 at 0."""
-    flat = np.abs(z) < 1e-10
     with np.errstate(over="ignore"):
-        return np.divide(z, np.expm1(z), out=1.0 - 0.5 * z, where=~flat)
+        return np.divide(z, np.expm1(z), out=np.ones_like(z), where=z != 0.0)
 
 
 def _in_logs(move: Callable[[Field], Field], logs: Field) -> Field:

@@ -243,3 +243,14 @@ def test_moments_of_float32_rows_keep_their_digits(weighted):
     centre = torch.from_numpy(np.average(rows.double().numpy(), axis=0, weights=exact.double().numpy()))
     torch.testing.assert_close(mean.double(), centre, rtol=6e-8, atol=0.0)
     torch.testing.assert_close(covariance.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_the_noise_of_a_single_point_is_that_which_was_drawn(process):
+    """``x = Φx_0 + k + Lε`` has the score ``−Q⁻¹Lε``, from which ``ε`` comes back."""
+    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for t in (0.4, torch.linspace(0.2, 0.8, 5, dtype=torch.float64)):
+        law = process.transition(0.0, t)
+        score = -law.covariance.inverse()(law.root(noise))
+        torch.testing.assert_close(noise_from_score(process, t, score), noise, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(score_from_noise(process, t, noise), score, rtol=1e-9, atol=1e-9)

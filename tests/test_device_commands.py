@@ -40,7 +40,7 @@ def twice(words: list[str], out: str | None = None) -> list[str]:
     return places
 
 
-def test_a_run_and_what_is_made_from_it(folder, capsys):
+def test_a_run_and_what_is_made_from_it():
     twice(["fit", "a.npy", "b.npy", "--out", "OUT", *SINKHORN, "--held-out", "0", "--no-figures"], "{}")
     assert [json.loads(Path(place, "config.json").read_text())["device"] for place in ("here", "there")] == [
         "cpu",
@@ -50,7 +50,11 @@ def test_a_run_and_what_is_made_from_it(folder, capsys):
     for words in (["--input", "c.npy"], ["--n", "30"], ["--n", "30", "--direction", "backward"]):
         here, there = twice(["sample", "here", *words, "--out", "OUT"], "{}" + "".join(words[1:]) + ".npy")
         np.testing.assert_array_equal(np.load(here), np.load(there))
-    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_runs_are_scored_and_drawn():
+    twice(["fit", "a.npy", "b.npy", "--out", "OUT", *SINKHORN, "--held-out", "0.4"], "{}")
     here, there = twice(["evaluate", "here", "a.npy", "c.npy", "--out", "OUT"], "{}.json")
     assert json.loads(Path(here).read_text()) == json.loads(Path(there).read_text())
     assert run(["plot", "here", "--rows", "20", "--out", "figures", *THERE]) == 0

@@ -197,15 +197,14 @@ def clouds(place: Place) -> list[object]:
 
 
 QUICK: dict[str, Case] = {
-    "course": carried,
     "soft ends": partial(fitted, balance=SOFT),
-    "state cost": partial(fitted, state_cost=sb.costs.Quadratic.isotropic(1.0, 2)),
-    "samplers": partial(diffusion, process=sb.VariancePreserving(), law=mixture),
     "tilt": tilted,
     "along paths": along_paths,
     "clouds": clouds,
 }
 SLOW: dict[str, Case] = {
+    "course": carried,
+    "state cost": partial(fitted, state_cost=sb.costs.Quadratic.isotropic(1.0, 2)),
     "course, soft ends": partial(carried, balance=SOFT),
     "fates": partial(fates, function=sb.fates),
     "ancestors": partial(fates, function=sb.ancestors),
@@ -282,7 +281,8 @@ def test_results_are_those_of_the_cpu(name, device):
         assert first.device == device
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow  # test_no_module_leaves_a_device_to_the_caller is quick
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_the_default_device_changes_nothing(name, device):
     case = {**QUICK, **SLOW}[name]
     wanted = case("cpu")

@@ -118,7 +118,7 @@ class StoredRows(Law):
         """Returns the same rows, to be scaled when they are read."""
         if self.scaling is not None:
             raise UnsupportedError("stored rows are scaled once; scale those of the file.")
-        found = replace(self, scaling=scaling)
+        found = self._with(scaling=scaling)
         object.__setattr__(found, "_unscaled", self)
         return found
 
@@ -139,7 +139,7 @@ class StoredRows(Law):
 
     def moved_to(self, device: torch.device) -> StoredRows:
         """Returns the same rows, to be moved to ``device`` when they are read: what :meth:`to` does."""
-        return replace(self, place=str(device))
+        return self._with(place=str(device))
 
     @property
     def like(self) -> Tensor:
@@ -172,7 +172,7 @@ class StoredRows(Law):
         if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
             raise InvalidInputError(f"{self._name} has rows 0 to {len(self) - 1}; index asks for others.")
         chosen = chosen.long() if self.index is None else self.index[chosen.long()]
-        return replace(self, index=chosen.int() if self._shape[0] < 2**31 else chosen)
+        return self._with(index=chosen.int() if self._shape[0] < 2**31 else chosen)
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -192,6 +192,13 @@ class StoredRows(Law):
             total = total[0] + share * away, total[1] + share * (covariance - total[1]) + spread
             count += len(block)
         return total
+
+    def _with(self, **changes: Any) -> StoredRows:  # noqa: ANN401
+        """Returns other rows, another scaling or another device of the same array, which is not opened again."""
+        found = replace(self, **changes)
+        if "_access" in vars(self):
+            object.__setattr__(found, "_access", self._access)
+        return found
 
     def _blocks(self) -> Iterator[Tensor]:
         for first in range(0, len(self), _BLOCK_ROWS):

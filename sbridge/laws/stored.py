@@ -184,7 +184,7 @@ class StoredRows(Law):
         zero = torch.zeros(self.dim, dtype=torch.float64, device="cpu")
         total = zero, torch.outer(zero, zero)
         count = 0
-        for block in self._blocks():  # merged by the formula of Chan, Golub & LeVeque for two groups
+        for block in self._blocks():  # the covariance of two groups is their mean one and that of their means
             rows = block.double().cpu()
             mean, covariance = rows.mean(0), rows.mT.cov(correction=0).reshape(self.dim, self.dim)
             share, away = len(block) / (count + len(block)), mean - total[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def measured(processes: int, updates: int) -> tuple[float, float]:
     if processes > 1:
         words[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    rates = [json.loads(line) for line in told.splitlines()]
+    rates = [json.loads(found) for found in re.findall(r"\[.*?\]", told)]  # lines of two processes may mix
     return min(wall for wall, _ in rates), min(cpu for _, cpu in rates)
 
 

@@ -14,7 +14,8 @@ _LARGEST = 1e7
 def short_repr(self: object) -> str:
     """Returns ``Class(field=…, …)`` for a dataclass, in one line if that is short, else one line for each field.
 
-    Tensors are given by dtype and shape, networks by their number of weights, long values cut.
+    Tensors are given by dtype and shape, networks by their number of weights, long values cut. Optional fields that are
+    given by keyword alone are left out if they hold nothing.
     """
     fields = _fields(self, depth=1)
     name, line = type(self).__name__, ", ".join(fields)
@@ -22,8 +23,9 @@ def short_repr(self: object) -> str:
 
 
 def _fields(thing: object, depth: int) -> list[str]:
-    shown = [item.name for item in dataclasses.fields(thing) if item.repr]  # type: ignore[arg-type]
-    return [f"{name}={_described(getattr(thing, name), depth)}" for name in shown]
+    values = [(item, getattr(thing, item.name)) for item in dataclasses.fields(thing) if item.repr]  # type: ignore[arg-type]
+    held = [(item.name, value) for item, value in values if not (item.kw_only and value is item.default is None)]
+    return [f"{name}={_described(value, depth)}" for name, value in held]
 
 
 def _described(value: object, depth: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Unpack, cast
 
 import torch
@@ -154,8 +154,8 @@ class Preparation:
     seed: int
     notes: tuple[str, ...] = ()
     choice: SolverChoice | None = None
-    columns: tuple[str, ...] | None = None
-    shape: tuple[int, ...] | None = None
+    columns: tuple[str, ...] | None = field(default=None, kw_only=True)
+    shape: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     __repr__ = short_repr
 
@@ -220,7 +220,7 @@ def prepare(
     )
     warn_if_hard(known0, known1, problem.reference)
     scaling = type(solver).scaling if scaling is None else scaling
-    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice, columns, shape)
+    return Preparation(problem, scaling(*probes), solver, seed, tuple(notes), choice, columns=columns, shape=shape)
 
 
 @standard_modes(gradients=True)

@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("plot_*.py"))
 # Several scripts a process, since the packages take longer to import than most scripts to run.
-GROUPS = [EXAMPLES[first::4] for first in range(4)]
+LONG = [script for script in EXAMPLES if script.stem in {"plot_action_to_score", "plot_samplers"}]
+GROUPS = [[script for script in EXAMPLES if script not in LONG][first::4] for first in range(4)]
 # A warning is an error, except those that the docstrings of POT cause where an installer left them uncompiled: the same
 # exceptions as in pyproject.toml, and that short fits miss their ends. The -W option takes no patterns, so the first
 # lines set them. Training ends after a few updates: what is tested is the script, and its pictures are looked at when
@@ -52,7 +53,9 @@ def name(script):
     return script.stem.removeprefix("plot_")
 
 
-@pytest.mark.parametrize("scripts", GROUPS, ids=lambda scripts: ", ".join(map(name, scripts)))
+@pytest.mark.parametrize(
+    "scripts", [*GROUPS, pytest.param(LONG, marks=pytest.mark.slow)], ids=lambda scripts: ", ".join(map(name, scripts))
+)
 def test_examples_run(scripts, tmp_path):
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "SBRIDGE_CELLS")}

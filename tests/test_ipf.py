@@ -407,7 +407,9 @@ def test_pinned_paths_forget_a_rotation():
 
 
 @pytest.mark.parametrize("solver", [IPF(), IMF(), MatchedBridge()], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("name", ["Brownian", "OU, matrix", "VP"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("Brownian", marks=pytest.mark.slow), "OU, matrix", pytest.param("VP", marks=pytest.mark.slow)]
+)
 def test_between_gaussians_the_start_is_the_bridge(name, solver):
     """Before the first update, for Gaussian ends and for mixtures of one Gaussian; and mixtures have their moments."""
     problem = gaussians(PLANE[name])

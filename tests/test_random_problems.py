@@ -44,7 +44,7 @@ from sbridge.transport import Sinkhorn
 
 CLOSED = (GaussianBridge, SinkhornBridge, MixtureBridge)
 GRID = TimeGrid.uniform(12)
-FAST, ALL, GROUP = 200, 2000, 20
+FAST, ALL, GROUP = 120, 2000, 20
 
 
 class Dice(random.Random):

@@ -155,7 +155,7 @@ def test_the_solver_keeps_every_law_of_solvers(objective):
     check_solver(solver, BridgeProblem(Samples(rows), end_distribution(process, Samples(rows)), process), seed=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_diffusion_of_a_data_set_learns_its_score(dtype):
     law = mixture()
     rows = law.sample(4000, generator(4)).to(dtype)

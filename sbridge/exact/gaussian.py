@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -195,7 +196,9 @@ class GaussianCoupling:
         # I + ΛQ without the difference in Λ, which cancels where the plan is close to the reference
         behind = phi @ self._full(pinned.behind.covariance) @ phi.mT
         inner = precision @ behind + end @ self._full(pinned.ahead.covariance)
-        matrix = -pull @ torch.linalg.solve(inner, (end - precision) @ phi)
+        # Beyond the range of float64 the matrix is singular on some processors; callers refuse NaN.
+        solved, failed = torch.linalg.solve_ex(inner, (end - precision) @ phi)
+        matrix = -pull @ torch.where((failed == 0)[..., None, None], solved, math.nan)
         return matrix, _apply(pull @ precision, static.residual)
 
     def _full(self, one: LinearMap) -> Tensor:

@@ -221,10 +221,7 @@ class Bridge(Movable):
         columns = columns_of(x)
         if columns is not None and self.columns is not None:
             check_columns(columns, self.columns, name, "the bridge was fitted on")
-        shape = shape_of(x)
-        if shape is not None and shape != self.shape:
-            fitted = f"rows of {self.dim} numbers" if self.shape is None else f"samples of shape {self.shape}"
-            raise InvalidInputError(f"{name} has samples of shape {shape}, but the bridge was fitted on {fitted}.")
+        self.check_shape(x, name)
         rows = as_rows(x, name, least=1)
         if rows.shape[1] != self.dim:
             raise InvalidInputError(f"{name} has {rows.shape[1]} columns, but the bridge has dimension {self.dim}.")
@@ -232,6 +229,13 @@ class Bridge(Movable):
             return rows if self.device is None else rows.to(self.device)
         check_device(rows, self.device, name, "the bridge")
         return rows
+
+    def check_shape(self, x: object, name: str) -> None:
+        """Raises InvalidInputError for samples of another shape than those of the fit; flat rows always fit."""
+        shape = shape_of(x)
+        if shape is not None and shape != self.shape:
+            fitted = f"rows of {self.dim} numbers" if self.shape is None else f"samples of shape {self.shape}"
+            raise InvalidInputError(f"{name} has samples of shape {shape}, but the bridge was fitted on {fitted}.")
 
 
 @dataclass(frozen=True, eq=False)

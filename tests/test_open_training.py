@@ -462,3 +462,19 @@ def test_the_loggers_of_the_page_get_every_number_of_every_step(monkeypatch):
         Falling(2, length=3).run(*names["callbacks"])
         assert logged == [(name, value, step) for step in (1, 2, 3) for name, value in
                           (("loss", 1.0 / min(step, 2)), ("stage", 1.0))]  # fmt: skip
+
+
+def test_more_gradients_than_updates_are_refused():
+    with pytest.raises(InvalidInputError, match="accumulate = 5 gradients are more than the 4 updates"):
+        Learner(linear(), Optimisation(accumulate=5), 4)
+
+
+def test_patience_begins_again_with_another_run():
+    patience = sb.Patience(windows=2, window=1)
+    state = State(0)
+    for _ in range(2):
+        for state.step in (1, 2):
+            patience(state, {"loss": 1.0})
+        state.step = 3
+        with pytest.raises(sb.StopTraining):
+            patience(state, {"loss": 1.0})

@@ -69,7 +69,7 @@ def test_generated_samples_have_the_shape_of_the_data():
     assert sb.generate(bridge, 3, seed=0).shape == (3, *SHAPE)
 
 
-def test_other_shapes_are_told(pair):
+def test_other_shapes_are_told(pair, tmp_path):
     with pytest.raises(InvalidInputError, match=r"samples of shape \(2, 4\), but the bridge was fitted on samples of"):
         pair[0].transport(X0[:, 0], seed=0)
     with pytest.raises(InvalidInputError, match="but the bridge was fitted on rows of 8 numbers"):
@@ -78,6 +78,17 @@ def test_other_shapes_are_told(pair):
         sb.fit(X0, X1.flatten(1))
     with pytest.raises(InvalidInputError, match=r"those of x1 shape \(1, 2, 2\)"):
         sb.fit(X0, X1[..., :2])
+    with pytest.raises(InvalidInputError, match=r"UNet is for samples of shape \(2, 2, 2\), and the data have shape"):
+        sb.fit(X0, X1, solver=sb.IMF(network=UNet((2, 2, 2))))
+    with pytest.raises(InvalidInputError, match="UNet is for samples of shape"):
+        sb.diffuse(X0, solver=sb.ScoreMatching(network=UNet((2, 2, 2))))
+    with pytest.raises(InvalidInputError, match="x1_fit has samples of shape"):
+        evaluate(pair[0], X0, X1, seed=0, x1_fit=X1[:, 0])
+    with pytest.raises(InvalidInputError, match="those of x1 shape"):
+        sb.choose_sigma(X0, X1[:, 0])
+    np.save(tmp_path / "x0.npy", X0[:, 0].numpy())
+    with pytest.raises(InvalidInputError, match="x0 has samples of shape"):
+        evaluate(pair[0], sb.StoredRows(tmp_path / "x0.npy"), X1, seed=0)
     with pytest.raises(InvalidInputError, match="for samples of 8 numbers, and the data have 9"):
         UNet(SHAPE)(9)
     with pytest.raises(InvalidInputError, match="divisible by 4 for 3 levels"):

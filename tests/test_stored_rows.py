@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from sbridge.data.outputs import write_rows
 from sbridge.errors import FileFormatError, InvalidInputError, MarginalWarning, UnsupportedError
 from sbridge.evaluation import EvaluationBudget, evaluate
 from sbridge.laws import moments
-from sbridge.laws.scaling import AffineScaling
+from sbridge.laws.scaling import AffineScaling, CommonScale
 from sbridge.random import generator
 from sbridge.time import TimeGrid
 
@@ -125,6 +128,9 @@ def test_evaluation_reads_the_rows_that_it_scores(path, other, monkeypatch):
     report = evaluate(bridge, sb.StoredRows(path), sb.StoredRows(other), seed=0, limits=limits, baselines=())
     assert sum(read) == 200
     assert report.seen == (200, 200)  # which are all rows of the fit
+    assert "up to you" not in report.text()
+    stored = sb.fit(sb.StoredRows(path), sb.StoredRows(other), solver=sb.GaussianBridge(), seed=0)
+    assert "up to you" in evaluate(stored, ROWS, OTHERS, seed=0, limits=limits, baselines=()).text()
 
 
 def test_a_saved_bridge_finds_its_rows(path, other, tmp_path):
@@ -153,6 +159,7 @@ def test_rows_that_are_not_kept(tmp_path):
         loaded.forward.sample(5, seed=0)
     report = evaluate(loaded, ROWS[:50], OTHERS[:50], seed=0, baselines=())
     assert report.seen == (0, 100)
+    assert "whether those were held out is up to you" in report.text()
     with pytest.raises(UnsupportedError, match="made of rows of the data"):
         sb.fit(ROWS, OTHERS, solver=sb.SinkhornBridge(), seed=0).save(tmp_path / "plan", keep_rows=False)
 
@@ -203,6 +210,34 @@ def test_bad_rows_are_told(tmp_path, path):
         sb.StoredRows(path).split(0.0, seed=0)
     with pytest.raises(UnsupportedError, match=r"StoredRows\.part"):
         sb.fit(sb.StoredRows(path), sb.StoredRows(path), solver=sb.SinkhornBridge(), seed=0)
+
+
+def test_masks_and_numbers_are_checked(path):
+    stored, odd = sb.StoredRows(path), torch.arange(900) % 2 == 1
+    assert torch.equal(sb.StoredRows(path, index=odd).part(900, 0), ROWS[odd])
+    for index in (odd.int(), odd.to(torch.uint8), odd.numpy().astype(int)):
+        with pytest.raises(InvalidInputError, match="looks like a mask of numbers 0 and 1"):
+            stored.selected(index)
+    for index, told in (
+        (odd[:5], "a mask of 900 entries"),
+        ([-1, 3], "rows 0 to 899"),
+        (5, "at least two row numbers"),
+    ):
+        with pytest.raises(InvalidInputError, match=told):
+            sb.StoredRows(path, index=index)  # type: ignore[arg-type]
+
+
+def test_other_rows_in_the_same_place_are_noticed(path, other, tmp_path):
+    stored = sb.StoredRows(path)
+    assert len(pickle.dumps(stored)) < 2000
+    copied = copy.deepcopy(stored.rescaled(CommonScale()(ROWS, ROWS)))
+    assert torch.equal(copied.take(torch.arange(9)), CommonScale()(ROWS, ROWS).to_model(ROWS[:9]))
+    sb.fit(stored, sb.StoredRows(other), solver=sb.GaussianBridge(), seed=0).save(tmp_path / "bridge")
+    np.save(path, 2.0 * ROWS.numpy())
+    with pytest.raises(InvalidInputError, match="has changed since it was opened"):
+        stored.take(torch.tensor([0]))
+    with pytest.raises(InvalidInputError, match="has other rows now than before"):
+        sb.load(tmp_path / "bridge").forward.sample(3, seed=0)
 
 
 def test_a_group_is_told_with_what_it_holds(path):

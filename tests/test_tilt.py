@@ -193,3 +193,16 @@ def test_a_control_that_is_far_off_is_reported():
     solver = LogVariance(updates=1, grid=sb.TimeGrid.uniform(10), trust_region=TrustRegion(100.0))
     with pytest.warns(ConvergenceWarning, match="effective sample size"):
         sb.tilt(model, Quadratic.linear(torch.tensor([0.0, 12.0])), solver=solver, seed=0)
+
+
+def test_a_tilted_bridge_keeps_columns_and_shape_and_says_that_it_was_stopped():
+    def stop(state, info):
+        raise sb.StopTraining("enough")
+
+    model = replace(diffusion(MIXTURE), columns=("a", "b"), shape=(1, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = sb.tilt(model, REWARD, solver=few(model, updates=3), seed=0, callbacks=[stop])
+    assert (found.columns, found.shape) == (("a", "b"), (1, 2))
+    assert found.stopped is not None
+    assert found.stopped.startswith("enough")

@@ -31,7 +31,8 @@ from sbridge.evaluation.rows import End, end_of, pooled, reweighted, shuffled
 from sbridge.evaluation.scorer import EvaluationBudget, Scorer, transport_cost
 from sbridge.evaluation.wording import COST, COST_COLUMN, columns_of, limit_notes
 from sbridge.exact.plug_in import PlugInControl
-from sbridge.laws import Samples, StoredRows, as_rows
+from sbridge.laws import Law, Samples, StoredRows, as_rows
+from sbridge.laws.stored import UnkeptRows
 from sbridge.measures import Direction, Estimate, PathMeasure, energies, jeffreys, path_kl
 from sbridge.metrics import STANDARD_METRICS, Metric
 from sbridge.parts import parts_of
@@ -42,6 +43,10 @@ from sbridge.random import Seed, as_seed, derive
 from sbridge.solutions import Bridge
 
 Rows = Tensor | np.ndarray | StoredRows
+_UNCOMPARED = (
+    "The rows of the fit are on disk or were not saved, so at most a part of them was compared with the scored rows: "
+    "whether those were held out is up to you."
+)
 _SOFT_ENDS = (
     "The ends of this bridge are soft: held-out rows are drawn with the weights of its own ends, growth at the "
     "source and the explained part at the target, so scores are about the bridge between these."
@@ -99,6 +104,8 @@ def evaluate(
     rows0, rows1 = reweighted_rows(
         bridge, checked_rows(bridge, {"x0": x0, "x1": x1}, limits.rows, seed), derive(seed, "ends")
     )
+    for name, fitted in (("x0_fit", x0_fit), ("x1_fit", x1_fit)):
+        bridge.check_shape(fitted, name)
     if bridge.balance is not None:  # the rows of the fit too have other weights, those of the bridge
         x0_fit = x1_fit = None
     baselines = [Shared(one) if isinstance(one, TwoWayBaseline) else one for one in baselines]
@@ -107,6 +114,8 @@ def evaluate(
     setting = _Setting(dict(zip(columns_of(metrics), metrics, strict=True)), tuple(baselines), limits, seed)
     tasks, notes = [], [*limit_notes(limits, {"x0": source, "x1": target}), *_plug_in_notes(bridge)]
     notes += [] if bridge.balance is None else [_SOFT_ENDS]
+    starts = ((x0_fit, bridge.forward.start), (x1_fit, bridge.backward.start))
+    notes += [_UNCOMPARED] if any(fit is None and _elsewhere(law, limits.rows) for fit, law in starts) else []
     ways = (("forward", bridge, source, target), ("backward", bridge.reversed(), target, source))
     expect(len(ways) * len(setting.metrics) * (_OWN_CANDIDATES + len(setting.baselines)))
     for way in ways:
@@ -313,8 +322,15 @@ def _then(found: _S | str, use: Callable[[_S], _T]) -> _T | str:
     return found if isinstance(found, str) else _attempt(lambda: use(found))
 
 
+def _elsewhere(law: Law, most: int) -> bool:
+    """Whether rows of the fit are not in memory, so that not all of them are compared with those that are scored."""
+    return isinstance(law, UnkeptRows) or (isinstance(law, StoredRows) and len(law) > most)
+
+
 def checked_rows(bridge: Bridge, given: dict[str, Rows], most: int, seed: int) -> list[Tensor]:
     """Checks all rows, of stored ones at most ``most``; returns them as tensors of one dtype, the widest of theirs."""
+    for name, x in given.items():
+        bridge.check_shape(x, name)
     read = {name: x.part(most, derive(seed, name)) if isinstance(x, StoredRows) else x for name, x in given.items()}
     checked = {name: bridge.rows(x, name) for name, x in read.items()}
     for name, rows in checked.items():

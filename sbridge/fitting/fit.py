@@ -77,6 +77,7 @@ def choose_sigma(x0: End, x1: End, *, horizon: float = 1.0, seed: Seed = 0) -> S
             end is a :class:`~sbridge.laws.Density`, whose standard deviation is unknown.
     """
     horizon = check_horizon(horizon)
+    common_shape((x0, x1), ("x0", "x1"))
     source, target = as_law(x0, "x0"), as_law(x1, "x1")
     _check_spreads(source, target)
     return _sigma_for(_probes(source, target, as_seed(seed)), horizon)
@@ -214,6 +215,7 @@ def prepare(
         solver = choice.solver
         notes.append(f"solver: {choice}; {solver}")
     _check_treatable(problem, solver)
+    _check_recipe(solver, shape)
     check_precision(*probes)
     known0, known1 = (
         None if isinstance(end, Density) else rows for end, rows in zip((source, target), probes, strict=True)
@@ -311,6 +313,7 @@ def diffuse(
     source = as_law(x0, "x0")
     process = choose_noise_schedule(source) if process is None else process
     solver = ScoreMatching() if solver is None else solver
+    _check_recipe(solver, shape_of(x0))
     bridge = fit(
         source, end_distribution(process, source), reference=process, solver=solver, seed=seed, callbacks=callbacks
     )
@@ -398,6 +401,16 @@ def _of(solution: R, problem: object) -> R:
     if not (isinstance(solution, Bridge) and isinstance(problem, BridgeProblem)):
         return solution
     return cast("R", solution.of(problem))
+
+
+def _check_recipe(solver: object, shape: tuple[int, ...] | None) -> None:
+    """Raises InvalidInputError if the network of a solver is for samples of another shape."""
+    recipe = getattr(solver, "network", None)
+    wanted = getattr(recipe, "shape", None)
+    if None not in (shape, wanted) and wanted != shape:
+        raise InvalidInputError(
+            f"{type(recipe).__name__} is for samples of shape {wanted}, and the data have shape {shape}."
+        )
 
 
 def _check_treatable(problem: P, solver: Method[P, S, R]) -> None:

@@ -115,7 +115,8 @@ def tilt(
     other = bridge.forward if model is bridge.backward else bridge.backward
     other = replace(other, start=ends, end_kernel=None)
     forward, backward = (tilted, other) if model is bridge.forward else (other, tilted)
-    return TiltedBridge(forward, backward, value, memory)
+    kept = {"columns": bridge.columns, "shape": bridge.shape, "stopped": solution.stopped}
+    return TiltedBridge(forward, backward, value, memory, **kept)
 
 
 def tilting_solver(model: PathMeasure) -> LogVariance:

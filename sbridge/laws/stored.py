@@ -6,7 +6,9 @@ solver, so nothing else in the package depends on where rows are.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,8 @@ from sbridge.storage.registry import register
 MOST_KNOWN = 2**17
 """Number of stored rows on which scales and default choices are based."""
 _BLOCK_ROWS = 2**16
+_MARKED = 32
+_BACK = "give it the rows that it had, or fit again."
 _KINDS = ".npy, .zarr, .h5ad or .h5"
 
 
@@ -66,6 +70,8 @@ class StoredRows(Law):
         shape: of the stored array; ``None``: found and checked now. A bridge that is loaded from a file gives it, and
             the array is looked at when rows are drawn.
         place: the name of the device to which rows are moved when they are read; see :meth:`to`.
+        mark: a checksum of the first and last rows, by which other rows in the same place are noticed; ``None``:
+            computed now.
 
     Raises:
         FileFormatError: for a path that holds no such array.
@@ -80,6 +86,7 @@ class StoredRows(Law):
     scaling: AffineScaling | None = None
     shape: tuple[int, ...] | None = None
     place: str = "cpu"
+    mark: str | None = None
     _unscaled: StoredRows | None = field(default=None, init=False, repr=False)
 
     __repr__ = short_repr
@@ -91,6 +98,9 @@ class StoredRows(Law):
         if self.shape is not None:
             return
         object.__setattr__(self, "shape", self._access.shape)
+        object.__setattr__(self, "mark", self._access.mark())
+        if self.index is not None:
+            object.__setattr__(self, "index", self._numbers(self.index, self._access.shape[0]))
         for places, block in self._access.blocks():
             self._checked(block, places)
         if len(self) < 2:
@@ -163,16 +173,8 @@ class StoredRows(Law):
         Raises:
             InvalidInputError: for numbers that no row has, or fewer than two.
         """
-        chosen = torch.as_tensor(index, device="cpu")
-        chosen = chosen.nonzero().flatten() if chosen.dtype == torch.bool and len(chosen) == len(self) else chosen
-        if chosen.dtype.is_floating_point or chosen.dtype == torch.bool or chosen.ndim != 1 or len(chosen) < 2:
-            raise InvalidInputError(
-                f"index must be at least two row numbers, or a mask of {len(self)} entries; got {shown(index)}."
-            )
-        if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
-            raise InvalidInputError(f"{self._name} has rows 0 to {len(self) - 1}; index asks for others.")
-        chosen = chosen.long() if self.index is None else self.index[chosen.long()]
-        return self._with(index=chosen.int() if self._shape[0] < 2**31 else chosen)
+        chosen = self._numbers(index, len(self))
+        return self._with(index=chosen if self.index is None else self.index[chosen])
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -192,6 +194,28 @@ class StoredRows(Law):
             total = total[0] + share * away, total[1] + share * (covariance - total[1]) + spread
             count += len(block)
         return total
+
+    def _numbers(self, index: object, count: int) -> Tensor:
+        """Returns row numbers below ``count``, of numbers or of a mask."""
+        chosen = torch.atleast_1d(torch.as_tensor(index, device="cpu"))  # type: ignore[arg-type]
+        mask = chosen.dtype in (torch.bool, torch.uint8) or (len(chosen) == count > 2 and int(chosen.max()) <= 1)
+        if mask and chosen.dtype != torch.bool:
+            raise InvalidInputError(
+                "index looks like a mask of numbers 0 and 1: give a mask of bool, mask.astype(bool)."
+            )
+        chosen = chosen.nonzero().flatten() if mask and len(chosen) == count else chosen
+        if chosen.dtype.is_floating_point or chosen.dtype == torch.bool or chosen.ndim != 1 or len(chosen) < 2:
+            raise InvalidInputError(
+                f"index must be at least two row numbers, or a mask of {count} entries; got {shown(index)}."
+            )
+        if int(chosen.min()) < 0 or int(chosen.max()) >= count:
+            raise InvalidInputError(f"{self._name} has rows 0 to {count - 1}; index asks for others.")
+        return chosen.int() if self._access.shape[0] < 2**31 else chosen.long()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy needs: it opens the file of a path again."""
+        opened = ("_access", "moments") if isinstance(self.source, str) else ()
+        return {key: value for key, value in vars(self).items() if key not in opened}
 
     def _with(self, **changes: Any) -> StoredRows:  # noqa: ANN401
         """Returns other rows, another scaling or another device of the same array, which is not opened again."""
@@ -221,9 +245,10 @@ class StoredRows(Law):
         found = _Access.of(array, self._name, self.dtype)
         if self.shape is not None and found.shape != tuple(self.shape):
             raise InvalidInputError(
-                f"{self._name} has shape {found.shape} now, and had {tuple(self.shape)} before: give it the rows that "
-                "it had, or fit again."
+                f"{self._name} has shape {found.shape} now, and had {tuple(self.shape)} before: {_BACK}"
             )
+        if self.mark is not None and found.mark() != self.mark:
+            raise InvalidInputError(f"{self._name} has other rows now than before: {_BACK}")
         return found
 
     def _checked(self, block: np.ndarray, places: np.ndarray) -> Tensor:
@@ -295,12 +320,16 @@ class _Access:
         shape: of all rows.
         dtype: of the rows that are read.
         ways: ``"items"`` for a data set, ``"oindex"`` for zarr, else ``"index"``.
+        path: of the file, if the rows are in one.
+        stamp: size and time of that file when it was opened.
     """
 
     array: Any
     shape: tuple[int, ...]
     dtype: np.dtype
     ways: str
+    path: str | None = None
+    stamp: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, array: Any, name: str, dtype: str) -> _Access:  # noqa: ANN401
@@ -321,10 +350,20 @@ class _Access:
             raise InvalidInputError(f"{name} has dtype {kept}; choose dtype='float32' or 'float64'.")
         if kept.kind not in "iuf":
             raise InvalidInputError(f"{name} holds values of type {kept}, and no real numbers.")
-        return cls(array, shape, kept if dtype == "keep" else np.dtype(dtype), ways or "index")
+        path = name if os.path.isfile(name) else None
+        kind = kept if dtype == "keep" else np.dtype(dtype)
+        return cls(array, shape, kind, ways or "index", path, None if path is None else _stamp(path))
+
+    def mark(self) -> str:
+        """Returns a checksum of the first and last rows."""
+        first = np.arange(min(_MARKED, self.shape[0]))
+        block = np.ascontiguousarray(self.take(np.unique([*first, *(self.shape[0] - 1 - first)])))
+        return hashlib.sha256(f"{block.dtype}".encode() + block.tobytes()).hexdigest()[:16]
 
     def take(self, places: np.ndarray) -> np.ndarray:
-        """Reads the rows at ``places``, which rise."""
+        """Reads the rows at ``places``, which rise; raises InvalidInputError if the file has been written since."""
+        if self.path is not None and _stamp(self.path) != self.stamp:
+            raise InvalidInputError(f"{self.path} has changed since it was opened. Make a new StoredRows of it.")
         if self.ways == "items":
             return np.stack([_row_of(self.array[int(place)]) for place in places])
         found = (self.array.oindex if self.ways == "oindex" else self.array)[places]
@@ -336,6 +375,15 @@ class _Access:
             block = self.array[first : first + _BLOCK_ROWS]
             block = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
             yield np.arange(first, first + len(block)), block
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Returns size and time of a file; ``None`` if it is gone, which a mapping survives."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _row_of(item: Any) -> np.ndarray:  # noqa: ANN401

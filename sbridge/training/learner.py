@@ -32,6 +32,11 @@ class Learner:
     """
 
     def __init__(self, module: nn.Module, options: Optimisation, length: int) -> None:
+        if options.accumulate > length:
+            raise InvalidInputError(
+                f"accumulate = {options.accumulate} gradients are more than the {length} updates of the network, which "
+                "would not take a step: accumulate fewer, or train for longer."
+            )
         options.prepare(module)
         self.module = module
         self.options = options

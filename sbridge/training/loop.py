@@ -115,7 +115,8 @@ class Patience:
     """Callback that ends training when a reported number has stopped falling.
 
     The number is averaged over ``window`` steps, since losses are noisy. Training ends when the mean has not been below
-    ``(1 − least)`` times its smallest value so far, for ``windows`` windows in a row.
+    ``(1 − least)`` times its smallest value so far, for ``windows`` windows in a row. Solvers with several stages, such
+    as ``IPF`` and ``IMF``, report another loss in each: choose enough windows for a stage.
 
     Args:
         quantity: name of the number, such as ``"loss"``.
@@ -134,6 +135,7 @@ class Patience:
     _recent: list[Numbers] = field(default_factory=list, init=False, repr=False)
     _best: float = field(default=math.inf, init=False, repr=False)
     _without: int = field(default=0, init=False, repr=False)
+    _last: int = field(default=-1, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "windows", "window")
@@ -146,6 +148,9 @@ class Patience:
             raise InvalidInputError(
                 f"Patience waits for {shown(self.quantity)}, but the steps report {listed(info)}: name one of these."
             )
+        if state.step <= self._last:  # another run
+            self._recent, self._best, self._without = [], math.inf, 0
+        self._last = state.step
         self._recent.append(info)
         if len(self._recent) < self.window:
             return

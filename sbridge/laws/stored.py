@@ -112,7 +112,7 @@ class StoredRows(Law):
 
     @property
     def dim(self) -> int:
-        """The number of columns: of numbers in one sample."""
+        """The number of columns, which is that of the numbers in one sample."""
         return math.prod(self._shape[1:])
 
     @property

@@ -78,7 +78,7 @@ def test_every_access_reads_the_same_rows(path):
 
 
 def test_moments_of_many_blocks_and_of_scaled_rows(path, monkeypatch):
-    monkeypatch.setattr("sbridge.laws.stored._BLOCK_ROWS", 128)
+    monkeypatch.setattr("sbridge.laws.stored.BLOCK_ROWS", 128)
     scaling = AffineScaling(torch.tensor([5.0, 0.0, 1.0]).double(), torch.tensor([2.0, 1.0, 0.5]).double())
     for stored in (sb.StoredRows(path).rescaled(scaling), sb.StoredRows(path, scaling=scaling)):
         wanted = scaling.to_model(ROWS)

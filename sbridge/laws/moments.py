@@ -17,8 +17,8 @@ def moments(data: Law) -> tuple[Tensor, Tensor]:
     if isinstance(data, Gaussian):
         return data.mean, data.covariance
     if isinstance(data, StoredRows):
-        mean, covariance = data.moments
-        return mean.to(data.like), covariance.to(data.like)
+        (mean, covariance), like = data.moments, data.like
+        return mean.to(like), covariance.to(like)
     if isinstance(data, Point):
         return data.position, data.position.new_zeros(data.dim, data.dim)
     if isinstance(data, Samples):

@@ -6,6 +6,7 @@ variables, the processes of that group work on one fit. In every other process a
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def size() -> int:
         return 1
     with _told():
         distributed.init_process_group("gloo")
+    atexit.register(_destroy)
     return distributed.get_world_size()
 
 
@@ -45,8 +47,14 @@ def leave() -> None:
     """Leaves the other processes for good, at the end of a command: what follows is the work of one process."""
     global _left
     if size() > 1:
-        distributed.destroy_process_group()
+        _destroy()
         _left = True
+
+
+def _destroy() -> None:
+    """Ends the threads of the group: an interpreter that exits while they run may be aborted (SIGABRT)."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def sharing() -> bool:

@@ -62,6 +62,18 @@ def test_other_data_and_settings_are_named(together):
         )
 
 
+@pytest.mark.slow
+def test_a_script_that_ends_after_a_reduction_ends_well(tmp_path):
+    """An interpreter that exits while threads of the group run is aborted, in about every second run."""
+    script = tmp_path / "reduce.py"
+    script.write_text("import torch\nfrom sbridge import distributed\ndistributed.average([torch.ones(1000)])\n")
+    for _ in range(6):
+        done = subprocess.run(
+            [*TORCHRUN, "2", str(script)], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+
+
 # --- without other processes
 
 
